@@ -1,0 +1,1 @@
+"""The diffusion process as pure functions (N §2, App. A)."""

@@ -1,0 +1,1 @@
+"""Images ↔ standardised latents (S §2.4, N App. B)."""

@@ -1,0 +1,1 @@
+"""What a run shows a person: figures and one self-contained HTML page."""

@@ -1,0 +1,1 @@
+"""Noise → images: grids, guidance, samplers (N §2.3, §5, App. A)."""

@@ -1,0 +1,1 @@
+"""Prompts → context and pooled states (S Tab. 1, N §4.2)."""

@@ -1,0 +1,1 @@
+"""Images → checkpoint (N §4, S §2.5)."""

@@ -1,0 +1,3 @@
+"""Every tolerance of the test suite, each with the reason for its size."""
+
+FLOAT64_ROUNDING = 1e-12  # a few hundred float64 operations (eps 2.2e-16) on values of order one
