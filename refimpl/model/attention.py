@@ -1,0 +1,119 @@
+"""Transformer blocks of the UNet (S §2.1 and Tab. 1; N refs 4, 15: memory-efficient attention)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+TRANSFORMER_NORM_EPS = 1e-6  # of the published network; its residual blocks use 1e-5
+
+
+class Attention(nn.Module):
+    """Multi-head attention softmax(q kᵀ / √d) v of `tokens` on `context` (on themselves without one).
+
+    tokens [B, n, channels]; context [B, m, context_dim]; returns [B, n, channels].
+    """
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_dim, channels, bias=False)
+        self.to_v = nn.Linear(context_dim, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        source = tokens if context is None else context
+        q = self._split_heads(self.to_q(tokens))
+        k = self._split_heads(self.to_k(source))
+        v = self._split_heads(self.to_v(source))
+        # softmax(q kᵀ / √d) v, never holding the n × m matrix where the device has a fused kernel
+        heads = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(heads.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """[B, n, heads · d] → [B, heads, n, d]"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class GEGLU(nn.Module):
+    """Gated linear unit a · GELU(b) with (a, b) = W x + bias (Shazeer 2020, §2)."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.proj(x).chunk(2, dim=-1)
+        return a * F.gelu(b)
+
+
+class FeedForward(nn.Module):
+    """GEGLU of four times the width, then back: [B, n, channels] → [B, n, channels]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        # The published keys leave slot 1 to a dropout of probability 0.
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; each normalised first and added.
+
+    tokens [B, n, channels]; context [B, m, context_dim]; returns [B, n, channels].
+    """
+
+    activation_checkpointing = False
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int):
+        super().__init__()
+        self.attn1 = Attention(channels, channels, head_dim)
+        self.ff = FeedForward(channels)
+        self.attn2 = Attention(channels, context_dim, head_dim)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.norm3 = nn.LayerNorm(channels)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            # Nothing in the block is random, so no generator state has to be kept for the second pass.
+            return checkpoint(self._forward, tokens, context, use_reentrant=False, preserve_rng_state=False)
+        return self._forward(tokens, context)
+
+    def _forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens))
+        tokens = tokens + self.attn2(self.norm2(tokens), context)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class SpatialTransformer(nn.Module):
+    """`depth` transformer blocks over the pixels of a feature map, added to it.
+
+    x [B, channels, h, w]; context [B, m, context_dim]; returns [B, channels, h, w].
+    The last projection starts at zero, so a new block is the identity.
+    """
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int, depth: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=TRANSFORMER_NORM_EPS)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, context_dim, head_dim) for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B, h·w, channels]
+        tokens = self.proj_in(tokens)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        tokens = self.proj_out(tokens)
+        return x + tokens.transpose(1, 2).unflatten(2, (height, width))

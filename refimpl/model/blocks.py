@@ -1,0 +1,69 @@
+"""Convolutional blocks of the UNet (S §2.1; the residual block of Dhariwal & Nichol 2021, §3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions with the embedding added between them, and a skip around.
+
+    x [B, in, h, w]; emb [B, emb_dim], after its SiLU; returns [B, out, h, w].
+    The second convolution starts at zero, so a new block is its skip alone.
+    """
+
+    activation_checkpointing = False
+
+    def __init__(self, in_channels: int, out_channels: int, emb_dim: int, groups: int):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(groups, in_channels),
+            nn.SiLU(),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        )
+        # The published keys put a SiLU in slot 0. It is the same for every block, so the UNet applies it once.
+        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb_dim, out_channels))
+        last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+        # Slot 2 is a dropout of probability 0 in the published network.
+        self.out_layers = nn.Sequential(nn.GroupNorm(groups, out_channels), nn.SiLU(), nn.Identity(), last)
+        same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            # Nothing in the block is random, so no generator state has to be kept for the second pass.
+            return checkpoint(self._forward, x, emb, use_reentrant=False, preserve_rng_state=False)
+        return self._forward(x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        h = h + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class Downsample(nn.Module):
+    """3×3 convolution of stride 2: [B, C, h, w] → [B, C, ⌈h/2⌉, ⌈w/2⌉]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour resize to `size`, then a 3×3 convolution: [B, C, h, w] → [B, C, *size].
+
+    The size is that of the skip to be joined, so odd sizes come out as they went in.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

@@ -1,0 +1,239 @@
+"""The UNet of SDXL and of its refiner (S §2.1, §2.5, Tab. 1); state-dict keys of the published single file."""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refimpl.errors import InputError
+from refimpl.model.attention import SpatialTransformer, TransformerBlock
+from refimpl.model.blocks import Downsample, ResBlock, Upsample
+from refimpl.model.embeddings import sinusoid
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the UNet; the defaults are SDXL's (S Tab. 1).
+
+    Raises InputError when built with values that no network can have.
+    """
+
+    in_channels: int = 4  # of the noisy latents
+    out_channels: int = 4  # of the prediction
+    channels: int = 320  # width of the first level; also the number of sinusoid features of t
+    channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level in units of `channels`
+    transformer_depth: tuple[int, ...] = (0, 2, 10)  # transformer blocks after each residual block, by level
+    middle_depth: int = 10  # transformer blocks at the bottom
+    res_blocks: int = 2  # residual blocks per level going down; one more going up
+    head_dim: int = 64  # channels per attention head
+    context_dim: int = 2048  # channels of the text states
+    vector_dim: int = 2816  # pooled text state and sinusoid features of the sizes (S §2.2)
+    groups: int = 32  # of every group norm
+
+    @classmethod
+    def sdxl(cls) -> "UNetConfig":
+        """S Tab. 1: 2,567,463,684 parameters in 1,680 tensors."""
+        return cls()
+
+    @classmethod
+    def refiner(cls) -> "UNetConfig":
+        """S §2.5: bigG's text states alone (1280), vector of 1280 + 5 · 256: sizes and aesthetic score."""
+        return cls(
+            channels=384,
+            channel_mult=(1, 2, 4, 4),
+            transformer_depth=(0, 4, 4, 0),
+            middle_depth=4,
+            context_dim=1280,
+            vector_dim=2560,
+        )
+
+    @classmethod
+    def tiny(cls) -> "UNetConfig":
+        """SDXL's shape for two CPU cores; fits the tiny text encoders (32 + 64 wide, pooled 64)."""
+        return cls(
+            channels=24,
+            transformer_depth=(0, 1, 1),
+            middle_depth=1,
+            res_blocks=1,
+            head_dim=24,
+            context_dim=96,
+            vector_dim=64 + 6 * 256,
+            groups=8,
+        )
+
+    def __post_init__(self) -> None:
+        for name in ("channel_mult", "transformer_depth"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # TOML and JSON know only lists
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "transformer_depth" else 1
+            for number in value if isinstance(value, tuple) else (value,):
+                if type(number) is not int or number < least:
+                    raise InputError(f"UNetConfig.{field.name} = {value!r}: needs whole numbers ≥ {least}")
+        if not self.channel_mult:
+            raise InputError("UNetConfig.channel_mult is empty: needs one entry per level")
+        if len(self.transformer_depth) != len(self.channel_mult):
+            raise InputError(
+                f"UNetConfig.transformer_depth = {self.transformer_depth} has {len(self.transformer_depth)} "
+                f"entries, channel_mult = {self.channel_mult} has {len(self.channel_mult)}: give one per level"
+            )
+        if self.channels % 2:
+            raise InputError(
+                f"UNetConfig.channels = {self.channels}: must be even, for cosines and sines of t"
+            )
+        depths = (*self.transformer_depth, self.middle_depth)
+        for width, depth in zip((*self.widths, self.widths[-1]), depths, strict=True):
+            if width % self.groups:
+                raise InputError(
+                    f"UNetConfig.groups = {self.groups} does not divide the width {width} of a level"
+                )
+            if depth and width % self.head_dim:
+                raise InputError(
+                    f"UNetConfig.head_dim = {self.head_dim} does not divide the width {width} of a level "
+                    "with transformer blocks"
+                )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * mult for mult in self.channel_mult)
+
+
+class Stage(nn.Sequential):
+    """One numbered entry of the published lists: layers in order, each given what it needs."""
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """h [B, C, h, w]; emb [B, E]; context [B, n, D]; size: that of the skip an Upsample must meet."""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                h = layer(h, emb)
+            elif isinstance(layer, SpatialTransformer):
+                h = layer(h, context)
+            elif isinstance(layer, Upsample):
+                h = layer(h, size)
+            else:
+                h = layer(h)
+        return h
+
+
+class UNet(nn.Module):
+    """Predicts v (or eps, or x0: whatever it was trained on) from noisy latents.
+
+    config                    its shape
+    activation_checkpointing  recompute each residual and transformer block in the backward pass instead of
+                              keeping its activations: less memory, the same gradients
+
+    Initialised as the published network was: PyTorch's defaults, except that the last convolution of each
+    residual block, the last projection of each transformer and the output convolution are zero. A new UNet
+    returns exactly zero.
+    """
+
+    def __init__(self, config: UNetConfig, activation_checkpointing: bool = False):
+        super().__init__()
+        self.config = config
+        emb_dim = 4 * config.channels
+        self.time_embed = _embed_mlp(config.channels, emb_dim)
+        self.label_emb = nn.Sequential(_embed_mlp(config.vector_dim, emb_dim))
+
+        def res(in_channels: int, out_channels: int) -> ResBlock:
+            return ResBlock(in_channels, out_channels, emb_dim, config.groups)
+
+        def transformer(width: int, depth: int) -> list[nn.Module]:
+            if depth == 0:
+                return []
+            return [SpatialTransformer(width, config.context_dim, config.head_dim, depth, config.groups)]
+
+        width = config.channels
+        skips = [width]
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(config.in_channels, width, 3, padding=1))])
+        levels = list(zip(config.widths, config.transformer_depth, strict=True))
+        for level, (level_width, depth) in enumerate(levels):
+            if level > 0:
+                self.input_blocks.append(Stage(Downsample(width)))
+                skips.append(width)
+            for _ in range(config.res_blocks):
+                self.input_blocks.append(Stage(res(width, level_width), *transformer(level_width, depth)))
+                width = level_width
+                skips.append(width)
+
+        self.middle_block = Stage(
+            res(width, width), *transformer(width, config.middle_depth), res(width, width)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, (level_width, depth) in reversed(list(enumerate(levels))):
+            for block in range(config.res_blocks + 1):
+                up = [Upsample(level_width)] if level > 0 and block == config.res_blocks else []
+                self.output_blocks.append(
+                    Stage(res(width + skips.pop(), level_width), *transformer(level_width, depth), *up)
+                )
+                width = level_width
+
+        last = nn.Conv2d(width, config.out_channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+        self.out = nn.Sequential(nn.GroupNorm(config.groups, width), nn.SiLU(), last)
+        self.set_activation_checkpointing(activation_checkpointing)
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Switch the recomputing of activations on or off."""
+        for module in self.modules():
+            if isinstance(module, ResBlock | TransformerBlock):
+                module.activation_checkpointing = enabled
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+        """Prediction for noisy latents.
+
+        x        [B, in_channels, h, w]   any h, w ≥ 1
+        t        [B]                      timesteps 0..999, integer, float32 or float64; fractions are fine
+        context  [B, n, context_dim]      text states, n ≥ 1
+        vector   [B, vector_dim]          pooled text state and size features
+        returns  [B, out_channels, h, w]  in x's dtype
+
+        Inputs are cast to the weights' dtype, t after its sinusoid. Raises InputError for other shapes.
+        """
+        self._check(x, t, context, vector)
+        dtype = self.out[2].weight.dtype
+        context = context.to(dtype)
+        emb = self.time_embed(sinusoid(t, self.config.channels).to(dtype))
+        emb = emb + self.label_emb(vector.to(dtype))
+        emb = F.silu(emb)  # the first step of every residual block's emb_layers
+
+        h = x.to(dtype)
+        skips: list[Tensor] = []
+        for stage in self.input_blocks:
+            h = stage(h, emb, context, h.shape[2:])
+            skips.append(h)
+        h = self.middle_block(h, emb, context, h.shape[2:])
+        for stage in self.output_blocks:
+            h = torch.cat([h, skips.pop()], dim=1)
+            next_size = skips[-1].shape[2:] if skips else h.shape[2:]
+            h = stage(h, emb, context, next_size)
+        return self.out(h).to(x.dtype)
+
+    def _check(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> None:
+        """Shapes against the config; InputError names the argument, what it is and what it should be."""
+        config = self.config
+        batch = x.shape[0] if x.ndim else 0
+        wanted = {
+            "x": (x, (batch, config.in_channels, "h", "w")),
+            "t": (t, (batch,)),
+            "context": (context, (batch, "n", config.context_dim)),
+            "vector": (vector, (batch, config.vector_dim)),
+        }
+        for name, (tensor, shape) in wanted.items():
+            fits = tensor.ndim == len(shape) and all(
+                size >= 1 if isinstance(want, str) else size == want
+                for size, want in zip(tensor.shape, shape, strict=True)
+            )
+            if not fits:
+                raise InputError(
+                    f"UNet.forward: {name} has shape {list(tensor.shape)}, needs [{', '.join(map(str, shape))}]"
+                )
+
+
+def _embed_mlp(in_features: int, out_features: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(in_features, out_features), nn.SiLU(), nn.Linear(out_features, out_features)
+    )
