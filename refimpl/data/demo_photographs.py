@@ -125,7 +125,7 @@ def locate(photograph: Photograph) -> Path:
 
 
 def _crop(image: Image.Image, aspect: float, rng: np.random.Generator) -> Image.Image:
-    """A random window of about this aspect (width / height), 60 % to 100 % of the largest, sides 72 to 400."""
+    """A random window of about this aspect (width / height), 60 to 100 % of the largest, sides 72 to 400."""
     aspect = float(np.clip(aspect * np.exp(rng.uniform(-ASPECT_JITTER, ASPECT_JITTER)), 0.26, 3.85))
     largest = min(image.width / aspect, float(image.height))  # height of the largest window
     smallest = MIN_SIDE / min(1.0, aspect)  # height at which the shorter side is MIN_SIDE
