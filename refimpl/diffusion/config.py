@@ -1,0 +1,48 @@
+"""Settings of the diffusion process (N §2)."""
+
+from dataclasses import dataclass
+
+from refimpl.checks import check_at_least, check_choice, check_positive
+from refimpl.diffusion.min_snr import POLICIES
+from refimpl.diffusion.schedule import NoiseSchedule, sdxl_schedule, zero_terminal_snr
+from refimpl.diffusion.v_prediction import PARAMETERIZATIONS, refuse_eps_at_zero_snr
+from refimpl.errors import InputError
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What the network predicts, on which schedule, weighted how (N §2)."""
+
+    parameterization: str = "v"
+    """v, eps or x0: what the network's output means (N §2.1)"""
+    zero_terminal_snr: bool = True
+    """rescale the schedule to end in pure noise (N §2.2)"""
+    loss_weight: str = "paper"
+    """MinSNR policy in v units (N §2.4): paper, floor, snr_plus_one or none"""
+    min_snr_gamma: float = 5.0
+    """γ of MinSNR"""
+    weight_floor: float = 0.0
+    """least weight under policy floor; paper gives t = 999 no weight at all"""
+    offset_noise: float = 0.0
+    """s of offset noise: eps + s·z per sample and channel (S §2.5)"""
+    first_timestep: int = 0
+    """least timestep trained"""
+    last_timestep: int = 999
+    """largest timestep trained; 199 for a refiner"""
+
+    def __post_init__(self) -> None:
+        check_choice("diffusion.parameterization", self.parameterization, PARAMETERIZATIONS)
+        check_choice("diffusion.loss_weight", self.loss_weight, POLICIES)
+        check_positive("diffusion.min_snr_gamma", self.min_snr_gamma)
+        check_at_least("diffusion.weight_floor", self.weight_floor, 0)
+        check_at_least("diffusion.offset_noise", self.offset_noise, 0)
+        if not 0 <= self.first_timestep <= self.last_timestep <= 999:
+            raise InputError(
+                f"diffusion.first_timestep {self.first_timestep} and last_timestep {self.last_timestep} "
+                "must satisfy 0 ≤ first ≤ last ≤ 999"
+            )
+        refuse_eps_at_zero_snr(self.parameterization, self.schedule())
+
+    def schedule(self) -> NoiseSchedule:
+        """The schedule that training and sampling share."""
+        return zero_terminal_snr(sdxl_schedule()) if self.zero_terminal_snr else sdxl_schedule()

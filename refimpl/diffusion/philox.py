@@ -1,0 +1,221 @@
+"""Keyed draws: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3).
+
+Every draw of a sample is a pure function of (seed, sample id, visit, purpose), so it does not depend on
+the batch, the rank, the device or the order in which samples are read. Two steps: `draw_key` hashes the
+four into a two-word key, and the `keyed_*` functions count blocks of four words under that key.
+
+A word is a uint32; tensors hold it in int64, as torch has little arithmetic on unsigned integers. The
+counter of block j of a key is (j low, j high, stream, 0):
+
+    stream 0  normals of the noise        stream 2  uniforms
+    stream 1  normals of the offset noise stream 3  integers
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from refimpl.errors import InputError
+
+WORD = 0xFFFFFFFF  # a mask and the largest word
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al., table 2
+WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in units of 2^-32
+ROUNDS = 10
+
+NOISE_STREAM, OFFSET_STREAM, UNIFORM_STREAM, INTEGER_STREAM = range(4)
+
+Words = TypeVar("Words", int, Tensor)
+
+
+class Purpose(IntEnum):
+    """What a draw is for: draws of one sample and visit with different purposes are independent."""
+
+    NOISE = 0
+    TIMESTEP = 1
+    CAPTION_DROPOUT = 2
+    CROP = 3
+    FLIP = 4
+    TAG_SHUFFLE = 5
+    INIT_NOISE = 6  # the first noise of a sampler
+
+
+def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:
+    """High and low word of a 32 × 32 bit product, by halves so that int64 never overflows."""
+    low = multiplier * (word & 0xFFFF)
+    high = multiplier * (word >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def _philox(
+    c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words
+) -> tuple[Words, Words, Words, Words]:
+    """Ten rounds on four counter words and two key words; Python integers and tensors alike."""
+    for _ in range(ROUNDS):
+        high0, low0 = _multiply(MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
+    return c0, c1, c2, c3
+
+
+def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10: four words from a counter under a key.
+
+    counter  [..., 4]  int64 holding uint32        key  [..., 2]  int64 holding uint32
+    returns  [..., 4]  int64 holding uint32; the leading shapes broadcast
+    Raises InputError on another dtype or last dimension. Source: Salmon et al. 2011, §3.3.
+    """
+    _check_words("counter", counter, 4)
+    _check_words("key", key, 2)
+    words = _philox(*counter.unbind(-1), *key.unbind(-1))
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1)
+
+
+def sample_id(name: str) -> int:
+    """Signed 64-bit id of a sample: the first 8 bytes (little endian) of blake2b of its UTF-8 name.
+
+    Bytes of a file name that are not UTF-8 (Python's surrogate escapes) are hashed as they are.
+    """
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def draw_key(seed: int, ids: Tensor, visit: Tensor | int, purpose: Purpose | int) -> Tensor:
+    """The two-word key of each sample's draw.
+
+    Philox of the counter (id low, id high, visit, purpose) under the key (seed low, seed high), of which
+    the first two words are taken.
+
+    seed     -2^63 to 2^64 - 1            ids      [B]  int64, see `sample_id`
+    visit    [B] int64 or an int, 0 to 2^32 - 1: how often the sample was seen before (the epoch)
+    returns  [B, 2]  int64 holding uint32, on the device of ids
+    Raises InputError when a value does not fit its words.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed {seed} does not fit 64 bits: take one from -2^63 to 2^64 - 1")
+    if ids.dtype != torch.int64 or ids.ndim != 1:
+        raise InputError(f"ids must be int64 of shape [B], got {ids.dtype} of shape {list(ids.shape)}")
+    visits = torch.as_tensor(visit, dtype=torch.int64, device=ids.device)
+    if visits.ndim and visits.shape != ids.shape:
+        raise InputError(
+            f"visit has shape {list(visits.shape)}, ids {list(ids.shape)}: give one visit per id"
+        )
+    if visits.numel() and not (0 <= int(visits.min()) and int(visits.max()) <= WORD):
+        raise InputError(f"visit must lie in 0 to 2^32 - 1, got {visits.tolist()}")
+    counter = torch.stack(
+        torch.broadcast_tensors(ids & WORD, (ids >> 32) & WORD, visits, torch.full_like(ids, int(purpose))),
+        dim=-1,
+    )
+    key = torch.tensor([seed & WORD, (seed >> 32) & WORD], device=ids.device)
+    return philox4x32(counter, key)[..., :2]
+
+
+def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
+    """Unit normal noise of each key, with offset noise (S §2.5) when offset is not 0.
+
+    Element e of a sample, in the order of a contiguous [C, H, W], is lane e % 4 of block e // 4.
+    Offset noise adds offset · z[b, c], z one further normal per (sample, channel).
+
+    key      [B, 2]  int64 holding uint32        shape  (C, H, W)
+    returns  [B, C, H, W]  float32, computed in float64
+    Raises InputError on a shape that is not three sizes ≥ 0, a wrong key, or an offset that is not finite.
+    """
+    _check_key(key)
+    if len(shape) != 3 or any(size < 0 for size in shape):
+        raise InputError(f"shape must be (C, H, W) with sizes of at least 0, got {tuple(shape)}")
+    if not math.isfinite(offset):
+        raise InputError(f"offset must be finite, got {offset}: N and S use 0.05, and 0 switches it off")
+    channels, height, width = shape
+    noise = _normals(key, channels * height * width, NOISE_STREAM).view(-1, channels, height, width)
+    if offset != 0:
+        noise = noise + offset * _normals(key, channels, OFFSET_STREAM)[:, :, None, None]
+    return noise.float()
+
+
+def keyed_uniform(key: Tensor, n: int) -> Tensor:
+    """n uniforms of each key, strictly inside (0, 1): (word + 1/2) / 2^32.
+
+    key  [B, 2]  int64 holding uint32        returns  [B, n]  float64
+    Raises InputError on a wrong key or a negative n.
+    """
+    _check_key(key)
+    return _open_unit(_words(key, n, UNIFORM_STREAM))
+
+
+class KeyedIntegers:
+    """Integers of one key, one call after the other; takes the place of a numpy Generator.
+
+    Every call takes the next word of the integer stream (and, with probability below
+    (high - low) / 2^32, one more, so that no value is favoured: Lemire 2019, algorithm 5).
+
+    key  [2]  uint32 values: a tensor or a pair of ints
+    """
+
+    def __init__(self, key: Tensor | Sequence[int]):
+        words = [int(word) for word in key]
+        if len(words) != 2 or not all(0 <= word <= WORD for word in words):
+            raise InputError(f"key must be two words of 0 to 2^32 - 1, got {words}")
+        self._key = (words[0], words[1])
+        self._taken = 0
+
+    def integers(self, low: int, high: int | None = None) -> int:
+        """A uniform integer of [low, high), or of [0, low) when high is not given.
+
+        Raises InputError when the range is empty or wider than 2^32.
+        """
+        low, high = (0, low) if high is None else (low, high)
+        span = high - low
+        if not 0 < span <= WORD + 1:
+            raise InputError(f"no integer to draw from [{low}, {high}): it must hold 1 to 2^32 integers")
+        while True:
+            product = self._next_word() * span
+            if product & WORD >= (WORD + 1) % span:
+                return low + (product >> 32)
+
+    def _next_word(self) -> int:
+        block, lane = divmod(self._taken, 4)
+        self._taken += 1
+        return _philox(block & WORD, block >> 32, INTEGER_STREAM, 0, *self._key)[lane]
+
+
+def _normals(key: Tensor, n: int, stream: int) -> Tensor:
+    """[B, n] unit normals in float64, by Box–Muller on pairs of words."""
+    words = _words(key, -(-n // 2) * 2, stream).view(key.shape[0], -1, 2)
+    u = _open_unit(words[..., 0].contiguous())  # contiguous: one code path, so the same bits in any batch
+    phi = 2 * math.pi * (words[..., 1].contiguous().double() / 2**32)
+    r = torch.sqrt(-2 * torch.log(u))
+    return torch.stack([r * torch.cos(phi), r * torch.sin(phi)], dim=-1).view(key.shape[0], -1)[:, :n]
+
+
+def _words(key: Tensor, n: int, stream: int) -> Tensor:
+    """[B, n] the first n words of each key's stream."""
+    if n < 0:
+        raise InputError(f"cannot draw {n} numbers")
+    block = torch.arange(-(-n // 4), device=key.device)
+    counter = torch.stack(
+        [block & WORD, block >> 32, torch.full_like(block, stream), torch.zeros_like(block)], dim=-1
+    )
+    words = philox4x32(counter, key[:, None, :])
+    return words.reshape(key.shape[0], 4 * len(block))[:, :n]
+
+
+def _open_unit(words: Tensor) -> Tensor:
+    return (words.double() + 0.5) / 2**32
+
+
+def _check_key(key: Tensor) -> None:
+    _check_words("key", key, 2)
+    if key.ndim != 2:
+        raise InputError(f"key must have shape [B, 2], got {list(key.shape)}")
+
+
+def _check_words(name: str, words: Tensor, last: int) -> None:
+    if words.dtype != torch.int64 or words.ndim == 0 or words.shape[-1] != last:
+        raise InputError(
+            f"{name} must be int64 of shape [..., {last}], got {words.dtype} of shape {list(words.shape)}"
+        )

@@ -1,0 +1,151 @@
+"""v-prediction (N §2.1; Salimans & Ho 2022, app. D) and its relation to eps- and x0-prediction.
+
+Functions take (alpha, sigma), never their quotient, so that the two ends of the schedule are exact.
+Coefficients are [B] (or one number for the whole batch), tensors [B, ...]; the arithmetic is in float32,
+or in float64 as soon as a tensor is float64, and the result has the dtype of the first tensor.
+"""
+
+import torch
+from torch import Tensor
+
+from refimpl.diffusion.schedule import NoiseSchedule
+from refimpl.errors import InputError
+
+PARAMETERISATIONS = ("v", "eps", "x0")
+
+Coefficient = Tensor | float
+
+
+def add_noise(x0: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+    """The noised latent x_t = alpha·x0 + sigma·eps.
+
+    x0, eps  [B, ...]        alpha, sigma  [B]        returns  [B, ...]; exactly eps where alpha is 0
+    Raises InputError when the shapes disagree.
+    """
+    a, s, x, e = _lift(alpha, sigma, x0=x0, eps=eps)
+    return (a * x + s * e).to(x0.dtype)
+
+
+def v_target(x0: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+    """The velocity v = alpha·eps − sigma·x0.
+
+    x0, eps  [B, ...]        alpha, sigma  [B]        returns  [B, ...]; exactly −x0 where alpha is 0
+    Raises InputError when the shapes disagree.
+    """
+    a, s, x, e = _lift(alpha, sigma, x0=x0, eps=eps)
+    return (a * e - s * x).to(x0.dtype)
+
+
+def x0_from_v(x_t: Tensor, v: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+    """The clean latent x0 = alpha·x_t − sigma·v.
+
+    x_t, v  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
+    Raises InputError when the shapes disagree.
+    """
+    a, s, x, velocity = _lift(alpha, sigma, x_t=x_t, v=v)
+    return (a * x - s * velocity).to(x_t.dtype)
+
+
+def eps_from_v(x_t: Tensor, v: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+    """The noise eps = sigma·x_t + alpha·v.
+
+    x_t, v  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
+    Raises InputError when the shapes disagree.
+    """
+    a, s, x, velocity = _lift(alpha, sigma, x_t=x_t, v=v)
+    return (s * x + a * velocity).to(x_t.dtype)
+
+
+def v_from_eps(x_t: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+    """The velocity of a noise prediction, v = (eps − sigma·x_t) / alpha.
+
+    x_t, eps  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
+    Raises InputError when the shapes disagree, and where alpha is 0: there eps is x_t and tells no v.
+    """
+    a, s, x, e = _lift(alpha, sigma, x_t=x_t, eps=eps)
+    _check_nonzero(a, "alpha", "at SNR 0 the noise is the input itself and tells nothing about v")
+    return ((e - s * x) / a).to(x_t.dtype)
+
+
+def v_from_x0(x_t: Tensor, x0: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+    """The velocity of a clean prediction, v = (alpha·x_t − x0) / sigma.
+
+    x_t, x0  [B, ...]        alpha, sigma  [B]        returns  [B, ...]; exactly −x0 where alpha is 0
+    Raises InputError when the shapes disagree, and where sigma is 0: there x0 is x_t and tells no v.
+    """
+    a, s, x, clean = _lift(alpha, sigma, x_t=x_t, x0=x0)
+    _check_nonzero(s, "sigma", "without noise the clean latent is the input itself and tells nothing about v")
+    return ((a * x - clean) / s).to(x_t.dtype)
+
+
+def target(
+    x0: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient, parameterisation: str = "v"
+) -> Tensor:
+    """What a network of the given parameterisation is trained to output.
+
+    x0, eps  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
+    Raises InputError on an unknown parameterisation.
+    """
+    check_parameterisation(parameterisation)
+    if parameterisation == "v":
+        return v_target(x0, eps, alpha, sigma)
+    return eps if parameterisation == "eps" else x0
+
+
+def v_from_output(
+    output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient, parameterisation: str = "v"
+) -> Tensor:
+    """The velocity that a network's output of the given parameterisation stands for.
+
+    output, x_t  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
+    Raises InputError on an unknown parameterisation and where the conversion divides by zero.
+    """
+    check_parameterisation(parameterisation)
+    if parameterisation == "v":
+        return output
+    return (v_from_eps if parameterisation == "eps" else v_from_x0)(x_t, output, alpha, sigma)
+
+
+def check_parameterisation(parameterisation: str, schedule: NoiseSchedule | None = None) -> None:
+    """Refuses an unknown parameterisation, and eps-prediction on a schedule that ends in zero SNR."""
+    if parameterisation not in PARAMETERISATIONS:
+        raise InputError(
+            f"unknown parameterisation {parameterisation!r}: choose one of {', '.join(PARAMETERISATIONS)}"
+        )
+    if parameterisation == "eps" and schedule is not None and schedule.is_zero_terminal:
+        raise InputError(
+            "parameterisation 'eps' cannot be used with a zero-terminal-SNR schedule: at the last timestep "
+            "the SNR is 0, so the noise to predict is the input itself and nothing is learned, and "
+            "x0 = (x_t - sigma*eps) / alpha divides by alpha = 0. Use parameterisation 'v', or the schedule "
+            "without zero_terminal_snr"
+        )
+
+
+def _lift(alpha: Coefficient, sigma: Coefficient, **tensors: Tensor) -> tuple[Tensor, ...]:
+    """(alpha, sigma, *tensors) in the dtype of the arithmetic, alpha and sigma shaped to broadcast."""
+    (name, first), *others = tensors.items()
+    for other_name, other in others:
+        if other.shape != first.shape:
+            raise InputError(
+                f"{name} has shape {list(first.shape)} and {other_name} {list(other.shape)}: they must agree"
+            )
+    dtype = torch.float32
+    for tensor_name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{tensor_name} must be a floating-point tensor, got {tensor.dtype}")
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    coefficients = []
+    for coefficient_name, coefficient in (("alpha", alpha), ("sigma", sigma)):
+        c = torch.as_tensor(coefficient).to(device=first.device, dtype=dtype)
+        if c.ndim and (first.ndim == 0 or c.shape != first.shape[:1]):
+            raise InputError(
+                f"{coefficient_name} has shape {list(c.shape)} and {name} {list(first.shape)}: "
+                "give one coefficient per sample, shape [B]"
+            )
+        coefficients.append(c.reshape(c.shape + (1,) * (first.ndim - 1)) if c.ndim else c)
+    return *coefficients, *(tensor.to(dtype) for tensor in tensors.values())
+
+
+def _check_nonzero(coefficient: Tensor, name: str, why: str) -> None:
+    if bool((coefficient == 0).any()):
+        raise InputError(f"cannot convert to v where {name} is 0: {why}")

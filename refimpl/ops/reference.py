@@ -1,0 +1,122 @@
+"""The operations in torch: the definition that the kernels are tested against.
+
+All of them are out of place and run in float32, or in float64 as soon as a tensor is float64.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from refimpl.diffusion import philox, v_prediction
+from refimpl.errors import InputError
+
+
+def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The noised latent x_t = alpha·x0 + sigma·eps (spec of the glossary; N §2.1).
+
+    x0, eps  [B, C, H, W]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
+    Raises InputError when the shapes disagree.
+    """
+    _check_per_sample(x0, alpha=alpha, sigma=sigma)
+    return v_prediction.add_noise(x0, eps, alpha, sigma)
+
+
+def v_loss(
+    prediction: Tensor, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, weight: Tensor
+) -> Tensor:
+    """The weighted v-prediction loss of each sample (N §2.1, §2.4).
+
+    weight · mean over C, H, W of (prediction − v)², with v = alpha·eps − sigma·x0 never rounded to a
+    lower precision. Only prediction gets a gradient.
+
+    prediction, x0, eps  [B, C, H, W]        alpha, sigma, weight  [B]
+    returns  [B]  float32, or float64 when a tensor is float64
+    Raises InputError when shapes disagree, or when the samples hold no element (a mean of nothing); a batch
+    of no samples returns [0].
+    """
+    _check_per_sample(x0, alpha=alpha, sigma=sigma, weight=weight)
+    if prediction.shape != x0.shape:
+        raise InputError(
+            f"prediction has shape {list(prediction.shape)} and x0 {list(x0.shape)}: they must agree"
+        )
+    if x0[:1].numel() == 0 and x0.shape[0] > 0:
+        raise InputError(
+            f"the loss is a mean over C, H, W, and shape {list(x0.shape)} leaves nothing to average"
+        )
+    dtype = torch.float32
+    for tensor in (prediction, x0, eps):
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    v = v_prediction.v_target(x0.detach().to(dtype), eps.detach().to(dtype), alpha.detach(), sigma.detach())
+    squared = (prediction.to(dtype) - v).square()
+    return weight.detach().to(squared) * squared.mean(dim=tuple(range(1, x0.ndim)))
+
+
+def add_keyed_noise(x0: Tensor, key: Tensor, alpha: Tensor, sigma: Tensor, offset: float = 0.0) -> Tensor:
+    """`add_noise` with the noise of each sample's key.
+
+    x0  [B, C, H, W]        key  [B, 2]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
+    Raises InputError when the shapes disagree.
+    """
+    return add_noise(x0, _noise_of(x0, key, offset), alpha, sigma)
+
+
+def keyed_v_loss(
+    prediction: Tensor,
+    x0: Tensor,
+    key: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    weight: Tensor,
+    offset: float = 0.0,
+) -> Tensor:
+    """`v_loss` with the noise of each sample's key.
+
+    prediction, x0  [B, C, H, W]        key  [B, 2]        alpha, sigma, weight  [B]        returns  [B]
+    Raises InputError as `v_loss` does.
+    """
+    return v_loss(prediction, x0, _noise_of(x0, key, offset), alpha, sigma, weight)
+
+
+def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and summed squared deviation of each channel (Welford's M2; N app. B).
+
+    x  [B, C, H, W]        returns  count [] (elements per channel), mean [C], m2 [C], all float64
+    An empty x gives count 0, mean 0 and m2 0, which leaves a merge unchanged.
+    Raises InputError on another number of dimensions.
+    """
+    if x.ndim != 4 or not x.is_floating_point():
+        raise InputError(
+            f"x must be a floating-point tensor [B, C, H, W], got {x.dtype} of shape {list(x.shape)}"
+        )
+    values = x.detach().double().transpose(0, 1).flatten(1)  # [C, B·H·W]
+    count = values.shape[1]
+    mean = values.sum(dim=1) / max(count, 1)
+    m2 = (values - mean[:, None]).square().sum(dim=1)
+    return torch.tensor(count, dtype=torch.float64, device=x.device), mean, m2
+
+
+def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
+    """Unit normal noise of each key; see `refimpl.diffusion.philox.keyed_normal`.
+
+    key  [B, 2]        shape  (C, H, W)        returns  [B, C, H, W]  float32
+    """
+    return philox.keyed_normal(key, shape, offset)
+
+
+def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:
+    if x0.ndim != 4:
+        raise InputError(f"x0 must have shape [B, C, H, W], got {list(x0.shape)}")
+    if key.ndim != 2 or key.shape[0] != x0.shape[0]:
+        raise InputError(
+            f"key has shape {list(key.shape)} and x0 {list(x0.shape)}: give one key [2] per sample"
+        )
+    return philox.keyed_normal(key, x0.shape[1:], offset)
+
+
+def _check_per_sample(x0: Tensor, **coefficients: Tensor) -> None:
+    for name, coefficient in coefficients.items():
+        if coefficient.shape != x0.shape[:1]:
+            raise InputError(
+                f"{name} has shape {list(coefficient.shape)} and x0 {list(x0.shape)}: give one value per sample, [B]"
+            )
