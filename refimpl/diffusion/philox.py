@@ -105,12 +105,10 @@ def draw_key(seed: int, ids: Tensor, visit: Tensor | int, purpose: Purpose | int
         raise InputError(
             f"visit has shape {list(visits.shape)}, ids {list(ids.shape)}: give one visit per id"
         )
-    if visits.numel() and not (0 <= int(visits.min()) and int(visits.max()) <= WORD):
+    if bool(((visits < 0) | (visits > WORD)).any()):
         raise InputError(f"visit must lie in 0 to 2^32 - 1, got {visits.tolist()}")
-    counter = torch.stack(
-        torch.broadcast_tensors(ids & WORD, (ids >> 32) & WORD, visits, torch.full_like(ids, int(purpose))),
-        dim=-1,
-    )
+    words = (ids & WORD, (ids >> 32) & WORD, visits, torch.full_like(ids, int(purpose)))
+    counter = torch.stack(torch.broadcast_tensors(*words), dim=-1)
     key = torch.tensor([seed & WORD, (seed >> 32) & WORD], device=ids.device)
     return philox4x32(counter, key)[..., :2]
 

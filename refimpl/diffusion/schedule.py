@@ -81,7 +81,7 @@ class NoiseSchedule:
         t  [...]  0 to T−1        returns  [...]  float64
         Raises InputError outside that range and on NaN.
         """
-        t = torch.as_tensor(t).double()
+        t = torch.as_tensor(t, dtype=torch.float64)
         self._check_timesteps(t)
         table = self._finite_sigma_edm.to(t.device)
         last = len(table) - 1
@@ -99,7 +99,7 @@ class NoiseSchedule:
         sigma_edm  [...]  0 to inf        returns  [...]  float64, 0 to T−1
         Raises InputError on negative values and NaN.
         """
-        sigma_edm = torch.as_tensor(sigma_edm).double()
+        sigma_edm = torch.as_tensor(sigma_edm, dtype=torch.float64)
         if not bool((sigma_edm >= 0).all()):
             raise InputError(
                 f"sigma_edm must be a number of at least 0, got {_show(sigma_edm, sigma_edm >= 0)}"

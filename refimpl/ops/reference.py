@@ -13,7 +13,7 @@ from refimpl.errors import InputError
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noised latent x_t = alpha·x0 + sigma·eps (spec of the glossary; N §2.1).
+    """The noised latent x_t = alpha·x0 + sigma·eps (N §2.1).
 
     x0, eps  [B, C, H, W]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
     Raises InputError when the shapes disagree.
@@ -105,8 +105,7 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
 
 
 def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:
-    if x0.ndim != 4:
-        raise InputError(f"x0 must have shape [B, C, H, W], got {list(x0.shape)}")
+    _check_image(x0)
     if key.ndim != 2 or key.shape[0] != x0.shape[0]:
         raise InputError(
             f"key has shape {list(key.shape)} and x0 {list(x0.shape)}: give one key [2] per sample"
@@ -115,8 +114,14 @@ def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:
 
 
 def _check_per_sample(x0: Tensor, **coefficients: Tensor) -> None:
+    _check_image(x0)
     for name, coefficient in coefficients.items():
         if coefficient.shape != x0.shape[:1]:
             raise InputError(
-                f"{name} has shape {list(coefficient.shape)} and x0 {list(x0.shape)}: give one value per sample, [B]"
+                f"{name} has shape {list(coefficient.shape)} and x0 {list(x0.shape)}: give one per sample, [B]"
             )
+
+
+def _check_image(x0: Tensor) -> None:
+    if x0.ndim != 4:
+        raise InputError(f"x0 must have shape [B, C, H, W], got {list(x0.shape)}")
