@@ -22,7 +22,7 @@ class ResBlock(nn.Module):
             nn.SiLU(),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
         )
-        # The published keys put a SiLU in slot 0. It is the same for every block, so the UNet applies it once.
+        # Slot 0 of the published keys is a SiLU: the same for every block, so the UNet applies it once.
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb_dim, out_channels))
         last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         nn.init.zeros_(last.weight)

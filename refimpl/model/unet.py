@@ -1,4 +1,4 @@
-"""The UNet of SDXL and of its refiner (S §2.1, §2.5, Tab. 1); state-dict keys of the published single file."""
+"""The UNet of SDXL and its refiner (S §2.1, §2.5, Tab. 1), under the keys of the published single file."""
 
 from dataclasses import dataclass, fields
 
@@ -19,17 +19,28 @@ class UNetConfig:
     Raises InputError when built with values that no network can have.
     """
 
-    in_channels: int = 4  # of the noisy latents
-    out_channels: int = 4  # of the prediction
-    channels: int = 320  # width of the first level; also the number of sinusoid features of t
-    channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level in units of `channels`
-    transformer_depth: tuple[int, ...] = (0, 2, 10)  # transformer blocks after each residual block, by level
-    middle_depth: int = 10  # transformer blocks at the bottom
-    res_blocks: int = 2  # residual blocks per level going down; one more going up
-    head_dim: int = 64  # channels per attention head
-    context_dim: int = 2048  # channels of the text states
-    vector_dim: int = 2816  # pooled text state and sinusoid features of the sizes (S §2.2)
-    groups: int = 32  # of every group norm
+    in_channels: int = 4
+    """of the noisy latents"""
+    out_channels: int = 4
+    """of the prediction"""
+    channels: int = 320
+    """width of the first level; also the number of sinusoid features of t"""
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    """width of each level in units of `channels`"""
+    transformer_depth: tuple[int, ...] = (0, 2, 10)
+    """transformer blocks after each residual block, by level"""
+    middle_depth: int = 10
+    """transformer blocks at the bottom"""
+    res_blocks: int = 2
+    """residual blocks per level going down; one more going up"""
+    head_dim: int = 64
+    """channels per attention head"""
+    context_dim: int = 2048
+    """channels of the text states"""
+    vector_dim: int = 2816
+    """pooled text state and sinusoid features of the sizes (S §2.2)"""
+    groups: int = 32
+    """of every group norm"""
 
     @classmethod
     def sdxl(cls) -> "UNetConfig":
@@ -75,19 +86,15 @@ class UNetConfig:
             raise InputError("UNetConfig.channel_mult is empty: needs one entry per level")
         if len(self.transformer_depth) != len(self.channel_mult):
             raise InputError(
-                f"UNetConfig.transformer_depth = {self.transformer_depth} has {len(self.transformer_depth)} "
-                f"entries, channel_mult = {self.channel_mult} has {len(self.channel_mult)}: give one per level"
+                f"UNetConfig.transformer_depth = {self.transformer_depth} and channel_mult = "
+                f"{self.channel_mult} differ in length: give one entry per level"
             )
         if self.channels % 2:
-            raise InputError(
-                f"UNetConfig.channels = {self.channels}: must be even, for cosines and sines of t"
-            )
+            raise InputError(f"UNetConfig.channels = {self.channels}: must be even (cosines and sines of t)")
         depths = (*self.transformer_depth, self.middle_depth)
         for width, depth in zip((*self.widths, self.widths[-1]), depths, strict=True):
             if width % self.groups:
-                raise InputError(
-                    f"UNetConfig.groups = {self.groups} does not divide the width {width} of a level"
-                )
+                raise InputError(f"UNetConfig.groups = {self.groups} does not divide a level's width {width}")
             if depth and width % self.head_dim:
                 raise InputError(
                     f"UNetConfig.head_dim = {self.head_dim} does not divide the width {width} of a level "
@@ -194,7 +201,7 @@ class UNet(nn.Module):
         Inputs are cast to the weights' dtype, t after its sinusoid. Raises InputError for other shapes.
         """
         self._check(x, t, context, vector)
-        dtype = self.out[2].weight.dtype
+        dtype = next(self.parameters()).dtype
         context = context.to(dtype)
         emb = self.time_embed(sinusoid(t, self.config.channels).to(dtype))
         emb = emb + self.label_emb(vector.to(dtype))
@@ -228,9 +235,8 @@ class UNet(nn.Module):
                 for size, want in zip(tensor.shape, shape, strict=True)
             )
             if not fits:
-                raise InputError(
-                    f"UNet.forward: {name} has shape {list(tensor.shape)}, needs [{', '.join(map(str, shape))}]"
-                )
+                needed = ", ".join(map(str, shape))
+                raise InputError(f"UNet.forward: {name} has shape {list(tensor.shape)}, needs [{needed}]")
 
 
 def _embed_mlp(in_features: int, out_features: int) -> nn.Sequential:

@@ -1,0 +1,200 @@
+"""SDXL's autoencoder (S §2.4; N App. B), under the keys of the published single file."""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refimpl.errors import InputError
+from refimpl.latents.tiling import tiled
+from refimpl.latents.vae_blocks import NORM_EPS, Level, Middle
+
+LOGVAR_RANGE = (-30.0, 20.0)  # of the posterior, as in the published autoencoder: exp stays finite
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of the autoencoder; the defaults are SDXL's.
+
+    Raises InputError when built with values that no network can have.
+    """
+
+    image_channels: int = 3
+    """colours of a picture"""
+    latent_channels: int = 4
+    """channels of a latent"""
+    channels: int = 128
+    """width of the level with the full resolution"""
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    """width of each level in units of `channels`; each level after the first halves the sides"""
+    res_blocks: int = 2
+    """residual blocks per level of the encoder; the decoder has one more"""
+    groups: int = 32
+    """groups of every group norm"""
+
+    @classmethod
+    def sdxl(cls) -> "VAEConfig":
+        """83,653,863 parameters in 248 tensors; 8 px per latent cell."""
+        return cls()
+
+    @classmethod
+    def tiny(cls) -> "VAEConfig":
+        """The same shape, 8 px per latent cell and 4 channels, small enough to train on one CPU core."""
+        return cls(channels=8, channel_mult=(1, 2, 4, 8), res_blocks=1, groups=4)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))  # TOML and JSON know only lists
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if type(number) is not int or number < 1:
+                    raise InputError(f"VAEConfig.{field.name} = {value!r}: needs whole numbers ≥ 1")
+        if not self.channel_mult:
+            raise InputError("VAEConfig.channel_mult is empty: needs one entry per level")
+        for width in self.widths:
+            if width % self.groups:
+                raise InputError(f"VAEConfig.groups = {self.groups} does not divide a level's width {width}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * mult for mult in self.channel_mult)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell and side."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+class Encoder(nn.Module):
+    """Picture → mean and log-variance before quant_conv: [B, 3, H, W] → [B, 2 · latent, H/f, W/f]."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = config.widths
+        self.conv_in = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        width = widths[0]
+        for level, out in enumerate(widths):
+            resize = "downsample" if level < len(widths) - 1 else None
+            self.down.append(Level(width, out, config.res_blocks, config.groups, resize))
+            width = out
+        self.mid = Middle(width, config.groups)
+        self.norm_out = nn.GroupNorm(config.groups, width, eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.conv_in(images)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latent after post_quant_conv → picture: [B, latent, h, w] → [B, 3, f·h, f·w]."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = config.widths
+        width = widths[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.mid = Middle(width, config.groups)
+        levels = []
+        for level in reversed(range(len(widths))):
+            resize = "upsample" if level > 0 else None
+            levels.append(Level(width, widths[level], config.res_blocks + 1, config.groups, resize))
+            width = widths[level]
+        self.up = nn.ModuleList(reversed(levels))  # the published keys number the levels as the encoder does
+        self.norm_out = nn.GroupNorm(config.groups, width, eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(width, config.image_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(latents))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class VAE(nn.Module):
+    """Pictures in [−1, 1] ↔ latents, a factor f smaller on each side, unscaled (scale_shift does that).
+
+    Runs in float32, bfloat16 or float64; results have the dtype of the input. float16 is refused: activations
+    of the published weights overflow it, and the pictures come out black.
+    """
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def moments(self, images: Tensor, tile: int | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the posterior of each latent value.
+
+        images   [B, 3, H, W]  float in [−1, 1]; H, W multiples of the factor
+        tile     px, a multiple of the factor, at least twice it: overlapping blended tiles of that side. Less
+                 memory, but group norms and attention see one tile each. The same bits as without when one
+                 tile covers the picture
+        returns  mean, logvar  [B, 4, H/f, W/f]; logvar within −30..20
+
+        Raises InputError for other shapes, integer pixels, float16.
+        """
+        factor = self.config.factor
+        self._check("images", images, self.config.image_channels, factor)
+        x = images.to(self._dtype())
+        both = self._tiled(lambda part: self.quant_conv(self.encoder(part)), x, tile, factor, 1)
+        mean, logvar = both.to(images.dtype).chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def encode(self, images: Tensor, tile: int | None = None) -> Tensor:
+        """The posterior's mean: [B, 3, H, W] → [B, 4, H/f, W/f]. Arguments and errors of `moments`."""
+        mean, _ = self.moments(images, tile)
+        return mean
+
+    def decode(self, latents: Tensor, tile: int | None = None) -> Tensor:
+        """Pictures of unscaled latents.
+
+        latents  [B, 4, h, w]
+        tile     as in `moments`: px of the picture
+        returns  [B, 3, f·h, f·w], about −1..1, not clamped
+
+        Raises InputError for other shapes and float16.
+        """
+        self._check("latents", latents, self.config.latent_channels, 1)
+        z = latents.to(self._dtype())
+        images = self._tiled(
+            lambda part: self.decoder(self.post_quant_conv(part)), z, tile, 1, self.config.factor
+        )
+        return images.to(latents.dtype)
+
+    def _tiled(self, function, x: Tensor, tile: int | None, cell_in: int, cell_out: int) -> Tensor:
+        if tile is None:
+            return function(x)
+        factor = self.config.factor
+        if tile % factor or tile < 2 * factor:
+            raise InputError(f"VAE: tile = {tile} px must be a multiple of {factor}, at least {2 * factor}")
+        cells = tile // factor
+        return tiled(function, x, cells, max(cells // 4, 1), cell_in, cell_out)
+
+    def _dtype(self) -> torch.dtype:
+        return self.quant_conv.weight.dtype
+
+    def _check(self, name: str, x: Tensor, channels: int, multiple: int) -> None:
+        if x.ndim != 4 or x.shape[1] != channels or min(x.shape[2:]) < 1:
+            raise InputError(f"VAE: {name} have shape {list(x.shape)}, need [B, {channels}, height, width]")
+        if x.shape[2] % multiple or x.shape[3] % multiple:
+            raise InputError(
+                f"VAE: {name} are {x.shape[3]} × {x.shape[2]} (width × height): "
+                f"both sides must be multiples of {multiple}; crop or resize them"
+            )
+        if not x.is_floating_point():
+            raise InputError(f"VAE: {name} have dtype {x.dtype}, need floats (pictures scaled to −1..1)")
+        autocast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+        if torch.float16 in (x.dtype, self._dtype(), autocast):
+            raise InputError(
+                f"VAE: float16 overflows with the published weights; use float32 or bfloat16 ({name} have "
+                f"{x.dtype}, the weights {self._dtype()}, autocast is {autocast or 'off'})"
+            )
