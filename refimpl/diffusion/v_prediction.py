@@ -11,7 +11,7 @@ from torch import Tensor
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
 
-PARAMETERIZATIONS = ("v", "eps", "x0")
+PARAMETERISATIONS = ("v", "eps", "x0")
 
 Coefficient = Tensor | float
 
@@ -79,49 +79,47 @@ def v_from_x0(x_t: Tensor, x0: Tensor, alpha: Coefficient, sigma: Coefficient) -
 
 
 def target(
-    x0: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient, parameterization: str = "v"
+    x0: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient, parameterisation: str = "v"
 ) -> Tensor:
-    """What a network of the given parameterization is trained to output.
+    """What a network of the given parameterisation is trained to output.
 
     x0, eps  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
-    Raises InputError on an unknown parameterization.
+    Raises InputError on an unknown parameterisation.
     """
-    check_parameterization(parameterization)
-    if parameterization == "v":
+    check_parameterisation(parameterisation)
+    if parameterisation == "v":
         return v_target(x0, eps, alpha, sigma)
-    return eps if parameterization == "eps" else x0
+    return eps if parameterisation == "eps" else x0
 
 
 def v_from_output(
-    output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient, parameterization: str = "v"
+    output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient, parameterisation: str = "v"
 ) -> Tensor:
-    """The velocity that a network's output of the given parameterization stands for.
+    """The velocity that a network's output of the given parameterisation stands for.
 
     output, x_t  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
-    Raises InputError on an unknown parameterization and where the conversion divides by zero.
+    Raises InputError on an unknown parameterisation and where the conversion divides by zero.
     """
-    check_parameterization(parameterization)
-    if parameterization == "v":
+    check_parameterisation(parameterisation)
+    if parameterisation == "v":
         return output
-    return (v_from_eps if parameterization == "eps" else v_from_x0)(x_t, output, alpha, sigma)
+    return (v_from_eps if parameterisation == "eps" else v_from_x0)(x_t, output, alpha, sigma)
 
 
-def check_parameterization(parameterization: str) -> None:
-    """Raises InputError when the parameterization is not one of PARAMETERIZATIONS."""
-    if parameterization not in PARAMETERIZATIONS:
+def check_parameterisation(parameterisation: str, schedule: NoiseSchedule | None = None) -> None:
+    """Refuses an unknown parameterisation, and eps-prediction on a schedule that ends in zero SNR (N §2.1).
+
+    Raises InputError, which says why.
+    """
+    if parameterisation not in PARAMETERISATIONS:
         raise InputError(
-            f"unknown parameterization {parameterization!r}: choose one of {', '.join(PARAMETERIZATIONS)}"
+            f"unknown parameterisation {parameterisation!r}: choose one of {', '.join(PARAMETERISATIONS)}"
         )
-
-
-def refuse_eps_at_zero_snr(parameterization: str, schedule: NoiseSchedule) -> None:
-    """Raises InputError for eps-prediction on a schedule that ends in zero SNR (N §2.1), and says why."""
-    check_parameterization(parameterization)
-    if parameterization == "eps" and schedule.is_zero_terminal:
+    if parameterisation == "eps" and schedule is not None and schedule.is_zero_terminal:
         raise InputError(
-            "parameterization 'eps' cannot be used with a zero-terminal-SNR schedule: at the last timestep "
+            "parameterisation 'eps' cannot be used with a zero-terminal-SNR schedule: at the last timestep "
             "the SNR is 0, so the noise to predict is the input itself and nothing is learned, and "
-            "x0 = (x_t - sigma*eps) / alpha divides by alpha = 0. Use parameterization 'v', or the schedule "
+            "x0 = (x_t - sigma*eps) / alpha divides by alpha = 0. Use parameterisation 'v', or the schedule "
             "without zero_terminal_snr"
         )
 

@@ -118,7 +118,7 @@ def _check_per_sample(x0: Tensor, **coefficients: Tensor) -> None:
     for name, coefficient in coefficients.items():
         if coefficient.shape != x0.shape[:1]:
             raise InputError(
-                f"{name} has shape {list(coefficient.shape)} and x0 {list(x0.shape)}: give one per sample, [B]"
+                f"{name} has shape {list(coefficient.shape)} and x0 {list(x0.shape)}: give one per sample"
             )
 
 
