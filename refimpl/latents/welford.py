@@ -1,0 +1,203 @@
+"""Streaming mean and spread per latent channel (N App. B; Welford 1962, merged by Chan et al. 1979)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refimpl.errors import InputError
+
+
+def merge_moments(
+    count_a: int, mean_a: Tensor, m2_a: Tensor, count_b: int, mean_b: Tensor, m2_b: Tensor
+) -> tuple[int, Tensor, Tensor]:
+    """Moments of two disjoint sets taken together (Chan, Golub & LeVeque 1979, eq. 2.1).
+
+    count_*  number of values per channel, not both 0
+    mean_*, m2_*  [C]  mean and sum of squared deviations from it      returns  (count, mean[C], m2[C])
+    """
+    count = count_a + count_b
+    delta = mean_b - mean_a
+    mean = mean_a + delta * (count_b / count)
+    m2 = m2_a + m2_b + delta.square() * (count_a * (count_b / count))
+    return count, mean, m2
+
+
+class Welford:
+    """Mean and spread of each channel of a stream of latents, in float64, in constant memory.
+
+    The result does not depend on how the stream was cut into batches, workers or ranks. To keep that true
+    to rounding also where the mean is far larger than the spread (NIST's NumAcc4: 1e8 to 1), values are taken
+    relative to the channel's first value, `shift`, and the mean is the unrounded pair shift + offset.
+
+    `.std` is the population value (divisor N): dividing by it gives the measured data variance 1 exactly.
+    N App. B does not say which divisor it used; over whole datasets the two agree to all digits printed.
+    `.variance(ddof=1)` gives the sample value.
+    """
+
+    def __init__(self, channels: int) -> None:
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise InputError(f"Welford: channels must be an integer of at least 1, got {channels!r}")
+        self.channels = channels
+        self._count = 0
+        self._shift = torch.zeros(channels, dtype=torch.float64)
+        self._offset = torch.zeros(channels, dtype=torch.float64)
+        self._m2 = torch.zeros(channels, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Add every value of a batch of latents.
+
+        x  [B, C, H, W]  any real dtype and device; a batch without elements changes nothing
+        Raises InputError on another shape or channel count, on NaN or infinity, and where squares leave
+        float64. The statistics are then as they were before the call.
+        """
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise InputError(
+                f"Welford.update: expected [B, {self.channels}, H, W], got {list(x.shape)}; "
+                "make the accumulator with the number of channels of these latents"
+            )
+        if x.is_complex() or x.dtype == torch.bool:
+            raise InputError(f"Welford.update: expected real numbers, got {x.dtype}")
+        if x.numel() == 0:
+            return
+        values = x.detach().to(device="cpu", dtype=torch.float64).transpose(0, 1).flatten(1)  # [C, N]
+        finite = values.isfinite().all(dim=1)
+        if not finite.all():
+            channel = int((~finite).nonzero()[0])
+            bad = int((~values[channel].isfinite()).sum())
+            raise InputError(
+                f"Welford.update: channel {channel} holds {bad} NaN or infinite values; "
+                "find the image that produced them (an fp16 encoder overflows) and leave it out"
+            )
+        shift = values[:, 0] if self._count == 0 else self._shift
+        deviation = values - shift[:, None]
+        offset = deviation.mean(dim=1)
+        m2 = (deviation - offset[:, None]).square().sum(dim=1)
+        self._add(values.shape[1], shift, offset, m2)
+
+    def update_moments(self, count: int, mean: Tensor, m2: Tensor) -> None:
+        """Add a set of values known only by its moments, as `Ops.channel_moments` returns them.
+
+        count  values per channel, 0 or more; mean[C]; m2[C] sum of squared deviations from the mean
+        Raises InputError when a shape differs, a number is not finite, or count or m2 is negative.
+        """
+        mean = torch.as_tensor(mean, dtype=torch.float64, device="cpu").detach()
+        m2 = torch.as_tensor(m2, dtype=torch.float64, device="cpu").detach()
+        count = _whole_number(count, "Welford.update_moments: count")
+        for name, value in (("mean", mean), ("m2", m2)):
+            if value.shape != (self.channels,):
+                raise InputError(
+                    f"Welford.update_moments: {name} must be [{self.channels}], got {list(value.shape)}"
+                )
+        if count == 0:
+            return
+        if not (mean.isfinite().all() and m2.isfinite().all() and (m2 >= 0).all()):
+            raise InputError(
+                "Welford.update_moments: mean must be finite, m2 finite and not negative; "
+                f"got mean {mean.tolist()}, m2 {m2.tolist()}"
+            )
+        self._add(count, mean.clone(), torch.zeros_like(mean), m2.clone())
+
+    def merge(self, other: Welford) -> None:
+        """Add everything that `other` has seen; `other` stays as it is.
+
+        Raises InputError when the channel counts differ.
+        """
+        if other.channels != self.channels:
+            raise InputError(
+                f"Welford.merge: {other.channels} channels cannot be merged into {self.channels}; "
+                "the two were measured on latents of different VAEs"
+            )
+        if other._count:
+            self._add(other._count, other._shift, other._offset, other._m2)
+
+    def _add(self, count: int, shift: Tensor, offset: Tensor, m2: Tensor) -> None:
+        if self._count == 0:
+            merged = count, offset, m2
+        else:
+            offset = offset + (shift - self._shift)  # the other set's mean, relative to this shift
+            shift = self._shift
+            merged = merge_moments(self._count, self._offset, self._m2, count, offset, m2)
+        if not (merged[1].isfinite().all() and merged[2].isfinite().all()):
+            raise InputError("Welford: the squared deviations exceed float64; these are not latents of a VAE")
+        self._shift = shift
+        self._count, self._offset, self._m2 = merged
+
+    @property
+    def count(self) -> int:
+        """Values seen per channel (images times pixels of a latent)."""
+        return self._count
+
+    @property
+    def mean(self) -> Tensor:
+        """[C] float64. Raises InputError before the first value."""
+        self._require(1)
+        return self._shift + self._offset
+
+    @property
+    def std(self) -> Tensor:
+        """[C] float64, population value (divisor N). Raises InputError before the first value."""
+        return self.variance().sqrt()
+
+    def variance(self, ddof: int = 0) -> Tensor:
+        """[C] float64: m2 / (count − ddof); ddof = 0 population, 1 sample.
+
+        Raises InputError unless more than ddof values were seen.
+        """
+        self._require(ddof + 1)
+        return self._m2 / (self._count - ddof)
+
+    def _require(self, needed: int) -> None:
+        if self._count < needed:
+            raise InputError(
+                f"Welford: {self._count} values seen per channel, at least {needed} needed; "
+                "call update with latents first"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Everything as plain numbers for JSON, which keeps float64 exactly; read by `from_state`."""
+        return {
+            "count": self._count,
+            "shift": self._shift.tolist(),
+            "offset": self._offset.tolist(),
+            "m2": self._m2.tolist(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Welford:
+        """The accumulator that `state` describes, ready for more.
+
+        Raises InputError when a key is missing or unknown, lengths differ, or a number is impossible.
+        """
+        expected = {"count", "shift", "offset", "m2"}
+        if set(state) != expected:
+            raise InputError(f"Welford.from_state: keys must be {sorted(expected)}, got {sorted(state)}")
+        count = _whole_number(state["count"], "Welford.from_state: count")
+        columns = {name: list(state[name]) for name in ("shift", "offset", "m2")}
+        if len({len(column) for column in columns.values()}) != 1:
+            raise InputError(
+                f"Welford.from_state: lengths differ: { {k: len(v) for k, v in columns.items()} }"
+            )
+        for name, column in columns.items():
+            for value in column:
+                is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if not is_number or not math.isfinite(value) or (name == "m2" and value < 0):
+                    raise InputError(f"Welford.from_state: {name} holds {value!r}; the state is damaged")
+        result = cls(len(columns["m2"]))
+        result._count = count
+        result._shift, result._offset, result._m2 = (
+            torch.tensor(columns[name], dtype=torch.float64) for name in ("shift", "offset", "m2")
+        )
+        return result
+
+
+def _whole_number(value: object, place: str) -> int:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{place} must be a whole number of at least 0, got {value!r}")
+    return value

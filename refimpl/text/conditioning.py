@@ -1,0 +1,186 @@
+"""Text and size conditioning of the network (S §2.1, §2.2; long prompts N §4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from refimpl.errors import InputError
+from refimpl.text.encoders import penultimate_and_pooled, penultimate_state
+from refimpl.text.sinusoid import sinusoidal_features
+from refimpl.text.tokenizer import ROW_TOKENS, Chunk, Tokenizer
+
+SIZE_FEATURES = 256
+"""Features of each size integer (S §2.2)."""
+
+POOLINGS = ("mean", "first")
+NULL_KINDS = ("zeros", "empty")
+
+
+def chunk_counts(prompts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """Chunks of 75 tokens that each prompt fills, at least 1.
+
+    Raises InputError on anything but a non-empty list of str.
+    """
+    return [len(tokenizer.chunks(prompt)) for prompt in _checked(prompts)]
+
+
+def encode_prompts(
+    prompts: Sequence[str],
+    tokenizer: Tokenizer,
+    encoder_l: CLIPTextModel,
+    encoder_g: CLIPTextModelWithProjection,
+    pooling: str = "mean",
+    chunks: int | None = None,
+    rows_per_call: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Cross-attention context and pooled state of each prompt (S §2.1, N §4.2).
+
+    prompts  B strings of any length
+    pooling  "mean" over the sample's own chunks (N §4.2), or "first" chunk only, as some other tools do
+    chunks   n; None takes the largest own count in this batch
+    rows_per_call  chunks that one encoder call takes; 1 makes each chunk's bits independent of all others,
+                   more is faster on a GPU and may differ in the last bit
+    returns  context [B, 77·n, D_l + D_g], pooled [B, P], on the encoders' device and in their dtype
+
+    A prompt's own chunks come first, and they and its pooled state depend on the prompt alone. Where n
+    exceeds its own count the rest is the empty prompt's chunk. No attention mask marks it (other tools use
+    none either), so the network does see it: whoever wants network outputs independent of batch-mates passes
+    a fixed `chunks`, or groups prompts by `chunk_counts`.
+    Raises InputError on a bare str, an empty list, an entry that is not a str, an unknown pooling, `chunks`
+    below a prompt's own count, or a vocabulary larger than an encoder's.
+    """
+    if pooling not in POOLINGS:
+        raise InputError(f"encode_prompts: pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
+    if rows_per_call < 1:
+        raise InputError(f"encode_prompts: rows_per_call is {rows_per_call}; it must be at least 1")
+    own = [tokenizer.chunks(prompt) for prompt in _checked(prompts)]
+    longest = max(map(len, own))
+    total = longest if chunks is None else chunks
+    if total < longest:
+        prompt = prompts[max(range(len(own)), key=lambda i: len(own[i]))]
+        raise InputError(
+            f"encode_prompts: chunks is {chunks}, but the prompt {prompt[:60]!r}... fills {longest}; "
+            "shorten it or raise chunks"
+        )
+    _check_vocabulary(tokenizer, encoder_l, encoder_g)
+
+    empty: Chunk = ()
+    padded = [[*sample, *([empty] * (total - len(sample)))] for sample in own]
+    distinct = list(dict.fromkeys(chunk for sample in padded for chunk in sample))
+    context_of: dict[Chunk, Tensor] = {}
+    pooled_of: dict[Chunk, Tensor] = {}
+    for start in range(0, len(distinct), rows_per_call):
+        group = distinct[start : start + rows_per_call]
+        ids_l = tokenizer.rows_l(group).to(encoder_l.device)
+        ids_g = tokenizer.rows_g(group).to(encoder_g.device)
+        state_l = penultimate_state(encoder_l, ids_l)
+        state_g, pooled_g = penultimate_and_pooled(encoder_g, ids_g, tokenizer.eos_id)
+        context_of.update(zip(group, torch.cat((state_l, state_g), dim=-1), strict=True))
+        pooled_of.update(zip(group, pooled_g, strict=True))
+
+    context = torch.stack([torch.cat([context_of[chunk] for chunk in sample]) for sample in padded])
+    pooled = torch.stack([_pool([pooled_of[chunk] for chunk in sample], pooling) for sample in own])
+    return context, pooled
+
+
+def _pool(states: list[Tensor], pooling: str) -> Tensor:
+    if pooling == "first":
+        return states[0]
+    return torch.stack(states).float().mean(dim=0).to(states[0].dtype)
+
+
+def null_condition(
+    kind: str, tokenizer: Tokenizer, encoder_l: CLIPTextModel, encoder_g: CLIPTextModelWithProjection
+) -> tuple[Tensor, Tensor]:
+    """The condition that stands for no prompt, in training and in sampling alike.
+
+    kind  "zeros", or "empty": the empty prompt's states      returns  context [1, 77, D], pooled [1, P]
+    Raises InputError on another kind.
+    """
+    if kind not in NULL_KINDS:
+        raise InputError(f"null_condition: kind is {kind!r}; choose one of {', '.join(NULL_KINDS)}")
+    context, pooled = encode_prompts([""], tokenizer, encoder_l, encoder_g)
+    if kind == "zeros":
+        return torch.zeros_like(context), torch.zeros_like(pooled)
+    return context, pooled
+
+
+def apply_dropout(
+    context: Tensor, pooled: Tensor, drop: Tensor, null: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Replace the condition of the samples marked in `drop` by the null condition.
+
+    context [B, 77·n, D]; pooled [B, P]; drop [B] bool, drawn by the caller for each visit of a sample;
+    null from `null_condition`, repeated n times along the sequence      returns  new (context, pooled)
+    Raises InputError when shapes do not fit or drop is not bool.
+    """
+    null_context, null_pooled = null
+    if drop.dtype != torch.bool or drop.shape != context.shape[:1]:
+        raise InputError(
+            f"apply_dropout: drop must be bool [{context.shape[0]}], got {drop.dtype} {list(drop.shape)}"
+        )
+    repeats, rest = divmod(context.shape[1], null_context.shape[1])
+    if rest or null_context.shape[2] != context.shape[2] or null_pooled.shape[1:] != pooled.shape[1:]:
+        raise InputError(
+            f"apply_dropout: null condition {list(null_context.shape)}, {list(null_pooled.shape)} "
+            f"does not fit {list(context.shape)}, {list(pooled.shape)}; make it with the same encoders"
+        )
+    drop = drop.to(context.device)
+    null_context = null_context.to(context).repeat(1, repeats, 1)
+    return (
+        torch.where(drop[:, None, None], null_context, context),
+        torch.where(drop[:, None], null_pooled.to(pooled), pooled),
+    )
+
+
+def size_embedding(size_ints: Tensor) -> Tensor:
+    """Fourier features of the size and crop integers, each embedded by itself (S §2.2).
+
+    size_ints  [B, K]  pixels, integer or float32; K = 6: original h, w; crop top, left; target h, w
+    returns  [B, 256·K] float32, cosines first within each integer's 256
+    Raises InputError on another shape, or on bfloat16 and float16, which cannot hold 1217.
+    """
+    if size_ints.dim() != 2:
+        raise InputError(f"size_embedding: expected [B, 6], got {list(size_ints.shape)}")
+    return sinusoidal_features(size_ints, SIZE_FEATURES).flatten(1)
+
+
+def vector_conditioning(pooled: Tensor, size_ints: Tensor) -> Tensor:
+    """The vector that is added to the timestep embedding: pooled ⊕ size features (S §2.2).
+
+    pooled [B, P]; size_ints [B, 6]      returns  [B, P + 1536] in pooled's dtype; 2816 for SDXL
+    The features are computed in float32 and cast last. Raises InputError when the batch sizes differ.
+    """
+    if pooled.dim() != 2 or size_ints.shape[:1] != pooled.shape[:1]:
+        raise InputError(
+            f"vector_conditioning: pooled {list(pooled.shape)} and size_ints {list(size_ints.shape)} "
+            "must be [B, P] and [B, 6] with one B"
+        )
+    features = size_embedding(size_ints)
+    return torch.cat((pooled, features.to(pooled)), dim=-1)
+
+
+def _checked(prompts: Sequence[str]) -> Sequence[str]:
+    if isinstance(prompts, str):
+        raise InputError(
+            f"prompts: expected a list of str, got the single str {prompts[:60]!r}; wrap it in a list"
+        )
+    if len(prompts) == 0:
+        raise InputError("prompts: the list is empty; give at least one prompt (it may be the empty str)")
+    return prompts
+
+
+def _check_vocabulary(tokenizer: Tokenizer, *encoders: CLIPTextModel | CLIPTextModelWithProjection) -> None:
+    for encoder in encoders:
+        config = encoder.config
+        if config.vocab_size < tokenizer.vocabulary_size or config.max_position_embeddings < ROW_TOKENS:
+            raise InputError(
+                f"encode_prompts: {type(encoder).__name__} has {config.vocab_size} tokens and "
+                f"{config.max_position_embeddings} positions, but the tokenizer has "
+                f"{tokenizer.vocabulary_size} tokens in rows of {ROW_TOKENS}; "
+                "use the tokenizer that belongs to the encoder"
+            )

@@ -1,0 +1,111 @@
+"""Prompts to token ids in chunks of 75 (S §2.1, N §4.2): one CLIP vocabulary, two paddings."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+
+from refimpl.errors import InputError
+from refimpl.text.tiny_vocabulary import write_tiny_vocabulary
+
+CHUNK_TOKENS = 75
+"""Tokens of the prompt in one chunk: CLIP's 77 positions less BOS and EOS."""
+
+ROW_TOKENS = CHUNK_TOKENS + 2
+
+Chunk = tuple[int, ...]
+"""The prompt's own ids in one chunk, at most 75, without BOS, EOS and padding."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A CLIP vocabulary with the special ids that the two text encoders expect.
+
+    CLIP-L pads with EOS (49407 in CLIP's vocabulary), bigG with id 0; that is their only difference.
+    """
+
+    clip: PreTrainedTokenizerBase
+    bos_id: int
+    eos_id: int
+    pad_l_id: int
+    pad_g_id: int
+    vocabulary_size: int
+
+    def ids(self, text: str) -> list[int]:
+        """All token ids of a text, without BOS and EOS.
+
+        A special token spelled out in the text (`<|endoftext|>`) becomes that token, as in CLIP.
+        Raises InputError when text is not a str, or holds half of a surrogate pair.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"prompt: expected a str, got {type(text).__name__}: {text!r}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"prompt: {text!r} is not valid Unicode ({error}); fix its encoding") from error
+        return self.clip(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def chunks(self, text: str) -> list[Chunk]:
+        """The text's ids in consecutive chunks of 75; the empty text is one empty chunk.
+
+        Raises InputError as `ids` does.
+        """
+        ids = self.ids(text)
+        return [tuple(ids[i : i + CHUNK_TOKENS]) for i in range(0, max(len(ids), 1), CHUNK_TOKENS)]
+
+    def rows_l(self, chunks: Sequence[Chunk]) -> Tensor:
+        """[N, 77] int64 for CLIP-L: BOS, the chunk, EOS, then EOS as padding."""
+        return self._rows(chunks, self.pad_l_id)
+
+    def rows_g(self, chunks: Sequence[Chunk]) -> Tensor:
+        """[N, 77] int64 for bigG: BOS, the chunk, EOS, then id 0 as padding."""
+        return self._rows(chunks, self.pad_g_id)
+
+    def _rows(self, chunks: Sequence[Chunk], pad_id: int) -> Tensor:
+        padding = [(pad_id,) * (CHUNK_TOKENS - len(chunk)) for chunk in chunks]
+        rows = [(self.bos_id, *c, self.eos_id, *p) for c, p in zip(chunks, padding, strict=True)]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, ROW_TOKENS)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the folder that `load_tokenizer` reads."""
+        self.clip.save_pretrained(str(folder))
+
+
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """A CLIP tokenizer from a local folder, such as `tokenizer` of a diffusers SDXL folder.
+
+    folder  holds vocab.json and merges.txt, or tokenizer.json. Nothing is downloaded.
+    Raises InputError when the folder is missing or holds no CLIP tokenizer.
+    """
+    folder = Path(folder)
+    files = "vocab.json and merges.txt, or tokenizer.json"
+    has_files = (folder / "tokenizer.json").is_file() or (
+        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    )
+    if not has_files:
+        raise InputError(f"tokenizer folder {folder}: {files} not found; give a CLIP tokenizer's folder")
+    try:
+        clip = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the readers below raise bare Exception on a damaged file
+        raise InputError(
+            f"tokenizer folder {folder}: cannot be read as a CLIP tokenizer ({error})"
+        ) from error
+    bos_id, eos_id = clip.bos_token_id, clip.eos_token_id
+    if not isinstance(bos_id, int) or not isinstance(eos_id, int):
+        raise InputError(f"tokenizer folder {folder}: BOS or EOS token missing; this is not a CLIP tokenizer")
+    return Tokenizer(clip, bos_id, eos_id, pad_l_id=eos_id, pad_g_id=0, vocabulary_size=len(clip))
+
+
+@lru_cache(maxsize=1)
+def tiny_tokenizer() -> Tokenizer:
+    """The tokenizer of the tiny models: the same code over `tiny_vocabulary`."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny_vocabulary(Path(folder))
+        return load_tokenizer(folder)
