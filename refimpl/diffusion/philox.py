@@ -13,6 +13,7 @@ counter of block j of a key is (j low, j high, stream, 0):
 
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import TypeVar
@@ -20,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from refimpl.diffusion.offset_noise import offset_noise
 from refimpl.errors import InputError
 
 WORD = 0xFFFFFFFF  # a mask and the largest word
@@ -67,12 +69,12 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10: four words from a counter under a key.
 
     counter  [..., 4]  int64 holding uint32        key  [..., 2]  int64 holding uint32
-    returns  [..., 4]  int64 holding uint32; the leading shapes broadcast
+    returns  [..., 4]  int64 holding uint32; the leading shapes broadcast, bits above the 32nd are ignored
     Raises InputError on another dtype or last dimension. Source: Salmon et al. 2011, §3.3.
     """
     _check_words("counter", counter, 4)
     _check_words("key", key, 2)
-    words = _philox(*counter.unbind(-1), *key.unbind(-1))
+    words = _philox(*(counter & WORD).unbind(-1), *(key & WORD).unbind(-1))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1)
 
 
@@ -96,6 +98,8 @@ def draw_key(seed: int, ids: Tensor, visit: Tensor | int, purpose: Purpose | int
     returns  [B, 2]  int64 holding uint32, on the device of ids
     Raises InputError when a value does not fit its words.
     """
+    if not 0 <= purpose <= WORD:
+        raise InputError(f"purpose must be one of Purpose (or another word), got {purpose}")
     if not -(2**63) <= seed < 2**64:
         raise InputError(f"seed {seed} does not fit 64 bits: take one from -2^63 to 2^64 - 1")
     if ids.dtype != torch.int64 or ids.ndim != 1:
@@ -131,7 +135,7 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
     channels, height, width = shape
     noise = _normals(key, channels * height * width, NOISE_STREAM).view(-1, channels, height, width)
     if offset != 0:
-        noise = noise + offset * _normals(key, channels, OFFSET_STREAM)[:, :, None, None]
+        noise = offset_noise(noise, _normals(key, channels, OFFSET_STREAM), offset)
     return noise.float()
 
 
@@ -167,6 +171,7 @@ class KeyedIntegers:
         Raises InputError when the range is empty or wider than 2^32.
         """
         low, high = (0, low) if high is None else (low, high)
+        low, high = operator.index(low), operator.index(high)  # numpy's integers would overflow below
         span = high - low
         if not 0 < span <= WORD + 1:
             raise InputError(f"no integer to draw from [{low}, {high}): it must hold 1 to 2^32 integers")
