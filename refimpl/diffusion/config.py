@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from refimpl.checks import check_at_least, check_choice, check_positive
-from refimpl.diffusion.min_snr import POLICIES
+from refimpl.diffusion.min_snr import POLICIES, min_snr_weight
 from refimpl.diffusion.schedule import NoiseSchedule, sdxl_schedule, zero_terminal_snr
-from refimpl.diffusion.v_prediction import PARAMETERIZATIONS, refuse_eps_at_zero_snr
+from refimpl.diffusion.v_prediction import check_parameterisation
 from refimpl.errors import InputError
 
 
@@ -13,7 +16,7 @@ from refimpl.errors import InputError
 class DiffusionConfig:
     """What the network predicts, on which schedule, weighted how (N §2)."""
 
-    parameterization: str = "v"
+    parameterisation: str = "v"
     """v, eps or x0: what the network's output means (N §2.1)"""
     zero_terminal_snr: bool = True
     """rescale the schedule to end in pure noise (N §2.2)"""
@@ -31,7 +34,6 @@ class DiffusionConfig:
     """largest timestep trained; 199 for a refiner"""
 
     def __post_init__(self) -> None:
-        check_choice("diffusion.parameterization", self.parameterization, PARAMETERIZATIONS)
         check_choice("diffusion.loss_weight", self.loss_weight, POLICIES)
         check_positive("diffusion.min_snr_gamma", self.min_snr_gamma)
         check_at_least("diffusion.weight_floor", self.weight_floor, 0)
@@ -41,8 +43,20 @@ class DiffusionConfig:
                 f"diffusion.first_timestep {self.first_timestep} and last_timestep {self.last_timestep} "
                 "must satisfy 0 ≤ first ≤ last ≤ 999"
             )
-        refuse_eps_at_zero_snr(self.parameterization, self.schedule())
+        check_parameterisation(self.parameterisation, self.schedule())
 
     def schedule(self) -> NoiseSchedule:
         """The schedule that training and sampling share."""
         return zero_terminal_snr(sdxl_schedule()) if self.zero_terminal_snr else sdxl_schedule()
+
+    def loss_weights(self) -> Tensor:
+        """Weight of the loss in v units by timestep.
+
+        returns  [T]  float64. A squared error in eps units is alpha² times the one in v units, in x0 units sigma²
+        times; policy `none` weighs 1 in the units of the parameterisation, the MinSNR policies are the same in all.
+        """
+        schedule = self.schedule()
+        if self.loss_weight == "none":
+            own = {"v": torch.ones_like(schedule.alpha), "eps": schedule.alpha**2, "x0": schedule.sigma**2}
+            return own[self.parameterisation]
+        return min_snr_weight(schedule.snr, self.min_snr_gamma, self.loss_weight, self.weight_floor)

@@ -44,6 +44,7 @@ class Purpose(IntEnum):
     FLIP = 4
     TAG_SHUFFLE = 5
     INIT_NOISE = 6  # the first noise of a sampler
+    SAMPLER_NOISE = 7  # the noise a stochastic sampler adds on its way
 
 
 def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:

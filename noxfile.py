@@ -1,0 +1,70 @@
+"""What a developer and the CI run: `nox -s demo`, `nox -s tests`, and the checks beside them.
+
+Every session builds an environment of its own; with `--no-venv` it uses the one that is active and installs nothing.
+Arguments after `--` are passed through.
+"""
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+
+BUILD = ["torch", "ninja", "pybind11", "setuptools"]
+# k-diffusion asks for packages that its samplers do not use, torchvision among them, so its real needs are listed.
+ORACLES = ["k-diffusion", "torchsde", "torchdiffeq", "trampoline"]
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Installs pinned packages, unless the session runs in the active environment."""
+    if not isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
+        session.install("-c", "constraints.txt", *requirements)
+
+
+def install_project(session: nox.Session, extra: str) -> None:
+    """Installs this package with its compiled extension, built against the torch that was just installed."""
+    install(session, *BUILD)
+    install(session, "--no-build-isolation", "-e", f".[{extra}]")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job end to end: data, autoencoder, training, sampling, report; exits non-zero if a figure is missed."""
+    install_project(session, "demo")
+    session.run("refimpl", "demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests except those marked slow."""
+    install_project(session, "test")
+    install(session, "--no-deps", *ORACLES)
+    session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that need full-size models or many minutes."""
+    install_project(session, "test")
+    install(session, "--no-deps", *ORACLES)
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff and clang-format, without changing a file."""
+    install(session, "ruff", "clang-format")
+    session.run("ruff", "check", ".", *session.posargs)
+    session.run("ruff", "format", "--check", ".")
+    sources = session.run("git", "ls-files", "csrc/*.h", "csrc/*.cpp", "csrc/*.cu", silent=True, external=True)
+    if sources and sources.split():
+        session.run("clang-format", "--dry-run", "--Werror", *sources.split())
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """pyright over the package and the benchmarks."""
+    install_project(session, "test")
+    install(session, "pyright")
+    session.run("pyright", *session.posargs)

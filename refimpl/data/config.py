@@ -1,0 +1,65 @@
+"""Settings of the data side (N §4.1, §4.3)."""
+
+from dataclasses import dataclass
+
+from refimpl.checks import check_at_least, check_choice
+from refimpl.data.buckets import PRESETS, make_buckets
+
+
+@dataclass(frozen=True)
+class BucketConfig:
+    """The set of training resolutions (N §4.1.2)."""
+
+    preset: str = ""
+    """novelai_v1, novelai_v3 or sdxl; empty to generate the set from the fields below"""
+    max_area: int = 1024 * 1024
+    """largest width · height, px²"""
+    max_side: int = 2048
+    """longest side, px"""
+    min_side: int = 512
+    """shortest side, px"""
+    step: int = 64
+    """sides are multiples of this, px; itself a multiple of the VAE's factor"""
+    extra: tuple[tuple[int, int], ...] = ()
+    """(width, height) added to the generated set"""
+
+    def __post_init__(self) -> None:
+        if self.preset:
+            check_choice("buckets.preset", self.preset, tuple(PRESETS))
+        self.sizes()
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """The buckets as (width, height)."""
+        if self.preset:
+            return PRESETS[self.preset]
+        return make_buckets(self.max_area, self.max_side, self.min_side, self.step, self.extra)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and how an epoch is made of them (N §4.1, §4.3)."""
+
+    folder: str = ""
+    """folder of images with .txt or .caption sidecars"""
+    heldout: str = ""
+    """folder of the same layout, measured and never trained on; empty for none"""
+    demo: bool = False
+    """draw the demonstration data set when `folder` does not exist"""
+    tag_classes: tuple[str, ...] = ("character", "artist", "copyright", "meta")
+    """a tag written `class:name` belongs to that class; every other tag is `general`"""
+    aspect_metric: str = "log"
+    """distance between aspects: log (symmetric under transposing) or linear (as N prints it)"""
+    max_aspect_error: float = 0.0
+    """images farther than this from every bucket are pruned and reported, in aspect_metric; 0 for no limit"""
+    plan: str = "global"
+    """global: ranks slice batches of one bucket; paper: every rank plans its own share (N §4.1.2)"""
+    horizontal_flip: bool = False
+    """mirror half of the visits; the crop coordinates are mirrored too"""
+    workers: int = 0
+    """loader processes per rank; 0 loads in the training process"""
+
+    def __post_init__(self) -> None:
+        check_choice("data.aspect_metric", self.aspect_metric, ("log", "linear"))
+        check_choice("data.plan", self.plan, ("global", "paper"))
+        check_at_least("data.workers", self.workers, 0)
+        check_at_least("data.max_aspect_error", self.max_aspect_error, 0)

@@ -1,0 +1,1 @@
+"""Files in and out: our own committed folders, and other tools' formats."""

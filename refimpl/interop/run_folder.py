@@ -1,0 +1,152 @@
+"""A run folder: the settings, the frozen parts and the checkpoints that together make a model.
+
+    config.json              the run's configuration
+    components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, never trained
+    checkpoints/step-N/      UNet weights, their moving average, optimizer state
+    metrics.jsonl, samples/  what the run wrote about itself
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from refimpl.diffusion.config import DiffusionConfig
+from refimpl.errors import InputError
+from refimpl.interop import committed
+from refimpl.latents.scale_shift import ScaleShift
+from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.model.unet import UNet, UNetConfig
+from refimpl.tables import from_table
+from refimpl.text.conditioning import null_condition
+from refimpl.text.config import TextConfig, load_towers, save_towers
+from refimpl.text.tokenizer import Tokenizer
+
+CONFIG = "config.json"
+SINGLE_FILE_VAE = "first_stage_model."
+WEIGHTS = ("ema", "unet")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything between a prompt and an image, and what the numbers in it mean."""
+
+    unet: UNet
+    vae: VAE
+    scale_shift: ScaleShift
+    tokenizer: Tokenizer
+    encoder_l: CLIPTextModel
+    encoder_g: CLIPTextModelWithProjection
+    text: TextConfig
+    diffusion: DiffusionConfig
+
+    def to(self, device: torch.device) -> "Model":
+        """Moves every network to the device; returns self."""
+        for network in (self.unet, self.vae, self.encoder_l, self.encoder_g):
+            torch.nn.Module.to(network, device)
+        return self
+
+    def null_condition(self) -> tuple[Tensor, Tensor]:
+        """Context [1, 77, D] and pooled state [1, P] of no prompt, as trained."""
+        return null_condition(self.text.null, self.tokenizer, self.encoder_l, self.encoder_g)
+
+
+def save_components(run: Path, model: Model) -> None:
+    """Commits the frozen parts of a model to `run`/components."""
+    with committed.committed_folder(run / "components") as folder:
+        save_file(_plain(model.vae.state_dict()), str(folder / "autoencoder.safetensors"))
+        (folder / "scale_shift.json").write_text(model.scale_shift.to_json(), encoding="utf-8")
+        save_towers(folder, (model.tokenizer, model.encoder_l, model.encoder_g))
+
+
+def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any], int]:
+    """The model of a checkpoint.
+
+    path     a run folder (its newest checkpoint) or one of its checkpoints/step-* folders
+    weights  "ema", the moving average, or "unet", the weights as trained
+    returns  the model on the CPU in eval mode, the run's configuration as a table, the checkpoint's step
+    Raises InputError when something is missing, damaged, or does not fit, listing every tensor that differs.
+    """
+    if weights not in WEIGHTS:
+        raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
+    folder = find_checkpoint(Path(path))
+    run = folder.parent.parent
+    tensors, documents = committed.read(folder, {weights, "config", "state"})
+    table = documents["config"]
+    sections = {
+        name: from_table(cls, table.get(name), f"{folder}/{CONFIG} [{name}]")
+        for name, cls in (("unet", UNetConfig), ("text", TextConfig), ("diffusion", DiffusionConfig))
+    }
+    vae_config = from_table(VAEConfig, table.get("vae"), f"{folder}/{CONFIG} [vae]")
+    vae, scale_shift, towers = load_components(run, vae_config)
+    unet = UNet(sections["unet"])
+    committed.load_state(unet, tensors[weights], str(folder / f"{weights}.safetensors"))
+    model = Model(unet.eval(), vae, scale_shift, *towers, sections["text"], sections["diffusion"])
+    return model, table, documents["state"]["step"]
+
+
+def load_components(run: Path, vae_config: VAEConfig):
+    """Autoencoder, scale-and-shift and (tokenizer, CLIP-L, bigG) of a run, verified against their manifest."""
+    folder = run / "components"
+    committed.verify(folder)
+    vae = load_autoencoder(folder / "autoencoder.safetensors", vae_config)
+    scale_shift = ScaleShift.from_json((folder / "scale_shift.json").read_text(encoding="utf-8"))
+    return vae, scale_shift, load_towers(folder)
+
+
+def load_autoencoder(path: Path, config: VAEConfig) -> VAE:
+    """A frozen autoencoder from a safetensors file, with or without the single file's key prefix.
+
+    Raises InputError when the file cannot be read, or lists every tensor that does not fit.
+    """
+    state = read_safetensors(path)
+    prefixed = {k.removeprefix(SINGLE_FILE_VAE): v for k, v in state.items() if k.startswith(SINGLE_FILE_VAE)}
+    vae = VAE(config)
+    committed.load_state(vae, prefixed or state, str(path))
+    return vae.eval().requires_grad_(False)
+
+
+def read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    """All tensors of a safetensors file; InputError says when it is absent or not one."""
+    try:
+        return load_file(str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except Exception as error:  # safetensors raises its own class and, on a folder, OSError
+        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` optimizer steps lives in a run folder."""
+    return Path(run) / "checkpoints" / f"step-{step:08d}"
+
+
+def committed_steps(run: Path) -> list[int]:
+    """Steps of all whole checkpoints of a run, ascending."""
+    folders = (Path(run) / "checkpoints").glob("step-*")
+    return sorted(int(f.name.removeprefix("step-")) for f in folders if (f / committed.MANIFEST).is_file())
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest of the run folder it names."""
+    if (path / committed.MANIFEST).is_file():
+        return path
+    steps = committed_steps(path)
+    if not steps:
+        raise InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints/step-* folders")
+    return step_folder(path, steps[-1])
+
+
+def write_config(run: Path, table: Mapping[str, Any]) -> None:
+    """Writes the run's configuration beside its checkpoints."""
+    (run / CONFIG).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}

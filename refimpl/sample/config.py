@@ -1,0 +1,46 @@
+"""Settings of sampling (N §2.3, §5)."""
+
+import math
+from dataclasses import dataclass
+
+from refimpl.checks import check_at_least, check_choice, check_fraction
+from refimpl.errors import InputError
+from refimpl.sample.grids import GRIDS
+from refimpl.sample.samplers import SAMPLERS
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are drawn from the model (N §2.3, §5)."""
+
+    prompts: tuple[str, ...] = ("",)
+    """fixed prompts of the sample grids"""
+    seeds: int = 4
+    """images per prompt, with noise keyed by (seed, prompt, number)"""
+    seed: int = 0
+    """seed of the initial noise"""
+    steps: int = 28
+    """sampling steps"""
+    grid: str = "native"
+    """noise levels: native, trailing, leading, karras, exponential or laplace"""
+    sampler: str = "euler"
+    """euler, heun, ddim, dpmpp_2m, …"""
+    guidance: float = 4.0
+    """classifier-free guidance scale; N §5 recommends 3.5–5"""
+    rescale: float = 0.0
+    """CFG rescale factor φ; 0 for none"""
+    width: int = 1024
+    """px"""
+    height: int = 1024
+    """px"""
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise InputError("sample.prompts is empty; give at least one prompt (it may be the empty string)")
+        for name in ("seeds", "steps", "width", "height"):
+            check_at_least(f"sample.{name}", getattr(self, name), 1)
+        check_choice("sample.grid", self.grid, tuple(GRIDS))
+        check_choice("sample.sampler", self.sampler, tuple(SAMPLERS))
+        if not math.isfinite(self.guidance):
+            raise InputError(f"sample.guidance {self.guidance} must be finite")
+        check_fraction("sample.rescale", self.rescale)

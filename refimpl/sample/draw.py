@@ -1,0 +1,112 @@
+"""Prompts → images: keyed noise → grid → guided sampler → VAE (N §2.3, §5, App. A)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from refimpl.data.crop import SizeInts
+from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
+from refimpl.diffusion.v_prediction import v_from_output
+from refimpl.errors import InputError
+from refimpl.interop.run_folder import Model
+from refimpl.sample.config import SampleConfig
+from refimpl.sample.grids import grid_by_name
+from refimpl.sample.guidance import cfg, rescale
+from refimpl.sample.samplers import SAMPLERS
+from refimpl.text.conditioning import encode_prompts, vector_conditioning
+
+PredictV = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def draw_images(
+    model: Model,
+    config: SampleConfig,
+    weights: Mapping[str, Tensor] | None = None,
+    start_sigma: float | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Draws `config.seeds` images of each prompt.
+
+    weights      UNet weights to use instead of the model's own (a moving average, say)
+    start_sigma  largest sigma_edm of the grid; None starts at the schedule's end, ∞ with zero terminal SNR
+    batch_size   images per network call; an image does not depend on it
+    returns      [prompts, seeds, 3, H, W] float32 in 0 … 1
+    Raises InputError when the size is not a multiple of the VAE's factor, or the grid does not fit the schedule.
+    """
+    factor = model.vae.config.factor
+    if config.height % factor or config.width % factor:
+        raise InputError(
+            f"an image of {config.width}×{config.height} px is not a multiple of the VAE's {factor}"
+        )
+    schedule = model.diffusion.schedule()
+    sigmas = grid_by_name(config.grid, schedule, config.steps, sigma_max=start_sigma)
+    size = SizeInts(config.height, config.width, 0, 0, config.height, config.width)  # crop (0, 0), S §2.2
+    latent_shape = (model.vae.config.latent_channels, config.height // factor, config.width // factor)
+    device = next(model.unet.parameters()).device
+
+    rows = [(prompt, number) for prompt in config.prompts for number in range(config.seeds)]
+    images = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        ids = torch.tensor([sample_id(prompt) for prompt, _ in batch], device=device)
+        numbers = torch.tensor([number for _, number in batch], device=device)
+        noise = keyed_normal(draw_key(config.seed, ids, numbers, Purpose.INIT_NOISE), latent_shape)
+        step_keys = draw_key(config.seed, ids, numbers, Purpose.SAMPLER_NOISE)
+        predict_v = guided_network(model, [prompt for prompt, _ in batch], size, config, weights)
+        sigma_0 = sigmas[0]
+        # VP form of zero-mean noise at sigma_0: σ/√(σ² + 1)·n, which is n itself at ∞.
+        x = noise if torch.isinf(sigma_0) else noise * (sigma_0 / (sigma_0**2 + 1).sqrt()).float().item()
+        x0 = SAMPLERS[config.sampler](predict_v, x, sigmas, key=step_keys)
+        decoded = model.vae.decode(model.scale_shift.restore(x0.float()))
+        images.append((decoded.float() / 2 + 0.5).clamp(0, 1).cpu())
+    return torch.cat(images).unflatten(0, (len(config.prompts), config.seeds))
+
+
+def guided_network(
+    model: Model,
+    prompts: Sequence[str],
+    size: SizeInts,
+    config: SampleConfig,
+    weights: Mapping[str, Tensor] | None = None,
+) -> PredictV:
+    """The network as v(x; σ) under classifier-free guidance, one row per prompt.
+
+    returns  predict_v(x [B, C, h, w] in VP form, sigma_edm scalar) → v [B, C, h, w]
+    """
+    schedule, parameterisation = model.diffusion.schedule(), model.diffusion.parameterisation
+    device = next(model.unet.parameters()).device
+    sizes = torch.tensor([size] * len(prompts), device=device)
+    context, pooled = encode_prompts(
+        prompts, model.tokenizer, model.encoder_l, model.encoder_g, pooling=model.text.pooling
+    )
+    null_context, null_pooled = model.null_condition()
+    conditions = [(context, vector_conditioning(pooled, sizes))]
+    if config.guidance != 1:
+        null_context = null_context.repeat(len(prompts), context.shape[1] // null_context.shape[1], 1)
+        null_vector = vector_conditioning(null_pooled.expand(len(prompts), -1), sizes)
+        conditions.append((null_context, null_vector))
+
+    def predict_v(x: Tensor, sigma_edm: Tensor) -> Tensor:
+        t = schedule.sigma_edm_to_t(sigma_edm).to(device).expand(len(prompts))
+        alpha, sigma = alpha_sigma(sigma_edm)
+        arguments = [(x, t, *condition) for condition in conditions]
+        outputs = [
+            model.unet(*a) if weights is None else functional_call(model.unet, dict(weights), a)
+            for a in arguments
+        ]
+        v = [v_from_output(output, x, alpha, sigma, parameterisation) for output in outputs]
+        if len(v) == 1:
+            return v[0]
+        return rescale(cfg(v[0], v[1], config.guidance), v[0], config.rescale)
+
+    return predict_v
+
+
+def alpha_sigma(sigma_edm: Tensor) -> tuple[float, float]:
+    """The variance-preserving pair of a noise level: alpha = 1/√(1 + σ²), sigma = σ/√(1 + σ²); (0, 1) at ∞."""
+    if torch.isinf(sigma_edm):
+        return 0.0, 1.0
+    return float(1 / (1 + sigma_edm**2).sqrt()), float(sigma_edm / (1 + sigma_edm**2).sqrt())

@@ -1,0 +1,92 @@
+"""Nested tables (TOML, JSON) ↔ frozen dataclasses, with errors that name the nearest key."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Any, TypeVar
+
+from refimpl.errors import InputError
+
+T = TypeVar("T")
+
+
+def from_table(cls: type[T], table: Any, source: str) -> T:
+    """Builds a dataclass, with dataclasses in it, from nested dicts.
+
+    source  the file the table came from, for messages
+    Raises InputError for an unknown key (naming the nearest), a missing key, or a value of the wrong type.
+    """
+    return _build(cls, cls, table, source, "")
+
+
+def to_table(value: Any) -> dict[str, Any]:
+    """Plain JSON values; `from_table` gives an equal dataclass back."""
+    return json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
+
+
+def _build(root: type, cls: type, table: Any, source: str, where: str) -> Any:
+    if not isinstance(table, dict):
+        raise InputError(f"{source}: {where.rstrip('.')} must be a table, not {table!r}")
+    known = {entry.name: entry for entry in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in table:
+        if key not in known:
+            near = _nearest(root, key, known, where)
+            raise InputError(f"{source}: unknown key {where}{key}; did you mean {near}?")
+    values = {}
+    for name, entry in known.items():
+        if name in table:
+            values[name] = _value(root, hints[name], table[name], source, f"{where}{name}")
+        elif dataclasses.is_dataclass(hints[name]) and _is_required(entry):
+            values[name] = _build(root, typing.cast(type, hints[name]), {}, source, f"{where}{name}.")
+        elif _is_required(entry):
+            raise InputError(f"{source}: {where}{name} is missing")
+    return cls(**values)
+
+
+def _value(root: type, hint: Any, value: Any, source: str, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(root, typing.cast(type, hint), value, source, f"{where}.")
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(root, next(a for a in arguments if a is not type(None)), value, source, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{source}: {where} must be a list, not {value!r}")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_value(root, arguments[0], item, source, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(arguments):
+            raise InputError(f"{source}: {where} must have {len(arguments)} entries, not {len(value)}")
+        pairs = zip(arguments, value, strict=True)
+        return tuple(_value(root, kind, item, source, f"{where}[{i}]") for i, (kind, item) in enumerate(pairs))
+    if hint is float and type(value) is int:
+        return float(value)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise InputError(f"{source}: {where} {value!r} is unknown; use {', '.join(map(str, arguments))}")
+        return value
+    if type(value) is not hint:
+        raise InputError(f"{source}: {where} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+def _is_required(entry: dataclasses.Field) -> bool:
+    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+
+
+def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> str:
+    """The most similar key of this table, or of any table when nothing here is similar."""
+    here = difflib.get_close_matches(key, known, 1, 0.6)
+    if here:
+        return where + here[0]
+    everywhere = {}
+    for section in dataclasses.fields(root):
+        kind = typing.get_type_hints(root)[section.name]
+        if dataclasses.is_dataclass(kind):
+            everywhere |= {entry.name: f"{section.name}.{entry.name}" for entry in dataclasses.fields(kind)}
+    there = difflib.get_close_matches(key, everywhere, 1, 0.6)
+    return everywhere[there[0]] if there else where + difflib.get_close_matches(key, known, 1, 0.0)[0]

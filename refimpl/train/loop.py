@@ -1,0 +1,129 @@
+"""From images to a checkpoint: the whole of training, top to bottom (N §4, S §2.5).
+
+batch plan → latents and text states → keyed t and noise → add_noise → UNet → v_loss × weights → backward →
+accumulate → clip → AdamW → EMA → log, sample, checkpoint
+"""
+
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from refimpl.diffusion.philox import Purpose, draw_key, keyed_uniform
+from refimpl.diffusion.v_prediction import v_from_output
+from refimpl.errors import InputError
+from refimpl.ops import load_ops
+from refimpl.text.conditioning import apply_dropout, vector_conditioning
+from refimpl.train.batches import micro_batches
+from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
+from refimpl.train.config import Config
+from refimpl.train.distributed import World, add_in_order
+from refimpl.train.ema import ema_start, ema_update
+from refimpl.train.log import RunLog
+from refimpl.train.optimizer import learning_rate, make_adamw
+from refimpl.train.prepare import Prepared
+from refimpl.train.validate import draw_samples, heldout_loss
+
+
+def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
+    """Trains until `config.train.steps` and leaves checkpoints, metrics.jsonl and samples in the run folder.
+
+    run       the run folder, made by `refimpl.train.prepare`; continued from its newest checkpoint if it has one
+    prepared  the networks and the stages' images
+    Raises InputError when an image cannot be read or the loss stops being finite (naming the step and the images).
+    """
+    settings, device = config.train, world.device
+    ops = load_ops(settings.backend)
+    schedule, weights = config.diffusion.schedule(), config.diffusion.loss_weights().to(device)
+    first_t, t_count = config.diffusion.first_timestep, config.diffusion.last_timestep + 1 - config.diffusion.first_timestep
+    model = prepared.model
+    unet, vae, scale_shift, null = model.unet, model.vae, model.scale_shift, model.null_condition()
+
+    optimizer = make_adamw(unet, config.optimizer)
+    ema = ema_start(unet) if world.is_main else {}
+    start = load_checkpoint(run, unet, ema, optimizer)
+    ordered = settings.reduction == "ordered"
+    network = DistributedDataParallel(unet) if world.size > 1 and not ordered else unet
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
+    log = RunLog(config, run, start, world)
+    log.weight_mass(schedule, weights.cpu())
+
+    if start == 0 and world.is_main:
+        log.row(step=0, heldout_v_loss=heldout_loss(config, prepared, ema))
+    for step, plan_step in micro_batches(config, prepared.stages, start, world):
+        started = time.perf_counter()
+        rate = learning_rate(config.optimizer, plan_step.stage.learning_rate, step, settings.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        totals = [torch.zeros_like(parameter) for parameter in parameters] if ordered else []
+        loss_sum = torch.zeros((), device=device)
+
+        for k, batch in enumerate(plan_step.batches):
+            # Latents and text states.
+            ids, visit, offset = batch.draw_ids.to(device), plan_step.epoch, plan_step.stage.offset_noise
+            with torch.no_grad():
+                images = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
+                latents = scale_shift.standardise(vae.encode(images))
+                context, pooled = prepared.text_states(batch.captions)
+                chance = keyed_uniform(draw_key(settings.seed, ids, visit, Purpose.CAPTION_DROPOUT), 1)[:, 0]
+                context, pooled = apply_dropout(context, pooled, chance < settings.caption_dropout, null)
+                vector = vector_conditioning(pooled, batch.size_ints.to(device))
+
+            # Keyed t and noise: functions of (seed, id, visit), the same in any batch on any number of ranks.
+            u = keyed_uniform(draw_key(settings.seed, ids, visit, Purpose.TIMESTEP), 1)[:, 0]
+            t = first_t + (u * t_count).long()
+            alpha, sigma = schedule.at(t)
+            key = draw_key(settings.seed, ids, visit, Purpose.NOISE)
+            x_t = ops.add_keyed_noise(latents, key, alpha, sigma, offset)
+
+            # UNet and loss. Every image weighs 1 / images_per_step, whatever batch it came in.
+            last = k == len(plan_step.batches) - 1
+            held_back = network.no_sync() if isinstance(network, DistributedDataParallel) and not last else contextlib.nullcontext()  # fmt: skip
+            with held_back:
+                with autocast:
+                    output = network(x_t, t, context, vector)
+                v = v_from_output(output, x_t, alpha, sigma, config.diffusion.parameterisation)
+                weight = (weights[t] * batch.tag_weights.to(device)).float()
+                losses = ops.keyed_v_loss(v, latents, key, alpha, sigma, weight, offset)
+                loss = losses.sum() / plan_step.images_per_step
+                # DDP takes the mean over ranks where the sum is meant.
+                (loss if ordered else loss * world.size).backward()
+            loss_sum += loss.detach()
+
+            if ordered:
+                add_in_order(totals, [parameter.grad for parameter in parameters], world)  # pyright: ignore[reportArgumentType]
+                optimizer.zero_grad(set_to_none=True)
+
+        # Clip, AdamW, EMA.
+        if ordered:
+            for parameter, total in zip(parameters, totals, strict=True):
+                parameter.grad = total
+        clip_norm = config.optimizer.clip_norm or float("inf")
+        gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        if not torch.isfinite(gradient_norm):
+            raise InputError(
+                f"step {step + 1}, rank {world.rank}: the gradient is not finite; lower optimizer.learning_rate, or "
+                f"look at the images {', '.join(plan_step.names)}"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        if world.is_main:
+            ema_update(ema, unet, done, settings.ema_decay)
+
+        # Log, measure, sample, checkpoint.
+        log.step(done, plan_step, world.mean(loss_sum) * world.size, rate, gradient_norm, started)
+        if world.is_main:
+            final = done == settings.steps
+            if final or done % settings.validate_every == 0:
+                log.row(step=done, heldout_v_loss=heldout_loss(config, prepared, ema))
+            if settings.sample_every and (final or done % settings.sample_every == 0):
+                draw_samples(config, prepared, ema, run / "samples" / f"step-{done:08d}.png")
+            if final or done % settings.checkpoint_every == 0:
+                write_checkpoint(config, run, done, unet, ema, optimizer)
+    log.close()
+    world.barrier()
