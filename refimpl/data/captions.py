@@ -1,0 +1,55 @@
+"""Captions made of tags: reading, dropping and shuffling them (N §4.2, §4.3)."""
+
+import re
+from collections.abc import Collection
+
+from refimpl.data.crop import IntegerSource
+
+DEFAULT_TAG_CLASSES = ("general", "character", "artist", "copyright", "meta", "rating")
+
+Tags = dict[str, tuple[str, ...]]  # by class
+
+
+def parse_caption(text: str, tag_classes: Collection[str] = DEFAULT_TAG_CLASSES) -> tuple[str, Tags]:
+    """Caption and tags of a sidecar's text: tags set apart by commas or line breaks.
+
+    A tag written `class:name`, its class among `tag_classes`, belongs to that class and loses the prefix; any
+    other is of class "general", also when it holds a colon. Blanks are trimmed and runs of them become one;
+    empty tags vanish.
+    returns  the caption, its tags joined by ", ", and the tags by class, both in the order written
+    """
+    names: list[str] = []
+    tags: dict[str, list[str]] = {}
+    for written in re.split(r"[,\r\n]", text):
+        name = " ".join(written.split())
+        prefix, colon, rest = (part.strip() for part in name.partition(":"))
+        tag_class = "general"
+        if colon and rest and prefix in tag_classes:
+            tag_class, name = prefix, rest
+        if name:
+            names.append(name)
+            tags.setdefault(tag_class, []).append(name)
+    return ", ".join(names), {tag_class: tuple(found) for tag_class, found in tags.items()}
+
+
+def is_dropped(uniform: float, probability: float) -> bool:
+    """Whether a visit's caption is replaced by the null condition: `uniform` in [0, 1) below `probability`.
+
+    The draw is the caller's, one per sample and visit, so the answer depends on nothing else.
+    Raises ValueError when the probability leaves [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"caption dropout probability {probability} leaves [0, 1]")
+    return uniform < probability
+
+
+def shuffle_tags(caption: str, rng: IntegerSource, keep_first: int = 0) -> str:
+    """The caption with its tags in random order, the first `keep_first` left in place (Fisher and Yates).
+
+    rng  drawn from once for every tag but the last of those shuffled
+    """
+    tags = caption.split(", ")
+    for last in range(len(tags) - 1, keep_first, -1):
+        other = int(rng.integers(keep_first, last + 1))
+        tags[last], tags[other] = tags[other], tags[last]
+    return ", ".join(tags)

@@ -1,0 +1,127 @@
+"""Scale to cover a bucket, then crop at random (N §4.1.3; S Alg. 1)."""
+
+from typing import NamedTuple, Protocol, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from refimpl.data.aspect_table import Bucket
+from refimpl.errors import InputError
+
+LANCZOS_REACH = 3  # pixels of the coarser of the two grids, to either side
+Picture = TypeVar("Picture", Image.Image, npt.NDArray[np.uint8])
+
+
+class SizeInts(NamedTuple):
+    """The six conditioning integers of one image, in the order the network takes them (S §2.2), in pixels."""
+
+    original_height: int  # after EXIF rotation, before resizing
+    original_width: int
+    crop_top: int  # removed after resizing
+    crop_left: int
+    target_height: int  # of the bucket
+    target_width: int
+
+
+class IntegerSource(Protocol):
+    """What draws the crop: a numpy Generator, or anything else with its `integers`."""
+
+    def integers(self, low: int, high: int, /) -> int | np.integer:
+        """A whole number in [low, high)."""
+        ...
+
+
+def cover_size(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
+    """Size (width, height) of an image scaled to cover `bucket`: one side equal, the other the least that fits.
+
+    The scale is the larger of the two ratios; the other side is rounded up in integers, so it is never short
+    and never a pixel longer than needed.
+    """
+    across, down = bucket
+    if across * height >= down * width:
+        return across, -(-height * across // width)
+    return -(-width * down // height), down
+
+
+def cover_and_crop(image: Picture, bucket: Bucket, rng: IntegerSource) -> tuple[Picture, SizeInts]:
+    """Scale `image`, keeping its aspect, to cover `bucket`; crop what juts out at a random place.
+
+    image    PIL image of mode RGB or L, or uint8 array [H, W, 3]; upright (EXIF rotation applied)
+    bucket   (width, height)
+    rng      drawn from twice, for the top and then for the left, each from 0 to what juts out, inclusive
+    returns  the image of the bucket's size, of the kind given, and its SizeInts
+    Resampling is Pillow's antialiased Lanczos, and only the part that the crop keeps is computed: scaled
+    whole, an image of 1x10000 would be of gigabytes.
+    Raises InputError for an image of another mode, shape or type, and for a bucket without area.
+    """
+    if isinstance(image, np.ndarray):
+        cropped, size_ints = cover_and_crop(_from_array(image), bucket, rng)
+        return cast(Picture, np.asarray(cropped)), size_ints
+    if image.mode not in ("RGB", "L"):
+        raise InputError(f"image of mode {image.mode}: cover_and_crop takes RGB or L; use images.decode")
+    across, down = bucket
+    if min(across, down, *image.size) < 1:
+        raise InputError(f"image {image.width}x{image.height}, bucket {across}x{down}: a side is below 1")
+    width, height = image.size
+    covering_width, covering_height = cover_size(width, height, bucket)
+    top = int(rng.integers(0, covering_height - down + 1))
+    left = int(rng.integers(0, covering_width - across + 1))
+    columns = _span(left, across, width, covering_width)
+    rows = _span(top, down, height, covering_height)
+    part = image.crop((columns.first, rows.first, columns.last, rows.last))
+    box = (columns.start, rows.start, columns.stop, rows.stop)
+    cropped = part.resize((across, down), Image.Resampling.LANCZOS, box=box)
+    return cropped, SizeInts(height, width, top, left, down, across)
+
+
+class _Span(NamedTuple):
+    """Source pixels [first, last) that a crop's filter reaches, and the crop in them, counted from `first`."""
+
+    first: int
+    last: int
+    start: float
+    stop: float
+
+
+def _span(offset: int, length: int, size: int, covering: int) -> _Span:
+    """Where pixels [offset, offset + length) of an axis scaled from `size` to `covering` come from.
+
+    Pillow rounds the box to float32, so it is counted from the nearest whole pixel, not from the image's edge.
+    """
+    reach = 1 + LANCZOS_REACH * max(1, -(-size // covering))
+    first = max(0, offset * size // covering - reach)
+    last = min(size, -(-(offset + length) * size // covering) + reach)
+    start = (offset * size - first * covering) / covering
+    stop = ((offset + length) * size - first * covering) / covering
+    return _Span(first, last, start, stop)
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise InputError(f"image array of shape {array.shape}, {array.dtype}: give uint8 [H, W, 3]")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def flip(image: Picture, size_ints: SizeInts) -> tuple[Picture, SizeInts]:
+    """Mirror a cropped image left to right, and with it the pixels removed on its left (S §2.2).
+
+    The mirrored image's left margin is what had been removed on the right.
+    """
+    original = size_ints.original_width, size_ints.original_height
+    covering_width, _ = cover_size(*original, (size_ints.target_width, size_ints.target_height))
+    left = covering_width - size_ints.target_width - size_ints.crop_left
+    size_ints = size_ints._replace(crop_left=left)
+    if isinstance(image, np.ndarray):
+        return cast(Picture, np.ascontiguousarray(image[:, ::-1])), size_ints
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), size_ints
+
+
+def conditioning_at_inference(
+    height: int, width: int, original_height: int | None = None, original_width: int | None = None
+) -> SizeInts:
+    """SizeInts to sample a height x width image with: nothing cropped, and as large as it looks (S §2.2).
+
+    The original size is the target's unless given.
+    """
+    return SizeInts(original_height or height, original_width or width, 0, 0, height, width)

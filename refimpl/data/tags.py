@@ -1,0 +1,86 @@
+"""Tag-based loss weights (N §4.3). N gives no formula: this one is ours."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import InputError
+
+TagsByClass = Mapping[str, Sequence[str]]
+
+
+class TagCounts:
+    """How often each tag occurs within its class, and the loss weight of an image that follows from it.
+
+    The factor of one tag is (reference / count)^beta, where `count` is the number of images with that tag and
+    `reference` the mean of it over the tags of its class seen so far. An image's weight is the mean factor of
+    its tags, clamped to [w_min, w_max]: below 1 for tags overly common in their class, above 1 for rare ones.
+
+    beta   0 for equal weights, 1 to give every tag of a class the same sum of factors
+    w_min, w_max   w_min ≤ 1 ≤ w_max, so that an image without tags, of weight 1, is inside them
+    Raises InputError for values outside these.
+    """
+
+    def __init__(self, beta: float = 0.5, w_min: float = 0.25, w_max: float = 4.0) -> None:
+        if not (0 <= beta < math.inf):
+            raise InputError(f"tag weights: beta = {beta} must be finite and ≥ 0; 0 weighs all images alike")
+        if not (0 < w_min <= 1 <= w_max < math.inf):
+            raise InputError(
+                f"tag weights: w_min = {w_min}, w_max = {w_max}; they must obey 0 < w_min ≤ 1 ≤ w_max"
+            )
+        self.beta = beta
+        self.w_min = w_min
+        self.w_max = w_max
+        self.counts: dict[str, Counter[str]] = {}
+        self._totals: Counter[str] = Counter()  # of each class: the sum of its counts
+
+    def update(self, tags_by_class: TagsByClass) -> None:
+        """Count one image's tags; a tag written twice in a class counts once."""
+        for tag_class, tags in tags_by_class.items():
+            distinct = set(tags)
+            if distinct:
+                self.counts.setdefault(tag_class, Counter()).update(distinct)
+                self._totals[tag_class] += len(distinct)
+
+    def weight(self, tags_by_class: TagsByClass) -> float:
+        """Loss weight of an image with these tags by the counts so far, clamped, not yet normalised.
+
+        A tag never counted is taken as counted once; a class never counted gives its tags the factor 1. An
+        image without tags weighs 1.
+        """
+        factors = [
+            self._factor(tag_class, tag)
+            for tag_class, tags in sorted(tags_by_class.items())
+            for tag in sorted(set(tags))
+        ]
+        if not factors:
+            return 1.0
+        return min(max(math.fsum(factors) / len(factors), self.w_min), self.w_max)
+
+    def _factor(self, tag_class: str, tag: str) -> float:
+        counts = self.counts.get(tag_class)
+        if counts is None:
+            return 1.0
+        reference = self._totals[tag_class] / len(counts)
+        return (reference / max(counts[tag], 1)) ** self.beta
+
+
+def dataset_weights(tags: Sequence[TagsByClass], counts: TagCounts) -> npt.NDArray[np.float64]:
+    """Loss weight of every image of a dataset, normalised to mean 1.
+
+    tags     [N]  tags by class of each image
+    counts   of this dataset (`count_tags`) or of a larger one
+    returns  [N]  float64. The clamp comes first, so the range is [w_min, w_max] divided by the clamped mean.
+    """
+    weights = np.array([counts.weight(image) for image in tags], np.float64)
+    return weights * (weights.size / math.fsum(weights)) if weights.size else weights
+
+
+def count_tags(tags: Sequence[TagsByClass], counts: TagCounts) -> TagCounts:
+    """`counts` after every image of a dataset has been counted in it."""
+    for image in tags:
+        counts.update(image)
+    return counts
