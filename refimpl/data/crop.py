@@ -1,6 +1,6 @@
 """Scale to cover a bucket, then crop at random (N §4.1.3; S Alg. 1)."""
 
-from typing import NamedTuple, Protocol, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ class IntegerSource(Protocol):
 
 
 def cover_size(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
-    """Size (width, height) of an image scaled to cover `bucket`: one side equal, the other the least that fits.
+    """Size (width, height) of an image scaled to cover `bucket`: one side fits, the other is the least.
 
     The scale is the larger of the two ratios; the other side is rounded up in integers, so it is never short
     and never a pixel longer than needed.
@@ -55,9 +55,13 @@ def cover_and_crop(image: Picture, bucket: Bucket, rng: IntegerSource) -> tuple[
     whole, an image of 1x10000 would be of gigabytes.
     Raises InputError for an image of another mode, shape or type, and for a bucket without area.
     """
-    if isinstance(image, np.ndarray):
-        cropped, size_ints = cover_and_crop(_from_array(image), bucket, rng)
-        return cast(Picture, np.asarray(cropped)), size_ints
+    if isinstance(image, Image.Image):
+        return _cover_and_crop(image, bucket, rng)
+    cropped, size_ints = _cover_and_crop(_from_array(image), bucket, rng)
+    return np.asarray(cropped), size_ints
+
+
+def _cover_and_crop(image: Image.Image, bucket: Bucket, rng: IntegerSource) -> tuple[Image.Image, SizeInts]:
     if image.mode not in ("RGB", "L"):
         raise InputError(f"image of mode {image.mode}: cover_and_crop takes RGB or L; use images.decode")
     across, down = bucket
@@ -76,7 +80,7 @@ def cover_and_crop(image: Picture, bucket: Bucket, rng: IntegerSource) -> tuple[
 
 
 class _Span(NamedTuple):
-    """Source pixels [first, last) that a crop's filter reaches, and the crop in them, counted from `first`."""
+    """Source pixels [first, last) that a crop's filter reaches, and the crop itself, counted from `first`."""
 
     first: int
     last: int
@@ -87,7 +91,7 @@ class _Span(NamedTuple):
 def _span(offset: int, length: int, size: int, covering: int) -> _Span:
     """Where pixels [offset, offset + length) of an axis scaled from `size` to `covering` come from.
 
-    Pillow rounds the box to float32, so it is counted from the nearest whole pixel, not from the image's edge.
+    Pillow rounds the box to float32, so it is counted from a whole pixel nearby, not from the image's edge.
     """
     reach = 1 + LANCZOS_REACH * max(1, -(-size // covering))
     first = max(0, offset * size // covering - reach)
@@ -112,9 +116,9 @@ def flip(image: Picture, size_ints: SizeInts) -> tuple[Picture, SizeInts]:
     covering_width, _ = cover_size(*original, (size_ints.target_width, size_ints.target_height))
     left = covering_width - size_ints.target_width - size_ints.crop_left
     size_ints = size_ints._replace(crop_left=left)
-    if isinstance(image, np.ndarray):
-        return cast(Picture, np.ascontiguousarray(image[:, ::-1])), size_ints
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), size_ints
+    if isinstance(image, Image.Image):
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), size_ints
+    return np.ascontiguousarray(image[:, ::-1]), size_ints
 
 
 def conditioning_at_inference(

@@ -51,11 +51,7 @@ class TagCounts:
         A tag never counted is taken as counted once; a class never counted gives its tags the factor 1. An
         image without tags weighs 1.
         """
-        factors = [
-            self._factor(tag_class, tag)
-            for tag_class, tags in sorted(tags_by_class.items())
-            for tag in sorted(set(tags))
-        ]
+        factors = [self._factor(c, tag) for c, tags in tags_by_class.items() for tag in set(tags)]
         if not factors:
             return 1.0
         return min(max(math.fsum(factors) / len(factors), self.w_min), self.w_max)
