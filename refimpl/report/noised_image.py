@@ -1,0 +1,110 @@
+"""N Fig. 1: an image under growing noise, and its lowest frequencies, which survive σ = 14.6."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
+from refimpl.diffusion.schedule import NoiseSchedule
+from refimpl.diffusion.v_prediction import add_noise
+from refimpl.errors import InputError
+from refimpl.report.style import new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLOCKS = 8  # "lowest frequencies": the averages of 8 × 8 blocks
+SHOWN = 512  # pixels a side; the claim is about large canvases, small ones hide it (N §2.3)
+LEAST_SIDE = 100  # pixels of a given image
+LEVELS = (0.5, 3.0)  # noise levels on the way to the end of the published schedule
+
+
+def example_image(side: int = SHOWN) -> Image.Image:
+    """A drawn landscape for when no image is given: a red evening sky, a bright sun, dark hills."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    sky = np.stack([0.95 - 0.45 * (1 - y), 0.25 + 0.35 * y, 0.45 - 0.3 * y], axis=-1)
+    sun = ((x - 0.65) ** 2 + (y - 0.4) ** 2 < 0.15**2)[..., None]
+    hills = (y > 0.72 + 0.06 * np.sin(7 * x) + 0.03 * np.sin(23 * x + 1))[..., None]
+    pixels = np.where(hills, [0.08, 0.12, 0.2], np.where(sun, [1.0, 0.92, 0.6], sky))
+    return Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
+
+
+def low_frequencies(images: Tensor) -> Tensor:
+    """Averages over BLOCKS × BLOCKS blocks: [3, H, W] → [3, BLOCKS, BLOCKS]."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, BLOCKS)
+
+
+def _noise_like(x0: Tensor) -> Tensor:
+    """Keyed noise [3, H, W] float64, the same for every level of the figure."""
+    key = draw_key(0, torch.tensor([sample_id("N fig. 1")]), 0, Purpose.NOISE)
+    return keyed_normal(key, tuple(x0.shape))[0].double()
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson correlation over all values."""
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+def _show(axes: "Axes", x: Tensor, reach: float) -> None:
+    """Draw values in [-reach, reach] as colours; what lies outside is cut off."""
+    pixels = (x / reach / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
+    axes.imshow(pixels, interpolation="nearest", extent=(0, 1, 0, 1))
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _square(image: Image.Image) -> Tensor:
+    """The middle of the image as [3, SHOWN, SHOWN] float64 in [-1, 1]."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    cut = image.convert("RGB").crop((left, top, left + side, top + side)).resize((SHOWN, SHOWN))
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).double() / 127.5 - 1
+
+
+def noised_levels(plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> list[tuple[float, Tensor, Tensor]]:
+    """(sigma_edm, alpha [1], sigma [1]) of each column: two on the way, the published end, the ZTSNR end."""
+    on_the_way = plain.sigma_edm_to_t(torch.tensor(LEVELS)).round().long()
+    columns = [(plain, t.view(1)) for t in on_the_way]
+    columns += [(each, torch.tensor([each.timesteps - 1])) for each in (plain, zero_terminal)]
+    return [(float(schedule.sigma_edm[t]), *schedule.at(t)) for schedule, t in columns]
+
+
+@styled
+def noised_image(image: Image.Image, plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> "Figure":
+    """N Fig. 1: an image noised to the last sigma of the published schedule, and beside it to infinity.
+
+    Upper row: the noised image. Lower row: its block averages, in units of the rms that they would have for
+    an image of unit variance, and their correlation with those of the clean image.
+    Raises InputError when the image is smaller than 100 pixels a side: small canvases hide the flaw.
+    """
+    if min(image.size) < LEAST_SIDE:
+        raise InputError(
+            f"the image is {image.width}×{image.height}; N Fig. 1 needs {LEAST_SIDE} pixels a side or more, "
+            "as small canvases hide the flaw"
+        )
+    x0 = _square(image)
+    eps = _noise_like(x0)
+    clean = low_frequencies(x0)
+    one = torch.ones(1, dtype=torch.float64)
+    levels = [(0.0, one, 0 * one), *noised_levels(plain, zero_terminal)]
+    figure, axes = new_figure(4.0, 2, len(levels))
+    block = SHOWN / BLOCKS  # averaging block² pixels divides the noise's std by block
+    for column, (level, alpha, sigma) in enumerate(levels):
+        x_t = add_noise(x0[None], eps[None], alpha, sigma)[0]
+        low = low_frequencies(x_t) / torch.hypot(alpha, sigma / block)
+        upper, lower = axes[column], axes[len(levels) + column]
+        _show(upper, x_t, 1 + 1.5 * float(sigma))
+        _show(lower, low, 1.0 if math.isfinite(level) else 2.5)
+        upper.set_title("σ = ∞" if math.isinf(level) else f"σ = {level:.1f}", loc="center")
+        lower.set_xlabel(f"correlation {correlation(low, clean):.2f}")
+    axes[0].set_ylabel("noised image")
+    axes[len(levels)].set_ylabel("lowest frequencies")
+    return figure
