@@ -20,10 +20,6 @@ from refimpl.sample.timestep_grids import leading, native, trailing
 # R's "Progressive Steps", verbatim. R labels 20000 as zero terminal SNR; it is finite, and so is this grid.
 COMMUNITY_TRAINER_SIGMAS = (20000.0, 17.8, 12.4, 9.2, 7.2, 5.4, 3.9, 2.1, 0.9, 0.0292)
 
-# Finite stand-ins for ∞, for parity with others only: N App. A.2's clamp, and the sigma_edm of the abar that
-# two tools give the last timestep, 4.8973451890853435e-8 and 2^-24.
-PARITY_CLAMPS = {"novelai_trivial": 20000.0, "comfyui": 4518.7637, "diffusers": 4096.0}
-
 
 def explicit(sigmas: Sequence[float] | Tensor) -> Tensor:
     """An explicit list of levels as a grid; a final 0 is added where it is missing.
@@ -56,17 +52,6 @@ def scale_sigma_max(sigma_max: float, height: int, width: int, base: int = 1024)
     """
     side = math.sqrt(check_positive("height", height) * check_positive("width", width))
     return check_positive("sigma_max", sigma_max) * side / check_positive("base", base)
-
-
-def parity_clamp(sigmas: Tensor, mode: str) -> Tensor:
-    """The grid with its levels clamped to another tool's stand-in for ∞ (N App. A.2): for parity only.
-
-    mode  a name of PARITY_CLAMPS
-    Raises InputError for another name, or a grid with a finite level above the clamp.
-    """
-    if mode not in PARITY_CLAMPS:
-        raise InputError(f"parity clamp {mode!r} is unknown{_nearest(mode, PARITY_CLAMPS)}")
-    return check_grid(check_grid(sigmas).clamp(max=PARITY_CLAMPS[mode]), f"grid clamped as {mode}")
 
 
 def start_at(sigmas: Tensor, sigma_edm: float) -> Tensor:

@@ -1,0 +1,165 @@
+"""What all samplers share: state, denoiser and the step from σ = ∞ (N App. A.1, eq. 1, 2, 9, 18).
+
+The state between steps is variance-exploding, y = x0 + σ·n with σ = sigma_edm, and float64, whatever the
+dtype of the caller or the network: in bfloat16 it would be wrong by rms 5.9 at σ = 4096, and float16
+overflows at 20000. The network is handed the variance-preserving x = y/√(1 + σ²) in the caller's dtype.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from refimpl.diffusion.philox import keyed_normal, philox4x32
+from refimpl.diffusion.preconditioner import alpha_sigma, denoise
+from refimpl.errors import InputError
+from refimpl.sample.grid_checks import check_grid
+
+PredictV = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...] VP, sigma_edm 0-dim float64) -> v [B, ...]
+Callback = Callable[[int, Tensor], None]  # (step, x0 estimate [B, ...] float64)
+Noise = Callable[[int, Tensor], Tensor]  # (step, like [B, ...]) -> unit normal noise [B, ...]
+
+LARGEST_SIGMA = 1e100  # its square, and a latent's product with it, stay far inside float64
+
+
+class Step(NamedTuple):
+    """One step of a grid from a finite level: sigma_edm goes from sigma down to sigma_next."""
+
+    number: int
+    sigma: float
+    sigma_next: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sampler's run after the step from ∞, if there was one: its first state and its finite steps.
+
+    y  [B, ...]  float64, variance-exploding at the level of the first of `steps`; x0 where there are none
+    """
+
+    y: Tensor
+    steps: list[Step]
+    predict_v: PredictV
+    dtype: torch.dtype
+    callback: Callback | None
+
+    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+        """D(y; σ), float64 (eq. 1)."""
+        return _denoise(self.predict_v, y, sigma, self.dtype)
+
+    def estimate(self, y: Tensor, step: Step) -> Tensor:
+        """D(y; σ) at the start of a step, shown to the callback."""
+        x0 = self.denoise(y, step.sigma)
+        if self.callback is not None:
+            self.callback(step.number, x0)
+        return x0
+
+    def finish(self, y: Tensor) -> Tensor:
+        """The state at σ = 0 in the caller's dtype."""
+        return y.to(self.dtype)
+
+
+def begin(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | None) -> Run:
+    """Check the arguments of a sampler and take the step from ∞, which no sampler's history sees (eq. 18).
+
+    x       [B, ...]  variance-preserving at sigmas[0]: unit-variance noise where that is ∞
+    sigmas  [n + 1]   a grid
+    Raises InputError for a bad grid, an x that is not finite floating point, or a wrong shape from predict_v.
+    """
+    levels = check_grid(sigmas, "sigmas").tolist()
+    if any(LARGEST_SIGMA < level < math.inf for level in levels[:2]):
+        raise InputError(f"sigmas: a level is above {LARGEST_SIGMA:g}; use inf in first place instead.")
+    if not x.is_floating_point() or x.ndim == 0:
+        raise InputError(f"x: {x.dtype} of shape {list(x.shape)}; give floating point latents [B, C, H, W].")
+    if not x.isfinite().all():
+        raise InputError(
+            "x holds NaN or inf; give it in variance-preserving form, unit-variance noise for sigma = inf."
+        )
+    steps = [Step(i, *levels[i : i + 2]) for i in range(len(levels) - 1)]
+    state = x.detach().double()
+    if levels[0] == math.inf:
+        n, sigma_1 = state, levels[1]
+        x0 = _denoise(predict_v, n, math.inf, x.dtype)
+        if callback is not None:
+            callback(0, x0)
+        # eq. 9, 18: x₁ = σ₁·n + D(∞·n; ∞) = σ₁·n − F(n; ∞), σd = 1
+        return Run(sigma_1 * n + x0, steps[1:], predict_v, x.dtype, callback)
+    alpha, _ = alpha_sigma(levels[0])
+    return Run(state / float(alpha), steps, predict_v, x.dtype, callback)
+
+
+def noise_source(noise: Noise | None, key: Tensor | None, x: Tensor) -> Noise:
+    """The noise of a stochastic sampler: the caller's function, or normals keyed by (key, step).
+
+    key  [B, 2]  int64 holding uint32, one per sample; step i draws under the first two Philox words of the
+                 counter (i, 0, 0, 1), which no draw of the key itself uses. So the sample is the same in any
+                 batch, and the same key may have made the first noise.
+    Raises InputError when neither or both are given, or their shapes do not fit x.
+    """
+    if (noise is None) == (key is None):
+        raise InputError(
+            f"this sampler adds noise and got {'neither' if noise is None else 'both'} of noise= and key=. "
+            "Pass key=[B, 2] (Philox words, one pair per sample; see draw_key) or "
+            "noise=lambda step, like: torch.randn_like(like)."
+        )
+    if noise is not None:
+        return noise
+    assert key is not None
+    words = key.to(x.device)
+    if x.ndim != 4 or words.shape != (x.shape[0], 2):
+        raise InputError(
+            f"key: shape {list(key.shape)} for x of shape {list(x.shape)}; keyed noise takes a key [B, 2] "
+            "and latents [B, C, H, W]."
+        )
+
+    def keyed(step: int, like: Tensor) -> Tensor:
+        counter = torch.tensor([step, 0, 0, 1], device=like.device)
+        step_key = philox4x32(counter.expand(like.shape[0], 4), words)[:, :2]
+        return keyed_normal(step_key, tuple(like.shape[1:]))
+
+    return keyed
+
+
+def check_eta(eta: float, most: float = math.inf) -> None:
+    """InputError unless eta, the part of a sampler's noise, is finite and 0 … most."""
+    if not (math.isfinite(eta) and 0 <= eta <= most):
+        limit = f"0 to {most:g}" if math.isfinite(most) else "at least 0 and finite"
+        raise InputError(f"eta is {eta}; give a number {limit}.")
+
+
+def draw_noise(source: Noise, step: Step, like: Tensor) -> Tensor:
+    """Noise of a step, [B, ...] float64 as like. Raises InputError when the source returns another shape."""
+    z = source(step.number, like)
+    if z.shape != like.shape:
+        raise InputError(
+            f"noise at step {step.number}: shape {list(z.shape)}; the state is {list(like.shape)}."
+        )
+    return z.to(like)
+
+
+def sdedit_start(x0: Tensor, noise: Tensor, sigma_edm: float) -> Tensor:
+    """A clean latent noised to the level where image-to-image starts (Meng et al. 2022, SDEdit), VP form.
+
+    x0, noise  [B, ...]; noise has unit variance        sigma_edm  0 to ∞; at ∞ the result is the noise itself
+    returns    [B, ...]  alpha·x0 + sigma·noise in x0's dtype: a sampler's x for a grid from sigma_edm
+    Raises InputError when the shapes differ or sigma_edm is negative or NaN.
+    """
+    if x0.shape != noise.shape:
+        raise InputError(f"noise: shape {list(noise.shape)}; the latents are {list(x0.shape)}.")
+    alpha, sigma = (float(part) for part in alpha_sigma(sigma_edm))
+    return (alpha * x0.double() + sigma * noise.double()).to(x0.dtype)
+
+
+def _denoise(predict_v: PredictV, y: Tensor, sigma: float, dtype: torch.dtype) -> Tensor:
+    def network(x: Tensor, sigma_edm: Tensor) -> Tensor:
+        v = predict_v(x.to(dtype), sigma_edm)
+        if v.shape != y.shape:
+            raise InputError(
+                f"predict_v at sigma_edm {sigma}: returned shape {list(v.shape)} for x of {list(y.shape)}."
+            )
+        return v
+
+    return denoise(network, y, sigma)
