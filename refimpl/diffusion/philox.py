@@ -44,7 +44,6 @@ class Purpose(IntEnum):
     FLIP = 4
     TAG_SHUFFLE = 5
     INIT_NOISE = 6  # the first noise of a sampler
-    SAMPLER_NOISE = 7  # the noise a stochastic sampler adds on its way
 
 
 def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:
@@ -132,9 +131,9 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
     if len(shape) != 3 or any(size < 0 for size in shape):
         raise InputError(f"shape must be (C, H, W) with sizes of at least 0, got {tuple(shape)}")
     if not math.isfinite(offset):
-        raise InputError(f"offset must be finite, got {offset}: N and S use 0.05, and 0 switches it off")
+        raise InputError(f"offset must be finite, got {offset}: S uses 0.05, and 0 switches it off")
     channels, height, width = shape
-    noise = _normals(key, channels * height * width, NOISE_STREAM).view(-1, channels, height, width)
+    noise = _normals(key, channels * height * width, NOISE_STREAM).view(len(key), channels, height, width)
     if offset != 0:
         noise = offset_noise(noise, _normals(key, channels, OFFSET_STREAM), offset)
     return noise.float()
@@ -189,11 +188,12 @@ class KeyedIntegers:
 
 def _normals(key: Tensor, n: int, stream: int) -> Tensor:
     """[B, n] unit normals in float64, by Box–Muller on pairs of words."""
-    words = _words(key, -(-n // 2) * 2, stream).view(key.shape[0], -1, 2)
+    pairs = -(-n // 2)
+    words = _words(key, 2 * pairs, stream).reshape(len(key), pairs, 2)
     u = _open_unit(words[..., 0].contiguous())  # contiguous: one code path, so the same bits in any batch
     phi = 2 * math.pi * (words[..., 1].contiguous().double() / 2**32)
     r = torch.sqrt(-2 * torch.log(u))
-    return torch.stack([r * torch.cos(phi), r * torch.sin(phi)], dim=-1).view(key.shape[0], -1)[:, :n]
+    return torch.stack([r * torch.cos(phi), r * torch.sin(phi)], dim=-1).view(len(key), 2 * pairs)[:, :n]
 
 
 def _words(key: Tensor, n: int, stream: int) -> Tensor:
@@ -205,7 +205,7 @@ def _words(key: Tensor, n: int, stream: int) -> Tensor:
         [block & WORD, block >> 32, torch.full_like(block, stream), torch.zeros_like(block)], dim=-1
     )
     words = philox4x32(counter, key[:, None, :])
-    return words.reshape(key.shape[0], 4 * len(block))[:, :n]
+    return words.reshape(len(key), 4 * len(block))[:, :n]
 
 
 def _open_unit(words: Tensor) -> Tensor:
