@@ -1,0 +1,107 @@
+"""Random orders as pure functions of (seed, epoch), the same on every platform (N §4.1.2)."""
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import InputError
+
+IntArray = npt.NDArray[np.integer]
+
+CHUNK = 1 << 16  # items handled at once: the temporaries stay in the cache
+MIN_RANDOM_BITS = 24  # fewer, and equal draws, which the index decides, would no longer be rare
+
+
+class Stream(IntEnum):
+    """What random words are for: each use has its own under one (seed, epoch)."""
+
+    ITEMS = 0
+    BATCHES = 1
+    LEFTOVERS = 2
+
+
+def random_words(count: int, seed: int, epoch: int, stream: Stream, rank: int = 0) -> npt.NDArray[np.uint64]:
+    """The first `count` words of Philox4x64-10, key (seed, epoch), counter from (0, 0, rank, stream).
+
+    NumPy promises these raw words for good, which it does not of its shuffles.
+    Raises InputError when seed, as signed or unsigned, or epoch, unsigned, exceeds 64 bits.
+    """
+    if not -(2**63) <= seed < 2**64 or not 0 <= epoch < 2**64:
+        raise InputError(
+            f"seed = {seed}, epoch = {epoch}: the seed must fit in 64 bits, the epoch start at 0"
+        )
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    counter = np.array([0, 0, rank, stream], np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def shuffled(
+    count: int, seed: int, epoch: int, stream: Stream, rank: int = 0, group_bits: int = 0
+) -> IntArray:
+    """The numbers 0 … count − 1 in random order: by their random words, equal ones by number.
+
+    group_bits  upper bits left unused, to get the very order that `shuffled_in_groups` has
+    """
+    keys, index_bits = _keys(count, seed, epoch, stream, rank, group_bits)
+    keys.sort()
+    return _numbers(keys, index_bits)
+
+
+def shuffled_in_groups(
+    groups: IntArray, trim: int, seed: int, epoch: int
+) -> tuple[IntArray, npt.NDArray[np.int64], IntArray]:
+    """Shuffle the items, take the last `trim` off, and list the rest by group.
+
+    groups   [N]  group of each item, ≥ 0
+    returns  items [N − trim], group after group, each in the order of the shuffle; the groups' counts [G];
+             the items taken off [trim], ascending
+    One sort does it all: of (group, random bits, item), all different, so its result is the same everywhere.
+    """
+    group_bits = bits_of(groups)
+    keys, index_bits = _keys(groups.size, seed, epoch, Stream.ITEMS, 0, group_bits)
+    for start in range(0, keys.size if group_bits else 0, CHUNK):
+        part = slice(start, start + CHUNK)
+        keys[part] |= groups[part].astype(np.uint64) << np.uint64(64 - group_bits)
+    keys.sort()
+    counts = np.bincount(groups).astype(np.int64)
+    ends = counts.cumsum()
+    # The last of the whole shuffle are the last of their groups, so the ends of the groups hold them all.
+    tails = [np.arange(max(end - trim, end - count), end) for end, count in zip(ends, counts, strict=True)]
+    tail = np.concatenate(tails)
+    order = np.argsort(keys[tail] << np.uint64(group_bits))  # without the group: random bits, then the item
+    last = tail[order[tail.size - trim :]]
+    taken_off = np.sort(_numbers(keys[last], index_bits))
+    keys = np.delete(keys, last) if trim else keys
+    counts -= np.bincount(groups[taken_off], minlength=counts.size)
+    return _numbers(keys, index_bits), counts, taken_off
+
+
+def bits_of(groups: IntArray) -> int:
+    """Bits that the largest group number takes."""
+    return int(groups.max()).bit_length() if groups.size else 0
+
+
+def _keys(
+    count: int, seed: int, epoch: int, stream: Stream, rank: int, group_bits: int
+) -> tuple[npt.NDArray[np.uint64], int]:
+    """Unsorted keys of (group_bits zeros, random bits, number), and how many bits the number takes."""
+    index_bits = max(count - 1, 0).bit_length()
+    if 64 - index_bits - group_bits < MIN_RANDOM_BITS:
+        raise InputError(
+            f"{count} items in groups numbered up to 2^{group_bits}: too many to shuffle at once"
+        )
+    keys = random_words(count, seed, epoch, stream, rank)
+    keys >>= np.uint64(index_bits + group_bits)
+    keys <<= np.uint64(index_bits)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        keys[start:stop] |= np.arange(start, stop, dtype=np.uint64)
+    return keys, index_bits
+
+
+def _numbers(keys: npt.NDArray[np.uint64], index_bits: int) -> IntArray:
+    kind = np.int32 if index_bits < 32 else np.int64
+    numbers = np.empty(keys.size, kind)
+    np.bitwise_and(keys, np.uint64(2**index_bits - 1), out=numbers, casting="unsafe")
+    return numbers
