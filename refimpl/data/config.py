@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from refimpl.checks import check_at_least, check_choice
 from refimpl.data.buckets import PRESETS, make_buckets
+from refimpl.data.tags import TagCounts
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,20 @@ class DataConfig:
         check_choice("data.plan", self.plan, ("global", "paper"))
         check_at_least("data.workers", self.workers, 0)
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)
+
+
+@dataclass(frozen=True)
+class TagWeightConfig:
+    """Loss weights from how common an image's tags are in their class (N §4.3; the formula is ours)."""
+
+    enabled: bool = True
+    """off gives every image the weight 1"""
+    beta: float = 0.5
+    """a tag's factor is (mean count of its class / its count)^beta; 0 weighs all alike"""
+    least: float = 0.25
+    """lower bound of an image's weight before normalising to mean 1"""
+    most: float = 4.0
+    """upper bound of it"""
+
+    def __post_init__(self) -> None:
+        TagCounts(self.beta, self.least, self.most)  # checks the three

@@ -102,7 +102,9 @@ def read(folder: Path, only: set[str] | None = None) -> Contents:
                 raise InputError(f"checkpoint file {path} is not valid safetensors: {error}") from error
     absent = (only or set()) - set(contents.tensors) - set(contents.documents)
     if absent:
-        raise InputError(f"checkpoint {folder} has no {', '.join(sorted(absent))}; it holds {', '.join(entries)}")
+        raise InputError(
+            f"checkpoint {folder} has no {', '.join(sorted(absent))}; it holds {', '.join(entries)}"
+        )
     return contents
 
 
@@ -154,9 +156,13 @@ def check_state(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Ten
 def _verify_file(folder: Path, file_name: str, entry: dict[str, Any]) -> None:
     path = folder / file_name
     if not path.is_file():
-        raise InputError(f"{folder} lacks {file_name}, which its manifest lists; copy it again or use another step")
+        raise InputError(
+            f"{folder} lacks {file_name}, which its manifest lists; copy it again or use another step"
+        )
     if _fingerprint(path) != entry:
-        raise InputError(f"{path} differs from its manifest: it is damaged; copy it again or use another step")
+        raise InputError(
+            f"{path} differs from its manifest: it is damaged; copy it again or use another step"
+        )
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

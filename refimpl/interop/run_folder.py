@@ -1,9 +1,9 @@
 """A run folder: the settings, the frozen parts and the checkpoints that together make a model.
 
-    config.json              the run's configuration
-    components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, never trained
-    checkpoints/step-N/      UNet weights, their moving average, optimizer state
-    metrics.jsonl, samples/  what the run wrote about itself
+config.json              the run's configuration
+components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, never trained
+checkpoints/step-N/      UNet weights, their moving average, optimizer state
+metrics.jsonl, samples/  what the run wrote about itself
 """
 
 import json
@@ -139,7 +139,9 @@ def find_checkpoint(path: Path) -> Path:
         return path
     steps = committed_steps(path)
     if not steps:
-        raise InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints/step-* folders")
+        raise InputError(
+            f"{path} holds no checkpoint; give a run folder or one of its checkpoints/step-* folders"
+        )
     return step_folder(path, steps[-1])
 
 

@@ -1,6 +1,6 @@
 """Prompts → images: keyed noise → grid → guided sampler → VAE (N §2.3, §5, App. A)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,16 +8,16 @@ from torch.func import functional_call
 
 from refimpl.data.crop import SizeInts
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
+from refimpl.diffusion.preconditioner import alpha_sigma
 from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.errors import InputError
 from refimpl.interop.run_folder import Model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.grids import grid_by_name
 from refimpl.sample.guidance import cfg, rescale
-from refimpl.sample.samplers import SAMPLERS
+from refimpl.sample.samplers import sample_by_name
+from refimpl.sample.state import PredictV, sdedit_start
 from refimpl.text.conditioning import encode_prompts, vector_conditioning
-
-PredictV = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -53,13 +53,12 @@ def draw_images(
         batch = rows[start : start + batch_size]
         ids = torch.tensor([sample_id(prompt) for prompt, _ in batch], device=device)
         numbers = torch.tensor([number for _, number in batch], device=device)
-        noise = keyed_normal(draw_key(config.seed, ids, numbers, Purpose.INIT_NOISE), latent_shape)
-        step_keys = draw_key(config.seed, ids, numbers, Purpose.SAMPLER_NOISE)
+        key = draw_key(config.seed, ids, numbers, Purpose.INIT_NOISE)
+        noise = keyed_normal(key, latent_shape)
         predict_v = guided_network(model, [prompt for prompt, _ in batch], size, config, weights)
-        sigma_0 = sigmas[0]
-        # VP form of zero-mean noise at sigma_0: σ/√(σ² + 1)·n, which is n itself at ∞.
-        x = noise if torch.isinf(sigma_0) else noise * (sigma_0 / (sigma_0**2 + 1).sqrt()).float().item()
-        x0 = SAMPLERS[config.sampler](predict_v, x, sigmas, key=step_keys)
+        # At ∞ the noise itself; at a finite level noise around zero, which tells the network that x0 has mean 0.
+        x = sdedit_start(torch.zeros_like(noise), noise, float(sigmas[0]))
+        x0 = sample_by_name(config.sampler, predict_v, x, sigmas, key=key)
         decoded = model.vae.decode(model.scale_shift.restore(x0.float()))
         images.append((decoded.float() / 2 + 0.5).clamp(0, 1).cpu())
     return torch.cat(images).unflatten(0, (len(config.prompts), config.seeds))
@@ -103,10 +102,3 @@ def guided_network(
         return rescale(cfg(v[0], v[1], config.guidance), v[0], config.rescale)
 
     return predict_v
-
-
-def alpha_sigma(sigma_edm: Tensor) -> tuple[float, float]:
-    """The variance-preserving pair of a noise level: alpha = 1/√(1 + σ²), sigma = σ/√(1 + σ²); (0, 1) at ∞."""
-    if torch.isinf(sigma_edm):
-        return 0.0, 1.0
-    return float(1 / (1 + sigma_edm**2).sqrt()), float(sigma_edm / (1 + sigma_edm**2).sqrt())

@@ -6,8 +6,7 @@ Every field is checked when the object is built, so a run that starts is a run w
 from dataclasses import dataclass, field, replace
 
 from refimpl.checks import check_at_least, check_choice, check_fraction
-from refimpl.data.config import BucketConfig, DataConfig
-from refimpl.data.tags import TagWeightConfig
+from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig
@@ -53,6 +52,8 @@ class TrainConfig:
     """fast (DDP all-reduce) or ordered (gradients summed in global order: same bits on 1, 2, 4 ranks)"""
     checkpoint_every: int = 1000
     """optimizer steps between checkpoints; the last step always writes one"""
+    activation_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, the same gradients"""
     keep_checkpoints: int = 3
     """newest checkpoints to keep; 0 keeps all"""
     validate_every: int = 1000
@@ -155,14 +156,19 @@ class Config:
             )
         for name in ("width", "height"):
             if getattr(self.sample, name) % factor:
-                raise InputError(f"sample.{name} {getattr(self.sample, name)} is not a multiple of the VAE's {factor}")
+                raise InputError(
+                    f"sample.{name} {getattr(self.sample, name)} is not a multiple of the VAE's {factor}"
+                )
         wanted = (self.text.context_dim, self.text.pooled_dim + 6 * SIZE_FEATURES)
         if (self.unet.context_dim, self.unet.vector_dim) != wanted:
             raise InputError(
                 f"unet.context_dim {self.unet.context_dim} and vector_dim {self.unet.vector_dim} do not fit the "
                 f"{self.text.towers} text towers, which need {wanted[0]} and {wanted[1]}"
             )
-        if self.unet.in_channels != self.vae.latent_channels or self.unet.out_channels != self.vae.latent_channels:
+        if (
+            self.unet.in_channels != self.vae.latent_channels
+            or self.unet.out_channels != self.vae.latent_channels
+        ):
             raise InputError(
                 f"unet.in_channels {self.unet.in_channels} and out_channels {self.unet.out_channels} must be "
                 f"vae.latent_channels {self.vae.latent_channels}"
@@ -175,7 +181,9 @@ class Config:
                         f"({width * height} px); raise it or drop the bucket"
                     )
             if self.data.plan != "global":
-                raise InputError("train.pixel_budget needs data.plan = 'global'; N's per-rank plan has one batch size")
+                raise InputError(
+                    "train.pixel_budget needs data.plan = 'global'; N's per-rank plan has one batch size"
+                )
 
     def all_stages(self) -> tuple[Stage, ...]:
         """The stages of the run with every default filled in; a run without `stages` is one stage."""
@@ -185,7 +193,9 @@ class Config:
                 folder=stage.folder or self.data.folder,
                 batch_size=stage.batch_size or self.train.batch_size,
                 learning_rate=stage.learning_rate or self.optimizer.learning_rate,
-                offset_noise=self.diffusion.offset_noise if stage.offset_noise is None else stage.offset_noise,
+                offset_noise=self.diffusion.offset_noise
+                if stage.offset_noise is None
+                else stage.offset_noise,
             )
             for stage in self.stages or (Stage(from_step=0, buckets=self.buckets),)
         )

@@ -6,6 +6,7 @@ number of ranks. `ordered` adds the micro-batch gradients one by one in the orde
 the same bits; it costs world times the gradient traffic and is meant for proofs and debugging.
 """
 
+import contextlib
 import datetime
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from refimpl.errors import InputError
 
@@ -78,6 +80,13 @@ def leave_world(world: World) -> None:
     """Leaves the process group, if there is one."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def gradient_sync(network: torch.nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    """DDP sums gradients over ranks in the last micro-batch's backward pass only; elsewhere nothing to do."""
+    if isinstance(network, DistributedDataParallel) and not is_last:
+        return network.no_sync()
+    return contextlib.nullcontext()
 
 
 @torch.no_grad()

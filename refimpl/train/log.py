@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,7 +13,7 @@ from refimpl.diffusion.min_snr import weight_mass
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
 from refimpl.tables import to_table
-from refimpl.train.batches import PlanStep
+from refimpl.train.steps import PlanStep
 from refimpl.train.config import Config
 from refimpl.train.distributed import World
 
@@ -33,7 +32,9 @@ class RunLog:
         if not self._main:
             return
         self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
-        self._bar = tqdm(total=config.train.steps, initial=start, desc="train", unit="step", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=config.train.steps, initial=start, desc="train", unit="step", dynamic_ncols=True
+        )
         self._writers = list(_open_writers(config, run))
 
     def row(self, step: int, **values: Any) -> None:
@@ -103,6 +104,8 @@ def _open_writers(config: Config, run: Path):
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise InputError("train.wandb_project needs the wandb package: pip install 'refimpl[wandb]'") from error
+            raise InputError(
+                "train.wandb_project needs the wandb package: pip install 'refimpl[wandb]'"
+            ) from error
         session = wandb.init(project=config.train.wandb_project, config=to_table(config), dir=str(run))
         yield lambda step, scalars: session.log(scalars, step=step)

@@ -4,7 +4,6 @@ batch plan → latents and text states → keyed t and noise → add_noise → U
 accumulate → clip → AdamW → EMA → log, sample, checkpoint
 """
 
-import contextlib
 import time
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.errors import InputError
 from refimpl.ops import load_ops
 from refimpl.text.conditioning import apply_dropout, vector_conditioning
-from refimpl.train.batches import micro_batches
+from refimpl.train.steps import plan_steps
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.config import Config
-from refimpl.train.distributed import World, add_in_order
+from refimpl.train.distributed import World, add_in_order, gradient_sync
 from refimpl.train.ema import ema_start, ema_update
 from refimpl.train.log import RunLog
 from refimpl.train.optimizer import learning_rate, make_adamw
@@ -37,7 +36,6 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     settings, device = config.train, world.device
     ops = load_ops(settings.backend)
     schedule, weights = config.diffusion.schedule(), config.diffusion.loss_weights().to(device)
-    first_t, t_count = config.diffusion.first_timestep, config.diffusion.last_timestep + 1 - config.diffusion.first_timestep
     model = prepared.model
     unet, vae, scale_shift, null = model.unet, model.vae, model.scale_shift, model.null_condition()
 
@@ -54,7 +52,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
 
     if start == 0 and world.is_main:
         log.row(step=0, heldout_v_loss=heldout_loss(config, prepared, ema))
-    for step, plan_step in micro_batches(config, prepared.stages, start, world):
+    for step, plan_step in enumerate(plan_steps(config, prepared.stages, start, world), start):
         started = time.perf_counter()
         rate = learning_rate(config.optimizer, plan_step.stage.learning_rate, step, settings.steps)
         for group in optimizer.param_groups:
@@ -81,9 +79,8 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
             x_t = ops.add_keyed_noise(latents, key, alpha, sigma, offset)
 
             # UNet and loss. Every image weighs 1 / images_per_step, whatever batch it came in.
-            last = k == len(plan_step.batches) - 1
-            held_back = network.no_sync() if isinstance(network, DistributedDataParallel) and not last else contextlib.nullcontext()  # fmt: skip
-            with held_back:
+            is_last = k == len(plan_step.batches) - 1
+            with gradient_sync(network, is_last):
                 with autocast:
                     output = network(x_t, t, context, vector)
                 v = v_from_output(output, x_t, alpha, sigma, config.diffusion.parameterisation)

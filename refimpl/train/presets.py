@@ -13,7 +13,9 @@ from refimpl.train.config import Config
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
     folder = resources.files("refimpl") / "configs"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_config(name_or_path: str) -> Config:

@@ -1,0 +1,6 @@
+"""`python -m refimpl.sample RUN --prompts "…" "…"`: images from a trained model."""
+
+from refimpl.sample.command import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The command line of sampling."""
+
+import json
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from refimpl.errors import InputError
+from refimpl.interop.run_folder import load_model
+from refimpl.sample.config import SampleConfig
+from refimpl.sample.draw import draw_images
+from refimpl.sample.pictures import write_grid, write_image
+from refimpl.tables import from_table, to_table
+from refimpl.terminal import run_command
+
+
+@dataclass(frozen=True)
+class SampleCommand:
+    """Draws images from a run folder or one of its checkpoints; what is left out is taken from the run's settings."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """run folder (newest checkpoint) or checkpoints/step-* folder"""
+    out: Path = Path("samples")
+    """folder for grid.png, the single images and samples.json; made when absent, refused when it holds files"""
+    weights: str = "ema"
+    """ema (moving average) or unet (as trained)"""
+    start_sigma: float | None = None
+    """start at this finite sigma_edm; without it at the schedule's end, which is ∞ with zero terminal SNR"""
+    batch_size: int = 16
+    """images per network call; changes no image"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    prompts: tuple[str, ...] | None = None
+    """what to draw, one or more prompts"""
+    seeds: int | None = None
+    """images per prompt"""
+    seed: int | None = None
+    """seed of the initial noise"""
+    steps: int | None = None
+    """sampling steps"""
+    grid: str | None = None
+    """native, trailing, leading, karras, exponential, laplace or community_trainer"""
+    sampler: str | None = None
+    """euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc"""
+    guidance: float | None = None
+    """classifier-free guidance scale; 1 for none"""
+    rescale: float | None = None
+    """CFG rescale factor"""
+    width: int | None = None
+    """px"""
+    height: int | None = None
+    """px"""
+
+
+def sample_command(arguments: list[str], program: str = "python -m refimpl.sample") -> None:
+    """Draws, and writes grid.png (a row per prompt), PROMPT-SEED.png for each image, and samples.json."""
+    command = tyro.cli(SampleCommand, args=arguments, prog=program)
+    if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
+        raise InputError(f"--out {command.out} exists and is not empty; choose another folder")
+    if command.batch_size < 1:
+        raise InputError(f"--batch-size {command.batch_size} must be at least 1")
+    model, table, step = load_model(command.run, command.weights)
+    settings = from_table(SampleConfig, table.get("sample", {}), f"{command.run} [sample]")
+    given = {f.name: getattr(command, f.name, None) for f in fields(SampleConfig)}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    images = draw_images(
+        model.to(_device(command.device)),
+        settings,
+        start_sigma=command.start_sigma,
+        batch_size=command.batch_size,
+    )
+    write_grid(images, command.out / "grid.png")
+    for row, prompt_images in enumerate(images):
+        for number, image in enumerate(prompt_images):
+            write_image(image, command.out / f"prompt{row:02d}-{number:02d}.png")
+    summary = {
+        "run": str(command.run),
+        "step": step,
+        "weights": command.weights,
+        "start_sigma": command.start_sigma,
+        "settings": to_table(settings),
+        "mean_rgb": images.mean(dim=(1, 3, 4)).tolist(),  # by prompt
+    }
+    (command.out / "samples.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {images.shape[0] * images.shape[1]} images and a grid to {command.out}")
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name!r} is unknown; use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda was asked for, but torch sees no GPU; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Entry point of `python -m refimpl.sample`."""
+    run_command(lambda: sample_command(sys.argv[1:]))

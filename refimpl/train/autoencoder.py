@@ -1,0 +1,128 @@
+"""Training an autoencoder from scratch, and measuring its latents (S §2.4; N App. B).
+
+S trains the architecture of Stable Diffusion's autoencoder with an exponential moving average of the weights. The
+loss here is its reconstruction term (squared error) and the KL term; perceptual and adversarial terms are not needed
+at the size of a demonstration.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from refimpl.data.index import Index
+from refimpl.data.loader import load_batches
+from refimpl.data.plan import plan_epoch
+from refimpl.latents.config import LatentConfig
+from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
+from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.latents.welford import Welford
+from refimpl.train.draws import CentreDraws, VisitDraws
+from refimpl.train.ema import ema_start, ema_update
+
+EMA_DECAY = 0.99
+VARIANCE_OF_PRIOR = 1.0
+
+SCALE_SHIFTS = {"sdxl": SDXL_DEFAULT, "novelai_anime": NOVELAI_ANIME}
+
+
+def train_autoencoder(
+    index: Index, vae_config: VAEConfig, config: LatentConfig, seed: int, device: torch.device
+) -> VAE:
+    """Trains on random square crops and returns the averaged weights, frozen.
+
+    Batch order and crops are functions of the seed, so two runs on one machine give the same autoencoder.
+    Raises InputError when there are fewer images than one batch.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # initial weights only; nothing else draws from the global generator
+        vae = VAE(vae_config).to(device)
+        noise = torch.Generator(device).manual_seed(seed)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.train_learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.train_learning_rate, total_steps=config.train_steps, pct_start=0.05
+    )
+    average = ema_start(vae)
+    bar = tqdm(total=config.train_steps, desc="autoencoder", unit="step", dynamic_ncols=True)
+    for step, images in enumerate(_square_crops(index, config, seed), start=1):
+        x = images.to(device).float() / 127.5 - 1
+        mean, logvar = vae.moments(x)
+        z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=noise, device=device)
+        squared_error = (vae.decode(z) - x).square().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - VARIANCE_OF_PRIOR - logvar).mean()
+        optimizer.zero_grad(set_to_none=True)
+        (squared_error + config.kl_weight * kl).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        ema_update(average, vae, step, EMA_DECAY)
+        bar.update()
+        if step % 50 == 0:
+            bar.set_postfix(psnr=f"{psnr_from_error(squared_error.item()):.1f} dB", refresh=False)
+        if step == config.train_steps:
+            break
+    bar.close()
+    vae.load_state_dict(average)
+    return vae.eval().requires_grad_(False)
+
+
+def measure_scale_shift(
+    vae: VAE, index: Index, buckets: list[tuple[int, int]], bucket_of: np.ndarray, device: torch.device
+) -> tuple[ScaleShift, Welford]:
+    """Scale-and-shift of a data set's latents by Welford's streaming average (N App. B), centre crops.
+
+    returns  the map that gives every channel mean 0 and std 1, and the statistics it came from
+    """
+    statistics = Welford(vae.config.latent_channels)
+    batches = tqdm(list(bucket_batches(buckets, bucket_of, 16)), desc="latent statistics", unit="batch")
+    for images in encoded_images(index, batches):
+        with torch.no_grad():
+            statistics.update(vae.encode(images.to(device)).cpu())
+    return ScaleShift.from_welford(statistics), statistics
+
+
+@torch.no_grad()
+def heldout_psnr(
+    vae: VAE, index: Index, buckets: list[tuple[int, int]], bucket_of: np.ndarray, device: torch.device
+) -> list[float]:
+    """PSNR in dB of each image's reconstruction, pixels in 0 … 1, centre crops of the image's bucket."""
+    values = []
+    for images in encoded_images(index, bucket_batches(buckets, bucket_of, 16)):
+        restored = vae.decode(vae.encode(images.to(device))).clamp(-1, 1).cpu()
+        errors = (restored - images).square().mean(dim=(1, 2, 3))
+        values += [psnr_from_error(error) for error in errors.tolist()]
+    return values
+
+
+def psnr_from_error(squared_error: float) -> float:
+    """PSNR in dB from a mean squared error of pixels in −1 … 1: 10·log₁₀(2² / error), at most 100."""
+    return min(100.0, 10 * float(np.log10(4 / max(squared_error, 1e-30))))
+
+
+def bucket_batches(
+    buckets: list[tuple[int, int]], bucket_of: np.ndarray, batch_size: int
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Every item once, in batches of one bucket, in order: (bucket size, items)."""
+    for bucket in np.unique(bucket_of):
+        items = np.flatnonzero(bucket_of == bucket)
+        for start in range(0, len(items), batch_size):
+            yield buckets[bucket], items[start : start + batch_size]
+
+
+def encoded_images(index: Index, batches: Iterable[tuple[tuple[int, int], np.ndarray]]) -> Iterator[Tensor]:
+    """Centre crops as float images [B, 3, H, W] in −1 … 1."""
+    for batch in load_batches(index, batches, 0, CentreDraws()):
+        yield batch.images.float() / 127.5 - 1
+
+
+def _square_crops(index: Index, config: LatentConfig, seed: int) -> Iterator[Tensor]:
+    """Endless batches of uint8 crops [B, 3, size, size], every epoch in a new order."""
+    bucket, epoch = (config.train_size, config.train_size), 0
+    while True:
+        plan = plan_epoch(np.zeros(len(index), np.int64), config.train_batch, seed, epoch)
+        batches = [(bucket, items) for _, items in plan.batches()]
+        for batch in load_batches(index, batches, epoch, VisitDraws(seed, flip=False)):
+            yield batch.images
+        epoch += 1

@@ -1,0 +1,43 @@
+"""The loader's random choices for one visit of an image: functions of (seed, id, visit) alone."""
+
+from dataclasses import dataclass
+
+import torch
+
+from refimpl.diffusion.philox import KeyedIntegers, Purpose, draw_key, sample_id
+
+
+@dataclass(frozen=True)
+class VisitDraws:
+    """Crop and flip of a visit, keyed by Philox; the same in any worker, batch and world size."""
+
+    seed: int
+    flip: bool
+
+    def crop_source(self, name: str, visit: int) -> KeyedIntegers:
+        """What `cover_and_crop` draws the crop from."""
+        return self._source(name, visit, Purpose.CROP)
+
+    def is_flipped(self, name: str, visit: int) -> bool:
+        """Whether this visit shows the mirrored image."""
+        return self.flip and self._source(name, visit, Purpose.FLIP).integers(0, 2) == 1
+
+    def _source(self, name: str, visit: int, purpose: Purpose) -> KeyedIntegers:
+        ids = torch.tensor([sample_id(name)])
+        return KeyedIntegers(draw_key(self.seed, ids, visit, purpose)[0])
+
+
+class CentreDraws:
+    """No randomness: centre crops, never mirrored. For measuring."""
+
+    def crop_source(self, name: str, visit: int) -> "CentreDraws":
+        """Itself: see `integers`."""
+        return self
+
+    def integers(self, low: int, high: int) -> int:
+        """The middle of [low, high)."""
+        return low + (high - low - 1) // 2
+
+    def is_flipped(self, name: str, visit: int) -> bool:
+        """Never."""
+        return False

@@ -1,0 +1,135 @@
+"""The endless list of optimizer steps: which images, in which order, for which rank (N §4.1.2)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refimpl.data.buckets import pixel_budget_batch_sizes
+from refimpl.data.index import Index
+from refimpl.data.loader import load_batches
+from refimpl.data.plan import Plan, plan_epoch
+from refimpl.train.config import Config, Stage
+from refimpl.train.distributed import World
+from refimpl.train.draws import VisitDraws
+
+
+@dataclass(frozen=True)
+class StageData:
+    """One stage's images, assigned to its buckets, and what is precomputed for each image."""
+
+    stage: Stage
+    index: Index
+    buckets: list[tuple[int, int]]
+    bucket_of: np.ndarray  # [N] int64
+    draw_ids: Tensor  # [N] int64: refimpl.diffusion.philox.sample_id of each id
+    tag_weights: Tensor  # [N] float32, mean 1
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass sees."""
+
+    images: Tensor  # [B, 3, H, W] uint8
+    size_ints: Tensor  # [B, 6] int64
+    captions: list[str]
+    draw_ids: Tensor  # [B] int64
+    tag_weights: Tensor  # [B] float32
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One optimizer step of this rank."""
+
+    stage: Stage
+    epoch: int  # also the visit number of its images
+    bucket: tuple[int, int]
+    images: int  # of all ranks in this step
+    images_per_step: float  # mean of `images` over the epoch: what the summed loss is divided by
+    names: list[str]  # ids of this rank's images
+    batches: list[MicroBatch]
+
+
+def plan_steps(config: Config, stages: list[StageData], start: int, world: World) -> Iterator[PlanStep]:
+    """The optimizer steps from number `start` on, up to `train.steps`.
+
+    The position is a function of the step number: earlier epochs are planned again and passed over, so a resumed run
+    sees the batches that an uninterrupted one would have seen.
+    Raises InputError when a stage has fewer images than one global batch.
+    """
+    step, epoch = 0, 0
+    for number, data in enumerate(stages):
+        is_last = number + 1 == len(stages)
+        end = config.train.steps if is_last else min(config.train.steps, stages[number + 1].stage.from_step)
+        while step < end:
+            plan = _plan(config, data, epoch, world)
+            taken = min(len(plan), end - step)
+            first = max(0, start - step)
+            if first < taken:
+                yield from _epoch_steps(config, data, plan, epoch, first, taken, world)
+            step += taken
+            epoch += 1
+
+
+def _plan(config: Config, data: StageData, epoch: int, world: World) -> Plan:
+    aspects = data.index.widths / data.index.heights
+    bucket_aspects = np.array([width / height for width, height in data.buckets])
+    per_rank = data.stage.batch_size
+    if config.train.pixel_budget:
+        per_rank = np.asarray(pixel_budget_batch_sizes(data.buckets, config.train.pixel_budget))
+    return plan_epoch(
+        data.bucket_of,
+        per_rank * config.train.accumulate,
+        config.train.seed,
+        epoch,
+        world_size=world.size,
+        mode=config.data.plan,
+        aspects=aspects,
+        bucket_aspects=bucket_aspects,
+    )
+
+
+def _epoch_steps(
+    config: Config, data: StageData, plan: Plan, epoch: int, first: int, end: int, world: World
+) -> Iterator[PlanStep]:
+    accumulate = config.train.accumulate
+    steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in range(first, end)]
+    batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
+    draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
+    loaded = load_batches(data.index, batches, epoch, draws, workers=config.data.workers)
+    images_per_step = (len(data.index) - len(plan.dropped)) / len(plan)
+    for bucket, share in steps:
+        yield PlanStep(
+            stage=data.stage,
+            epoch=epoch,
+            bucket=data.buckets[bucket],
+            images=sum(len(micro) for micro in share) * world.size,
+            images_per_step=images_per_step,
+            names=[data.index.ids[item] for micro in share for item in micro],
+            batches=[_micro_batch(data, next(loaded)) for _ in range(accumulate)],
+        )
+
+
+def _rank_share(
+    plan: Plan, step: int, mode: str, accumulate: int, world: World
+) -> tuple[int, list[np.ndarray]]:
+    """Bucket and micro-batches of this rank: micro-batch j = k·world + rank of a global batch (refimpl.train.distributed)."""
+    if mode == "paper":
+        bucket, items = plan.batch(step, world.rank)
+        return bucket, np.split(np.asarray(items), accumulate)
+    bucket, items = plan.global_batch(step)
+    parts = np.split(np.asarray(items), accumulate * world.size)
+    return bucket, [parts[k * world.size + world.rank] for k in range(accumulate)]
+
+
+def _micro_batch(data: StageData, batch) -> MicroBatch:
+    items = torch.as_tensor(batch.items)
+    return MicroBatch(
+        images=batch.images,
+        size_ints=batch.size_ints,
+        captions=[data.index.captions[item] for item in batch.items],
+        draw_ids=data.draw_ids[items],
+        tag_weights=data.tag_weights[items],
+    )
