@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from refimpl.model.blocks import zeroed
+
 TRANSFORMER_NORM_EPS = 1e-6  # of the published network; its residual blocks use 1e-5
 
 
@@ -105,9 +107,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, context_dim, head_dim) for _ in range(depth)
         )
-        self.proj_out = nn.Linear(channels, channels)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        self.proj_out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         height, width = x.shape[2:]

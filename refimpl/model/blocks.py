@@ -6,6 +6,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module itself, all its parameters set to 0."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
 class ResBlock(nn.Module):
     """Two 3×3 convolutions with the embedding added between them, and a skip around.
 
@@ -24,9 +31,7 @@ class ResBlock(nn.Module):
         )
         # Slot 0 of the published keys is a SiLU: the same for every block, so the UNet applies it once.
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb_dim, out_channels))
-        last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+        last = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         # Slot 2 is a dropout of probability 0 in the published network.
         self.out_layers = nn.Sequential(nn.GroupNorm(groups, out_channels), nn.SiLU(), nn.Identity(), last)
         same = in_channels == out_channels

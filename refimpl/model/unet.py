@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from refimpl.errors import InputError
 from refimpl.model.attention import SpatialTransformer, TransformerBlock
-from refimpl.model.blocks import Downsample, ResBlock, Upsample
-from refimpl.model.embeddings import sinusoid
+from refimpl.model.blocks import Downsample, ResBlock, Upsample, zeroed
+from refimpl.model.embeddings import EmbeddingMLP
+from refimpl.text.sinusoid import sinusoidal_features
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         emb_dim = 4 * config.channels
-        self.time_embed = _embed_mlp(config.channels, emb_dim)
-        self.label_emb = nn.Sequential(_embed_mlp(config.vector_dim, emb_dim))
+        self.time_embed = EmbeddingMLP(config.channels, emb_dim)
+        self.label_emb = nn.Sequential(EmbeddingMLP(config.vector_dim, emb_dim))
 
         def res(in_channels: int, out_channels: int) -> ResBlock:
             return ResBlock(in_channels, out_channels, emb_dim, config.groups)
@@ -177,9 +178,7 @@ class UNet(nn.Module):
                 )
                 width = level_width
 
-        last = nn.Conv2d(width, config.out_channels, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+        last = zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(config.groups, width), nn.SiLU(), last)
         self.set_activation_checkpointing(activation_checkpointing)
 
@@ -203,7 +202,7 @@ class UNet(nn.Module):
         self._check(x, t, context, vector)
         dtype = next(self.parameters()).dtype
         context = context.to(dtype)
-        emb = self.time_embed(sinusoid(t, self.config.channels).to(dtype))
+        emb = self.time_embed(sinusoidal_features(t, self.config.channels).to(dtype))
         emb = emb + self.label_emb(vector.to(dtype))
         emb = F.silu(emb)  # the first step of every residual block's emb_layers
 
@@ -237,9 +236,3 @@ class UNet(nn.Module):
             if not fits:
                 needed = ", ".join(map(str, shape))
                 raise InputError(f"UNet.forward: {name} has shape {list(tensor.shape)}, needs [{needed}]")
-
-
-def _embed_mlp(in_features: int, out_features: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(in_features, out_features), nn.SiLU(), nn.Linear(out_features, out_features)
-    )
