@@ -12,3 +12,21 @@ FLOAT32_LOG_SIGMA = (
 )
 STANDARD_ERRORS = 5  # of a statistic; draws are keyed, so what passes once passes for ever
 KS_CRITICAL = 1.95  # sqrt(n)·D of a Kolmogorov–Smirnov test at p = 0.001
+
+# --- latents and text ---
+WELFORD_RELATIVE = 1e-12  # spec 3.3: any partition against one pass; what 1e4 float64 additions may cost
+NUMACC_EXACT = 1e-14  # a two-pass sum over 1001 float64 deviations that are themselves exact
+STORED_DECIMAL = 0.5  # units in the last place by which a decimal differs from the float64 that stores it
+FLOAT32_STEPS = 4  # roundings of one or two float32 operations, in units of the dtype's eps
+TRANSFORMER_FLOAT32 = 1e-5  # two layers at 64 channels, other batch shape: relative to states of order one
+SINUSOID_FLOAT32 = 3e-4  # angle t·f near 3000 carries float32's 6e-8 relative error of t·f, so 2e-4 absolute
+SEPARATE_COLOURS = 0.35  # rms between pooled states of two colours, of rms 1; unrelated prompts are √2 apart
+UNIT_SCALE = (0.5, 2.5)  # range in which the rms of a state counts as of order one
+
+# --- sample ---
+PRINTED_SIGMA = 0.05  # N Fig. 6 and 7 print sigma_max as 14.6 and 29: to the last printed digit of 14.6
+BFLOAT16_ROUNDING = 2.0**-8  # relative error of one rounding to bfloat16 (8 significant bits)
+SECOND_ORDER_GAIN = 3.3  # error ratio when steps double; 4 in the limit, less while the ends weigh in
+FIRST_ORDER_GAIN = 1.8  # error ratio when steps double; 2 in the limit
+PRINTED_PERCENT = 0.005  # half of the last place of a percentage printed with two decimals
+BLOCK_CORRELATION = 0.25  # 3.5 standard errors of a correlation of 3 · 64 independent values, printed to 0.01

@@ -19,8 +19,8 @@ PARITY_SIGMA_MAX = {
 def scalings(sigma_edm: Tensor | float, sigma_data: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The scalings (c_skip, c_out, c_in) of the preconditioner.
 
-    Written with hypot and quotients of at most 1, so nothing overflows and the ends are limits, not special
-    cases: (1, 0, 1/σd) at σ = 0 and (0, −σd, 0) at σ = ∞.
+    With small, large = the smaller and the larger of σ and σd, √(σ² + σd²) = large·√(1 + (small/large)²), so
+    nothing overflows and the ends are no special cases: (1, 0, 1/σd) at σ = 0 and (0, −σd, 0) at σ = ∞.
 
     sigma_edm  [...]  0 to inf        sigma_data  σd > 0
     returns    [...]  each, float64 for float64 and for Python numbers, else float32
@@ -29,13 +29,15 @@ def scalings(sigma_edm: Tensor | float, sigma_data: float = 1.0) -> tuple[Tensor
     if not 0 < sigma_data < math.inf:
         raise InputError(f"sigma_data must be positive and finite, got {sigma_data}: SDXL's is 1")
     sigma = _levels(sigma_edm)
-    norm = torch.hypot(sigma, torch.full_like(sigma, sigma_data))  # √(σ² + σd²)
+    data = torch.full_like(sigma, sigma_data)  # a tensor, as torch rounds number / tensor twice
+    small, large = torch.minimum(sigma, data), torch.maximum(sigma, data)
+    root = torch.sqrt(1 + (small / large) ** 2)  # 1 to √2
     # eq. 10: c_skip = σd² / (σ² + σd²)
-    c_skip = (sigma_data / norm) ** 2
-    # eq. 11: c_out = −σ·σd / √(σ² + σd²), divided through by σ
-    c_out = -sigma_data / torch.hypot(sigma_data / sigma, torch.ones_like(sigma))
+    c_skip = (data / (large * root)) ** 2
+    # eq. 11: c_out = −σ·σd / √(σ² + σd²), where σ·σd = small·large
+    c_out = -small / root
     # eq. 12: c_in = 1 / √(σ² + σd²)
-    c_in = 1 / norm
+    c_in = 1 / (large * root)
     return c_skip, c_out, c_in
 
 
@@ -76,6 +78,8 @@ def denoise(
     column = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim))
     c_skip, c_out, c_in = (scaling.to(x.dtype) for scaling in scalings(column, sigma_data))
     output = network(torch.where(torch.isinf(column), x, c_in * x), sigma)
+    if output.shape != x.shape:
+        raise InputError(f"the network returned {list(output.shape)} for latents {list(x.shape)}")
     # eq. 1: D(x; σ) = c_skip·x + c_out·F(c_in·x; σ)
     return c_skip * x + c_out * output.to(x.dtype)
 
