@@ -16,7 +16,7 @@ MIN_SIDE, MAX_SIDE = 72, 400  # pixels
 TRAIN_CROPS, HELDOUT_CROPS = 6, 2  # of each photograph
 
 _CC0 = "CC0 1.0"
-_CC_BY = "CC BY 2.0 (cropped and resized)"
+_CC_BY = "CC BY 2.0, https://creativecommons.org/licenses/by/2.0/ (cropped and resized)"
 _PUBLIC = "public domain"
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets", "images")
 

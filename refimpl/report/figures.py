@@ -75,7 +75,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             markersize=4,
             label="held-out, fixed noise",
         )
-    axes.set(xlabel="step", ylabel="v-loss (mean square)", title="Loss")
+    axes.set(xlabel="step", ylabel="v-loss (mean square)")
     axes.set_ylim(bottom=0)
     axes.legend(ncols=3, loc="upper right")
     return figure

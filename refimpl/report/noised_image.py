@@ -103,7 +103,7 @@ def noised_image(image: Image.Image, plain: NoiseSchedule, zero_terminal: NoiseS
         upper, lower = axes[column], axes[len(levels) + column]
         _show(upper, x_t, 1 + 1.5 * float(sigma))
         _show(lower, low, 1.0 if math.isfinite(level) else 2.5)
-        upper.set_title("σ = ∞" if math.isinf(level) else f"σ = {level:.1f}", loc="center")
+        upper.set_title("σ = ∞" if math.isinf(level) else f"σ = {level:.1f}".removesuffix(".0"), loc="center")
         lower.set_xlabel(f"correlation {correlation(low, clean):.2f}")
     axes[0].set_ylabel("noised image")
     axes[len(levels)].set_ylabel("lowest frequencies")

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refimpl.errors import InputError
 from refimpl.report.style import matplotlib_module
 
 CELL = 160  # pixels: the least width of a cell; small images are enlarged by a whole factor
+GRID_WIDTH = 980  # pixels of a whole grid
 GAP = 8  # pixels between cells
 FONT_SIZE = 13
-LINES = 2  # of caption below an image
+LINES = 3  # of caption below an image
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -54,8 +56,8 @@ def sample_grid(images: Any, labels: Sequence[str], columns: int | None = None) 
     """All images in rows, in their order, each with its caption below.
 
     images   uint8 [N, H, W, 3], or a list of [H, W, 3] that may differ in size
-    labels   N captions; long ones are cut after two lines
-    columns  cells in a row; by default as many as fit 1,000 pixels
+    labels   N captions; long ones are cut after three lines
+    columns  cells in a row; by default as fit GRID_WIDTH pixels, in evenly filled rows
     Raises InputError when there are no images, or not one label for each.
     """
     pictures = [as_picture(image) for image in images]
@@ -65,14 +67,16 @@ def sample_grid(images: Any, labels: Sequence[str], columns: int | None = None) 
     cell_w = max(picture.width for picture in pictures) * factor
     cell_h = max(picture.height for picture in pictures) * factor
     if columns is None:
-        columns = max(1, min(len(pictures), 1000 // (cell_w + GAP)))
+        most = max(1, (GRID_WIDTH - GAP) // (cell_w + GAP))
+        columns = -(-len(pictures) // -(-len(pictures) // most))  # as few rows as possible, evenly filled
     font = _font()
-    text_h = LINES * (FONT_SIZE + 3) + 4
+    wrapped = [wrap(label, cell_w, font) for label in labels]
+    text_h = max(map(len, wrapped)) * (FONT_SIZE + 3) + 4
     rows = -(-len(pictures) // columns)
     size = (columns * (cell_w + GAP) + GAP, rows * (cell_h + text_h + GAP) + GAP)
     grid = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(grid)
-    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    for number, (picture, lines) in enumerate(zip(pictures, wrapped, strict=True)):
         row, column = divmod(number, columns)
         left, top = GAP + column * (cell_w + GAP), GAP + row * (cell_h + text_h + GAP)
         enlarged = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -81,10 +85,20 @@ def sample_grid(images: Any, labels: Sequence[str], columns: int | None = None) 
             (left - 1, top + cell_h - enlarged.height - 1, left + enlarged.width, top + cell_h),
             outline=(205, 205, 205),
         )
-        draw.multiline_text(
-            (left, top + cell_h + 3), "\n".join(wrap(label, cell_w, font)), INK, font, spacing=2
-        )
+        draw.multiline_text((left, top + cell_h + 3), "\n".join(lines), INK, font, spacing=2)
     return grid
+
+
+def above(first: Any, second: Any) -> NDArray[np.uint8]:
+    """Two images of one size as one, the first above the second with a white gap between.
+
+    first, second  uint8 [H, W, 3]        returns  uint8 [2·H + 2, W, 3]
+    Raises InputError when their sizes differ.
+    """
+    upper, lower = np.asarray(as_picture(first)), np.asarray(as_picture(second))
+    if upper.shape != lower.shape:
+        raise InputError(f"images to compare differ in size: {list(upper.shape)} and {list(lower.shape)}")
+    return np.concatenate([upper, np.full((2, upper.shape[1], 3), 255, np.uint8), lower])
 
 
 def png(picture: Image.Image) -> bytes:

@@ -1,0 +1,172 @@
+"""Figures: the drawn data are the given data, and the numbers of N stand where its figures show them."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl.diffusion.min_snr import POLICIES, min_snr_weight
+from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
+from refimpl.errors import InputError
+from refimpl.latents.scale_shift import NOVELAI_ANIME
+from refimpl.report import figures
+from refimpl.report.style import matplotlib_module, png_bytes
+from tests.tolerances import FLOAT64_ROUNDING, PRINTED_PERCENT
+
+PLAIN = sdxl_schedule()
+ZERO_TERMINAL = zero_terminal_snr(PLAIN)
+
+
+def texts(axes) -> str:
+    return " | ".join([axes.get_title(loc="left"), *(text.get_text() for text in axes.texts)])
+
+
+def test_loss_curve_draws_every_row_and_skips_what_has_no_loss():
+    rows = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "sampled": "grid.png"},
+        {"step": 3, "loss": 0.5, "heldout_loss": 1.5},
+    ]
+    raw, smooth, heldout = figures.loss_curve(rows).axes[0].lines
+    assert raw.get_xydata().tolist() == [[1, 2], [3, 0.5]]
+    assert smooth.get_xdata().tolist() == [1, 3]
+    assert heldout.get_xydata().tolist() == [[3, 1.5]]
+
+
+def test_loss_curve_of_heldout_rows_alone():
+    (line,) = figures.loss_curve([{"step": 0, "heldout_loss": 1.0}]).axes[0].lines
+    assert line.get_xydata().tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 3}], [{"step": 3, "loss": None}]])
+def test_loss_curve_of_nothing_is_refused(rows):
+    with pytest.raises(InputError, match="has a `loss` or a `heldout_loss`"):
+        figures.loss_curve(rows)
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
+    st.sampled_from([0.1, 1.0, 7.0, 1e6]),
+)
+def test_smoothed_stays_inside_the_values_so_far_and_starts_at_the_first(values, half_life):
+    averaged = figures.smoothed(values, half_life)
+    scale = FLOAT64_ROUNDING * max(1.0, *map(abs, values)) / min(1.0, 1 - 0.5 ** (1 / half_life))
+    assert len(averaged) == len(values)
+    assert abs(averaged[0] - values[0]) <= scale
+    for n, value in enumerate(averaged, start=1):
+        assert min(values[:n]) - scale <= value <= max(values[:n]) + scale
+
+
+def test_smoothed_halves_a_step_after_one_half_life():
+    values = np.r_[np.zeros(2000), np.ones(50)]
+    assert figures.smoothed(values, 50.0)[-1] == pytest.approx(0.5, rel=FLOAT64_ROUNDING)
+
+
+def test_smoothed_refuses_a_half_life_of_zero():
+    with pytest.raises(InputError, match="half_life is 0"):
+        figures.smoothed([1.0], 0)
+
+
+def test_bucket_histogram_runs_from_tall_to_wide():
+    axes = figures.bucket_histogram([(64, 64), (128, 32), (32, 128)], [5, 0, 7], 0.0412).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [7, 5, 0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["32×128", "64×64", "128×32"]
+    assert "0.041" in axes.get_title(loc="left")
+    assert "N: 0.033" in axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize(("buckets", "counts"), [([], []), ([(64, 64)], []), ([(64, 64)], [1, 2])])
+def test_bucket_histogram_wants_one_count_for_each_bucket(buckets, counts):
+    with pytest.raises(InputError, match="one count for each bucket"):
+        figures.bucket_histogram(buckets, counts, 0.0)
+
+
+def test_figure_5_holds_both_schedules_and_marks_infinity():
+    axes = figures.schedule_figure(PLAIN, ZERO_TERMINAL).axes[0]
+    plain, rescaled, infinity = axes.lines
+    assert axes.get_yscale() == "log"
+    assert np.array_equal(plain.get_ydata(), PLAIN.sigma_edm.numpy())
+    assert np.array_equal(rescaled.get_ydata(), ZERO_TERMINAL.sigma_edm[:-1].numpy())
+    assert rescaled.get_xdata()[-1] == 998
+    assert infinity.get_xdata() == [999]
+    assert "σ = 14.6 at t = 999" in texts(axes)
+    assert "σ = 2254 at t = 998" in texts(axes)
+    assert "σ = ∞ at t = 999" in texts(axes)
+
+
+def test_figure_5_of_two_finite_schedules_has_no_infinity():
+    axes = figures.schedule_figure(PLAIN, PLAIN).axes[0]
+    assert len(axes.lines) == 2
+    assert "∞" not in texts(axes)
+
+
+def test_figure_8_is_the_table_of_the_paper():
+    (table,) = figures.latent_table(NOVELAI_ANIME.mean, NOVELAI_ANIME.std).axes[0].tables
+    cells = [[table[row, column].get_text().get_text() for column in range(5)] for row in range(3)]
+    assert cells == [
+        ["variable", "0", "1", "2", "3"],
+        ["μ", "4.8119", "0.1607", "1.3538", "-1.7753"],
+        ["σ", "9.9181", "6.2753", "7.5978", "5.9956"],
+    ]
+
+
+def test_latent_statistics_bars_are_the_moments():
+    before, after = (torch.tensor([1.0, -2.0]), torch.tensor([3.0, 4.0])), ([0.0, 0.1], [1.0, 0.9])
+    means, stds = figures.latent_statistics(before, after).axes
+    assert [bar.get_height() for bar in means.patches] == [1.0, -2.0, 0.0, 0.1]
+    assert [bar.get_height() for bar in stds.patches] == [3.0, 4.0, 1.0, 0.9]
+    means, _ = figures.latent_statistics(before, after, reference=([5.0, 6.0], [7.0, 8.0])).axes
+    assert [bar.get_height() for bar in means.patches][4:] == [5.0, 6.0]
+
+
+def test_latent_statistics_of_unequal_channels_are_refused():
+    with pytest.raises(InputError, match="standardised has 1 means and 2 stds; wanted 2"):
+        figures.latent_statistics(([0, 0], [1, 1]), ([0], [1, 1]))
+
+
+def test_weight_mass_bars_sum_to_all_weight_and_show_how_min_snr_fights_ztsnr():
+    snr = ZERO_TERMINAL.snr
+    weights = {p: min_snr_weight(snr, policy=p, floor=0.1 if p == "floor" else 0.0) for p in POLICIES}
+    panels = figures.weight_mass(weights).axes
+    for axes in panels:
+        heights = [bar.get_height() for bar in axes.patches]
+        assert len(heights) == 20
+        assert sum(heights) == pytest.approx(100, rel=FLOAT64_ROUNDING)
+    late = sum(bar.get_height() for bar in panels[0].patches[16:])
+    assert late == pytest.approx(0.36, abs=PRINTED_PERCENT)  # 800 ≤ t: spec of MinSNR as written
+    assert "paper: 0.36 % on t ≥ 800" in panels[0].get_title(loc="left")
+
+
+def test_weight_mass_with_an_odd_number_of_policies_and_a_last_short_bar():
+    panels = figures.weight_mass({"a": np.ones(970)}, per=50).axes
+    assert len(panels[0].patches) == 20
+    assert panels[0].patches[-1].get_height() == pytest.approx(100 * 20 / 970, rel=FLOAT64_ROUNDING)
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": np.zeros(1000)}, {"a": np.full(1000, np.inf)}])
+def test_weight_mass_without_weight_is_refused(weights):
+    with pytest.raises(InputError, match=r"no policy|nothing would be learned"):
+        figures.weight_mass(weights)
+
+
+def test_wrong_dimensions_are_named():
+    with pytest.raises(InputError, match=r"a must have 1 dimension\(s\), got shape \[2, 2\]"):
+        figures.weight_mass({"a": np.ones((2, 2))})
+
+
+def test_png_bytes_are_the_same_each_time_and_settings_stay():
+    before = dict(mpl.rcParams)
+    first, second = (png_bytes(figures.latent_table([0.0], [1.0])) for _ in range(2))
+    assert first == second
+    assert first.startswith(b"\x89PNG")
+    assert dict(mpl.rcParams) == before
+
+
+def test_missing_matplotlib_names_the_command(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'refimpl\[report\]'"):
+        matplotlib_module()
