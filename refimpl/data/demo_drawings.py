@@ -52,7 +52,7 @@ def _flat(rng: np.random.Generator, index: int) -> Drawing:
 
 
 def _gradient(rng: np.random.Generator, index: int) -> Drawing:
-    """A linear change from one colour to another, from the left or from the top."""
+    """A linear change between two colours. The caption does not say which is left: a flip keeps it true."""
     width, height = _size(rng, index)
     first, second = _two_colours(rng)
     horizontal = bool(rng.integers(2))
@@ -63,7 +63,7 @@ def _gradient(rng: np.random.Generator, index: int) -> Drawing:
     direction = "horizontal" if horizontal else "vertical"
     return Image.fromarray(
         np.ascontiguousarray(pixels)
-    ), f"colour:from {first}, colour:to {second}, style:{direction} gradient"
+    ), f"colour:{first}, colour:{second}, style:{direction} gradient"
 
 
 def _canvas(size: tuple[int, int], background: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
