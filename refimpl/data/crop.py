@@ -58,7 +58,7 @@ def cover_and_crop(image: Picture, bucket: Bucket, rng: IntegerSource) -> tuple[
     if isinstance(image, Image.Image):
         return _cover_and_crop(image, bucket, rng)
     cropped, size_ints = _cover_and_crop(_from_array(image), bucket, rng)
-    return np.asarray(cropped), size_ints
+    return np.array(cropped), size_ints
 
 
 def _cover_and_crop(image: Image.Image, bucket: Bucket, rng: IntegerSource) -> tuple[Image.Image, SizeInts]:

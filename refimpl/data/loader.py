@@ -1,0 +1,148 @@
+"""Batches of images from disk, the same for any number of worker processes (N §4.1.3)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from refimpl.data.aspect_table import Bucket
+from refimpl.data.crop import IntegerSource, SizeInts, cover_and_crop, flip
+from refimpl.data.images import DEFAULT_ACCEPTED, WHITE, Accepted, BadImage, decode
+from refimpl.data.index import Index
+from refimpl.errors import InputError
+
+
+class ItemDraws(NamedTuple):
+    """The random draws of one sample at one visit; the caller makes them, from its keys."""
+
+    crop: IntegerSource
+    flip: float  # uniform in [0, 1): mirrored below one half
+
+
+Draw = Callable[[str, int], ItemDraws]  # of (sample id, visit); picklable when there are workers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one bucket.
+
+    images     [B, 3, H, W] uint8, sRGB
+    size_ints  [B, 6] int64, rows of SizeInts
+    items      [B] int64, rows of the Index
+    bucket     (width, height)
+    """
+
+    images: torch.Tensor
+    size_ints: torch.Tensor
+    items: npt.NDArray[np.int64]
+    bucket: Bucket
+
+
+class ImageCache:
+    """Decoded images of a small data set, kept as uint8 arrays up to `max_bytes` in all.
+
+    Full, it keeps what it has: every epoch visits every image once, so replacing one would never pay. It lives
+    in one process: pass it with workers = 0. Its contents don't travel to other processes.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._images: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def get(self, item: int, read: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+        """Image `item`, from `read` the first time."""
+        if item in self._images:
+            return self._images[item]
+        image = read()
+        if self.bytes + image.nbytes <= self.max_bytes:
+            self._images[item] = image
+            self.bytes += image.nbytes
+        return image
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[Batch | BadImage]):
+    index: Index
+    batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]
+    visit: int
+    draw: Draw
+    flip: bool
+    background: tuple[int, int, int]
+    accepted: Accepted
+    cache: ImageCache | None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> Batch | BadImage:
+        """A batch, or the error as a value: raised in a worker it would lose its class on the way."""
+        bucket, items = self.batches[step]
+        try:
+            loaded = [self._load(int(item), bucket) for item in items]
+        except BadImage as error:
+            return error
+        images = torch.from_numpy(np.stack([image for image, _ in loaded])).permute(0, 3, 1, 2).contiguous()
+        size_ints = torch.tensor([size_ints for _, size_ints in loaded], dtype=torch.int64)
+        return Batch(images, size_ints, np.asarray(items, np.int64), bucket)
+
+    def _load(self, item: int, bucket: Bucket) -> tuple[npt.NDArray[np.uint8], SizeInts]:
+        draws = self.draw(self.index.ids[item], self.visit)
+        image = self._read(item) if self.cache is None else self.cache.get(item, lambda: self._read(item))
+        image, size_ints = cover_and_crop(image, bucket, draws.crop)
+        return flip(image, size_ints) if self.flip and draws.flip < 0.5 else (image, size_ints)
+
+    def _read(self, item: int) -> npt.NDArray[np.uint8]:
+        path, identifier = self.index.paths[item], self.index.ids[item]
+        try:
+            image = decode(path, self.background, self.accepted)
+        except BadImage as error:
+            raise BadImage(path, f"{error.reason} (id {identifier!r})") from error
+        indexed = int(self.index.widths[item]), int(self.index.heights[item])
+        if image.size != indexed:
+            raise BadImage(
+                path,
+                f"now {image.width}x{image.height} pixels, but {indexed[0]}x{indexed[1]} when it was indexed (id "
+                f"{identifier!r}); index the data set again",
+            )
+        return np.asarray(image)
+
+
+def load_batches(
+    index: Index,
+    batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]],
+    visit: int,
+    draw: Draw,
+    flip: bool = False,
+    workers: int = 0,
+    background: tuple[int, int, int] = WHITE,
+    accepted: Accepted = DEFAULT_ACCEPTED,
+    cache: ImageCache | None = None,
+) -> Iterator[Batch]:
+    """Load, crop and perhaps mirror the images of each batch, in the order given.
+
+    batches  of ((width, height) of the bucket, rows of the index)
+    visit    how often the samples have been visited before, as `draw` counts it
+    draw     all randomness: crop and flip of (id, visit)
+    flip     mirror about half of the images
+    workers  processes that load ahead; 0 loads here. The result is the same.
+    Raises BadImage, with path and id, for an image that vanished, broke or changed since it was indexed, and
+    InputError for negative workers or a cache with workers.
+    """
+    if workers < 0 or (workers and cache is not None):
+        raise InputError(f"workers = {workers}: give 0 or more, and no image cache unless it is 0")
+    data = _Batches(index, batches, visit, draw, flip, background, accepted, cache)
+    # Its own generator: DataLoader draws a seed for its workers, by default from torch's global state.
+    loader = DataLoader(data, batch_size=None, num_workers=workers, generator=torch.Generator())
+    return _raising(loader)
+
+
+def _raising(loader: DataLoader[Batch | BadImage]) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, BadImage):
+            raise batch
+        yield batch
