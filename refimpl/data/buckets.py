@@ -72,6 +72,22 @@ def check_buckets(buckets: Sequence[Bucket]) -> None:
             )
 
 
+def pixel_budget_batch_sizes(buckets: Sequence[Bucket], budget: int) -> npt.NDArray[np.int64]:
+    """Batch size [n_buckets] of each bucket that keeps a rank's batch within `budget` pixels (S §2.3).
+
+    buckets  (width, height) pairs        budget  pixels
+    Raises InputError when one image of some bucket exceeds the budget.
+    """
+    check_buckets(buckets)
+    areas = np.array([width * height for width, height in buckets], np.int64)
+    for (width, height), area in zip(buckets, areas, strict=True):
+        if area > budget:
+            raise InputError(
+                f"pixel budget {budget} is below one image of bucket {width}x{height} = {area} pixels: raise it"
+            )
+    return budget // areas
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What a dataset's buckets look like.

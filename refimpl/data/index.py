@@ -42,6 +42,19 @@ class Index:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> "Index":
+        """The data set of these rows alone, in their order."""
+        chosen = [int(row) for row in rows]
+        return Index(
+            ids=[self.ids[row] for row in chosen],
+            paths=[self.paths[row] for row in chosen],
+            widths=self.widths[chosen],
+            heights=self.heights[chosen],
+            captions=[self.captions[row] for row in chosen],
+            tags=[self.tags[row] for row in chosen],
+            quarantined=self.quarantined,
+        )
+
 
 def read_folder(
     folder: str | os.PathLike[str],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,16 @@ from refimpl.data.index import Index
 from refimpl.errors import InputError
 
 
-class ItemDraws(NamedTuple):
-    """The random draws of one sample at one visit; the caller makes them, from its keys."""
+class Draws(Protocol):
+    """All randomness of loading, as functions of (sample id, visit); picklable when there are workers."""
 
-    crop: IntegerSource
-    flip: float  # uniform in [0, 1): mirrored below one half
+    def crop_source(self, name: str, visit: int) -> IntegerSource:
+        """What the crop is drawn from."""
+        ...
 
-
-Draw = Callable[[str, int], ItemDraws]  # of (sample id, visit); picklable when there are workers
+    def is_flipped(self, name: str, visit: int) -> bool:
+        """Whether the image is mirrored."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ class _Batches(Dataset[Batch | BadImage]):
     index: Index
     batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]
     visit: int
-    draw: Draw
-    flip: bool
+    draws: Draws
     background: tuple[int, int, int]
     accepted: Accepted
     cache: ImageCache | None
@@ -91,10 +92,10 @@ class _Batches(Dataset[Batch | BadImage]):
         return Batch(images, size_ints, np.asarray(items, np.int64), bucket)
 
     def _load(self, item: int, bucket: Bucket) -> tuple[npt.NDArray[np.uint8], SizeInts]:
-        draws = self.draw(self.index.ids[item], self.visit)
+        name = self.index.ids[item]
         image = self._read(item) if self.cache is None else self.cache.get(item, lambda: self._read(item))
-        image, size_ints = cover_and_crop(image, bucket, draws.crop)
-        return flip(image, size_ints) if self.flip and draws.flip < 0.5 else (image, size_ints)
+        image, size_ints = cover_and_crop(image, bucket, self.draws.crop_source(name, self.visit))
+        return flip(image, size_ints) if self.draws.is_flipped(name, self.visit) else (image, size_ints)
 
     def _read(self, item: int) -> npt.NDArray[np.uint8]:
         path, identifier = self.index.paths[item], self.index.ids[item]
@@ -116,26 +117,26 @@ def load_batches(
     index: Index,
     batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]],
     visit: int,
-    draw: Draw,
-    flip: bool = False,
+    draws: Draws,
     workers: int = 0,
     background: tuple[int, int, int] = WHITE,
     accepted: Accepted = DEFAULT_ACCEPTED,
     cache: ImageCache | None = None,
 ) -> Iterator[Batch]:
-    """Load, crop and perhaps mirror the images of each batch, in the order given.
+    """Load, crop and, where drawn, mirror the images of each batch, in the order given.
 
     batches  of ((width, height) of the bucket, rows of the index)
-    visit    how often the samples have been visited before, as `draw` counts it
-    draw     all randomness: crop and flip of (id, visit)
-    flip     mirror about half of the images
+    visit    how often the samples have been visited before, as `draws` counts it
+    draws    all randomness: crop and flip of (id, visit)
+    background, accepted  as `decode` takes them
+    cache    keeps decoded images for the next call
     workers  processes that load ahead; 0 loads here. The result is the same.
     Raises BadImage, with path and id, for an image that vanished, broke or changed since it was indexed, and
     InputError for negative workers or a cache with workers.
     """
     if workers < 0 or (workers and cache is not None):
         raise InputError(f"workers = {workers}: give 0 or more, and no image cache unless it is 0")
-    data = _Batches(index, batches, visit, draw, flip, background, accepted, cache)
+    data = _Batches(index, batches, visit, draws, background, accepted, cache)
     # Its own generator: DataLoader draws a seed for its workers, by default from torch's global state.
     loader = DataLoader(data, batch_size=None, num_workers=workers, generator=torch.Generator())
     return _raising(loader)

@@ -1,13 +1,13 @@
 """Which items are trained on at which step of an epoch (N §4.1.2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.data.aspect_table import Bucket, IntArray
+from refimpl.data.aspect_table import IntArray
 from refimpl.data.batches import BatchList, CatchAll, list_batches
 from refimpl.data.shuffle import Stream, bits_of, shuffled, shuffled_in_groups
 from refimpl.errors import InputError
@@ -112,7 +112,7 @@ def plan_epoch(
 
     bucket_of   [N]  bucket index of each item
     batch_size  items per rank and step; a global batch has world_size times as many. In global mode also an
-                array [n_buckets], one size for each bucket (`pixel_budget_batch_sizes`)
+                array [n_buckets], one size for each bucket (`buckets.pixel_budget_batch_sizes`)
     seed, epoch the shuffle's key
     mode   "global": the plan is a list of global batches, each of one bucket, that the ranks slice; it
            depends on world_size · batch_size alone, not on either, and all shapes of a step agree.
@@ -201,18 +201,3 @@ def _check_enough(n_items: int, world_size: int, batch_size: int) -> None:
             f"{n_items} images are fewer than one global batch: {world_size} ranks × batch size {batch_size} "
             f"= {global_batch}. Add {global_batch - n_items} images, or lower the batch size or the ranks"
         )
-
-
-def pixel_budget_batch_sizes(buckets: Sequence[Bucket], budget: int) -> npt.NDArray[np.int64]:
-    """Batch size [n_buckets] of each bucket that keeps a rank's batch within `budget` pixels (S §2.3).
-
-    buckets  (width, height) pairs        budget  pixels
-    Raises InputError when one image of some bucket exceeds the budget.
-    """
-    areas = np.array([width * height for width, height in buckets], np.int64)
-    for (width, height), area in zip(buckets, areas, strict=True):
-        if area > budget:
-            raise InputError(
-                f"pixel budget {budget} is below one image of bucket {width}x{height} = {area} pixels: raise it"
-            )
-    return budget // areas
