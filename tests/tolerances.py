@@ -7,11 +7,11 @@ ANTIALIASED_AREA = 0.12  # share of pixels on the edge of a drawn shape at 64 px
 FLOAT64_NEAR_ZERO_SNR = 1e-10  # √abar − √abar₉₉₉ cancels 3 digits before t = 999, on top of FLOAT64_ROUNDING
 FLOAT32_ROUNDING = 2e-6  # some tens of float32 operations (eps 1.2e-7) on values of order one
 FLOAT32_BETAS = 1e-5  # what abar loses when it goes through float32 betas and their cumulative product
-FLOAT32_LOG_SIGMA = (
-    1e-4  # a timestep from float32 log sigmas: spacing 3e-3 at t = 500, rounding 3e-7, times slope
-)
+FLOAT32_LOG_SIGMA = 1e-4  # a timestep from float32 log sigmas: rounding 3e-7 over their spacing of 3e-3
+KEYED_NORMAL_ULPS = 1  # float32 steps: libm, torch and CUDA may differ in the last bit of a float64 logarithm
 STANDARD_ERRORS = 5  # of a statistic; draws are keyed, so what passes once passes for ever
 KS_CRITICAL = 1.95  # sqrt(n)·D of a Kolmogorov–Smirnov test at p = 0.001
+BINARY_DECIMAL_AT_1E7 = 2e-8  # float64 holds 10000000.1 to 2e-9, which is 2e-8 of a deviation of 0.1
 
 # --- latents and text ---
 WELFORD_RELATIVE = 1e-12  # spec 3.3: any partition against one pass; what 1e4 float64 additions may cost
@@ -30,3 +30,8 @@ SECOND_ORDER_GAIN = 3.3  # error ratio when steps double; 4 in the limit, less w
 FIRST_ORDER_GAIN = 1.8  # error ratio when steps double; 2 in the limit
 PRINTED_PERCENT = 0.005  # half of the last place of a percentage printed with two decimals
 BLOCK_CORRELATION = 0.25  # 3.5 standard errors of a correlation of 3 · 64 independent values, printed to 0.01
+
+# --- networks ---
+NETWORK_FLOAT32 = 1e-5  # largest error over largest value, after some hundred float32 layers in another order
+NETWORK_FLOAT64 = 1e-12  # the same in float64
+NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula

@@ -45,7 +45,9 @@ def v_loss(
             f"the loss is a mean over C, H, W, and shape {list(x0.shape)} leaves nothing to average"
         )
     dtype = torch.float32
-    for tensor in (prediction, x0, eps):
+    for name, tensor in (("prediction", prediction), ("x0", x0), ("eps", eps)):
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
         dtype = torch.promote_types(dtype, tensor.dtype)
     v = v_prediction.v_target(x0.detach().to(dtype), eps.detach().to(dtype), alpha.detach(), sigma.detach())
     squared = (prediction.to(dtype) - v).square()
