@@ -1,7 +1,6 @@
 """Noise schedule of SDXL and its zero-terminal-SNR rescale (N §2.2, S §2.5; Lin et al. 2023, alg. 1)."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,12 +50,12 @@ class NoiseSchedule:
         """Whether the last timestep is pure noise, SNR 0."""
         return bool(self.alpha[-1] == 0)
 
-    @cached_property
+    @property
     def snr(self) -> Tensor:
         """[T] signal-to-noise ratio (alpha/sigma)²; 0 at a zero-SNR end."""
         return (self.alpha / self.sigma) ** 2
 
-    @cached_property
+    @property
     def sigma_edm(self) -> Tensor:
         """[T] the σ of N and of the EDM paper, sigma/alpha; inf at a zero-SNR end."""
         return self.sigma / self.alpha
@@ -113,7 +112,7 @@ class NoiseSchedule:
             return finite
         return torch.where(sigma_edm > table[last], self.timesteps - 1 - table[last] / sigma_edm, finite)
 
-    @cached_property
+    @property
     def _finite_sigma_edm(self) -> Tensor:
         return self.sigma_edm[:-1] if self.is_zero_terminal else self.sigma_edm
 

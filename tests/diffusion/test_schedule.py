@@ -226,6 +226,15 @@ def test_shapes_dtypes_and_numbers():
     assert ZTSNR.t_to_sigma_edm(20.3).item() == ZTSNR.t_to_sigma_edm(float64([20.3])).item()
 
 
+def test_tables_first_read_in_inference_mode_still_train():
+    schedule = sdxl_schedule()
+    with torch.inference_mode():
+        schedule.t_to_sigma_edm(schedule.sigma_edm_to_t(schedule.sigma_edm))
+    level = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (level * schedule.sigma_edm[5] * schedule.snr[5]).backward()
+    assert level.grad is not None
+
+
 # --- wrong input ---
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
@@ -113,6 +113,7 @@ def test_the_formulas_in_diffusers():
 
 @BINARY
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@settings(max_examples=30)  # of each function
 @given(data=st.data())
 def test_low_precision_is_rounded_once(function, dtype, data):
     shape = data.draw(latent_shapes())
@@ -124,6 +125,7 @@ def test_low_precision_is_rounded_once(function, dtype, data):
 
 
 @BINARY
+@settings(max_examples=30)  # of each function
 @given(data=st.data())
 def test_float32_follows_float64(function, data):
     shape = data.draw(latent_shapes())
@@ -137,6 +139,7 @@ def test_float32_follows_float64(function, data):
 
 
 @BINARY
+@settings(max_examples=30)  # of each function
 @given(data=st.data())
 def test_layout_changes_nothing_and_inputs_stay(function, data):
     shape = data.draw(latent_shapes())
