@@ -5,6 +5,9 @@ import math
 import torch
 from hypothesis import strategies as st
 
+from refimpl.latents.vae import VAEConfig
+from refimpl.model.unet import UNetConfig
+
 # --- diffusion: noise levels and latents ---
 
 NOISE_LEVEL_EDGES = (
@@ -65,3 +68,168 @@ def words(size: int) -> st.SearchStrategy[list[int]]:
         0, 2**32 - 1
     )
     return st.lists(word, min_size=size, max_size=size)
+
+
+# --- latents and text ---
+
+
+@st.composite
+def partitions(draw: st.DrawFn, total: int) -> list[int]:
+    """Sizes of consecutive parts that sum to total; empty parts, single values and one whole part among them."""
+    cuts = sorted(draw(st.lists(st.integers(0, total), max_size=12)))
+    return [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
+
+
+def channel_values() -> st.SearchStrategy[list[float]]:
+    """Values of one channel: spread far below and far above their mean, constant, tiny, huge, single."""
+    mean = st.sampled_from((0.0, -1.7753, 10000000.2, -1e-30, 1e30))
+    spread = st.sampled_from((0.0, 1e-30, 0.1, 9.9181, 1e30))
+    unit = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40)
+    return st.builds(lambda m, s, u: [m + s * v for v in u], mean, spread, unit)
+
+
+def scale_shifts(channels: int = 4) -> st.SearchStrategy[tuple[list[float], list[float]]]:
+    """Means and stds per channel, from the size of latents to far outside."""
+    mean = st.sampled_from((0.0, -0.0, 4.8119, -1.7753)) | st.floats(-1e3, 1e3)
+    std = st.sampled_from((1.0, 9.9181, 1 / 0.13025)) | st.floats(1e-3, 1e3)
+    return st.tuples(*(st.lists(each, min_size=channels, max_size=channels) for each in (mean, std)))
+
+
+def prompts() -> st.SearchStrategy[str]:
+    """Any text: empty, blank, control characters, other scripts, special tokens spelled out, 0 to 400 tokens."""
+    edges = (
+        "",
+        " ",
+        "\t\r\n\u00a0\u3000",
+        "\x00\x07\x1b[31m\u200b\ufeff",
+        "<|endoftext|>",
+        "a <|endoftext|> b <|startoftext|>",
+        "</w>",
+        "日本語のプロンプト",
+        "e\u0301 é ﬁ İ ß 👩‍👩‍👧‍👦",
+        "completely black",
+    )
+    repeated = st.builds(
+        lambda word, count: " ".join([word] * count),
+        st.sampled_from(("red", "circle", "!", "7")),
+        st.sampled_from((1, 74, 75, 76, 149, 150, 151, 400)),
+    )
+    return st.sampled_from(edges) | repeated | st.text(max_size=40)
+
+
+# --- sample: grids ---
+
+
+@st.composite
+def grid_levels(draw: st.DrawFn, from_infinity: bool | None = None) -> torch.Tensor:
+    """A grid: 1 to 8 strictly falling levels, equal ratios and great leaps among them, then 0."""
+    ratio = st.sampled_from((1.0001, 2.0, 1e3)) | st.floats(1.01, 30)
+    ratios = torch.tensor(draw(st.lists(ratio, min_size=1, max_size=8)), dtype=torch.float64)
+    levels = draw(st.sampled_from((1e-6, 0.029167158151720367, 1.0))) * ratios.cumprod(0).flip(0)
+    if from_infinity if from_infinity is not None else draw(st.booleans()):
+        levels[0] = math.inf
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+def steps(most: int = 1000) -> st.SearchStrategy[int]:
+    """Numbers of sampling steps, with the smallest, the paper's 28 and the most."""
+    return st.sampled_from((1, 2, 3, 28, most)) | st.integers(1, most)
+
+
+# --- sample: analytic data ---
+
+
+def gaussian_moments() -> st.SearchStrategy[tuple[float, float]]:
+    """(mean, std) of a Gaussian data distribution, point masses included."""
+    return st.tuples(st.sampled_from((0.0, -1.5, 40.0)) | st.floats(-3, 3), st.sampled_from((0.0, 1.0, 1e-3)))
+
+
+# --- networks ---
+
+
+@st.composite
+def unet_configs(draw: st.DrawFn, size_features: int = 48) -> UNetConfig:
+    """Small UNets: one to three levels, transformers on any of them, widths and depths of no special kind.
+
+    As diffusers, the oracle, has it: the first multiplier is 1, the middle is as deep as the last level if that
+    has transformers.
+    """
+    groups, head_dim = draw(st.sampled_from(((1, 2), (2, 6), (3, 3), (4, 8), (5, 10))))
+    unit = math.lcm(groups, head_dim, 2)
+    levels = draw(st.integers(1, 3))
+    middle = draw(st.integers(1, 2))
+    depths = draw(st.lists(st.integers(0, 2), min_size=levels - 1, max_size=levels - 1))
+    return UNetConfig(
+        in_channels=draw(st.integers(1, 5)),
+        out_channels=draw(st.integers(1, 5)),
+        channels=unit * draw(st.integers(1, 2)),
+        channel_mult=(1, *draw(st.lists(st.integers(1, 3), min_size=levels - 1, max_size=levels - 1))),
+        transformer_depth=(*depths, draw(st.sampled_from((0, middle)))),
+        middle_depth=middle,
+        res_blocks=draw(st.integers(1, 3)),
+        head_dim=head_dim,
+        context_dim=draw(st.integers(1, 13)),
+        vector_dim=size_features + draw(st.integers(1, 9)),
+        groups=groups,
+    )
+
+
+@st.composite
+def vae_configs(draw: st.DrawFn) -> VAEConfig:
+    """Small autoencoders: one to four levels, widths of no special kind."""
+    groups = draw(st.sampled_from((1, 2, 3, 4)))
+    levels = draw(st.integers(1, 4))
+    return VAEConfig(
+        image_channels=draw(st.integers(1, 4)),
+        latent_channels=draw(st.integers(1, 5)),
+        channels=groups * draw(st.integers(1, 3)),
+        channel_mult=tuple(draw(st.lists(st.integers(1, 3), min_size=levels, max_size=levels))),
+        res_blocks=draw(st.integers(1, 2)),
+        groups=groups,
+    )
+
+
+def sides() -> st.SearchStrategy[int]:
+    """A side of a latent: 1, odd ones, those that halve evenly and those that do so once only."""
+    return st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 12, 13))
+
+
+# --- data: sizes, buckets, datasets ---
+
+IMAGE_SIDES = (1, 2, 63, 64, 512, 513, 1024, 10_000, 65_535, 2**31 - 1)
+
+
+def image_sizes(most: int = 60) -> st.SearchStrategy[list[tuple[int, int]]]:
+    """(width, height) pairs: small ones, among which exact ties between buckets are common, and extreme ones."""
+    side = st.integers(1, most) | st.sampled_from(IMAGE_SIDES)
+    return st.lists(st.tuples(side, side), max_size=30)
+
+
+def bucket_sets() -> st.SearchStrategy[list[tuple[int, int]]]:
+    """Any buckets, small so that some share an aspect or an area; repeated ones and single ones among them."""
+    return st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=12)
+
+
+@st.composite
+def bucket_arguments(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """(max_area, max_side, min_side, step) for which some bucket fits, sides off the step among them."""
+    step = draw(st.sampled_from((1, 3, 8, 64)))
+    shortest = draw(st.integers(1, 6))
+    min_side = shortest * step - draw(st.integers(0, step - 1))
+    max_side = (shortest + draw(st.integers(0, 10))) * step + draw(st.integers(0, step - 1))
+    max_area = (shortest * step) ** 2 + draw(st.integers(0, 40 * step * step))
+    return max_area, max_side, min_side, step
+
+
+@st.composite
+def bucketed_items(draw: st.DrawFn, least: int) -> list[int]:
+    """Bucket of each item, at least `least` items: even, all in one bucket, in few, or one bucket each."""
+    n = draw(st.integers(least, least + 40) | st.just(least))
+    n_buckets = draw(st.sampled_from((1, 2, 5, max(n, 1))))
+    return draw(st.lists(st.integers(0, n_buckets - 1), min_size=n, max_size=n))
+
+
+def tags_by_class() -> st.SearchStrategy[dict[str, tuple[str, ...]]]:
+    """Tags of one image: none, empty classes, repeated tags."""
+    tags = st.lists(st.sampled_from("abcdefgh"), max_size=5).map(tuple)
+    return st.dictionaries(st.sampled_from(("general", "character", "artist")), tags, max_size=3)

@@ -35,3 +35,6 @@ BLOCK_CORRELATION = 0.25  # 3.5 standard errors of a correlation of 3 · 64 inde
 NETWORK_FLOAT32 = 1e-5  # largest error over largest value, after some hundred float32 layers in another order
 NETWORK_FLOAT64 = 1e-12  # the same in float64
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
+
+# --- data ---
+CHANCE = 1e-3  # p-value of a chi-square test below which draws count as biased; all draws are keyed

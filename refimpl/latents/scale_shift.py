@@ -106,7 +106,7 @@ class ScaleShift:
         """What `to_json` wrote. Raises InputError when the text is not that."""
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"ScaleShift: not JSON ({error})") from error
         if not isinstance(fields, dict) or set(fields) != {"mean", "std"}:
             found = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
@@ -154,7 +154,10 @@ def _floats(values: Sequence[float], name: str) -> tuple[float, ...]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(f"ScaleShift: {name} holds {value!r}; every entry must be a number")
-    return tuple(float(value) for value in values)
+    try:
+        return tuple(float(value) for value in values)
+    except OverflowError as error:
+        raise InputError(f"ScaleShift: {name} holds a number beyond float64; it must be finite") from error
 
 
 NOVELAI_ANIME = ScaleShift(

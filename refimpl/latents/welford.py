@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -174,25 +173,32 @@ class Welford:
         Raises InputError when a key is missing or unknown, lengths differ, or a number is impossible.
         """
         expected = {"count", "shift", "offset", "m2"}
-        if set(state) != expected:
-            raise InputError(f"Welford.from_state: keys must be {sorted(expected)}, got {sorted(state)}")
+        if not isinstance(state, Mapping) or set(state) != expected:
+            raise InputError(f"Welford.from_state: expected the keys {sorted(expected)}, got {state!r:.200}")
         count = _whole_number(state["count"], "Welford.from_state: count")
-        columns = {name: list(state[name]) for name in ("shift", "offset", "m2")}
-        if len({len(column) for column in columns.values()}) != 1:
+        shift, offset, m2 = (_column(state[name], name) for name in ("shift", "offset", "m2"))
+        if not len(shift) == len(offset) == len(m2):
             raise InputError(
-                f"Welford.from_state: lengths differ: { {k: len(v) for k, v in columns.items()} }"
+                f"Welford.from_state: shift, offset and m2 have {len(shift)}, {len(offset)} and {len(m2)} "
+                "entries; each needs one per channel"
             )
-        for name, column in columns.items():
-            for value in column:
-                is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                if not is_number or not math.isfinite(value) or (name == "m2" and value < 0):
-                    raise InputError(f"Welford.from_state: {name} holds {value!r}; the state is damaged")
-        result = cls(len(columns["m2"]))
-        result._count = count
-        result._shift, result._offset, result._m2 = (
-            torch.tensor(columns[name], dtype=torch.float64) for name in ("shift", "offset", "m2")
-        )
+        if (m2 < 0).any() or (count == 0 and any(column.any() for column in (shift, offset, m2))):
+            raise InputError(
+                f"Welford.from_state: count {count} with m2 {m2.tolist()} cannot be; it is damaged"
+            )
+        result = cls(len(m2))
+        result._count, result._shift, result._offset, result._m2 = count, shift, offset, m2
         return result
+
+
+def _column(values: object, name: str) -> Tensor:
+    try:
+        column = torch.tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"Welford.from_state: {name} is not a list of numbers: {values!r:.200}") from error
+    if column.dim() != 1 or not column.isfinite().all():
+        raise InputError(f"Welford.from_state: {name} must be a list of finite numbers, got {values!r:.200}")
+    return column
 
 
 def _whole_number(value: object, place: str) -> int:

@@ -160,8 +160,9 @@ def vector_conditioning(pooled: Tensor, size_ints: Tensor) -> Tensor:
             f"vector_conditioning: pooled {list(pooled.shape)} and size_ints {list(size_ints.shape)} "
             "must be [B, P] and [B, 6] with one B"
         )
+    wide = torch.promote_types(pooled.dtype, torch.float32)
     features = size_embedding(size_ints)
-    return torch.cat((pooled, features.to(pooled)), dim=-1)
+    return torch.cat((pooled.to(wide), features.to(wide)), dim=-1).to(pooled.dtype)
 
 
 def _checked(prompts: Sequence[str]) -> Sequence[str]:
@@ -169,6 +170,8 @@ def _checked(prompts: Sequence[str]) -> Sequence[str]:
         raise InputError(
             f"prompts: expected a list of str, got the single str {prompts[:60]!r}; wrap it in a list"
         )
+    if not isinstance(prompts, Sequence):
+        raise InputError(f"prompts: expected a list of str, got {type(prompts).__name__}")
     if len(prompts) == 0:
         raise InputError("prompts: the list is empty; give at least one prompt (it may be the empty str)")
     return prompts

@@ -17,6 +17,9 @@ from refimpl.text.tokenizer import ROW_TOKENS
 CLIP_L_PARAMETERS = 123_060_480
 CLIP_BIGG_PARAMETERS = 694_659_840
 
+SHARED_SCALE = 0.1
+"""Std of what all prompts have in common, in random tiny encoders; that of a word's embedding is 1."""
+
 
 def clip_l_config() -> CLIPTextConfig:
     """CLIP ViT-L/14's text tower: 768 channels, 12 layers."""
@@ -57,8 +60,9 @@ def _config(
 def tiny_encoders(seed: int = 0) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """Random tiny encoders, a function of the seed alone, frozen and in eval mode.
 
-    They stay random in training, so their states must tell words apart as they are: every map keeps unit
-    scale (std 1 / √fan-in), where CLIP's own initialisation (0.02) would leave all contexts alike.
+    They stay random in training, so their states must tell words apart as they are. Every map keeps unit
+    scale (std 1 / √fan-in), where CLIP's own initialisation (0.02) leaves contexts near zero; and BOS, EOS
+    and the positions, which all prompts share, are small beside the words.
     The global random generator is neither read nor moved.
     """
     config_l, config_g = tiny_configs()
@@ -78,8 +82,9 @@ def _fill(encoder: torch.nn.Module, generator: torch.Generator) -> None:
     for name, parameter in sorted(parameters.items()):
         if name.endswith("token_embedding.weight"):
             parameter.normal_(0, 1, generator=generator)
+            parameter[-2:] *= SHARED_SCALE  # BOS and EOS
         elif name.endswith("position_embedding.weight"):
-            parameter.normal_(0, 0.5, generator=generator)  # below the tokens: words matter more than places
+            parameter.normal_(0, SHARED_SCALE, generator=generator)
         elif parameter.dim() == 2:
             parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
         elif "norm" in name and name.endswith("weight"):

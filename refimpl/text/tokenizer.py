@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import string
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,8 +76,11 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64).view(-1, ROW_TOKENS)
 
     def save(self, folder: Path | str) -> None:
-        """Write the folder that `load_tokenizer` reads."""
+        """Write the folder that `load_tokenizer` reads, with tokenizer.json and with vocab.json, merges.txt."""
         self.clip.save_pretrained(str(folder))
+        if self.clip.is_fast:  # the slow tokenizers of older transformers write those two already
+            backend: Any = self.clip.backend_tokenizer
+            backend.model.save(str(folder))
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -93,13 +98,18 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         raise InputError(f"tokenizer folder {folder}: {files} not found; give a CLIP tokenizer's folder")
     try:
         clip = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the readers below raise bare Exception on a damaged file
+        plain_ids = clip(string.printable, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
         raise InputError(
             f"tokenizer folder {folder}: cannot be read as a CLIP tokenizer ({error})"
         ) from error
     bos_id, eos_id = clip.bos_token_id, clip.eos_token_id
     if not isinstance(bos_id, int) or not isinstance(eos_id, int):
         raise InputError(f"tokenizer folder {folder}: BOS or EOS token missing; this is not a CLIP tokenizer")
+    if eos_id in plain_ids:  # EOS stands for what the vocabulary lacks, and would end prompts early
+        raise InputError(
+            f"tokenizer folder {folder}: the vocabulary lacks plain characters; it is not CLIP's"
+        )
     return Tokenizer(clip, bos_id, eos_id, pad_l_id=eos_id, pad_g_id=0, vocabulary_size=len(clip))
 
 
