@@ -2,7 +2,9 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
 
 from refimpl.errors import InputError
 
@@ -31,3 +33,24 @@ def check_fraction(name: str, value: float) -> None:
     """Raises InputError unless 0 ≤ value ≤ 1."""
     if not 0 <= value <= 1:
         raise InputError(f"{name} {value} is outside 0 … 1")
+
+
+def check_whole_numbers(config: Any, least: Mapping[str, int] | None = None) -> None:
+    """Every field of a frozen dataclass is a whole number ≥ 1, or a non-empty tuple of them if its default is.
+
+    config  its fields; a list, all that TOML and JSON know, becomes a tuple in place
+    least   other lower bounds, by field
+    Raises InputError naming the class, the field and the value.
+    """
+    for field in fields(config):
+        name, bound = f"{type(config).__name__}.{field.name}", (least or {}).get(field.name, 1)
+        value = getattr(config, field.name)
+        if isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(config, field.name, value)
+        several = isinstance(field.default, tuple)
+        if several and not (isinstance(value, tuple) and value):
+            raise InputError(f"{name} = {value!r}: needs a list of whole numbers ≥ {bound}, one per level")
+        for number in value if several else (value,):
+            if type(number) is not int or number < bound:  # True is an int, but not a number
+                raise InputError(f"{name} = {value!r}: needs whole numbers ≥ {bound}")

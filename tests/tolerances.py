@@ -37,4 +37,5 @@ NETWORK_FLOAT64 = 1e-12  # the same in float64
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
 
 # --- data ---
+LOG_ASPECT_ROUNDING = 2.0**-32  # plans add log aspects as whole multiples of this, each rounded by half of one
 CHANCE = 1e-3  # p-value of a chi-square test below which draws count as biased; all draws are keyed

@@ -1,11 +1,12 @@
 """SDXL's autoencoder (S §2.4; N App. B), under the keys of the published single file."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refimpl.checks import check_whole_numbers
 from refimpl.errors import InputError
 from refimpl.latents.tiling import tiled
 from refimpl.latents.vae_blocks import NORM_EPS, Level, Middle
@@ -44,14 +45,7 @@ class VAEConfig:
         return cls(channels=8, channel_mult=(1, 2, 4, 8), res_blocks=1, groups=4)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))  # TOML and JSON know only lists
-        for field in fields(self):
-            value = getattr(self, field.name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if type(number) is not int or number < 1:
-                    raise InputError(f"VAEConfig.{field.name} = {value!r}: needs whole numbers ≥ 1")
-        if not self.channel_mult:
-            raise InputError("VAEConfig.channel_mult is empty: needs one entry per level")
+        check_whole_numbers(self)
         for width in self.widths:
             if width % self.groups:
                 raise InputError(f"VAEConfig.groups = {self.groups} does not divide a level's width {width}")

@@ -1,11 +1,12 @@
 """The UNet of SDXL and its refiner (S §2.1, §2.5, Tab. 1), under the keys of the published single file."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refimpl.checks import check_whole_numbers
 from refimpl.errors import InputError
 from refimpl.model.attention import SpatialTransformer, TransformerBlock
 from refimpl.model.blocks import Downsample, ResBlock, Upsample, zeroed
@@ -75,16 +76,7 @@ class UNetConfig:
         )
 
     def __post_init__(self) -> None:
-        for name in ("channel_mult", "transformer_depth"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # TOML and JSON know only lists
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name == "transformer_depth" else 1
-            for number in value if isinstance(value, tuple) else (value,):
-                if type(number) is not int or number < least:
-                    raise InputError(f"UNetConfig.{field.name} = {value!r}: needs whole numbers ≥ {least}")
-        if not self.channel_mult:
-            raise InputError("UNetConfig.channel_mult is empty: needs one entry per level")
+        check_whole_numbers(self, least={"transformer_depth": 0})
         if len(self.transformer_depth) != len(self.channel_mult):
             raise InputError(
                 f"UNetConfig.transformer_depth = {self.transformer_depth} and channel_mult = "

@@ -1,0 +1,326 @@
+"""The UNet against diffusers' with the same weights, and against the numbers of S Tab. 1."""
+
+import dataclasses
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from refimpl.errors import InputError
+from refimpl.model.unet import UNet, UNetConfig
+from tests import strategies
+from tests.model.diffusers_unet import (
+    SIZE_FEATURES,
+    SIZES,
+    Inputs,
+    diffusers_unet,
+    inputs,
+    to_diffusers,
+    trained_looking,
+)
+from tests.tolerances import (
+    BFLOAT16_ROUNDING,
+    NETWORK_BFLOAT16_FACTOR,
+    NETWORK_FLOAT32,
+    NETWORK_FLOAT64,
+    SINUSOID_FLOAT32,
+)
+
+SMALL = UNetConfig(
+    channels=8,
+    channel_mult=(1, 2, 3),
+    transformer_depth=(0, 1, 2),
+    middle_depth=2,
+    res_blocks=1,
+    head_dim=4,
+    context_dim=6,
+    vector_dim=5 + SIZES * SIZE_FEATURES,
+    groups=4,
+)
+PUBLISHED_KEYS = {  # a tensor of each kind, as found in sd_xl_base_1.0.safetensors
+    "time_embed.0.weight": (1280, 320),
+    "time_embed.2.bias": (1280,),
+    "label_emb.0.0.weight": (1280, 2816),
+    "label_emb.0.2.weight": (1280, 1280),
+    "input_blocks.0.0.weight": (320, 4, 3, 3),
+    "input_blocks.1.0.in_layers.0.weight": (320,),
+    "input_blocks.1.0.in_layers.2.weight": (320, 320, 3, 3),
+    "input_blocks.1.0.emb_layers.1.weight": (320, 1280),
+    "input_blocks.1.0.out_layers.0.bias": (320,),
+    "input_blocks.1.0.out_layers.3.weight": (320, 320, 3, 3),
+    "input_blocks.3.0.op.weight": (320, 320, 3, 3),
+    "input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
+    "input_blocks.4.1.norm.weight": (640,),
+    "input_blocks.4.1.proj_in.weight": (640, 640),
+    "input_blocks.4.1.transformer_blocks.1.attn1.to_q.weight": (640, 640),
+    "input_blocks.4.1.transformer_blocks.1.attn1.to_out.0.bias": (640,),
+    "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
+    "input_blocks.4.1.transformer_blocks.0.attn2.to_v.weight": (640, 2048),
+    "input_blocks.8.1.transformer_blocks.9.ff.net.0.proj.weight": (10240, 1280),
+    "input_blocks.8.1.transformer_blocks.9.ff.net.2.weight": (1280, 5120),
+    "input_blocks.8.1.transformer_blocks.9.norm3.bias": (1280,),
+    "input_blocks.8.1.proj_out.weight": (1280, 1280),
+    "middle_block.0.in_layers.2.weight": (1280, 1280, 3, 3),
+    "middle_block.1.transformer_blocks.9.norm1.weight": (1280,),
+    "middle_block.2.out_layers.3.bias": (1280,),
+    "output_blocks.0.0.in_layers.2.weight": (1280, 2560, 3, 3),
+    "output_blocks.2.2.conv.weight": (1280, 1280, 3, 3),
+    "output_blocks.5.0.skip_connection.weight": (640, 960, 1, 1),
+    "output_blocks.5.2.conv.bias": (640,),
+    "output_blocks.8.0.in_layers.2.weight": (320, 640, 3, 3),
+    "out.0.weight": (320,),
+    "out.2.weight": (4, 320, 3, 3),
+}
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def pair(config: UNetConfig) -> tuple[UNet, torch.nn.Module]:
+    """Our network and the oracle, sharing values but not storage."""
+    torch.manual_seed(0)
+    ours = trained_looking(UNet(config))
+    theirs = diffusers_unet(config)
+    theirs.load_state_dict(to_diffusers(ours.state_dict(), config))
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "tensors"),
+    [
+        (UNetConfig.sdxl(), 2_567_463_684, 1_680),  # S Tab. 1: 2.6B
+        (UNetConfig.refiner(), 2_259_526_660, 1_220),  # of diffusers' network, see the next test
+    ],
+    ids=["sdxl", "refiner"],
+)
+def test_full_size_has_the_published_tensors(config: UNetConfig, parameters: int, tensors: int) -> None:
+    start = time.perf_counter()
+    with torch.device("meta"):
+        state = UNet(config).state_dict()
+    assert time.perf_counter() - start < 10  # seconds; a preset is checked this way before every run
+    assert sum(tensor.numel() for tensor in state.values()) == parameters
+    assert len(state) == tensors
+    with torch.device("meta"):
+        oracle = diffusers_unet(config).state_dict()
+    renamed = to_diffusers(state, config)
+    assert {k: v.shape for k, v in renamed.items()} == {k: v.shape for k, v in oracle.items()}
+
+
+def test_keys_are_those_of_the_published_file() -> None:
+    with torch.device("meta"):
+        state = UNet(UNetConfig.sdxl()).state_dict()
+    assert {key: tuple(state[key].shape) for key in PUBLISHED_KEYS} == PUBLISHED_KEYS
+
+
+def test_tiny_is_small_and_fits_the_tiny_text_encoders() -> None:
+    config = UNetConfig.tiny()
+    assert config.context_dim == 32 + 64
+    assert config.vector_dim == 64 + 6 * 256
+    assert sum(p.numel() for p in UNet(config).parameters()) < 5_000_000
+
+
+@settings(max_examples=12)
+@given(strategies.unet_configs(SIZES * SIZE_FEATURES), strategies.sides(), strategies.sides())
+def test_output_and_gradients_equal_diffusers(config: UNetConfig, height: int, width: int) -> None:
+    ours, theirs = pair(config)
+    call = inputs(config, height, width)
+    mine, oracle = call.ours(ours), call.theirs(theirs)
+    assert mine.shape == (2, config.out_channels, height, width)
+    assert relative_error(mine, oracle) <= NETWORK_FLOAT32
+
+    ours, theirs, call = (
+        ours.double(),
+        theirs.double(),
+        call.to(torch.float64),
+    )  # gradients of float32 are noisy
+    upstream = torch.randn(oracle.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    call.ours(ours).backward(upstream)
+    call.theirs(theirs).backward(upstream)
+    gradients = to_diffusers({name: p.grad for name, p in ours.named_parameters()}, config)
+    scale = max(p.grad.abs().max() for p in theirs.parameters())
+    for name, parameter in theirs.named_parameters():
+        assert (gradients[name] - parameter.grad).abs().max() <= NETWORK_FLOAT64 * scale, name
+
+
+@pytest.mark.parametrize("size", [(5, 12), (7, 9), (1, 1), (1, 9), (4, 16), (8, 8), (3, 2)])
+def test_any_latent_size_equals_diffusers(size: tuple[int, int]) -> None:
+    ours, theirs = pair(SMALL)
+    call = inputs(SMALL, *size)
+    with torch.no_grad():
+        assert relative_error(call.ours(ours), call.theirs(theirs)) <= NETWORK_FLOAT32
+
+
+def test_bfloat16_is_as_near_to_float64_as_diffusers() -> None:
+    ours, theirs = pair(SMALL)
+    call = inputs(SMALL, 6, 5, batch=4)
+    with torch.no_grad():
+        exact = call.to(torch.float64).ours(ours.double())
+        low = call.to(torch.bfloat16)
+        mine = low.ours(ours.bfloat16())
+        oracle = low.theirs(theirs.bfloat16())
+    assert mine.dtype == torch.bfloat16
+    allowed = NETWORK_BFLOAT16_FACTOR * relative_error(oracle.double(), exact) + BFLOAT16_ROUNDING
+    assert relative_error(mine.double(), exact) <= allowed
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "strided"])
+def test_memory_layout_of_the_inputs_does_not_matter(layout: str) -> None:
+    unet, _ = pair(SMALL)
+    call = inputs(SMALL, 6, 5)
+    x = {
+        "channels_last": call.x.contiguous(memory_format=torch.channels_last),
+        "transposed": call.x.transpose(2, 3).contiguous().transpose(2, 3),
+        "strided": call.x.repeat_interleave(2, dim=3)[..., ::2],
+    }[layout]
+    with torch.no_grad():
+        moved = dataclasses.replace(call, x=x).ours(unet)
+        assert relative_error(moved, call.ours(unet)) <= NETWORK_FLOAT32
+
+
+def test_a_new_network_predicts_zero_and_can_learn() -> None:
+    unet = UNet(SMALL)
+    out = inputs(SMALL, 4, 4).ours(unet)
+    assert torch.equal(out, torch.zeros_like(out))
+    (out - 1).square().sum().backward()
+    assert unet.out[2].weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["x", "t", "context", "pooled", "sizes"])
+def test_every_input_changes_the_output(name: str) -> None:
+    unet, _ = pair(SMALL)
+    call = inputs(SMALL, 4, 4)
+    with torch.no_grad():
+        before = call.ours(unet)
+        after = dataclasses.replace(call, **{name: getattr(call, name).flip(0)}).ours(unet)
+    assert relative_error(after, before) > 100 * NETWORK_FLOAT32
+
+
+def test_samples_of_a_batch_do_not_mix() -> None:
+    unet, _ = pair(SMALL)
+    call = inputs(SMALL, 4, 6, batch=3)
+    alone = Inputs(*(getattr(call, field.name)[1:2] for field in dataclasses.fields(call)))
+    with torch.no_grad():
+        assert relative_error(alone.ours(unet), call.ours(unet)[1:2]) <= NETWORK_FLOAT32
+
+
+def test_empty_batch_gives_an_empty_prediction() -> None:
+    call = inputs(SMALL, 4, 4)
+    empty = Inputs(*(getattr(call, field.name)[:0] for field in dataclasses.fields(call)))
+    assert empty.ours(UNet(SMALL)).shape == (0, 4, 4, 4)
+
+
+def kept_bytes(unet: UNet, call: Inputs) -> tuple[int, torch.Tensor]:
+    """Bytes autograd keeps for the backward pass, parameters apart; and the output."""
+    parameters = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call.ours(unet)
+    return sum(kept.values()), out
+
+
+def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
+    unet, _ = pair(SMALL)
+    call = inputs(SMALL, 8, 8, batch=4)
+    gradients, kept = [], []
+    for enabled in (False, True):
+        unet.set_activation_checkpointing(enabled)
+        unet.zero_grad()
+        size, out = kept_bytes(unet, call)
+        out.square().sum().backward()
+        kept.append(size)
+        gradients.append([p.grad.clone() for p in unet.parameters()])
+    assert kept[1] < kept[0] / 3
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_checkpointing_is_an_argument_too() -> None:
+    blocks = [m for m in UNet(SMALL, activation_checkpointing=True).modules() if hasattr(m, "emb_layers")]
+    assert blocks
+    assert all(block.activation_checkpointing for block in blocks)
+
+
+@pytest.mark.parametrize("t", [1217, 1217.0, 999, 0.5])
+def test_timesteps_are_not_rounded_by_autocast(t: float) -> None:
+    unet = UNet(SMALL)
+    seen = []
+    unet.time_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    call = dataclasses.replace(inputs(SMALL, 2, 2, batch=1), t=torch.tensor([t]))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = call.ours(unet)
+    half = SMALL.channels // 2
+    phase = t * torch.exp(torch.arange(half, dtype=torch.float64) * -(torch.log(torch.tensor(1e4)) / half))
+    assert out.dtype == torch.float32  # x's
+    assert (seen[0][0] - torch.cat([phase.cos(), phase.sin()])).abs().max() <= SINUSOID_FLOAT32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_timesteps_in_16_bits_are_refused(dtype: torch.dtype) -> None:
+    call = inputs(SMALL, 2, 2)
+    with pytest.raises(InputError, match=str(dtype)):
+        dataclasses.replace(call, t=call.t.to(dtype)).ours(UNet(SMALL))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("x", (2, 3, 4, 4)),
+        ("x", (4, 4, 4)),
+        ("x", ()),
+        ("x", (2, 4, 0, 4)),
+        ("t", ()),
+        ("t", (1,)),
+        ("t", (2, 1)),
+        ("context", (2, 7, 5)),
+        ("context", (2, 6)),
+        ("context", (2, 0, 6)),
+        ("context", (1, 7, 6)),
+        ("vector", (2, 52)),
+        ("vector", (3, 53)),
+        ("vector", (53,)),
+    ],
+)
+def test_wrong_shapes_are_named(name: str, shape: tuple[int, ...]) -> None:
+    arguments = {"x": (2, 4, 4, 4), "t": (2,), "context": (2, 7, 6), "vector": (2, 53)} | {name: shape}
+    tensors = {key: torch.zeros(size) for key, size in arguments.items()}
+    with pytest.raises(InputError, match=r"UNet\.forward"):
+        UNet(SMALL)(**tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": 0}, "channels = 0"),
+        ({"channels": -8}, "channels = -8"),
+        ({"channels": 8.0}, "channels = 8.0"),
+        ({"channels": True}, "channels = True"),
+        ({"channels": 7, "groups": 1, "head_dim": 7}, "must be even"),
+        ({"channel_mult": ()}, "channel_mult"),
+        ({"channel_mult": (1, 0, 2)}, "channel_mult"),
+        ({"channel_mult": (1, 2)}, "differ in length"),
+        ({"channel_mult": 3}, "channel_mult"),
+        ({"transformer_depth": (0, -1, 2)}, "transformer_depth"),
+        ({"transformer_depth": "012"}, "transformer_depth"),
+        ({"middle_depth": 0}, "middle_depth"),
+        ({"res_blocks": 0}, "res_blocks"),
+        ({"groups": 3}, "groups = 3"),
+        ({"head_dim": 5}, "head_dim = 5"),
+        ({"context_dim": 0}, "context_dim"),
+        ({"vector_dim": 0}, "vector_dim"),
+    ],
+)
+def test_impossible_configs_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_config_takes_the_lists_of_toml_and_json() -> None:
+    assert dataclasses.replace(SMALL, channel_mult=[1, 2, 3], transformer_depth=[0, 1, 2]) == SMALL
