@@ -96,25 +96,34 @@ def draw_key(seed: int, ids: Tensor, visit: Tensor | int, purpose: Purpose | int
     seed     -2^63 to 2^64 - 1            ids      [B]  int64, see `sample_id`
     visit    [B] int64 or an int, 0 to 2^32 - 1: how often the sample was seen before (the epoch)
     returns  [B, 2]  int64 holding uint32, on the device of ids
-    Raises InputError when a value does not fit its words.
+    Raises InputError when a value does not fit its words, ValueError on a purpose that is none.
     """
-    if not 0 <= purpose <= WORD:
-        raise InputError(f"purpose must be one of Purpose (or another word), got {purpose}")
-    if not -(2**63) <= seed < 2**64:
-        raise InputError(f"seed {seed} does not fit 64 bits: take one from -2^63 to 2^64 - 1")
+    seed_words = _seed_words(seed)
     if ids.dtype != torch.int64 or ids.ndim != 1:
         raise InputError(f"ids must be int64 of shape [B], got {ids.dtype} of shape {list(ids.shape)}")
-    visits = torch.as_tensor(visit, dtype=torch.int64, device=ids.device)
-    if visits.ndim and visits.shape != ids.shape:
+    visits = torch.as_tensor(visit, device=ids.device)
+    if visits.dtype != torch.int64 or (visits.ndim and visits.shape != ids.shape):
         raise InputError(
-            f"visit has shape {list(visits.shape)}, ids {list(ids.shape)}: give one visit per id"
+            f"visit must be an integer or int64 of ids' shape {list(ids.shape)}, "
+            f"got {visits.dtype} of shape {list(visits.shape)}"
         )
     if bool(((visits < 0) | (visits > WORD)).any()):
         raise InputError(f"visit must lie in 0 to 2^32 - 1, got {visits.tolist()}")
-    words = (ids & WORD, (ids >> 32) & WORD, visits, torch.full_like(ids, int(purpose)))
+    words = (ids & WORD, (ids >> 32) & WORD, visits, torch.full_like(ids, Purpose(purpose)))
     counter = torch.stack(torch.broadcast_tensors(*words), dim=-1)
-    key = torch.tensor([seed & WORD, (seed >> 32) & WORD], device=ids.device)
-    return philox4x32(counter, key)[..., :2]
+    return philox4x32(counter, torch.tensor(seed_words, device=ids.device))[..., :2]
+
+
+def draw_key_of(seed: int, sample: int, visit: int, purpose: Purpose | int) -> tuple[int, int]:
+    """`draw_key` of one sample in plain integers, for loader processes: the same two words.
+
+    sample  see `sample_id`; other arguments and errors as in `draw_key`
+    """
+    seed_words, sample, visit = _seed_words(seed), operator.index(sample), operator.index(visit)
+    if not 0 <= visit <= WORD:
+        raise InputError(f"visit must lie in 0 to 2^32 - 1, got {visit}")
+    words = _philox(sample & WORD, (sample >> 32) & WORD, visit, int(Purpose(purpose)), *seed_words)
+    return words[0], words[1]
 
 
 def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
@@ -132,7 +141,7 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
         raise InputError(f"shape must be (C, H, W) with sizes of at least 0, got {tuple(shape)}")
     if not math.isfinite(offset):
         raise InputError(f"offset must be finite, got {offset}: S uses 0.05, and 0 switches it off")
-    channels, height, width = shape
+    channels, height, width = map(operator.index, shape)
     noise = _normals(key, channels * height * width, NOISE_STREAM).view(len(key), channels, height, width)
     if offset != 0:
         noise = offset_noise(noise, _normals(key, channels, OFFSET_STREAM), offset)
@@ -184,6 +193,13 @@ class KeyedIntegers:
         block, lane = divmod(self._taken, 4)
         self._taken += 1
         return _philox(block & WORD, block >> 32, INTEGER_STREAM, 0, *self._key)[lane]
+
+
+def _seed_words(seed: int) -> tuple[int, int]:
+    seed = operator.index(seed)
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed {seed} does not fit 64 bits: take one from -2^63 to 2^64 - 1")
+    return seed & WORD, (seed >> 32) & WORD
 
 
 def _normals(key: Tensor, n: int, stream: int) -> Tensor:

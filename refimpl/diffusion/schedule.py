@@ -60,12 +60,13 @@ class NoiseSchedule:
         """[T] the σ of N and of the EDM paper, sigma/alpha; inf at a zero-SNR end."""
         return self.sigma / self.alpha
 
-    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """alpha and sigma of integer timesteps.
 
         t  [...]  integers 0..T−1        returns  [...], [...]  float64 on t's device
         Raises InputError outside that range and on non-integers.
         """
+        t = torch.as_tensor(t)
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise InputError(f"a table lookup needs integer timesteps, got {t.dtype}; use t_to_sigma_edm")
         self._check_timesteps(t)

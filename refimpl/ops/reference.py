@@ -118,6 +118,10 @@ def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:
 def _check_per_sample(x0: Tensor, **coefficients: Tensor) -> None:
     _check_image(x0)
     for name, coefficient in coefficients.items():
+        if not isinstance(coefficient, Tensor):
+            raise InputError(
+                f"{name} must be a tensor of shape [B], one value per sample, got {coefficient!r}"
+            )
         if coefficient.shape != x0.shape[:1]:
             raise InputError(
                 f"{name} has shape {list(coefficient.shape)} and x0 {list(x0.shape)}: give one per sample"

@@ -15,6 +15,7 @@ from refimpl.diffusion.philox import (
     KeyedIntegers,
     Purpose,
     draw_key,
+    draw_key_of,
     keyed_normal,
     keyed_uniform,
     philox4x32,
@@ -111,6 +112,7 @@ def test_draw_key_is_philox_of_id_visit_and_purpose_under_the_seed(seed, identit
     ids = torch.tensor([identity])
     assert draw_key(seed, ids, visit, purpose).tolist() == [words[:2]]
     assert draw_key(seed, ids, torch.tensor([visit]), purpose).tolist() == [words[:2]]
+    assert list(draw_key_of(seed, identity, visit, purpose)) == words[:2]
 
 
 def test_keys_do_not_collide():
@@ -304,8 +306,11 @@ def test_integers_accept_numpy_bounds_and_pickle():
         (lambda: draw_key(0, torch.tensor(3), 0, 0), r"\[B\]"),
         (lambda: draw_key(0, torch.arange(2), -1, 0), "visit must lie.*-1"),
         (lambda: draw_key(0, torch.arange(2), torch.tensor([0, 2**32]), 0), "visit must lie.*4294967296"),
-        (lambda: draw_key(0, torch.arange(2), torch.arange(3), 0), r"visit has shape \[3\], ids \[2\]"),
-        (lambda: draw_key(0, torch.arange(2), 0, -1), "purpose.*-1"),
+        (lambda: draw_key(0, torch.arange(2), torch.arange(3), 0), r"ids' shape \[2\], got .*\[3\]"),
+        (lambda: draw_key(0, torch.arange(2), torch.ones(2), 0), r"visit.*float32"),
+        (lambda: draw_key(0, torch.arange(2), 1.5, 0), r"visit.*float32"),  # type: ignore[arg-type]
+        (lambda: draw_key_of(2**64, 0, 0, 0), r"seed 18446744073709551616"),
+        (lambda: draw_key_of(0, 0, -1, 0), r"visit must lie.*-1"),
         (lambda: keyed_normal(keys(2)[0], (4, 8, 8)), r"\[B, 2\], got \[2\]"),
         (lambda: keyed_normal(keys(2).int(), (4, 8, 8)), "int64.*int32"),
         (lambda: keyed_normal(keys(2), (8, 8)), r"\(C, H, W\).*\(8, 8\)"),
@@ -324,6 +329,22 @@ def test_wrong_input_is_named(call, message):
         call()
 
 
-def test_a_fraction_is_no_integer_bound():
-    with pytest.raises(TypeError):
-        KeyedIntegers([1, 2]).integers(0.5)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: KeyedIntegers([1, 2]).integers(0.5),  # type: ignore[arg-type]
+        lambda: draw_key(1.5, torch.arange(2), 0, 0),  # type: ignore[arg-type]
+        lambda: draw_key_of(1, 2, 1.5, 0),  # type: ignore[arg-type]
+        lambda: keyed_normal(keys(1), (4.0, 8, 8)),  # type: ignore[arg-type]
+    ],
+)
+def test_fractions_are_not_truncated(call):
+    with pytest.raises(TypeError, match="integer"):
+        call()
+
+
+@pytest.mark.parametrize("purpose", [-1, 7, 2**32])
+def test_unknown_purposes_are_refused(purpose):
+    for call in (lambda: draw_key(0, torch.arange(2), 0, purpose), lambda: draw_key_of(0, 0, 0, purpose)):
+        with pytest.raises(ValueError, match=f"{purpose} is not a valid Purpose"):
+            call()

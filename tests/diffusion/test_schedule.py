@@ -126,6 +126,7 @@ def test_lookup(schedule):
     alpha, sigma = schedule.at(t)
     assert torch.equal(alpha, schedule.alpha[[999, 0, 500, 0]])
     assert torch.equal(sigma, schedule.sigma[[999, 0, 500, 0]])
+    assert [z.item() for z in schedule.at(7)] == [schedule.alpha[7].item(), schedule.sigma[7].item()]
     assert schedule.at(torch.zeros(0, dtype=torch.int64))[0].shape == (0,)
 
 

@@ -247,6 +247,7 @@ X, ONE, WRONG = torch.ones(2, 4, 3, 3), torch.ones(2), torch.ones(3)
         (lambda: OPS.add_noise(X, X[:1], ONE, ONE), r"x0.*\[2, 4, 3, 3\].*eps.*\[1, 4, 3, 3\]"),
         (lambda: OPS.add_noise(X, X, WRONG, ONE), r"alpha.*\[3\].*\[2, 4, 3, 3\]"),
         (lambda: OPS.add_noise(X, X, ONE, torch.tensor(1.0)), r"sigma.*\[\].*\[2, 4, 3, 3\]"),
+        (lambda: OPS.add_noise(X, X, 0.5, ONE), r"alpha must be a tensor of shape \[B\].*0\.5"),
         (lambda: OPS.add_noise(X[0], X[0], ONE, ONE), r"\[B, C, H, W\].*\[4, 3, 3\]"),
         (lambda: OPS.add_noise(X.long(), X.long(), ONE, ONE), "floating-point.*int64"),
         (lambda: OPS.v_loss(X[:1], X, X, ONE, ONE, ONE), r"prediction.*\[1, 4, 3, 3\].*\[2, 4, 3, 3\]"),
