@@ -11,7 +11,7 @@ from refimpl.data.shuffle import Stream, shuffled
 LOG_UNIT = 2.0**-32  # of log aspects as integers, whose sums don't depend on their order or on the platform
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchList:
     """Batches, each of one bucket, and the order in which they are drawn."""
 
@@ -31,7 +31,7 @@ class BatchList:
         return int(self.buckets[batch]), items.astype(np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CatchAll:
     """How the lists' ends become batches.
 

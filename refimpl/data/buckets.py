@@ -88,7 +88,7 @@ def pixel_budget_batch_sizes(buckets: Sequence[Bucket], budget: int) -> npt.NDAr
     return budget // areas
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assignment:
     """What a dataset's buckets look like.
 

@@ -58,11 +58,14 @@ class DataConfig:
     """mirror half of the visits; the crop coordinates are mirrored too"""
     workers: int = 0
     """loader processes per rank; 0 loads in the training process"""
+    cache_megabytes: int = 0
+    """decoded images that a process which loads for itself keeps in memory; for data sets of a few hundred images"""
 
     def __post_init__(self) -> None:
         check_choice("data.aspect_metric", self.aspect_metric, ("log", "linear"))
         check_choice("data.plan", self.plan, ("global", "paper"))
         check_at_least("data.workers", self.workers, 0)
+        check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)
 
 

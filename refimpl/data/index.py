@@ -19,7 +19,7 @@ LISTED = 5  # files named in a message before "and n more"
 BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Index:
     """A data set as a table; row i is one image.
 

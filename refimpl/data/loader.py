@@ -28,7 +28,7 @@ class Draws(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Images of one bucket.
 
@@ -67,7 +67,7 @@ class ImageCache:
         return image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Batches(Dataset[Batch | BadImage]):
     index: Index
     batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]

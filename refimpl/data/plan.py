@@ -25,7 +25,7 @@ class PlanState(NamedTuple):
     cursor: int  # steps done
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Shares:
     """Paper mode: what each rank lists its batches from."""
 
@@ -42,7 +42,7 @@ class _Shares:
         return batches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The batches of one epoch: a pure function of what `plan_epoch` was given.
 

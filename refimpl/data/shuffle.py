@@ -53,7 +53,7 @@ def shuffled_in_groups(
 ) -> tuple[IntArray, npt.NDArray[np.int64], IntArray]:
     """Shuffle the items, take the last `trim` off, and list the rest by group.
 
-    groups   [N]  group of each item, ≥ 0
+    groups   [N]  group of each item, ≥ 0; N ≥ 1
     returns  items [N − trim], group after group, each in the order of the shuffle; the groups' counts [G];
              the items taken off [trim], ascending
     One sort does it all: of (group, random bits, item), all different, so its result is the same everywhere.
