@@ -44,17 +44,20 @@ def rescale(v_cfg: Tensor, v_cond: Tensor, factor: float) -> Tensor:
         raise InputError(f"rescale factor is {factor}; give a number from 0 (none) to 1.")
     if v_cfg.ndim < 2 or math.prod(v_cfg.shape[1:]) < 2:
         raise InputError(f"v_cfg: shape {list(v_cfg.shape)}; a sample needs two values or more for its std.")
-    if factor == 0:
+    if factor == 0 or len(v_cfg) == 0:
         return v_cfg
-    v = v_cfg.double()
-    each = tuple(range(1, v.ndim))
-    std_cond = v_cond.double().std(each, keepdim=True)
-    std_cfg = v.std(each, keepdim=True)
-    flat = v.amax(each, keepdim=True) == v.amin(each, keepdim=True)  # the std's own rounding may miss 0
-    # eq. 15: x_rescaled = x_cfg·σ_pos/σ_cfg
-    rescaled = v * torch.where(flat, 1.0, std_cond / torch.where(flat, 1.0, std_cfg))
+    # one by one: a reduction over a whole batch may add up in another order, so in other bits
+    samples = [_rescale_sample(*pair, factor) for pair in zip(v_cfg.double(), v_cond.double(), strict=True)]
+    return torch.stack(samples).to(v_cfg.dtype)
+
+
+def _rescale_sample(v: Tensor, v_cond: Tensor, factor: float) -> Tensor:
+    if v.amax() == v.amin():  # not std == 0: the mean of equal values may round
+        return v
+    # eq. 14, 15: x_rescaled = x_cfg·σ_pos/σ_cfg
+    rescaled = v * (v_cond.std() / v.std())
     # eq. 16: x_final = φ·x_rescaled + (1 − φ)·x_cfg
-    return (factor * rescaled + (1 - factor) * v).to(v_cfg.dtype)
+    return factor * rescaled + (1 - factor) * v
 
 
 def _check_pair(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:

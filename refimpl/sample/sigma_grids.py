@@ -109,9 +109,11 @@ def _grid(name: str, levels: Tensor, from_infinity: bool) -> Tensor:
 
 
 def _respread(sigma: Tensor, high: float, low: float) -> Tensor:
-    """Spread runs of equal levels at either bound evenly in log sigma up to the next free level."""
+    """Spread runs of equal levels at either bound evenly in log sigma up to the next free level, or bound."""
     sigma = sigma.clone()
     n = sigma.numel()
+    if (sigma <= low).all() and n > 1:
+        return _log_spaced(high, low, n)
     free_below = int((sigma >= high).sum())
     if 1 < free_below < n:
         sigma[: free_below + 1] = _log_spaced(high, float(sigma[free_below]), free_below + 1)

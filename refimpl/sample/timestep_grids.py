@@ -22,10 +22,9 @@ def native(
     if start is not None and sigma_max is not None:
         raise InputError(f"native grid: got both start={start} and sigma_max={sigma_max}; give one of them.")
     last = schedule.timesteps - 1
+    first = float(last if start is None else start)
     if sigma_max is not None:
         first = _timestep_of(schedule, sigma_max)
-    else:
-        first = float(last if start is None else start)
     if not (first == 0 and n == 1) and not 0 < first <= last:
         raise InputError(f"native grid: start {first} is not in (0, {last}]; choose a timestep inside it.")
     sigma_edm = schedule.t_to_sigma_edm(torch.linspace(first, 0, n, dtype=torch.float64))
@@ -43,8 +42,8 @@ def trailing(schedule: NoiseSchedule, n: int) -> Tensor:
     """
     total = schedule.timesteps
     n = check_steps(n, total)
-    t = [_round_half_even(total * (n - i), n) - 1 for i in range(n)]
-    return grid_of(schedule.t_to_sigma_edm(torch.tensor(t, dtype=torch.float64)), "trailing grid")
+    t = _round_half_even(total * torch.arange(n, 0, -1), n) - 1
+    return grid_of(schedule.t_to_sigma_edm(t), "trailing grid")
 
 
 def leading(schedule: NoiseSchedule, n: int, offset: int = 1, force: bool = False) -> Tensor:
@@ -79,7 +78,8 @@ def _timestep_of(schedule: NoiseSchedule, sigma_max: float) -> float:
     return float(schedule.sigma_edm_to_t(torch.tensor(sigma_max, dtype=torch.float64)))
 
 
-def _round_half_even(numerator: int, denominator: int) -> int:
-    quotient, remainder = divmod(numerator, denominator)
-    up = 2 * remainder > denominator or (2 * remainder == denominator and quotient % 2 == 1)
+def _round_half_even(numerator: Tensor, denominator: int) -> Tensor:
+    quotient = numerator // denominator
+    twice = 2 * (numerator % denominator)
+    up = (twice > denominator) | ((twice == denominator) & (quotient % 2 == 1))
     return quotient + up
