@@ -38,4 +38,5 @@ NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other
 
 # --- data ---
 LOG_ASPECT_ROUNDING = 2.0**-32  # plans add log aspects as whole multiples of this, each rounded by half of one
+LANCZOS_BOX_LEVELS = 2  # of 255: Pillow takes the axes in the cheaper order and rounds to whole levels between
 CHANCE = 1e-3  # p-value of a chi-square test below which draws count as biased; all draws are keyed
