@@ -1,4 +1,5 @@
-// Every scalar formula of the kernels and its derivative, once, for host and device (N §2.1, §2.4, App. B; S §2.5).
+// Every scalar formula of the kernels and its derivative, once, for host and device (N §2.1, §2.4, App. B; S
+// §2.5).
 //
 // Each product that is added to something is an explicit fused multiply-add, and the build switches the
 // compilers' own contraction off, so that every processor rounds alike: the normals of a key have the same
@@ -50,7 +51,8 @@ REFIMPL_FN T loss_term_derivative(T prediction, T v) {
   return T(2) * (prediction - v);
 }
 
-// loss[b] = weight·Σ loss_term / n; its derivative by one loss_term is weight / n. An empty mean is 0/0, as in torch.
+// loss[b] = weight·Σ loss_term / n; its derivative by one loss_term is weight / n. An empty mean is 0/0, as
+// in torch.
 template <class T>
 REFIMPL_FN T weighted_mean(T weight, T sum, T n) {
   return weight * (sum / n);
@@ -119,8 +121,8 @@ REFIMPL_FN float log1p_near_zero(float s) {
   return s + fused(s2 * s, p, -0.5f * s2);
 }
 
-// ln u of u = (w + 1/2) / 2³². Near u = 1 the logarithm is as small as 1 − u, whose digits a float32 u has lost;
-// so the half above 1/2 starts from 1 − u = (2³² − 1 − w + 1/2) / 2³², which is exact in the integers.
+// ln u of u = (w + 1/2) / 2³². Near u = 1 the logarithm is as small as 1 − u, whose digits a float32 u has
+// lost; so the half above 1/2 starts from 1 − u = (2³² − 1 − w + 1/2) / 2³², which is exact in the integers.
 REFIMPL_FN float log_uniform(uint32_t w) {
   const bool above_half = int32_t(w) < 0;
   const uint32_t nearer_end = above_half ? ~w : w;

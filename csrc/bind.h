@@ -1,0 +1,314 @@
+// The ops over torch tensors, once for all devices: check, bring into one memory order, allocate, hand over.
+//
+// A Backend says how a problem runs on its device: Backend::noise, ::loss, ::moments and their scratch sizes.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <optional>
+#include <tuple>
+
+#include "problem.h"
+
+namespace refimpl::bind {
+
+using at::Tensor;
+
+inline DType dtype_of(const char* name, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return DType::f32;
+    case at::kBFloat16: return DType::bf16;
+    case at::kHalf: return DType::f16;
+    case at::kDouble:
+      TORCH_CHECK_VALUE(!x.is_cuda(), name,
+                        " is float64: the CUDA kernels take float32, bfloat16 and float16; ",
+                        "choose the backend 'reference' for float64 on a GPU");
+      return DType::f64;
+    default: break;
+  }
+  TORCH_CHECK_TYPE(false, name, " must be float32, bfloat16, float16 or float64, got ", x.scalar_type());
+}
+
+inline void check_image(const char* name, const Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 4, name, " must have shape [B, C, H, W], got ", x.sizes());
+}
+
+inline void check_like(const char* name, const Tensor& x, const char* other_name, const Tensor& other) {
+  TORCH_CHECK_VALUE(x.sizes() == other.sizes(), name, " has shape ", x.sizes(), " and ", other_name, " ",
+                    other.sizes(), ": they must agree");
+  TORCH_CHECK_VALUE(x.device() == other.device(), name, " is on ", x.device(), " and ", other_name, " on ",
+                    other.device(), ": move them to one device");
+}
+
+inline at::MemoryFormat order_of(const Tensor& x) {
+  const bool last = !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+inline Layout layout_of(const Tensor& x, at::MemoryFormat order) {
+  return {x.size(0), x.size(1), x.size(2) * x.size(3), order == at::MemoryFormat::ChannelsLast};
+}
+
+// [B] scalars in float32 or float64 on x0's device; `kept` owns what had to be converted.
+inline PerSample per_sample(const char* name, const Tensor& scalars, const Tensor& x0, Tensor& kept) {
+  TORCH_CHECK_VALUE(scalars.dim() == 1 && scalars.size(0) == x0.size(0), name, " has shape ", scalars.sizes(),
+                    " and x0 ", x0.sizes(), ": give one per sample");
+  const bool is_double = scalars.scalar_type() == at::kDouble;
+  kept = scalars.to(x0.device(), is_double ? at::kDouble : at::kFloat);
+  return {kept.const_data_ptr(), kept.stride(0), is_double};
+}
+
+inline Noise keyed_noise(const Tensor& key, const Tensor& x0, double offset, Tensor& kept) {
+  TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, "key must be int64 holding uint32, got ",
+                   key.scalar_type());
+  TORCH_CHECK_VALUE(key.dim() == 2 && key.size(1) == 2 && key.size(0) == x0.size(0), "key has shape ",
+                    key.sizes(), " and x0 ", x0.sizes(), ": give one key [2] per sample");
+  TORCH_CHECK_VALUE(std::isfinite(offset), "offset must be finite, got ", offset,
+                    ": N and S use 0.05, and 0 switches it off");
+  kept = key.to(x0.device()).contiguous();
+  return {nullptr, kept.const_data_ptr<int64_t>(), float(offset)};
+}
+
+// The dtype that holds both without rounding: float32 unless they agree or one is float64.
+inline at::ScalarType common_dtype(const Tensor& a, const Tensor& b) {
+  if (a.scalar_type() == b.scalar_type()) return a.scalar_type();
+  const bool wide = a.scalar_type() == at::kDouble || b.scalar_type() == at::kDouble;
+  return wide ? at::kDouble : at::kFloat;
+}
+
+// ---- add_noise, add_keyed_noise, keyed_normal ----------------------------------------------------------
+
+template <class Backend>
+Tensor noise_into(const Tensor& x0, Noise noise, const Tensor& alpha, const Tensor& sigma,
+                  at::MemoryFormat order) {
+  Tensor kept[2];
+  NoiseProblem p = {};
+  p.layout = layout_of(x0, order);
+  p.noise = noise;
+  p.alpha = per_sample("alpha", alpha, x0, kept[0]);
+  p.sigma = per_sample("sigma", sigma, x0, kept[1]);
+  p.dtype = dtype_of("x0", x0);
+  const Tensor ordered = x0.contiguous(order);
+  Tensor out = at::empty_like(ordered);
+  p.x0 = ordered.const_data_ptr();
+  p.out = out.mutable_data_ptr();
+  if (out.numel()) Backend::noise(p);
+  return out;
+}
+
+template <class Backend>
+Tensor add_noise(const Tensor& x0, const Tensor& eps, const Tensor& alpha, const Tensor& sigma) {
+  const typename Backend::Guard guard(x0.device());
+  check_image("x0", x0);
+  check_like("eps", eps, "x0", x0);
+  dtype_of("x0", x0), dtype_of("eps", eps);
+  const at::ScalarType common = common_dtype(x0, eps);
+  if (x0.scalar_type() != common || eps.scalar_type() != common)
+    return add_noise<Backend>(x0.to(common), eps.to(common), alpha, sigma).to(x0.scalar_type());
+  const at::MemoryFormat order = order_of(x0);
+  const Tensor stored = eps.contiguous(order);
+  return noise_into<Backend>(x0, {stored.const_data_ptr(), nullptr, 0}, alpha, sigma, order);
+}
+
+template <class Backend>
+Tensor add_keyed_noise(const Tensor& x0, const Tensor& key, const Tensor& alpha, const Tensor& sigma,
+                       double offset) {
+  const typename Backend::Guard guard(x0.device());
+  check_image("x0", x0);
+  Tensor kept;
+  const Noise noise = keyed_noise(key, x0, offset, kept);
+  return noise_into<Backend>(x0, noise, alpha, sigma, order_of(x0));
+}
+
+template <class Backend>
+Tensor keyed_normal(const Tensor& key, int64_t channels, int64_t height, int64_t width, double offset) {
+  const typename Backend::Guard guard(key.device());
+  TORCH_CHECK_VALUE(channels >= 0 && height >= 0 && width >= 0,
+                    "shape must be (C, H, W) with sizes of at least 0, got (", channels, ", ", height, ", ",
+                    width, ")");
+  TORCH_CHECK_VALUE(key.dim() == 2, "key must have shape [B, 2], got ", key.sizes());
+  Tensor kept;
+  Tensor out = at::empty({key.size(0), channels, height, width}, key.options().dtype(at::kFloat));
+  NoiseProblem p = {};
+  p.layout = layout_of(out, at::MemoryFormat::Contiguous);
+  p.noise = keyed_noise(key, out, offset, kept);
+  p.out = out.mutable_data_ptr();
+  if (out.numel()) Backend::noise(p);
+  return out;
+}
+
+// ---- v_loss, keyed_v_loss
+// ----------------------------------------------------------------------------------
+
+// The tensors of one loss, checked and in one memory order; owns what had to be converted.
+struct LossCall {
+  LossProblem p = {};
+  at::MemoryFormat order;
+  Tensor prediction, x0, noise, scratch, scalars[4];
+
+  LossCall(const Tensor& prediction_, const Tensor& x0_, const std::optional<Tensor>& eps,
+           const std::optional<Tensor>& key, const Tensor& alpha, const Tensor& sigma, const Tensor& weight,
+           double offset, std::optional<double> expected) {
+    check_image("x0", x0_);
+    check_like("prediction", prediction_, "x0", x0_);
+    TORCH_CHECK_VALUE(x0_.numel() > 0 || x0_.size(0) == 0, "the loss is a mean over C, H, W, and shape ",
+                      x0_.sizes(), " leaves nothing to average");
+    p.prediction_dtype = dtype_of("prediction", prediction_);
+    p.latent_dtype = dtype_of("x0", x0_);
+    order = order_of(prediction_);
+    at::ScalarType latents = prediction_.scalar_type();
+    if (x0_.scalar_type() != latents || (eps && eps->scalar_type() != latents)) {
+      latents = latents == at::kDouble ? at::kDouble : at::kFloat;
+      p.latent_dtype = latents == at::kDouble ? DType::f64 : DType::f32;
+    }
+    prediction = prediction_.contiguous(order);
+    x0 = x0_.to(latents).contiguous(order);
+    if (eps) {
+      check_like("eps", *eps, "x0", x0_);
+      dtype_of("eps", *eps);
+      noise = eps->to(latents).contiguous(order);
+      p.noise = {noise.const_data_ptr(), nullptr, 0};
+    } else {
+      p.noise = keyed_noise(*key, x0_, offset, noise);
+    }
+    p.layout = layout_of(x0_, order);
+    p.prediction = prediction.const_data_ptr();
+    p.x0 = x0.const_data_ptr();
+    p.alpha = per_sample("alpha", alpha, x0_, scalars[0]);
+    p.sigma = per_sample("sigma", sigma, x0_, scalars[1]);
+    p.weight = per_sample("weight", weight, x0_, scalars[2]);
+    p.expected = expected.value_or(1.0 / double(x0_.size(0)));  // the caller takes the batch's mean
+  }
+
+  template <class Backend>
+  Tensor with_loss() {
+    const bool wide = p.prediction_dtype == DType::f64;
+    Tensor loss = at::empty({x0.size(0)}, x0.options().dtype(wide ? at::kDouble : at::kFloat));
+    scratch = at::empty({Backend::loss_partials(p)}, x0.options().dtype(Backend::loss_partial_dtype));
+    p.partial = scratch.mutable_data_ptr();
+    p.loss = loss.mutable_data_ptr();
+    return loss;
+  }
+
+  Tensor with_grad() {
+    Tensor grad = at::empty_like(prediction);
+    p.grad = grad.mutable_data_ptr();
+    return grad;
+  }
+
+  void with_incoming(const Tensor& incoming) {
+    p.incoming = per_sample("the gradient by the loss", incoming, x0, scalars[3]);
+  }
+
+  template <class Backend>
+  void run() {
+    if (prediction.numel()) Backend::loss(p);
+  }
+};
+
+template <class Backend>
+Tensor v_loss(const Tensor& prediction, const Tensor& x0, const Tensor& eps, const Tensor& alpha,
+              const Tensor& sigma, const Tensor& weight, std::optional<double> expected) {
+  const typename Backend::Guard guard(prediction.device());
+  LossCall call(prediction, x0, eps, std::nullopt, alpha, sigma, weight, 0, expected);
+  Tensor loss = call.with_loss<Backend>();
+  call.run<Backend>();
+  return loss;
+}
+
+template <class Backend>
+Tensor keyed_v_loss(const Tensor& prediction, const Tensor& x0, const Tensor& key, const Tensor& alpha,
+                    const Tensor& sigma, const Tensor& weight, double offset,
+                    std::optional<double> expected) {
+  const typename Backend::Guard guard(prediction.device());
+  LossCall call(prediction, x0, std::nullopt, key, alpha, sigma, weight, offset, expected);
+  Tensor loss = call.with_loss<Backend>();
+  call.run<Backend>();
+  return loss;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor> v_loss_forward(const Tensor& prediction, const Tensor& x0,
+                                          const std::optional<Tensor>& eps, const std::optional<Tensor>& key,
+                                          const Tensor& alpha, const Tensor& sigma, const Tensor& weight,
+                                          double offset, std::optional<double> expected) {
+  const typename Backend::Guard guard(prediction.device());
+  LossCall call(prediction, x0, eps, key, alpha, sigma, weight, offset, expected);
+  Tensor loss = call.with_loss<Backend>();
+  Tensor grad = call.with_grad();
+  call.run<Backend>();
+  return {loss, grad};
+}
+
+template <class Backend>
+Tensor v_loss_backward(const Tensor& prediction, const Tensor& x0, const std::optional<Tensor>& eps,
+                       const std::optional<Tensor>& key, const Tensor& alpha, const Tensor& sigma,
+                       const Tensor& weight, double offset, const Tensor& incoming) {
+  const typename Backend::Guard guard(prediction.device());
+  LossCall call(prediction, x0, eps, key, alpha, sigma, weight, offset, std::nullopt);
+  Tensor grad = call.with_grad();
+  call.with_incoming(incoming);
+  call.run<Backend>();
+  return grad;
+}
+
+template <class Backend>
+void v_loss_correct_(Tensor grad, const Tensor& prediction, const Tensor& x0,
+                     const std::optional<Tensor>& eps, const std::optional<Tensor>& key, const Tensor& alpha,
+                     const Tensor& sigma, const Tensor& weight, double offset, const Tensor& incoming,
+                     std::optional<double> expected) {
+  const typename Backend::Guard guard(prediction.device());
+  LossCall call(prediction, x0, eps, key, alpha, sigma, weight, offset, expected);
+  TORCH_CHECK_VALUE(grad.sizes() == prediction.sizes() && grad.scalar_type() == prediction.scalar_type() &&
+                        grad.is_contiguous(call.order),
+                    "grad must be what v_loss_forward returned for this prediction");
+  call.p.grad = grad.mutable_data_ptr();
+  call.p.only_unexpected = true;
+  call.with_incoming(incoming);
+  call.run<Backend>();
+}
+
+// ---- channel_moments
+// ---------------------------------------------------------------------------------------
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> channel_moments(const Tensor& x) {
+  const typename Backend::Guard guard(x.device());
+  check_image("x", x);
+  const at::MemoryFormat order = order_of(x);
+  const Tensor ordered = x.contiguous(order);
+  const auto options = x.options().dtype(at::kDouble);
+  Tensor count = at::empty({}, options), mean = at::empty({x.size(1)}, options),
+         m2 = at::empty({x.size(1)}, options);
+  MomentsProblem p = {};
+  p.layout = layout_of(x, order);
+  p.x = ordered.const_data_ptr();
+  p.dtype = dtype_of("x", x);
+  const Tensor scratch = at::empty({Backend::moments_partials(p), 3}, options);
+  p.partial = static_cast<Moments*>(scratch.mutable_data_ptr());
+  p.count = count.mutable_data_ptr<double>();
+  p.mean = mean.mutable_data_ptr<double>();
+  p.m2 = m2.mutable_data_ptr<double>();
+  Backend::moments(p);
+  return {count, mean, m2};
+}
+
+template <class Backend>
+void register_ops(torch::Library& m) {
+  m.impl("add_noise", &add_noise<Backend>);
+  m.impl("add_keyed_noise", &add_keyed_noise<Backend>);
+  m.impl("keyed_normal", &keyed_normal<Backend>);
+  m.impl("v_loss", &v_loss<Backend>);
+  m.impl("keyed_v_loss", &keyed_v_loss<Backend>);
+  m.impl("v_loss_forward", &v_loss_forward<Backend>);
+  m.impl("v_loss_backward", &v_loss_backward<Backend>);
+  m.impl("v_loss_correct_", &v_loss_correct_<Backend>);
+  m.impl("channel_moments", &channel_moments<Backend>);
+}
+
+}  // namespace refimpl::bind

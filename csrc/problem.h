@@ -1,0 +1,77 @@
+// What a kernel is asked to do: raw pointers and int64 sizes, the same for the CPU and for CUDA.
+#pragma once
+
+#include "formats.h"
+
+namespace refimpl {
+
+enum class DType { f32, bf16, f16, f64 };
+
+// A dense [B, C, H, W] tensor; every tensor of one problem lies in memory in the same order.
+struct Layout {
+  int64_t batch, channels, area;  // area = H·W
+  bool channels_last;             // a sample lies in memory as [H, W, C] instead of [C, H, W]
+
+  REFIMPL_FN int64_t sample() const { return channels * area; }
+};
+
+// [B] float32 or float64 scalars, one per sample; null where a kernel has no use for them.
+struct PerSample {
+  const void* data;
+  int64_t stride;
+  bool is_double;
+
+  template <class T>
+  REFIMPL_FN T at(int64_t b) const {
+    return is_double ? T(static_cast<const double*>(data)[b * stride])
+                     : T(static_cast<const float*>(data)[b * stride]);
+  }
+};
+
+// The noise of a problem: stored (eps) or drawn again from each sample's key wherever it is needed.
+struct Noise {
+  const void* eps;     // [B, C, H, W], or null when the noise is keyed
+  const int64_t* key;  // [B, 2] uint32 values
+  float offset;        // factor of the offset noise
+
+  REFIMPL_FN bool keyed() const { return eps == nullptr; }
+  REFIMPL_FN uint32_t word(int64_t b, int i) const { return uint32_t(key[2 * b + i]); }
+};
+
+// out = alpha·x0 + sigma·noise; without x0, out (float32, contiguous) is the keyed noise itself.
+struct NoiseProblem {
+  Layout layout;
+  const void* x0;
+  Noise noise;
+  PerSample alpha, sigma;
+  void* out;
+  DType dtype;  // of x0, eps and out
+};
+
+// loss[b] = weight·mean (prediction − v)², and grad = incoming[b]·∂loss[b]/∂prediction.
+struct LossProblem {
+  Layout layout;
+  const void* prediction;
+  const void* x0;
+  Noise noise;
+  PerSample alpha, sigma, weight;
+  PerSample incoming;    // gradient of the caller's scalar by loss[b]; null: `expected` for every sample
+  double expected;       // the incoming gradient that grad was computed for already, or is to be computed for
+  bool only_unexpected;  // leave the samples of grad whose incoming gradient is the expected one
+  void* partial;         // scratch, loss_partials(...) values of the arithmetic's type (CPU: double)
+  void* loss;            // [B] float32 (float64 for float64 tensors), or null: no loss wanted
+  void* grad;            // in prediction's format and order, or null: no gradient wanted
+  DType prediction_dtype;
+  DType latent_dtype;  // of x0 and eps: prediction's, or float32
+};
+
+// Per channel: count, mean and m2 = Σ (x − mean)², all float64.
+struct MomentsProblem {
+  Layout layout;
+  const void* x;
+  Moments* partial;           // scratch, moments_partials(...) values
+  double *count, *mean, *m2;  // [1], [C], [C]
+  DType dtype;
+};
+
+}  // namespace refimpl

@@ -1,0 +1,187 @@
+"""The operations compiled from csrc/: the same names and arguments as refimpl.ops.reference, over torch.ops.
+
+They agree with the reference within rounding, on the CPU and on CUDA. What differs:
+
+- The arithmetic is float32 whenever the prediction (or x0) is not float64, whatever the other tensors are.
+- v_loss can be differentiated once, in prediction alone; a second derivative raises.
+- add_noise has derivatives by x0 and eps, none by alpha and sigma.
+- Wrong arguments raise ValueError or TypeError.
+
+Autocast does not change the operations: give them the tensors as autocast leaves them (a bfloat16 or float16
+prediction beside float32 latents costs no copy). Tensors of one call share a memory order, contiguous or
+channels-last; one that differs is copied into the order of the first.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from refimpl.ops import _kernels as _kernels  # registers torch.ops.refimpl; ImportError when it is not built
+
+
+def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The noised latent x_t = alpha·x0 + sigma·eps (N §2.1).
+
+    x0, eps  [B, C, H, W]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
+    Raises ValueError when shapes or devices disagree, TypeError on an integer dtype.
+    """
+    return torch.ops.refimpl.add_noise(x0, eps, alpha, sigma)
+
+
+def v_loss(
+    prediction: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    weight: Tensor,
+    expected: float | None = None,
+) -> Tensor:
+    """The weighted v-prediction loss of each sample (N §2.1, §2.4).
+
+    weight · mean over C, H, W of (prediction − v)², with v = alpha·eps − sigma·x0. The forward pass computes
+    the gradient as well, for a backward pass that sends `expected` into each loss (default 1 / B: the caller
+    takes the batch's mean). Another incoming gradient gives its own exact result at the cost of a second pass.
+
+    prediction, x0, eps  [B, C, H, W]        alpha, sigma, weight  [B]
+    returns  [B]  float32, or float64 when prediction is float64
+    Raises ValueError when shapes or devices disagree or samples are empty, TypeError on an integer dtype.
+    """
+    return torch.ops.refimpl.v_loss(prediction, x0, eps, alpha, sigma, weight, expected)
+
+
+def add_keyed_noise(x0: Tensor, key: Tensor, alpha: Tensor, sigma: Tensor, offset: float = 0.0) -> Tensor:
+    """`add_noise` with the noise of each sample's key, drawn in registers and never stored.
+
+    x0  [B, C, H, W]        key  [B, 2]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
+    Raises ValueError when shapes or devices disagree, TypeError on a wrong dtype.
+    """
+    return torch.ops.refimpl.add_keyed_noise(x0, key, alpha, sigma, offset)
+
+
+def keyed_v_loss(
+    prediction: Tensor,
+    x0: Tensor,
+    key: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    weight: Tensor,
+    offset: float = 0.0,
+    expected: float | None = None,
+) -> Tensor:
+    """`v_loss` with the noise of each sample's key, drawn in registers and never stored.
+
+    prediction, x0  [B, C, H, W]        key  [B, 2]        alpha, sigma, weight  [B]        returns  [B]
+    Raises as `v_loss` does.
+    """
+    return torch.ops.refimpl.keyed_v_loss(prediction, x0, key, alpha, sigma, weight, offset, expected)
+
+
+def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and summed squared deviation of each channel (Welford's M2; N App. B).
+
+    x  [B, C, H, W]        returns  count [] (elements per channel), mean [C], m2 [C], all float64
+    An empty x gives count 0, mean 0 and m2 0. Raises ValueError on another number of dimensions.
+    """
+    return torch.ops.refimpl.channel_moments(x)
+
+
+def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
+    """Unit normal noise of each key: refimpl.diffusion.philox.keyed_normal within 4 ulp of its radius.
+
+    key  [B, 2]  int64 holding uint32        shape  (C, H, W)        returns  [B, C, H, W]  float32
+    The same bits on every device and in every batch. Raises ValueError on a wrong key, shape or offset.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (C, H, W), got {tuple(shape)}")
+    channels, height, width = shape
+    return torch.ops.refimpl.keyed_normal(key, channels, height, width, offset)
+
+
+# ---- Shapes and dtypes of the results, for tracing without data -------------------------------------------
+
+
+def _order(x: Tensor) -> torch.memory_format:
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _check(x0: Tensor, name: str, other: Tensor, *per_sample: Tensor) -> None:
+    torch._check_value(x0.ndim == 4, lambda: f"x0 must have shape [B, C, H, W], got {list(x0.shape)}")
+    torch._check_value(
+        other.shape == x0.shape,
+        lambda: f"{name} has shape {list(other.shape)} and x0 {list(x0.shape)}: they must agree",
+    )
+    for scalars in per_sample:
+        torch._check_value(
+            scalars.ndim >= 1 and scalars.shape[0] == x0.shape[0],
+            lambda s=scalars: (
+                f"a tensor of shape {list(s.shape)} beside x0 {list(x0.shape)}: give one per sample"
+            ),
+        )
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x.contiguous(memory_format=_order(x)))
+
+
+def _loss_like(prediction: Tensor, x0: Tensor, *per_sample: Tensor) -> Tensor:
+    _check(x0, "prediction", prediction, *per_sample)
+    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+    return prediction.new_empty([x0.shape[0]], dtype=dtype)
+
+
+@torch.library.register_fake("refimpl::add_noise")
+def _(x0, eps, alpha, sigma):
+    _check(x0, "eps", eps, alpha, sigma)
+    return _like(x0)
+
+
+@torch.library.register_fake("refimpl::add_keyed_noise")
+def _(x0, key, alpha, sigma, offset=0.0):
+    _check(x0, "x0", x0, key, alpha, sigma)
+    return _like(x0)
+
+
+@torch.library.register_fake("refimpl::keyed_normal")
+def _(key, channels, height, width, offset=0.0):
+    return key.new_empty([key.shape[0], channels, height, width], dtype=torch.float32)
+
+
+@torch.library.register_fake("refimpl::v_loss")
+def _(prediction, x0, eps, alpha, sigma, weight, expected=None):
+    _check(x0, "eps", eps)
+    return _loss_like(prediction, x0, alpha, sigma, weight)
+
+
+@torch.library.register_fake("refimpl::keyed_v_loss")
+def _(prediction, x0, key, alpha, sigma, weight, offset=0.0, expected=None):
+    return _loss_like(prediction, x0, key, alpha, sigma, weight)
+
+
+@torch.library.register_fake("refimpl::v_loss_forward")
+def _(prediction, x0, eps, key, alpha, sigma, weight, offset, expected):
+    return _loss_like(prediction, x0, alpha, sigma, weight), _like(prediction)
+
+
+@torch.library.register_fake("refimpl::v_loss_backward")
+def _(prediction, x0, eps, key, alpha, sigma, weight, offset, incoming):
+    _check(x0, "prediction", prediction, alpha, sigma, weight, incoming)
+    return _like(prediction)
+
+
+@torch.library.register_fake("refimpl::v_loss_correct_")
+def _(grad, prediction, x0, eps, key, alpha, sigma, weight, offset, incoming, expected):
+    _check(x0, "prediction", prediction, alpha, sigma, weight, incoming)
+
+
+@torch.library.register_fake("refimpl::channel_moments")
+def _(x):
+    torch._check_value(x.ndim == 4, lambda: f"x must have shape [B, C, H, W], got {list(x.shape)}")
+    options = {"dtype": torch.float64}
+    return (
+        x.new_empty([], **options),
+        x.new_empty([x.shape[1]], **options),
+        x.new_empty([x.shape[1]], **options),
+    )
