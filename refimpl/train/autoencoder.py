@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from refimpl.data.index import Index
-from refimpl.data.loader import load_batches
+from refimpl.data.loader import ImageCache, load_batches
 from refimpl.data.plan import plan_epoch
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
@@ -23,6 +23,7 @@ from refimpl.train.draws import CentreDraws, VisitDraws
 from refimpl.train.ema import ema_start, ema_update
 
 EMA_DECAY = 0.99
+CACHE_BYTES = 2**28  # of decoded images; a small data set is read many times
 VARIANCE_OF_PRIOR = 1.0
 
 SCALE_SHIFTS = {"sdxl": SDXL_DEFAULT, "novelai_anime": NOVELAI_ANIME}
@@ -76,8 +77,8 @@ def measure_scale_shift(
     returns  the map that gives every channel mean 0 and std 1, and the statistics it came from
     """
     statistics = Welford(vae.config.latent_channels)
-    batches = tqdm(list(bucket_batches(buckets, bucket_of, 16)), desc="latent statistics", unit="batch")
-    for images in encoded_images(index, batches):
+    batches = list(bucket_batches(buckets, bucket_of, 16))
+    for images in tqdm(centre_crops(index, batches), "latent statistics", len(batches), unit="batch"):
         with torch.no_grad():
             statistics.update(vae.encode(images.to(device)).cpu())
     return ScaleShift.from_welford(statistics), statistics
@@ -89,7 +90,7 @@ def heldout_psnr(
 ) -> list[float]:
     """PSNR in dB of each image's reconstruction, pixels in 0 … 1, centre crops of the image's bucket."""
     values = []
-    for images in encoded_images(index, bucket_batches(buckets, bucket_of, 16)):
+    for images in centre_crops(index, bucket_batches(buckets, bucket_of, 16)):
         restored = vae.decode(vae.encode(images.to(device))).clamp(-1, 1).cpu()
         errors = (restored - images).square().mean(dim=(1, 2, 3))
         values += [psnr_from_error(error) for error in errors.tolist()]
@@ -111,18 +112,19 @@ def bucket_batches(
             yield buckets[bucket], items[start : start + batch_size]
 
 
-def encoded_images(index: Index, batches: Iterable[tuple[tuple[int, int], np.ndarray]]) -> Iterator[Tensor]:
+def centre_crops(index: Index, batches: Iterable[tuple[tuple[int, int], np.ndarray]]) -> Iterator[Tensor]:
     """Centre crops as float images [B, 3, H, W] in −1 … 1."""
-    for batch in load_batches(index, batches, 0, CentreDraws()):
+    for batch in load_batches(index, list(batches), 0, CentreDraws()):
         yield batch.images.float() / 127.5 - 1
 
 
 def _square_crops(index: Index, config: LatentConfig, seed: int) -> Iterator[Tensor]:
     """Endless batches of uint8 crops [B, 3, size, size], every epoch in a new order."""
     bucket, epoch = (config.train_size, config.train_size), 0
+    cache = ImageCache(CACHE_BYTES)
     while True:
         plan = plan_epoch(np.zeros(len(index), np.int64), config.train_batch, seed, epoch)
         batches = [(bucket, items) for _, items in plan.batches()]
-        for batch in load_batches(index, batches, epoch, VisitDraws(seed, flip=False)):
+        for batch in load_batches(index, batches, epoch, VisitDraws(seed, flip=False), cache=cache):
             yield batch.images
         epoch += 1

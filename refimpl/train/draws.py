@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from refimpl.diffusion.philox import KeyedIntegers, Purpose, draw_key, sample_id
+from refimpl.diffusion.philox import KeyedIntegers, Purpose, draw_key_of, sample_id
 
 
 @dataclass(frozen=True)
@@ -23,8 +21,7 @@ class VisitDraws:
         return self.flip and self._source(name, visit, Purpose.FLIP).integers(0, 2) == 1
 
     def _source(self, name: str, visit: int, purpose: Purpose) -> KeyedIntegers:
-        ids = torch.tensor([sample_id(name)])
-        return KeyedIntegers(draw_key(self.seed, ids, visit, purpose)[0])
+        return KeyedIntegers(draw_key_of(self.seed, sample_id(name), visit, purpose))
 
 
 class CentreDraws:

@@ -13,9 +13,9 @@ from refimpl.diffusion.min_snr import weight_mass
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
 from refimpl.tables import to_table
-from refimpl.train.steps import PlanStep
 from refimpl.train.config import Config
 from refimpl.train.distributed import World
+from refimpl.train.steps import PlanStep
 
 WEIGHT_MASS_FROM = 950  # spec'd timestep: ZTSNR trains nothing there if the loss weight is 0 (N §2.2, §2.4)
 
@@ -24,7 +24,7 @@ class RunLog:
     """Rank 0's rows and progress bar; on the other ranks every method does nothing.
 
     A row of metrics.jsonl is one JSON object with `step` and any of: loss (mean weighted v-loss of the global batch),
-    learning_rate, gradient_norm, epoch, bucket, images_per_second, heldout_v_loss, weight_mass.
+    learning_rate, gradient_norm, epoch, bucket, images_per_second, heldout_loss, weight_mass.
     """
 
     def __init__(self, config: Config, run: Path, start: int, world: World):

@@ -15,7 +15,6 @@ from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.errors import InputError
 from refimpl.ops import load_ops
 from refimpl.text.conditioning import apply_dropout, vector_conditioning
-from refimpl.train.steps import plan_steps
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.config import Config
 from refimpl.train.distributed import World, add_in_order, gradient_sync
@@ -23,6 +22,7 @@ from refimpl.train.ema import ema_start, ema_update
 from refimpl.train.log import RunLog
 from refimpl.train.optimizer import learning_rate, make_adamw
 from refimpl.train.prepare import Prepared
+from refimpl.train.steps import plan_steps
 from refimpl.train.validate import draw_samples, heldout_loss
 
 
@@ -36,6 +36,8 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     settings, device = config.train, world.device
     ops = load_ops(settings.backend)
     schedule, weights = config.diffusion.schedule(), config.diffusion.loss_weights().to(device)
+    first_t = config.diffusion.first_timestep
+    t_count = config.diffusion.last_timestep + 1 - first_t
     model = prepared.model
     unet, vae, scale_shift, null = model.unet, model.vae, model.scale_shift, model.null_condition()
 
@@ -51,7 +53,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     log.weight_mass(schedule, weights.cpu())
 
     if start == 0 and world.is_main:
-        log.row(step=0, heldout_v_loss=heldout_loss(config, prepared, ema))
+        log.row(step=0, heldout_loss=heldout_loss(config, prepared, ema))
     for step, plan_step in enumerate(plan_steps(config, prepared.stages, start, world), start):
         started = time.perf_counter()
         rate = learning_rate(config.optimizer, plan_step.stage.learning_rate, step, settings.steps)
@@ -117,7 +119,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
         if world.is_main:
             final = done == settings.steps
             if final or done % settings.validate_every == 0:
-                log.row(step=done, heldout_v_loss=heldout_loss(config, prepared, ema))
+                log.row(step=done, heldout_loss=heldout_loss(config, prepared, ema))
             if settings.sample_every and (final or done % settings.sample_every == 0):
                 draw_samples(config, prepared, ema, run / "samples" / f"step-{done:08d}.png")
             if final or done % settings.checkpoint_every == 0:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from refimpl.data.buckets import assign
 from refimpl.data.demo_images import write_demo_images
 from refimpl.data.index import read_folder
+from refimpl.data.loader import ImageCache
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.diffusion.philox import sample_id
 from refimpl.errors import InputError
@@ -32,9 +33,9 @@ from refimpl.model.unet import UNet
 from refimpl.tables import to_table
 from refimpl.text.states import TextStates
 from refimpl.train.autoencoder import SCALE_SHIFTS, measure_scale_shift, train_autoencoder
-from refimpl.train.steps import StageData
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
+from refimpl.train.steps import StageData
 
 # What a resumed run may change: everything else defines the run.
 CHANGEABLE = {
@@ -110,7 +111,7 @@ def _resumed(config: Config) -> Path:
     steps = committed_steps(run)
     if steps and steps[-1] >= config.train.steps:
         raise InputError(
-            f"train.resume: {run} has a checkpoint at step {steps[-1]} already; raise train.steps {config.train.steps}"
+            f"train.resume: {run} is at step {steps[-1]} already; raise train.steps {config.train.steps}"
         )
     return run
 
@@ -169,6 +170,8 @@ def read_stage(config: Config, stage: Stage) -> StageData:
     if not stage.folder:
         raise InputError("data.folder is empty; name a folder of images with .txt or .caption sidecars")
     index = read_folder(stage.folder, tag_classes=config.data.tag_classes)
+    for bad in index.quarantined:
+        tqdm.write(f"left out: {bad}")
     buckets = stage.buckets.sizes()
     bucket_of, error = assign(index.widths, index.heights, buckets, metric=config.data.aspect_metric)
     if config.data.max_aspect_error:
@@ -183,7 +186,9 @@ def read_stage(config: Config, stage: Stage) -> StageData:
         counts = count_tags(index.tags, TagCounts(settings.beta, settings.least, settings.most))
         weights = dataset_weights(index.tags, counts)
     draw_ids = torch.tensor([sample_id(name) for name in index.ids], dtype=torch.int64)
-    return StageData(stage, index, buckets, bucket_of, draw_ids, torch.tensor(weights, dtype=torch.float32))
+    weight_table = torch.tensor(weights, dtype=torch.float32)
+    cache = ImageCache(config.data.cache_megabytes * 2**20) if config.data.cache_megabytes else None
+    return StageData(stage, index, buckets, bucket_of, draw_ids, weight_table, cache)
 
 
 def frozen_parts(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from refimpl.data.buckets import pixel_budget_batch_sizes
 from refimpl.data.index import Index
-from refimpl.data.loader import load_batches
+from refimpl.data.loader import ImageCache, load_batches
 from refimpl.data.plan import Plan, plan_epoch
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
@@ -26,6 +26,7 @@ class StageData:
     bucket_of: np.ndarray  # [N] int64
     draw_ids: Tensor  # [N] int64: refimpl.diffusion.philox.sample_id of each id
     tag_weights: Tensor  # [N] float32, mean 1
+    cache: ImageCache | None  # decoded images, where this process loads them itself
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,14 @@ def _epoch_steps(
     accumulate = config.train.accumulate
     steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in range(first, end)]
     batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
-    draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
-    loaded = load_batches(data.index, batches, epoch, draws, workers=config.data.workers)
+    loaded = load_batches(
+        data.index,
+        batches,
+        epoch,
+        VisitDraws(config.train.seed, config.data.horizontal_flip),
+        workers=config.data.workers,
+        cache=None if config.data.workers else data.cache,
+    )
     images_per_step = (len(data.index) - len(plan.dropped)) / len(plan)
     for bucket, share in steps:
         yield PlanStep(
@@ -115,7 +122,7 @@ def _epoch_steps(
 def _rank_share(
     plan: Plan, step: int, mode: str, accumulate: int, world: World
 ) -> tuple[int, list[np.ndarray]]:
-    """Bucket and micro-batches of this rank: micro-batch j = k·world + rank of a global batch (refimpl.train.distributed)."""
+    """Bucket and micro-batches of this rank: number k·world + rank of a global batch, k = 0, 1, …"""
     if mode == "paper":
         bucket, items = plan.batch(step, world.rank)
         return bucket, np.split(np.asarray(items), accumulate)

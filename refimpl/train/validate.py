@@ -40,7 +40,7 @@ def heldout_loss(config: Config, prepared: Prepared, weights: Mapping[str, Tenso
     timesteps = [t for t in TIMESTEPS if low <= t <= high] or [(low + high) // 2]
     losses = []
     plan = bucket_batches(data.buckets, data.bucket_of, max(1, BATCH // len(timesteps)))
-    for batch in load_batches(data.index, plan, 0, CentreDraws()):
+    for batch in load_batches(data.index, list(plan), 0, CentreDraws()):
         repeats = len(timesteps)
         latents = model.scale_shift.standardise(model.vae.encode(batch.images.to(device).float() / 127.5 - 1))
         context, pooled = prepared.text_states([data.index.captions[item] for item in batch.items])

@@ -1,0 +1,62 @@
+"""`refimpl COMMAND …`: every command of the project under one name."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from refimpl.errors import InputError
+from refimpl.terminal import run_command
+
+# command → (module, function taking (arguments, program), what it does). Imported only when asked for.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("refimpl.demo", "demo_command", "run the main job end to end on a small data set and report"),
+    "data": ("refimpl.train.data_command", "data_command", "look at a data set: problems, buckets, tags"),
+    "stats": (
+        "refimpl.train.stats_command",
+        "stats_command",
+        "measure a data set's latents: scale-and-shift",
+    ),
+    "train": (
+        "refimpl.train.command",
+        "train_command",
+        "train a configuration (also: python -m refimpl.train)",
+    ),
+    "sample": (
+        "refimpl.sample.command",
+        "sample_command",
+        "draw images from a run (also: python -m refimpl.sample)",
+    ),
+    "figures": ("refimpl.report.command", "figures_command", "draw the paper's figures 1, 5 and 8"),
+    "doctor": (
+        "refimpl.doctor",
+        "doctor_command",
+        "say what is installed, what was built, and whether it works",
+    ),
+}
+
+
+def usage() -> str:
+    """The commands and what each does."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: refimpl COMMAND [ARGUMENTS]", "", *lines, "", "`refimpl COMMAND --help` says more of each."]
+    )
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Runs the command that `arguments` names. Raises InputError for an unknown one."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise InputError(f"{name!r} is no command\n{usage()}")
+    module, function, _ = COMMANDS[name]
+    command: Callable[[list[str], str], None] = getattr(import_module(module), function)
+    command(rest, f"refimpl {name}")
+
+
+def main() -> None:
+    """Entry point of `refimpl`."""
+    run_command(lambda: dispatch(sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""Presets validate, bad settings end in one message that names the value (spec: errors of configuration)."""
+
+import ast
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+
+import refimpl
+from refimpl.errors import InputError
+from refimpl.latents.vae import VAE
+from refimpl.model.unet import UNet
+from refimpl.tables import from_table, to_table
+from refimpl.train.command import parse
+from refimpl.train.config import Config
+from refimpl.train.presets import load_config, preset_names
+
+UNET_SIZE = 2_567_463_684
+VAE_SIZE = 83_653_863
+
+
+def test_presets_are_the_ones_promised() -> None:
+    assert {"tiny", "sdxl_base", "novelai_v3"} <= set(preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_validate_and_survive_json(name: str) -> None:
+    config = load_config(name)
+    assert from_table(Config, to_table(config), name) == config
+
+
+@pytest.mark.parametrize("name", ["sdxl_base", "novelai_v3"])
+def test_full_size_presets_build_on_the_meta_device(name: str) -> None:
+    config = load_config(name)
+    with torch.device("meta"):
+        unet, vae = UNet(config.unet), VAE(config.vae)
+    assert sum(p.numel() for p in unet.parameters()) == UNET_SIZE
+    assert sum(p.numel() for p in vae.parameters()) == VAE_SIZE
+
+
+def test_novelai_v3_is_what_the_report_says() -> None:
+    config = load_config("novelai_v3")
+    assert config.diffusion.parameterisation == "v"
+    assert config.diffusion.zero_terminal_snr
+    assert (config.diffusion.loss_weight, config.diffusion.min_snr_gamma) == ("paper", 5.0)
+    assert config.train.precision == "tf32"
+    assert config.text.pooling == "mean"
+    assert config.tag_weights.enabled
+    assert (832, 1216) in config.buckets.sizes()
+    assert (config.sample.grid, config.sample.steps) == ("native", 28)
+
+
+def test_sdxl_base_stages_are_the_papers() -> None:
+    stages = load_config("sdxl_base").all_stages()
+    assert [stage.from_step for stage in stages] == [0, 600_000, 800_000]
+    assert [stage.buckets.sizes() for stage in stages[:2]] == [[(256, 256)], [(512, 512)]]
+    assert [stage.offset_noise for stage in stages] == [0, 0, 0.05]
+
+
+BAD_FILES = {
+    "[train]\nstpes = 3": ["unknown key train.stpes", "train.steps"],
+    "[trian]\nsteps = 3": ["unknown key trian", "train"],
+    "steps = 3": ["unknown key steps", "train.steps"],
+    "[train]\nsteps = 0": ["train.steps 0"],
+    '[train]\nsteps = "many"': ["train.steps must be int", "many"],
+    "[train]\nbatch_size = -1": ["train.batch_size -1"],
+    "[train]\nema_decay = 1.0": ["train.ema_decay 1.0"],
+    "[train]\ncaption_dropout = 1.5": ["train.caption_dropout 1.5"],
+    '[train]\nprecision = "fp8"': ["train.precision 'fp8'", "tf32"],
+    "[buckets]\nstep = 12\nmax_area = 4096\nmax_side = 120\nmin_side = 36": ["multiple of 8", "12"],
+    "[buckets]\nmin_side = 2048\nmax_side = 512": ["min_side", "2048"],
+    '[diffusion]\nparameterisation = "eps"': ["eps", "zero-terminal-SNR", "SNR is 0"],
+    '[diffusion]\nloss_weight = "papre"': ["papre", "'paper'"],
+    '[sample]\ngrid = "leading"': ["leading", "t = 999"],
+    "[sample]\nwidth = 60": ["sample.width 60", "8"],
+    "[unet]\ncontext_dim = 100": ["context_dim 100", "96"],
+    "[optimizer]\nlearning_rate = nan": ["learning_rate nan"],
+    "[train]\npixel_budget = 100": ["pixel_budget 100", "px"],
+    "[[stages]]\nfrom_step = 5": ["stages.from_step [5]", "begin with 0"],
+    "[train\nsteps = 1": ["not valid TOML"],
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES)
+def test_bad_settings_name_the_value(text: str, tmp_path: Path) -> None:
+    preset = Path(refimpl.__file__).parent / "configs" / "tiny.toml"
+    base = preset.read_text(encoding="utf-8")
+    section = text.split("\n")[0]
+    merged = base + "\n" + text
+    if section.startswith("[") and not section.startswith("[[") and section + "\n" in base:
+        keys = {line.split("=")[0].strip() for line in text.split("\n")[1:]}
+        before, after = base.split(section + "\n", 1)
+        body, *rest = after.split("\n[", 1)
+        kept = [line for line in body.split("\n") if line.split("=")[0].strip() not in keys]
+        merged = f"{before}{text}\n" + "\n".join(kept) + ("\n[" + rest[0] if rest else "")
+    elif not section.startswith("["):
+        merged = text + "\n" + base
+    path = tmp_path / "mine.toml"
+    path.write_text(merged, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_config(str(path))
+    for part in BAD_FILES[text]:
+        assert part in str(error.value)
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="nearest preset is 'tiny'"):
+        load_config("tinny")
+
+
+def test_overrides_on_the_command_line() -> None:
+    config, label = parse(["tiny", "--train.steps", "20", "--train.resume", "--buckets.step", "16"])
+    assert (config.train.steps, config.train.resume, config.buckets.step, label) == (20, True, 16, "tiny")
+
+
+@pytest.mark.parametrize("bad", [["--train.steps", "0"], ["--diffusion.parameterisation", "eps"]])
+def test_bad_overrides_are_input_errors(bad: list[str]) -> None:
+    with pytest.raises(InputError):
+        parse(["tiny", *bad])
+
+
+def test_unknown_override_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(["tiny", "--train.stpes", "20"])
+    assert stop.value.code == 2
+    assert "--train.steps" in capsys.readouterr().err
+
+
+def fields_with_place(cls: type, place: str = "") -> list[tuple[str, str]]:
+    found = []
+    for name, kind in typing.get_type_hints(cls).items():
+        inner = [kind, *typing.get_args(kind)]
+        nested = [k for k in inner if dataclasses.is_dataclass(k)]
+        if nested:
+            found += fields_with_place(typing.cast(type, nested[0]), f"{place}{name}.")
+        else:
+            found.append((place, name))
+    return found
+
+
+def test_every_field_is_read_somewhere() -> None:
+    read = set()
+    for path in Path(refimpl.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and not is_self_check(node, path):
+                read.add(node.attr)
+    unread = [place + name for place, name in fields_with_place(Config) if name not in read]
+    assert not unread
+
+
+def is_self_check(node: ast.Attribute, path: Path) -> bool:
+    """Reading a field only to check it, in its own dataclass's file, is not using it."""
+    is_config = path.name == "config.py" and path.parent.name in {"train", "data", "latents", "sample"}
+    return is_config and isinstance(node.value, ast.Name) and node.value.id == "self"
