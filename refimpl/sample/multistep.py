@@ -21,7 +21,7 @@ def dpmpp_2m(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback 
     run = begin(predict_v, x, sigmas, callback)
     y, x0_last, h_last = run.y, None, math.nan
     for step in run.steps:
-        x0 = run.estimate(y, step)
+        x0, _ = run.begin_step(y, step)
         if step.sigma_next == 0:
             y = x0
             continue
@@ -57,7 +57,7 @@ def dpmpp_2m_sde(
     source = noise_source(noise, key, x) if eta else None
     y, x0_last, h_last = run.y, None, math.nan
     for step in run.steps:
-        x0 = run.estimate(y, step)
+        x0, _ = run.begin_step(y, step)
         if step.sigma_next == 0:
             y = x0
             continue
@@ -85,7 +85,7 @@ def unipc(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | N
     y_last, taken = run.y, []  # the state that the last step left, and (−ln σ, x0) of the steps so far
     order = 0  # of the last prediction
     for step in run.steps:
-        m = run.estimate(y, step)
+        m, _ = run.begin_step(y, step)
         lam = -math.log(step.sigma)
         if order:
             y = _unic(y_last, taken, lam, m, order)

@@ -32,9 +32,9 @@ def euler(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | N
     run = begin(predict_v, x, sigmas, callback)
     y = run.y
     for step in run.steps:
-        x0 = run.estimate(y, step)
-        # eq. 2, as a mean of y and D: exact at σ' = 0 and without cancellation at large σ
-        y = x0 + step.sigma_next / step.sigma * (y - x0)
+        x0, eps = run.begin_step(y, step)
+        # eq. 2 with (x − D)/σ = eps and x = D + σ·eps: no cancellation at any σ, and exact at σ' = 0
+        y = x0 + step.sigma_next * eps
     return run.finish(y)
 
 
@@ -60,11 +60,10 @@ def euler_ancestral(
     source = noise_source(noise, key, x) if eta else None
     y = run.y
     for step in run.steps:
-        x0 = run.estimate(y, step)
-        sigma, sigma_next = step.sigma, step.sigma_next
-        up = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-        down = math.sqrt(sigma_next**2 - up**2)
-        y = x0 + down / sigma * (y - x0)
+        x0, eps = run.begin_step(y, step)
+        up = eta * step.sigma_next * math.sqrt(1 - (step.sigma_next / step.sigma) ** 2)
+        down = math.sqrt(step.sigma_next**2 - up**2)
+        y = x0 + down * eps
         if source is not None and up > 0:
             y = y + up * draw_noise(source, step, y)
     return run.finish(y)
@@ -79,15 +78,13 @@ def heun(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | No
     run = begin(predict_v, x, sigmas, callback)
     y = run.y
     for step in run.steps:
-        x0 = run.estimate(y, step)
-        sigma, sigma_next = step.sigma, step.sigma_next
-        if sigma_next == 0:
+        x0, d = run.begin_step(y, step)  # alg. 1: d = (x − D)/σ, which is eps
+        if step.sigma_next == 0:
             y = x0
             continue
-        d = (y - x0) / sigma
-        y_next = y + (sigma_next - sigma) * d
-        d_next = (y_next - run.denoise(y_next, sigma_next)) / sigma_next
-        y = y + (sigma_next - sigma) * (d + d_next) / 2
+        # alg. 1: the Euler step, and the step again with the mean of the slopes at its ends
+        _, d_next = run.estimate(x0 + step.sigma_next * d, step.sigma_next)
+        y = y + (step.sigma_next - step.sigma) * (d + d_next) / 2
     return run.finish(y)
 
 
@@ -112,10 +109,9 @@ def ddim(
     source = noise_source(noise, key, x) if eta else None
     y = run.y
     for step in run.steps:
-        x0 = run.estimate(y, step)
+        x0, eps = run.begin_step(y, step)
         alpha, sigma = (float(part) for part in alpha_sigma(step.sigma))
         alpha_next, sigma_next = (float(part) for part in alpha_sigma(step.sigma_next))
-        eps = (alpha * y - alpha * x0) / sigma
         # eq. 16: the part of the next level's noise that is fresh
         s = eta * sigma_next / sigma * math.sqrt(1 - (alpha / alpha_next) ** 2)
         # eq. 12: the clean part, the direction pointing to x_t, the fresh noise

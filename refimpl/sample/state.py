@@ -1,4 +1,4 @@
-"""What all samplers share: state, denoiser and the step from σ = ∞ (N App. A.1, eq. 1, 2, 9, 18).
+"""What all samplers share: state, estimates and the step from σ = ∞ (N App. A.1, eq. 2, 9, 18).
 
 The state between steps is variance-exploding, y = x0 + σ·n with σ = sigma_edm, and float64, whatever the
 dtype of the caller or the network: one rounding of it to bfloat16 at σ = 4096 would cost rms 6.7, and
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from refimpl.diffusion.philox import keyed_normal, philox4x32
-from refimpl.diffusion.preconditioner import alpha_sigma, denoise
+from refimpl.diffusion.preconditioner import alpha_sigma
+from refimpl.diffusion.v_prediction import add_noise, eps_from_v, x0_from_v
 from refimpl.errors import InputError
 from refimpl.sample.grid_checks import check_grid
 
@@ -46,16 +47,17 @@ class Run:
     dtype: torch.dtype
     callback: Callback | None
 
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
-        """D(y; σ), float64 (eq. 1)."""
-        return _denoise(self.predict_v, y, sigma, self.dtype)
+    def estimate(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """The network's (x0, eps) [B, ...] float64 for the state y at a finite level: y = x0 + σ·eps."""
+        alpha, _ = alpha_sigma(sigma)
+        return _estimate(self.predict_v, float(alpha) * y, sigma, self.dtype)
 
-    def estimate(self, y: Tensor, step: Step) -> Tensor:
-        """D(y; σ) at the start of a step, shown to the callback."""
-        x0 = self.denoise(y, step.sigma)
+    def begin_step(self, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """`estimate` at the start of a step, whose x0 the callback is shown."""
+        x0, eps = self.estimate(y, step.sigma)
         if self.callback is not None:
             self.callback(step.number, x0)
-        return x0
+        return x0, eps
 
     def finish(self, y: Tensor) -> Tensor:
         """The state at σ = 0 in the caller's dtype."""
@@ -81,12 +83,11 @@ def begin(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | N
     steps = [Step(i, *levels[i : i + 2]) for i in range(len(levels) - 1)]
     state = x.detach().double()
     if levels[0] == math.inf:
-        n, sigma_1 = state, levels[1]
-        x0 = _denoise(predict_v, n, math.inf, x.dtype)
+        x0, n = _estimate(predict_v, state, math.inf, x.dtype)
         if callback is not None:
             callback(0, x0)
-        # eq. 9, 18: x₁ = σ₁·n + D(∞·n; ∞) = σ₁·n − F(n; ∞), σd = 1
-        return Run(sigma_1 * n + x0, steps[1:], predict_v, x.dtype, callback)
+        # eq. 9, 18: x₁ = σ₁·n + D(n; ∞) = σ₁·n − F(n; ∞), σd = 1
+        return Run(levels[1] * n + x0, steps[1:], predict_v, x.dtype, callback)
     alpha, _ = alpha_sigma(levels[0])
     return Run(state / float(alpha), steps, predict_v, x.dtype, callback)
 
@@ -147,19 +148,15 @@ def sdedit_start(x0: Tensor, noise: Tensor, sigma_edm: float) -> Tensor:
     returns    [B, ...]  alpha·x0 + sigma·noise in x0's dtype: a sampler's x for a grid from sigma_edm
     Raises InputError when the shapes differ or sigma_edm is negative or NaN.
     """
-    if x0.shape != noise.shape:
-        raise InputError(f"noise: shape {list(noise.shape)}; the latents are {list(x0.shape)}.")
-    alpha, sigma = (float(part) for part in alpha_sigma(sigma_edm))
-    return (alpha * x0.double() + sigma * noise.double()).to(x0.dtype)
+    return add_noise(x0, noise, *alpha_sigma(float(sigma_edm)))
 
 
-def _denoise(predict_v: PredictV, y: Tensor, sigma: float, dtype: torch.dtype) -> Tensor:
-    def network(x: Tensor, sigma_edm: Tensor) -> Tensor:
-        v = predict_v(x.to(dtype), sigma_edm)
-        if v.shape != y.shape:
-            raise InputError(
-                f"predict_v at sigma_edm {sigma}: returned shape {list(v.shape)} for x of {list(y.shape)}."
-            )
-        return v
-
-    return denoise(network, y, sigma)
+def _estimate(predict_v: PredictV, x: Tensor, sigma_edm: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(x0, eps) of x, variance-preserving at sigma_edm; at ∞ exactly (−v, x)."""
+    v = predict_v(x.to(dtype), torch.tensor(sigma_edm, dtype=torch.float64, device=x.device))
+    if v.shape != x.shape:
+        raise InputError(
+            f"predict_v at sigma_edm {sigma_edm}: returned shape {list(v.shape)} for x of {list(x.shape)}."
+        )
+    alpha, sigma = alpha_sigma(sigma_edm)
+    return x0_from_v(x, v, alpha, sigma), eps_from_v(x, v, alpha, sigma)
