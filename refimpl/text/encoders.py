@@ -14,6 +14,8 @@ from refimpl.errors import InputError
 from refimpl.text.tiny_vocabulary import tiny_vocabulary
 from refimpl.text.tokenizer import ROW_TOKENS
 
+Encoder = TypeVar("Encoder", CLIPTextModel, CLIPTextModelWithProjection)
+
 CLIP_L_PARAMETERS = 123_060_480
 CLIP_BIGG_PARAMETERS = 694_659_840
 
@@ -104,9 +106,6 @@ def load_encoders(
     return _load(CLIPTextModel, Path(folder_l), dtype), _load(
         CLIPTextModelWithProjection, Path(folder_g), dtype
     )
-
-
-Encoder = TypeVar("Encoder", CLIPTextModel, CLIPTextModelWithProjection)
 
 
 def _load(kind: type[Encoder], folder: Path, dtype: torch.dtype) -> Encoder:

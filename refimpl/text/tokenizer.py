@@ -76,7 +76,7 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64).view(-1, ROW_TOKENS)
 
     def save(self, folder: Path | str) -> None:
-        """Write the folder that `load_tokenizer` reads, with tokenizer.json and with vocab.json, merges.txt."""
+        """Write the folder that `load_tokenizer` reads; vocab.json and merges.txt are among its files."""
         self.clip.save_pretrained(str(folder))
         if self.clip.is_fast:  # the slow tokenizers of older transformers write those two already
             backend: Any = self.clip.backend_tokenizer

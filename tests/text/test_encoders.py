@@ -127,6 +127,21 @@ def test_saved_encoders_load_bit_for_bit(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in low.parameters()} == {torch.bfloat16}
 
 
+def test_published_spelling_of_the_keys_is_read(tmp_path: Path) -> None:
+    # Published CLIP-L files prefix every key and hold position_ids; newer transformers write neither.
+    saved = tiny_encoders(1)
+    for encoder, name in zip(saved, "lg", strict=True):
+        encoder.save_pretrained(str(tmp_path / name))
+        weights = tmp_path / name / "model.safetensors"
+        tensors = load_file(weights)
+        plain = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
+        published = {k if k.startswith("text_projection") else "text_model." + k: v for k, v in plain.items()}
+        published["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        save_file(published, weights, metadata={"format": "pt"})
+    for ours, theirs in zip(saved, load_encoders(tmp_path / "l", tmp_path / "g"), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
 def test_encoder_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for encoder, name in zip(tiny_encoders(), "lg", strict=True):
         encoder.save_pretrained(str(tmp_path / name))

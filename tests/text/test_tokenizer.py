@@ -82,7 +82,7 @@ def test_long_prompts_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> 
 
 def test_saved_folder_loads_the_same(tmp_path: Path) -> None:
     TOKENIZER.save(tmp_path)
-    assert {"tokenizer.json", "vocab.json", "merges.txt"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"vocab.json", "merges.txt"} <= {path.name for path in tmp_path.iterdir()}
     loaded = load_tokenizer(tmp_path)
     text = "A completely Black photo of naïve 日本 zebras <|endoftext|> " + "red " * 90
     assert loaded.chunks(text) == TOKENIZER.chunks(text)
