@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,12 +12,22 @@ from refimpl.errors import InputError
 MOST_STEPS = 100_000  # a hundred times the timesteps of the schedule; beyond it a typing error is certain
 
 
-def check_grid(sigmas: Tensor, place: str = "grid") -> Tensor:
+def as_levels(values: Tensor | Sequence[float], place: str) -> Tensor:
+    """The values as a tensor, float64 where they are Python numbers, or InputError."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{place}: {values!r}; give real noise levels, falling to 0.") from None
+
+
+def check_grid(sigmas: Tensor | Sequence[float], place: str = "grid") -> Tensor:
     """The grid as float64 on the CPU, or InputError.
 
     sigmas   [n + 1]  sigma_edm, n >= 1: strictly decreasing, last 0, ∞ allowed in first place only
     """
-    sigmas = torch.as_tensor(sigmas)
+    sigmas = as_levels(sigmas, place)
     if sigmas.ndim != 1 or sigmas.numel() < 2:
         raise InputError(
             f"{place}: shape {list(sigmas.shape)}; a grid is [n + 1], at least one level and a final 0."
@@ -54,7 +65,10 @@ def check_steps(n: int, most: int = MOST_STEPS) -> int:
 
 def check_positive(what: str, value: float) -> float:
     """value as a float, positive and finite, or InputError naming `what`."""
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not (math.isfinite(number) and number > 0):
         raise InputError(f"{what} is {value}; give a positive finite number.")
     return number

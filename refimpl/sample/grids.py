@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
-from refimpl.sample.grid_checks import check_grid, check_positive, check_steps
+from refimpl.sample.grid_checks import as_levels, check_grid, check_positive, check_steps
 from refimpl.sample.sigma_grids import exponential, karras, laplace
 from refimpl.sample.timestep_grids import leading, native, trailing
 
@@ -26,9 +26,9 @@ def explicit(sigmas: Sequence[float] | Tensor) -> Tensor:
 
     Raises InputError when the list is no strictly decreasing sequence of levels, ∞ allowed in first place.
     """
-    levels = torch.as_tensor(sigmas, dtype=torch.float64).flatten()
-    if levels.numel() and levels[-1] != 0:
-        levels = torch.cat([levels, levels.new_zeros(1)])
+    levels = as_levels(sigmas, "explicit grid")
+    if levels.ndim == 1 and levels.numel() and levels[-1] != 0:
+        levels = torch.cat([levels.double(), torch.zeros(1, dtype=torch.float64, device=levels.device)])
     return check_grid(levels, "explicit grid")
 
 

@@ -1,7 +1,9 @@
 """Multistep samplers: DPM-Solver++ (Lu et al. 2023) and UniPC (Zhao et al. 2023).
 
 Written for the variance-exploding state, in which the papers' x_t/α_t is y and λ = −ln σ. The step from ∞
-stays out of the history (N App. A.1): its step size is infinite, so it would weigh nothing.
+stays out of the history (N App. A.1): its step size is infinite, so it would weigh nothing. All extrapolate
+by the ratio of neighbouring steps, so a grid with two almost equal levels amplifies what the network, or fresh
+noise, changed between them.
 """
 
 import math

@@ -36,7 +36,9 @@ def test_an_explicit_list_gets_its_final_0():
     assert explicit(torch.tensor([3.0])).tolist() == [3, 0]
 
 
-@pytest.mark.parametrize("levels", [[], [0.0], [1.0, 2.0], [math.nan], [1.0, math.inf], [-1.0]])
+@pytest.mark.parametrize(
+    "levels", [[], [0.0], [1.0, 2.0], [math.nan], [1.0, math.inf], [-1.0], [[2.0]], ["a"], "native", None]
+)
 def test_an_explicit_list_that_is_no_grid_is_refused(levels):
     with pytest.raises(InputError, match="explicit grid"):
         explicit(levels)
@@ -80,7 +82,7 @@ def test_sigma_max_is_in_proportion_to_the_side(height, width, expected):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0, 8, 8), (14.6, 0, 8), (14.6, 8, -8), (math.nan, 8, 8), (14.6, 8, 8, 0)]
+    "arguments", [(0, 8, 8), (14.6, 0, 8), (14.6, 8, -8), (math.nan, 8, 8), (14.6, 8, 8, 0), ("a", 8, 8)]
 )
 def test_sizes_that_are_none_are_refused(arguments):
     with pytest.raises(InputError, match="positive finite"):
