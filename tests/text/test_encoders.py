@@ -39,6 +39,8 @@ def test_published_sizes() -> None:
     assert parameters(encoder_g) == CLIP_BIGG_PARAMETERS == 694_659_840
     assert encoder_l.config.hidden_size + encoder_g.config.hidden_size == 2048
     assert encoder_g.text_projection.weight.shape == (1280, 1280)
+    assert encoder_l.config.num_attention_heads * 64 == 768  # heads leave no trace in the counts
+    assert encoder_g.config.num_attention_heads * 64 == 1280
     assert (encoder_l.config.hidden_act, encoder_g.config.hidden_act) == ("quick_gelu", "gelu")
 
 
