@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from refimpl.model.unet import UNet, UNetConfig
@@ -31,7 +31,7 @@ OUTER_KEYS = {
 }
 
 
-def diffusers_unet(config: UNetConfig) -> UNet2DConditionModel:
+def diffusers_unet(config: UNetConfig, size_features: int = SIZE_FEATURES) -> UNet2DConditionModel:
     """diffusers' network of the same shape. It has one depth for the last level and the middle: so must config."""
     depths = config.transformer_depth
     assert depths[-1] in (0, config.middle_depth)
@@ -50,7 +50,7 @@ def diffusers_unet(config: UNetConfig) -> UNet2DConditionModel:
         use_linear_projection=True,
         norm_num_groups=config.groups,
         addition_embed_type="text_time",
-        addition_time_embed_dim=SIZE_FEATURES,
+        addition_time_embed_dim=size_features,
         projection_class_embeddings_input_dim=config.vector_dim,
     )
 
@@ -101,6 +101,7 @@ class Inputs:
     context: Tensor
     pooled: Tensor
     sizes: Tensor
+    size_features: int = SIZE_FEATURES
 
     def to(self, dtype: torch.dtype) -> "Inputs":
         """The same, timesteps and sizes left alone."""
@@ -108,7 +109,7 @@ class Inputs:
 
     def ours(self, unet: nn.Module) -> Tensor:
         """What our network makes of it."""
-        sizes = sinusoidal_features(self.sizes, SIZE_FEATURES).flatten(1).to(self.pooled.dtype)
+        sizes = sinusoidal_features(self.sizes, self.size_features).flatten(1).to(self.pooled.dtype)
         return unet(self.x, self.t, self.context, torch.cat([self.pooled, sizes], dim=1))
 
     def theirs(self, unet: UNet2DConditionModel) -> Tensor:
@@ -117,15 +118,23 @@ class Inputs:
         return unet(self.x, self.t, self.context, added_cond_kwargs=added).sample
 
 
-def inputs(config: UNetConfig, height: int, width: int, batch: int = 2, tokens: int = 7) -> Inputs:
+def inputs(
+    config: UNetConfig,
+    height: int,
+    width: int,
+    batch: int = 2,
+    tokens: int = 7,
+    size_features: int = SIZE_FEATURES,
+) -> Inputs:
     """Unit normals; timesteps with both ends among them; sizes in pixels."""
     generator = torch.Generator().manual_seed(height * 100 + width)
     return Inputs(
         x=torch.randn(batch, config.in_channels, height, width, generator=generator),
         t=torch.linspace(999, 0, batch).round().long(),
         context=torch.randn(batch, tokens, config.context_dim, generator=generator),
-        pooled=torch.randn(batch, config.vector_dim - SIZES * SIZE_FEATURES, generator=generator),
+        pooled=torch.randn(batch, config.vector_dim - SIZES * size_features, generator=generator),
         sizes=torch.randint(0, 2048, (batch, SIZES), generator=generator),
+        size_features=size_features,
     )
 
 

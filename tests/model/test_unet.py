@@ -38,6 +38,7 @@ SMALL = UNetConfig(
     vector_dim=5 + SIZES * SIZE_FEATURES,
     groups=4,
 )
+INPUTS = ("x", "t", "context", "pooled", "sizes")
 PUBLISHED_KEYS = {  # a tensor of each kind, as found in sd_xl_base_1.0.safetensors
     "time_embed.0.weight": (1280, 320),
     "time_embed.2.bias": (1280,),
@@ -187,7 +188,7 @@ def test_a_new_network_predicts_zero_and_can_learn() -> None:
     assert unet.out[2].weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["x", "t", "context", "pooled", "sizes"])
+@pytest.mark.parametrize("name", INPUTS)
 def test_every_input_changes_the_output(name: str) -> None:
     unet, _ = pair(SMALL)
     call = inputs(SMALL, 4, 4)
@@ -200,14 +201,14 @@ def test_every_input_changes_the_output(name: str) -> None:
 def test_samples_of_a_batch_do_not_mix() -> None:
     unet, _ = pair(SMALL)
     call = inputs(SMALL, 4, 6, batch=3)
-    alone = Inputs(*(getattr(call, field.name)[1:2] for field in dataclasses.fields(call)))
+    alone = dataclasses.replace(call, **{name: getattr(call, name)[1:2] for name in INPUTS})
     with torch.no_grad():
         assert relative_error(alone.ours(unet), call.ours(unet)[1:2]) <= NETWORK_FLOAT32
 
 
 def test_empty_batch_gives_an_empty_prediction() -> None:
     call = inputs(SMALL, 4, 4)
-    empty = Inputs(*(getattr(call, field.name)[:0] for field in dataclasses.fields(call)))
+    empty = dataclasses.replace(call, **{name: getattr(call, name)[:0] for name in INPUTS})
     assert empty.ours(UNet(SMALL)).shape == (0, 4, 4, 4)
 
 
