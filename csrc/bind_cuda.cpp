@@ -1,0 +1,32 @@
+// Registration of the ops for CUDA: device guard, current stream, launch.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "bind.h"
+#include "launch.h"
+
+namespace refimpl::bind {
+
+struct Cuda {
+  using Guard = c10::cuda::OptionalCUDAGuard;
+  static constexpr at::ScalarType loss_partial_dtype = at::kFloat;
+
+  static void noise(const NoiseProblem& p) {
+    C10_CUDA_CHECK(cuda::noise(p, c10::cuda::getCurrentCUDAStream()));
+  }
+
+  static int64_t loss_partials(const LossProblem& p) { return cuda::loss_partials(p); }
+
+  static void loss(const LossProblem& p) { C10_CUDA_CHECK(cuda::loss(p, c10::cuda::getCurrentCUDAStream())); }
+
+  static int64_t moments_partials(const MomentsProblem& p) { return cuda::moments_partials(p); }
+
+  static void moments(const MomentsProblem& p) {
+    C10_CUDA_CHECK(cuda::moments(p, c10::cuda::getCurrentCUDAStream()));
+  }
+};
+
+TORCH_LIBRARY_IMPL(refimpl, CUDA, m) { register_ops<Cuda>(m); }
+
+}  // namespace refimpl::bind

@@ -1,0 +1,21 @@
+// CUDA launchers: a problem over raw device pointers, and a stream. No torch.
+//
+// Each kernel runs as one launch, followed by one small second launch where partial results are reduced in a
+// fixed order. Nothing synchronises with the host, so all of them can be captured in a CUDA graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "problem.h"
+
+namespace refimpl::cuda {
+
+cudaError_t noise(const NoiseProblem& p, cudaStream_t stream);
+
+int64_t loss_partials(const LossProblem& p);  // float32 values of scratch that `loss` needs
+cudaError_t loss(const LossProblem& p, cudaStream_t stream);
+
+int64_t moments_partials(const MomentsProblem& p);  // Moments of scratch that `moments` needs
+cudaError_t moments(const MomentsProblem& p, cudaStream_t stream);
+
+}  // namespace refimpl::cuda
