@@ -168,8 +168,8 @@ class VAE(nn.Module):
         if tile is None:
             return function(x)
         factor = self.config.factor
-        if tile % factor or tile < 2 * factor:
-            raise InputError(f"VAE: tile = {tile} px must be a multiple of {factor}, at least {2 * factor}")
+        if type(tile) is not int or tile % factor or tile < 2 * factor:
+            raise InputError(f"VAE: tile = {tile!r} px must be a multiple of {factor}, at least {2 * factor}")
         cells = tile // factor
         return tiled(function, x, cells, max(cells // 4, 1), cell_in, cell_out)
 
@@ -186,7 +186,10 @@ class VAE(nn.Module):
             )
         if not x.is_floating_point():
             raise InputError(f"VAE: {name} have dtype {x.dtype}, need floats (pictures scaled to −1..1)")
-        autocast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+        device = x.device.type
+        autocast = None
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            autocast = torch.get_autocast_dtype(device)
         if torch.float16 in (x.dtype, self._dtype(), autocast):
             raise InputError(
                 f"VAE: float16 overflows with the published weights; use float32 or bfloat16 ({name} have "

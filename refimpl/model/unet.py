@@ -189,7 +189,7 @@ class UNet(nn.Module):
         vector   [B, vector_dim]          pooled text state and size features
         returns  [B, out_channels, h, w]  in x's dtype
 
-        Inputs are cast to the weights' dtype, t after its sinusoid. Raises InputError for other shapes.
+        Inputs are cast to the weights' dtype, t after its sinusoid. Raises InputError for other shapes and dtypes.
         """
         self._check(x, t, context, vector)
         dtype = next(self.parameters()).dtype
@@ -211,7 +211,7 @@ class UNet(nn.Module):
         return self.out(h).to(x.dtype)
 
     def _check(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> None:
-        """Shapes against the config; InputError names the argument, what it is and what it should be."""
+        """Shapes against the config, and float dtypes (t's is the sinusoid's to judge)."""
         config = self.config
         batch = x.shape[0] if x.ndim else 0
         wanted = {
@@ -228,3 +228,5 @@ class UNet(nn.Module):
             if not fits:
                 needed = ", ".join(map(str, shape))
                 raise InputError(f"UNet.forward: {name} has shape {list(tensor.shape)}, needs [{needed}]")
+            if name != "t" and not tensor.is_floating_point():
+                raise InputError(f"UNet.forward: {name} has dtype {tensor.dtype}, needs floats")

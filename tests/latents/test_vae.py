@@ -121,6 +121,12 @@ def test_full_size_has_the_published_tensors() -> None:
     assert shapes == {key: tensor.shape for key, tensor in oracle.items()}
 
 
+def test_meta_device_gives_shapes() -> None:
+    with torch.device("meta"):
+        latents = VAE(VAEConfig.sdxl()).encode(torch.empty(1, 3, 1216, 832))
+    assert latents.shape == (1, 4, 152, 104)
+
+
 def test_presets_have_eight_pixels_per_cell_and_four_channels() -> None:
     for config in (VAEConfig.sdxl(), VAEConfig.tiny()):
         assert (config.factor, config.latent_channels) == (8, 4)
@@ -215,7 +221,7 @@ def test_away_from_its_neighbours_a_tile_is_what_it_would_be_alone() -> None:
         assert not torch.equal(vae.encode(images, tile=32), latents)
 
 
-@pytest.mark.parametrize("tile", [0, -8, 4, 6, 63])
+@pytest.mark.parametrize("tile", [0, -8, 4, 6, 63, 16.0])
 def test_impossible_tiles_are_refused(tile: int) -> None:
     with pytest.raises(InputError, match=f"tile = {tile}"):
         VAE(SMALL).encode(torch.zeros(1, 3, 8, 8), tile=tile)

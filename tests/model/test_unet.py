@@ -296,6 +296,24 @@ def test_wrong_shapes_are_named(name: str, shape: tuple[int, ...]) -> None:
         UNet(SMALL)(**tensors)
 
 
+@pytest.mark.parametrize("name", ["x", "context", "vector"])
+def test_whole_number_tensors_are_refused(name: str) -> None:
+    tensors = {
+        "x": torch.zeros(2, 4, 4, 4),
+        "t": torch.zeros(2),
+        "context": torch.zeros(2, 7, 6),
+        "vector": torch.zeros(2, 53),
+    }
+    tensors[name] = tensors[name].long()
+    with pytest.raises(InputError, match=f"{name} has dtype torch.int64"):
+        UNet(SMALL)(**tensors)
+
+
+def test_the_first_level_may_be_wider_than_the_sinusoid() -> None:
+    config = dataclasses.replace(SMALL, channel_mult=(2, 1, 3), transformer_depth=(1, 0, 0))
+    assert inputs(config, 5, 3).ours(trained_looking(UNet(config))).shape == (2, 4, 5, 3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
