@@ -90,7 +90,7 @@ def encode_prompts(
 def _pool(states: list[Tensor], pooling: str) -> Tensor:
     if pooling == "first":
         return states[0]
-    return torch.stack(states).float().mean(dim=0).to(states[0].dtype)
+    return torch.stack(states).mean(dim=0)
 
 
 def null_condition(

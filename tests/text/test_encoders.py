@@ -70,8 +70,7 @@ def test_penultimate_is_before_the_last_layer_and_unnormalised() -> None:
 def test_pooled_does_not_read_the_config() -> None:
     # The published configs say eos_token_id 2, which makes transformers look for the largest id.
     _, encoder = tiny_encoders()
-    added = TOKENIZER.vocabulary_size - 3
-    ids = torch.tensor([[TOKENIZER.bos_id, 5, 2, TOKENIZER.eos_id, 0, TOKENIZER.eos_id, added] + [0] * 70])
+    ids = torch.tensor([[TOKENIZER.bos_id, 5, 2, TOKENIZER.eos_id, 0, TOKENIZER.eos_id] + [0] * 71])
     _, pooled = penultimate_and_pooled(encoder, ids, TOKENIZER.eos_id)
     for wrong in (2, TOKENIZER.bos_id):
         encoder.config.eos_token_id = wrong
@@ -80,6 +79,9 @@ def test_pooled_does_not_read_the_config() -> None:
         assert torch.equal(again, pooled)
     last = encoder(ids).last_hidden_state
     assert torch.equal(pooled, encoder.text_projection(last[:, 3]))
+    # Nor is EOS the largest id once a vocabulary has grown.
+    _, smaller = penultimate_and_pooled(encoder, ids, eos_id=5)
+    assert torch.equal(smaller, encoder.text_projection(last[:, 1]))
 
 
 def test_first_eos() -> None:
