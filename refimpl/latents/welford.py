@@ -78,10 +78,10 @@ class Welford:
         m2 = (deviation - offset[:, None]).square().sum(dim=1)
         self._add(values.shape[1], shift, offset, m2)
 
-    def update_moments(self, count: int, mean: Tensor, m2: Tensor) -> None:
+    def update_moments(self, count: int | Tensor, mean: Tensor, m2: Tensor) -> None:
         """Add a set of values known only by its moments, as `Ops.channel_moments` returns them.
 
-        count  values per channel, 0 or more; mean[C]; m2[C] sum of squared deviations from the mean
+        count  values per channel, 0 or more, a whole number of any type; mean[C]; m2[C] sum of squared deviations from the mean
         Raises InputError when a shape differs, a number is not finite, or count or m2 is negative.
         """
         mean = torch.as_tensor(mean, dtype=torch.float64, device="cpu").detach()
@@ -202,7 +202,9 @@ def _column(values: object, name: str) -> Tensor:
 
 
 def _whole_number(value: object, place: str) -> int:
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():  # `Ops.channel_moments` counts in float64
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{place} must be a whole number of at least 0, got {value!r}")

@@ -135,7 +135,7 @@ def test_moments_of_a_batch_add_like_the_batch() -> None:
         values = part.transpose(0, 1).flatten(1)
         mean = values.mean(dim=1)
         m2 = (values - mean[:, None]).square().sum(dim=1)
-        by_moments.update_moments(values.shape[1], mean, m2)
+        by_moments.update_moments(torch.tensor(values.shape[1], dtype=torch.float64), mean, m2)
     by_moments.update_moments(
         0, torch.full((4,), math.nan), torch.full((4,), math.nan)
     )  # the mean of nothing
@@ -217,6 +217,8 @@ def test_squares_beyond_float64_are_refused_whole() -> None:
         (lambda w: w.update_moments(2, torch.full((4,), math.nan), torch.ones(4)), "finite"),
         (lambda w: w.update_moments(-1, torch.ones(4), torch.ones(4)), "whole number"),
         (lambda w: w.update_moments(1.5, torch.ones(4), torch.ones(4)), "whole number"),
+        (lambda w: w.update_moments(torch.tensor(math.inf), torch.ones(4), torch.ones(4)), "whole number"),
+        (lambda w: w.update_moments(torch.ones(4), torch.ones(4), torch.ones(4)), "whole number"),
         (lambda w: w.mean, "0 values seen"),
         (lambda w: w.std, "0 values seen"),
     ],
