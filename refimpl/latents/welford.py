@@ -81,7 +81,8 @@ class Welford:
     def update_moments(self, count: int | Tensor, mean: Tensor, m2: Tensor) -> None:
         """Add a set of values known only by its moments, as `Ops.channel_moments` returns them.
 
-        count  values per channel, 0 or more, a whole number of any type; mean[C]; m2[C] sum of squared deviations from the mean
+        count  values per channel, 0 or more, a whole number of any type
+        mean[C]; m2[C]  sum of squared deviations from the mean
         Raises InputError when a shape differs, a number is not finite, or count or m2 is negative.
         """
         mean = torch.as_tensor(mean, dtype=torch.float64, device="cpu").detach()
