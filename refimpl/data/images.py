@@ -1,6 +1,7 @@
 """Image files to upright sRGB pixels, and what is wrong with those that can't be (N §4.1.3)."""
 
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -106,9 +107,9 @@ def _opened(path: str | os.PathLike[str], accepted: Accepted) -> Iterator[ImageF
     """An accepted image, its header read; whatever Pillow raises inside the block becomes a BadImage."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # on damage that Pillow mends and on sizes, which are checked here
+            warnings.simplefilter("ignore")  # on damage that Pillow mends and on sizes, checked here
+            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+                raise BadImage(path, "not a regular file")
             with Image.open(path, formats=accepted.formats) as image:
                 _check_accepted(path, image, accepted)
                 yield image
