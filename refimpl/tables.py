@@ -58,11 +58,15 @@ def _value(root: type, hint: Any, value: Any, source: str, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise InputError(f"{source}: {where} must be a list, not {value!r}")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_value(root, arguments[0], item, source, f"{where}[{i}]") for i, item in enumerate(value))
+            return tuple(
+                _value(root, arguments[0], item, source, f"{where}[{i}]") for i, item in enumerate(value)
+            )
         if len(value) != len(arguments):
             raise InputError(f"{source}: {where} must have {len(arguments)} entries, not {len(value)}")
         pairs = zip(arguments, value, strict=True)
-        return tuple(_value(root, kind, item, source, f"{where}[{i}]") for i, (kind, item) in enumerate(pairs))
+        return tuple(
+            _value(root, kind, item, source, f"{where}[{i}]") for i, (kind, item) in enumerate(pairs)
+        )
     if hint is float and type(value) is int:
         return float(value)
     if origin is typing.Literal:
@@ -79,14 +83,13 @@ def _is_required(entry: dataclasses.Field) -> bool:
 
 
 def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> str:
-    """The most similar key of this table, or of any table when nothing here is similar."""
-    here = difflib.get_close_matches(key, known, 1, 0.6)
-    if here:
-        return where + here[0]
-    everywhere = {}
-    for section in dataclasses.fields(root):
-        kind = typing.get_type_hints(root)[section.name]
+    """The most similar key of this table, or of any table when nothing here is as similar."""
+    candidates = {name: where + name for name in known}
+    for section, kind in typing.get_type_hints(root).items():
         if dataclasses.is_dataclass(kind):
-            everywhere |= {entry.name: f"{section.name}.{entry.name}" for entry in dataclasses.fields(kind)}
-    there = difflib.get_close_matches(key, everywhere, 1, 0.6)
-    return everywhere[there[0]] if there else where + difflib.get_close_matches(key, known, 1, 0.0)[0]
+            for entry in dataclasses.fields(kind):
+                candidates.setdefault(entry.name, f"{section}.{entry.name}")
+    if key in candidates:  # right name, wrong table
+        return candidates[key]
+    here = difflib.get_close_matches(key, known, 1, 0.6)
+    return candidates[(here or difflib.get_close_matches(key, candidates, 1, 0.0))[0]]

@@ -42,7 +42,7 @@ class VAEConfig:
     @classmethod
     def tiny(cls) -> "VAEConfig":
         """The same shape, 8 px per latent cell and 4 channels, small enough to train on one CPU core."""
-        return cls(channels=8, channel_mult=(1, 2, 4, 8), res_blocks=1, groups=4)
+        return cls(channels=8, channel_mult=(1, 2, 4, 8), res_blocks=1, groups=2)
 
     def __post_init__(self) -> None:
         check_whole_numbers(self)

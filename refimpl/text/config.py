@@ -1,9 +1,12 @@
 """Settings of the text towers (S Tab. 1, N §4.2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 from refimpl.checks import check_at_least, check_choice
 from refimpl.errors import InputError
@@ -65,15 +68,27 @@ class TextConfig:
 
 def load_towers(folder: Path) -> Towers:
     """Tokenizer and towers from the three subfolders of a diffusers SDXL folder."""
-    return (
-        load_tokenizer(folder / "tokenizer"),
-        *load_encoders(folder / "text_encoder", folder / "text_encoder_2"),
-    )
+    with _without_progress_bars():
+        encoders = load_encoders(folder / "text_encoder", folder / "text_encoder_2")
+    return (load_tokenizer(folder / "tokenizer"), *encoders)
 
 
 def save_towers(folder: Path, towers: Towers) -> None:
     """Writes the three subfolders that `load_towers` reads."""
     tokenizer, encoder_l, encoder_g = towers
     tokenizer.save(folder / "tokenizer")
-    encoder_l.save_pretrained(str(folder / "text_encoder"))
-    encoder_g.save_pretrained(str(folder / "text_encoder_2"))
+    with _without_progress_bars():
+        encoder_l.save_pretrained(str(folder / "text_encoder"))
+        encoder_g.save_pretrained(str(folder / "text_encoder_2"))
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """transformers draws a bar for every file it reads or writes, in the middle of ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -24,7 +24,7 @@ from refimpl.train.ema import ema_start, ema_update
 
 EMA_DECAY = 0.99
 CACHE_BYTES = 2**28  # of decoded images; a small data set is read many times
-VARIANCE_OF_PRIOR = 1.0
+FIRST_LOGVAR = -8.0
 
 SCALE_SHIFTS = {"sdxl": SDXL_DEFAULT, "novelai_anime": NOVELAI_ANIME}
 
@@ -39,7 +39,9 @@ def train_autoencoder(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights only; nothing else draws from the global generator
-        vae = VAE(vae_config).to(device)
+        vae = VAE(vae_config)
+        _initialise(vae)
+        vae.to(device)
         noise = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.train_learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -52,7 +54,7 @@ def train_autoencoder(
         mean, logvar = vae.moments(x)
         z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=noise, device=device)
         squared_error = (vae.decode(z) - x).square().mean()
-        kl = 0.5 * (mean.square() + logvar.exp() - VARIANCE_OF_PRIOR - logvar).mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         optimizer.zero_grad(set_to_none=True)
         (squared_error + config.kl_weight * kl).backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -67,6 +69,25 @@ def train_autoencoder(
     bar.close()
     vae.load_state_dict(average)
     return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _initialise(vae: VAE) -> None:
+    """Weights from which a few hundred steps suffice; PyTorch's own lose two thirds of the variance at each layer.
+
+    Residual branches and attention begin at zero, other convolutions keep the variance, and the posterior begins narrow:
+    at log-variance 0 its noise would drown the first latents.
+    """
+    for name, module in vae.named_modules():
+        if not isinstance(module, torch.nn.Conv2d):
+            continue
+        if name.endswith(("conv2", "attn_1.proj_out")):
+            for parameter in module.parameters():
+                parameter.zero_()
+        else:
+            module.weight.mul_(3**0.5)
+    assert vae.quant_conv.bias is not None
+    vae.quant_conv.bias[vae.config.latent_channels :] = FIRST_LOGVAR
 
 
 def measure_scale_shift(
