@@ -41,7 +41,7 @@ LOG_ASPECT_ROUNDING = 2.0**-32  # plans add log aspects as whole multiples of th
 LANCZOS_BOX_LEVELS = 2  # of 255: Pillow takes the axes in the cheaper order and rounds to whole levels between
 LOSSY_LEVELS = 6  # of 255: flat colours through JPEG or AVIF at quality 95, which work in YCbCr of 8 bits
 ICC_LEVELS = 3  # of 255: 8-bit curves and 16.16 matrices of a profile, and a JPEG at quality 100 before it
-LAB_LEVELS = 4  # of 255: Lab of 8 bits steps by one of 255 in a and b, which is a few levels of red or blue
+LAB_LEVELS = 2  # of 255: muted colours through Lab of 8 bits and back, rounded each way
 CHANCE = 1e-3  # p-value of a chi-square test below which draws count as biased; all draws are keyed
 
 # --- compiled operations ---

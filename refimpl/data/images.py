@@ -43,7 +43,9 @@ class BadImage(InputError):
     """An image file that can't be used, its `path` and the `reason`; it survives the way between processes."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(f"{os.fspath(path)}: {reason}")
+        name = os.fspath(path)
+        shown = name if name.isprintable() else name.encode("unicode_escape").decode()
+        super().__init__(f"{shown}: {reason}")
         self.path = Path(path)
         self.reason = reason
 

@@ -87,6 +87,8 @@ def read_folder(
     rows, bad = [], []
     for entry in found:
         try:
+            if not entry.id.isprintable():
+                raise BadImage(entry.image, "the name is not UTF-8, or holds control characters; rename it")
             caption = _read_caption(entry.sidecar) if entry.sidecar else ""
             size = decode(entry.image, accepted=accepted).size if verify else read_size(entry.image, accepted)
             rows.append((entry, size, parse_caption(caption, tag_classes)))
