@@ -65,11 +65,12 @@ class UNetConfig:
     def tiny(cls) -> "UNetConfig":
         """SDXL's shape for two CPU cores; fits the tiny text encoders (32 + 64 wide, pooled 64)."""
         return cls(
-            channels=24,
+            channels=32,
+            channel_mult=(1, 2, 3),
             transformer_depth=(0, 1, 1),
             middle_depth=1,
             res_blocks=1,
-            head_dim=24,
+            head_dim=32,
             context_dim=96,
             vector_dim=64 + 6 * 256,
             groups=8,
