@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.errors import InputError
-from refimpl.sample.grids import karras, native, trailing
+from refimpl.sample.grids import native, trailing
 from refimpl.sample.samplers import (
     SAMPLERS,
     STOCHASTIC,
@@ -19,25 +19,16 @@ from refimpl.sample.samplers import (
     euler,
     euler_ancestral,
     sample_by_name,
-    unipc,
 )
-from refimpl.sample.state import noise_source
 from tests.oracles import k_diffusion
 from tests.sample.gaussian import Gaussian
-from tests.sample.schedules import PLAIN, ZERO_SNR
+from tests.sample.schedules import FINITE_GRIDS, PLAIN, ZERO_SNR
 from tests.strategies import gaussian_moments, grid_levels, latents
 from tests.tolerances import BFLOAT16_ROUNDING, FLOAT64_ROUNDING
 
 DATA = Gaussian(mean=0.7, std=0.6)
 SHAPE = (3, 4, 6, 5)
 KEYS = draw_key(3, torch.arange(3), 0, Purpose.INIT_NOISE)
-FINITE_GRIDS = {
-    "native": native(PLAIN, 28),
-    "native after the step from infinity": native(ZERO_SNR, 28)[1:],
-    "karras": karras(PLAIN, 12),
-    "two levels": torch.tensor([14.6, 2.0, 0.0], dtype=torch.float64),
-    "one level": torch.tensor([3.0, 0.0], dtype=torch.float64),
-}
 
 
 def step_noise(step, like):
@@ -146,48 +137,6 @@ def test_a_point_mass_is_found_in_any_number_of_steps(name, x, grid):
     # x is at most 65504: at level σ the estimate cancels x·√(1 + σ²), most at the last level before 0
     scale = max(1.0, float(x.abs().max())) * math.hypot(1, float(grid[-2]) if grid[-2] < math.inf else 0)
     assert ((x0 - 0.7).abs() <= FLOAT64_ROUNDING * scale).all()
-
-
-@pytest.mark.parametrize("grid", FINITE_GRIDS.values(), ids=FINITE_GRIDS)
-def test_unipc_is_diffusers_step_for_step(grid):
-    n = len(grid) - 1
-    scheduler = UniPCMultistepScheduler(prediction_type="v_prediction", solver_order=2, solver_type="bh2")
-    scheduler.set_timesteps(n)
-    scheduler.sigmas = grid
-    scheduler.timesteps = torch.arange(n - 1, -1, -1)
-    _, x = DATA.noised(SHAPE, float(grid[0]))
-    state = x
-    for t, sigma_edm in zip(scheduler.timesteps, grid, strict=False):
-        state = scheduler.step(DATA.predict_v(state, sigma_edm), t, state).prev_sample
-    torch.testing.assert_close(unipc(DATA.predict_v, x, grid), state, rtol=0, atol=FLOAT64_ROUNDING)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_the_step_from_infinity_stays_out_of_the_history(name):
-    """What follows ∞ is what the same sampler does when it starts at the next level (N App. A.1)."""
-    grid = native(ZERO_SNR, 12)
-    n = torch.randn(SHAPE, dtype=torch.float64)
-    whole = []
-    x0 = sample_by_name(
-        name, DATA.predict_v, n, grid, key=KEYS, callback=lambda i, estimate: whole.append((i, estimate))
-    )
-    state = float(grid[1]) * n - DATA.predict_v(n, grid[0])
-    # step i of the rest is step i + 1 of the whole: hand the rest the whole's noise
-    noise = {"noise": later_noise(n)} if name in STOCHASTIC else {}
-    rest = []
-    x = state / math.hypot(1, float(grid[1]))
-    x0_rest = SAMPLERS[name](
-        DATA.predict_v, x, grid[1:], callback=lambda i, estimate: rest.append(estimate), **noise
-    )
-    assert [i for i, _ in whole] == list(range(12))
-    for (_, ours), other in zip(whole[1:], rest, strict=True):
-        torch.testing.assert_close(ours, other, rtol=0, atol=FLOAT64_ROUNDING)
-    torch.testing.assert_close(x0, x0_rest, rtol=0, atol=FLOAT64_ROUNDING)
-
-
-def later_noise(x):
-    source = noise_source(None, KEYS, x)
-    return lambda step, like: source(step + 1, like)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal
+from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, philox4x32
 from refimpl.errors import InputError
 from refimpl.sample.grids import native
 from refimpl.sample.samplers import euler
@@ -105,6 +105,9 @@ def test_keyed_noise_is_a_function_of_sample_and_step():
     source = noise_source(None, KEYS, like)
     z = source(3, like)
     assert torch.equal(z, source(3, like))
+    # its definition, which other implementations may repeat
+    step_keys = philox4x32(torch.tensor([3, 0, 0, 1]).expand(5, 4), KEYS)[:, :2]
+    assert torch.equal(z, keyed_normal(step_keys, (4, 3, 7)))
     one_by_one = [noise_source(None, KEYS[i : i + 1], like[:1])(3, like[:1]) for i in range(5)]
     assert torch.equal(z, torch.cat(one_by_one))
     others = [source(step, like) for step in (0, 1, 2, 4)] + [keyed_normal(KEYS, (4, 3, 7))]
