@@ -11,7 +11,9 @@ SIZE_FEATURES = 256
 
 
 @pytest.mark.slow
-def test_full_size_equals_diffusers() -> None:
+def test_full_size_equals_diffusers(request: pytest.FixtureRequest) -> None:
+    if "slow" not in request.config.option.markexpr:
+        pytest.skip("needs 11 GB and minutes: run with -m slow")
     config = UNetConfig.sdxl()
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
