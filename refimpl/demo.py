@@ -33,6 +33,7 @@ from refimpl.errors import InputError
 from refimpl.latents.scale_shift import NOVELAI_ANIME, ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.latents.welford import Welford
+from refimpl.model.unet import UNet
 from refimpl.report.html import Criterion, Grid, ReportContent, write_report
 from refimpl.sample.grids import scale_sigma_max
 from refimpl.train.autoencoder import bucket_batches, centre_crops, heldout_psnr, psnr_from_error
@@ -40,7 +41,8 @@ from refimpl.train.config import Config
 from refimpl.train.data_command import mean_aspect_error
 from refimpl.train.distributed import World
 from refimpl.train.loop import train
-from refimpl.train.prepare import frozen_parts, prepare, prepare_data, read_stage, run_folder
+from refimpl.train.out_folder import run_folder
+from refimpl.train.prepare import frozen_parts, prepare, prepare_data, read_stage
 from refimpl.train.presets import load_config
 from refimpl.train.steps import StageData
 
@@ -52,6 +54,8 @@ FIXED_PROMPTS = (
 SDXL_SIGMA_MAX = 14.6  # where the published schedule ends (N §2.2)
 SDXL_LATENT_SIDE = 128  # of 1024² images, for which that σ was not enough (N §2.3)
 COLOUR_SEEDS = 8
+SHORT_STEPS = (600, 1200)  # of the autoencoder, of the UNet
+WANTED_PSNR = {False: 24.0, True: 22.0}  # dB, by --short
 STAGES = ("data set", "autoencoder and latent statistics", "training", "sampling", "report")
 
 
@@ -65,7 +69,7 @@ class DemoCommand:
     out: str = ""
     """folder for everything; empty for runs/demo-001, -002, …"""
     short: bool = False
-    """a third of the steps: for continuous integration"""
+    """fewer steps, for continuous integration; of the autoencoder 22 dB are wanted then instead of 24"""
     seed: int = 0
     """of everything that is drawn"""
 
@@ -93,7 +97,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
         samples = draw_in_new_process(config, out)
     with _stage(timings, 4):
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        criteria, measured = judge(rows, psnr, samples)
+        criteria, measured = judge(rows, psnr, samples, WANTED_PSNR[command.short])
         content = report_content(config, out, data, heldout, vae, scale_shift, statistics, samples, rows)
         content = replace(content, criteria=criteria)
     content = replace(content, timings=timings)
@@ -118,13 +122,13 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
 def demo_config(command: DemoCommand) -> Config:
     """The tiny preset, with the demo's prompts, seed and length."""
     config = load_config("tiny")
-    scale = 3 if command.short else 1
+    autoencoder_steps, steps = (
+        SHORT_STEPS if command.short else (config.latents.train_steps, config.train.steps)
+    )
     return replace(
         config,
-        latents=replace(config.latents, train_steps=config.latents.train_steps // scale),
-        train=replace(
-            config.train, out=command.out, seed=command.seed, steps=config.train.steps // scale, device="cpu"
-        ),
+        latents=replace(config.latents, train_steps=autoencoder_steps),
+        train=replace(config.train, out=command.out, seed=command.seed, steps=steps, device="cpu"),
         sample=replace(config.sample, prompts=FIXED_PROMPTS),
     )
 
@@ -172,7 +176,10 @@ def draw_in_new_process(config: Config, out: Path) -> dict[str, dict[str, Any]]:
 
 
 def judge(
-    rows: list[dict[str, Any]], psnr: list[float], samples: dict[str, dict[str, Any]]
+    rows: list[dict[str, Any]],
+    psnr: list[float],
+    samples: dict[str, dict[str, Any]],
+    wanted_psnr: float,
 ) -> tuple[list[Criterion], dict[str, Any]]:
     """The demo's figures against what they must be, and the numbers behind them."""
     losses = [row["heldout_loss"] for row in rows if row.get("heldout_loss") is not None]
@@ -183,8 +190,14 @@ def judge(
     gap = _brightness(white) - _brightness(black)
     finite_gap = _brightness(finite["completely white"]) - _brightness(finite["completely black"])
     loss_ratio, gap_ratio = losses[-1] / losses[0], finite_gap / gap
+    mean_psnr = float(np.mean(psnr))
     checks = [
-        ("autoencoder, mean PSNR on held-out images, dB", float(np.mean(psnr)), "≥ 24", np.mean(psnr) >= 24),
+        (
+            "autoencoder, mean PSNR on held-out images, dB",
+            mean_psnr,
+            f"≥ {wanted_psnr:g}",
+            mean_psnr >= wanted_psnr,
+        ),
         ("“completely black”, mean pixel", _brightness(black), "< 0.12", _brightness(black) < 0.12),
         ("“completely white”, mean pixel", _brightness(white), "> 0.88", _brightness(white) > 0.88),
         ("“completely red”, red", red[0], "> 0.75", red[0] > 0.75),
@@ -283,8 +296,6 @@ def _grid(out: Path, samples: dict[str, dict[str, Any]], name: str, title: str, 
 
 
 def _unet_parameters(config: Config) -> Iterator[torch.nn.Parameter]:
-    from refimpl.model.unet import UNet
-
     with torch.device("meta"):
         return UNet(config.unet).parameters()
 

@@ -11,8 +11,8 @@ import torch
 
 import refimpl
 from refimpl.errors import InputError
-from refimpl.latents.vae import VAE
-from refimpl.model.unet import UNet
+from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.model.unet import UNet, UNetConfig
 from refimpl.tables import from_table, to_table
 from refimpl.train.command import parse
 from refimpl.train.config import Config
@@ -30,6 +30,19 @@ def test_presets_are_the_ones_promised() -> None:
 def test_presets_validate_and_survive_json(name: str) -> None:
     config = load_config(name)
     assert from_table(Config, to_table(config), name) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "unet", "vae"),
+    [
+        ("tiny", UNetConfig.tiny(), VAEConfig.tiny()),
+        ("sdxl_base", UNetConfig.sdxl(), VAEConfig.sdxl()),
+        ("novelai_v3", UNetConfig.sdxl(), VAEConfig.sdxl()),
+    ],
+)
+def test_presets_spell_out_the_named_architectures(name: str, unet: UNetConfig, vae: VAEConfig) -> None:
+    config = load_config(name)
+    assert (config.unet, config.vae) == (unet, vae)
 
 
 @pytest.mark.parametrize("name", ["sdxl_base", "novelai_v3"])
@@ -114,11 +127,12 @@ def test_overrides_on_the_command_line() -> None:
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [(["--train.steps", "0"], "train.steps 0"), (["--diffusion.parameterisation", "eps"], "zero-terminal-SNR")],
+    [
+        (["--train.steps", "0"], "train.steps 0"),
+        (["--diffusion.parameterisation", "eps"], "zero-terminal-SNR"),
+    ],
 )
-def test_bad_overrides_exit_with_2(
-    bad: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_overrides_exit_with_2(bad: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse(["tiny", *bad])
     assert stop.value.code == 2

@@ -1,0 +1,56 @@
+"""What README.md shows is run; what it names exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from refimpl.cli import COMMANDS
+from refimpl.sample.command import SampleCommand
+from refimpl.train.command import parse
+from refimpl.train.data_command import DataCommand
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+SHELL = [line.split("#")[0] for block in BLOCKS for line in block.splitlines()]
+COMMAND_LINES = [
+    shlex.split(line) for line in SHELL if re.match(r"(refimpl|python -m refimpl|torchrun)", line)
+]
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_python_examples_run(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
+def test_command_lines_parse(words: list[str]) -> None:
+    if words[0] == "torchrun":
+        words = words[words.index("-m") :]
+    if words[0] in ("python", "-m"):
+        words = words[words.index("-m") + 1 :]
+        words = ["refimpl", words[0].removeprefix("refimpl."), *words[1:]]
+    name, arguments = words[1], words[2:]
+    assert name in COMMANDS
+    if name == "train":
+        parse(arguments)
+    else:
+        tyro.cli({"data": DataCommand, "sample": SampleCommand}[name], args=arguments)
+
+
+def test_files_of_the_table_exist() -> None:
+    table = re.findall(r"^\|.*\|(.*)\|$", README, re.MULTILINE)
+    named = [re.findall(r"`([\w/.]+)`", cell) for cell in table]
+    for paths in named:
+        for path in paths:
+            folder = str(Path(paths[0]).parent)
+            assert (ROOT / path).exists() or (ROOT / folder / path).exists(), path
+
+
+def test_pictures_exist() -> None:
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README, re.DOTALL):
+        assert (ROOT / picture).is_file()
