@@ -57,7 +57,9 @@ def lint(session: nox.Session) -> None:
     install(session, "ruff", "clang-format")
     session.run("ruff", "check", ".", *session.posargs)
     session.run("ruff", "format", "--check", ".")
-    sources = session.run("git", "ls-files", "csrc/*.h", "csrc/*.cpp", "csrc/*.cu", silent=True, external=True)
+    sources = session.run(
+        "git", "ls-files", "csrc/*.h", "csrc/*.cpp", "csrc/*.cu", silent=True, external=True
+    )
     if sources and sources.split():
         session.run("clang-format", "--dry-run", "--Werror", *sources.split())
 
@@ -68,3 +70,25 @@ def types(session: nox.Session) -> None:
     install_project(session, "test")
     install(session, "pyright")
     session.run("pyright", *session.posargs)
+
+
+@nox.session
+def nvcc(session: nox.Session) -> None:
+    """Compiles every .cu file for sm_80, sm_90 and sm_100; prints registers and fails on a spill. Needs no GPU."""
+    session.run("python", "csrc/compile_check.py", *session.posargs)
+
+
+@nox.session
+def cuda_build(session: nox.Session) -> None:
+    """Builds, links and imports the whole CUDA extension with the CUDA 13 build of torch. Needs nvcc, no GPU."""
+    if not isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
+        session.install("torch==2.11.0", "numpy", "ninja", "pybind11", "setuptools")
+    session.run("python", "csrc/cuda_build.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Planning, UNet step and ops on this CPU; each asserts agreement first and writes benchmarks/results/*.json."""
+    install_project(session, "test")
+    for name in ("bench_plan", "bench_unet", "bench_ops"):
+        session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
