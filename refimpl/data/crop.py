@@ -9,6 +9,7 @@ from PIL import Image
 from refimpl.data.aspect_table import Bucket
 from refimpl.errors import InputError
 
+SCALED_WHOLE = 8  # bucket areas that a scaled image may have before the crop
 LANCZOS_REACH = 3  # pixels of the coarser of the two grids, to either side
 Picture = TypeVar("Picture", Image.Image, npt.NDArray[np.uint8])
 
@@ -51,8 +52,8 @@ def cover_and_crop(image: Picture, bucket: Bucket, rng: IntegerSource) -> tuple[
     bucket   (width, height)
     rng      drawn from twice, for the top and then for the left, each from 0 to what juts out, inclusive
     returns  the image of the bucket's size, of the kind given, and its SizeInts
-    Resampling is Pillow's antialiased Lanczos, and only the part that the crop keeps is computed: scaled
-    whole, an image of 1x10000 would be of gigabytes.
+    Resampling is Pillow's antialiased Lanczos. Of an image so long that scaled whole it would be of gigabytes
+    (1x10000 for a bucket of 512x512 is), only the part that the crop keeps is computed.
     Raises InputError for an image of another mode, shape or type, and for a bucket without area.
     """
     if isinstance(image, Image.Image):
@@ -64,18 +65,22 @@ def cover_and_crop(image: Picture, bucket: Bucket, rng: IntegerSource) -> tuple[
 def _cover_and_crop(image: Image.Image, bucket: Bucket, rng: IntegerSource) -> tuple[Image.Image, SizeInts]:
     if image.mode not in ("RGB", "L"):
         raise InputError(f"image of mode {image.mode}: cover_and_crop takes RGB or L; use images.decode")
-    across, down = bucket
+    across, down = (int(side) for side in bucket)
     if min(across, down, *image.size) < 1:
         raise InputError(f"image {image.width}x{image.height}, bucket {across}x{down}: a side is below 1")
     width, height = image.size
     covering_width, covering_height = cover_size(width, height, bucket)
     top = int(rng.integers(0, covering_height - down + 1))
     left = int(rng.integers(0, covering_width - across + 1))
-    columns = _span(left, across, width, covering_width)
-    rows = _span(top, down, height, covering_height)
-    part = image.crop((columns.first, rows.first, columns.last, rows.last))
-    box = (columns.start, rows.start, columns.stop, rows.stop)
-    cropped = part.resize((across, down), Image.Resampling.LANCZOS, box=box)
+    if covering_width * covering_height <= SCALED_WHOLE * across * down:
+        scaled = image.resize((covering_width, covering_height), Image.Resampling.LANCZOS)
+        cropped = scaled.crop((left, top, left + across, top + down))
+    else:
+        columns = _span(left, across, width, covering_width)
+        rows = _span(top, down, height, covering_height)
+        part = image.crop((columns.first, rows.first, columns.last, rows.last))
+        box = (columns.start, rows.start, columns.stop, rows.stop)
+        cropped = part.resize((across, down), Image.Resampling.LANCZOS, box=box)
     return cropped, SizeInts(height, width, top, left, down, across)
 
 

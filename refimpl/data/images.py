@@ -66,6 +66,17 @@ class Accepted:
     any_suffix: bool = False
     """take files whose suffix is that of another format; False refuses them"""
 
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.formats if name not in SUFFIXES]
+        if unknown or not self.formats:
+            raise InputError(
+                f"image formats {', '.join(unknown) or 'none'}: choose from {', '.join(SUFFIXES)}"
+            )
+        if self.max_pixels < 1:
+            raise InputError(
+                f"max_pixels = {self.max_pixels}: no image would be let in; give a positive number"
+            )
+
 
 DEFAULT_ACCEPTED = Accepted()
 

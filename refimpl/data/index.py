@@ -118,7 +118,7 @@ class _Entry:
 
 
 def _find(root: Path) -> Iterator[_Entry]:
-    for directory, folders, names in os.walk(root):
+    for directory, folders, names in os.walk(root, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = Path(directory)
         by_stem: dict[str, dict[str, str]] = {}
@@ -133,6 +133,12 @@ def _find(root: Path) -> Iterator[_Entry]:
             sidecar = next((here / beside[suffix] for suffix in SIDECAR_SUFFIXES if suffix in beside), None)
             identifier = (here / stem).relative_to(root).as_posix()
             yield _Entry(unicodedata.normalize("NFC", identifier), here / name, sidecar)
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename}: the folder can't be read ({error.strerror}); its images would be missed"
+    )
 
 
 def _check_distinct(found: Sequence[_Entry]) -> None:

@@ -214,6 +214,19 @@ def test_formats_by_option(tmp_path: Path) -> None:
         decode(tmp_path / "a.bmp", accepted=Accepted(formats=("JPEG", "PNG")))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ("JPG",)}, "image formats JPG"),
+        ({"formats": ()}, "formats none"),
+        ({"max_pixels": 0}, "= 0"),
+    ],
+)
+def test_senseless_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Accepted(**options)
+
+
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop.png").symlink_to("loop.png")

@@ -1,5 +1,6 @@
 """Image folders with sidecars as one table."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,21 @@ def test_no_folder_no_image_no_caption(tmp_path: Path) -> None:
         read_folder(tmp_path)
     with pytest.raises(InputError, match="there is no such folder"):
         read_folder(tmp_path / "a.png")
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tmp_path, "a.png")
+    add(tmp_path, "secret/b.png")
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"secret: the folder can't be read \(Permission denied\)"):
+        read_folder(tmp_path)
 
 
 def test_missing_captions_are_listed_or_allowed(tmp_path: Path) -> None:
