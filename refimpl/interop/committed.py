@@ -61,9 +61,10 @@ def committed_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        for path in files:
+        everything = sorted(temporary.rglob("*"))
+        for path in everything:  # folders too: their entries are what names the files
             _fsync(path)
+        files = [path for path in everything if path.is_file()]
         entries = {str(path.relative_to(temporary)): _fingerprint(path) for path in files}
         manifest = {"format": FORMAT_VERSION, "files": entries}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
@@ -71,9 +72,10 @@ def committed_folder(folder: Path) -> Iterator[Path]:
         _fsync(temporary)
         os.rename(temporary, folder)
         _fsync(folder.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"could not write {folder}: {error.strerror or error}; free space or choose another folder"
+            f"could not write {folder}: {reason}; free space or choose another folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -126,8 +128,29 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a checkpoint manifest") from error
     if version != FORMAT_VERSION:
-        raise InputError(f"{path} has format {version}; this version reads format {FORMAT_VERSION}")
+        raise InputError(f"{path} has format {version!r}; this version reads format {FORMAT_VERSION}")
+    if not isinstance(files, dict):
+        raise InputError(f"{path} is not a checkpoint manifest: its files are {files!r}")
     return files
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file that is at every moment the old one or the new one, whole.
+
+    Raises InputError when the disk refuses it; the old file then stays.
+    """
+    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"could not write {path}: {error.strerror}; free space or choose another folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:

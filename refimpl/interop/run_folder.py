@@ -76,7 +76,7 @@ def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any],
     if weights not in WEIGHTS:
         raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
     folder = find_checkpoint(Path(path))
-    run = folder.parent.parent
+    run = folder.resolve().parent.parent  # resolved: "." inside checkpoints/step-N has no parent in its name
     tensors, documents = committed.read(folder, {weights, "config", "state"})
     table = documents["config"]
     sections = {
@@ -129,8 +129,9 @@ def step_folder(run: Path, step: int) -> Path:
 
 def committed_steps(run: Path) -> list[int]:
     """Steps of all whole checkpoints of a run, ascending."""
-    folders = (Path(run) / "checkpoints").glob("step-*")
-    return sorted(int(f.name.removeprefix("step-")) for f in folders if (f / committed.MANIFEST).is_file())
+    names = [folder.name.removeprefix("step-") for folder in (Path(run) / "checkpoints").glob("step-*")]
+    steps = sorted(int(name) for name in names if name.isdecimal())
+    return [step for step in steps if (step_folder(run, step) / committed.MANIFEST).is_file()]
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -146,8 +147,8 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def write_config(run: Path, table: Mapping[str, Any]) -> None:
-    """Writes the run's configuration beside its checkpoints."""
-    (run / CONFIG).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    """Writes the run's configuration beside its checkpoints, whole or not at all."""
+    committed.replace_text(Path(run) / CONFIG, json.dumps(table, indent=1) + "\n")
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

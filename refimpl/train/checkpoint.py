@@ -25,22 +25,30 @@ def write_checkpoint(
     unet: torch.nn.Module,
     ema: dict[str, Tensor],
     optimizer: torch.optim.AdamW,
+    ranks: int = 1,
 ) -> Path:
     """Commits the state after `step` optimizer steps and deletes what `keep_checkpoints` no longer keeps."""
     folder = step_folder(run, step)
     tensors = {"unet": unet.state_dict(), "ema": ema, "optimizer": optimizer_state(unet, optimizer)}
-    committed.write(folder, tensors, {"config": to_table(config), "state": {"step": step}})
+    state = {"step": step, "ranks": ranks, "accumulate": config.train.accumulate}
+    committed.write(folder, tensors, {"config": to_table(config), "state": state})
     _keep_newest(run, config.train.keep_checkpoints)
     return folder
 
 
 def load_checkpoint(
-    run: Path, unet: torch.nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.AdamW
+    config: Config,
+    run: Path,
+    unet: torch.nn.Module,
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.AdamW,
+    ranks: int = 1,
 ) -> int:
     """Loads a run's newest checkpoint into the given objects and returns its step; 0 when there is none yet.
 
     ema  rank 0's average, filled in place; the other ranks pass an empty dict and keep it so
-    Raises InputError when the checkpoint does not fit the model, listing every tensor that differs.
+    Raises InputError when the checkpoint does not fit the model, listing every tensor that differs, and when `ranks`
+    and `train.accumulate` would cut other global batches than the run has seen.
     """
     steps = committed_steps(run)
     if not steps:
@@ -55,14 +63,35 @@ def load_checkpoint(
         committed.check_state(shapes, tensors["ema"], str(folder / "ema.safetensors"))
         for name, value in tensors["ema"].items():
             ema[name].copy_(value)
-    if documents["state"].get("step") != steps[-1]:
-        raise InputError(f"{folder}/state.json says {documents['state']}, its folder's name says {steps[-1]}")
+    state = documents["state"]
+    if state["step"] != steps[-1]:
+        raise InputError(f"{folder}/state.json says step {state['step']}, its folder's name says {steps[-1]}")
+    _check_same_batches(config, folder, state["ranks"], state["accumulate"], ranks)
     return steps[-1]
 
 
+def _check_same_batches(config: Config, folder: Path, saved_ranks: int, saved: int, ranks: int) -> None:
+    """Any ranks × accumulate of the same product train on the same batches; N's per-rank plan knows its ranks."""
+    accumulate = config.train.accumulate
+    if config.data.plan == "paper" and (ranks, accumulate) != (saved_ranks, saved):
+        raise InputError(
+            f"{folder} was written by {saved_ranks} ranks with train.accumulate {saved}, now {ranks} with "
+            f"{accumulate}; data.plan 'paper' needs the same"
+        )
+    if ranks * accumulate != saved_ranks * saved:
+        raise InputError(
+            f"{folder} was written by {saved_ranks} ranks × train.accumulate {saved} = {saved_ranks * saved} "
+            f"micro-batches a step; {ranks} × {accumulate} = {ranks * accumulate} would change the batches; "
+            "keep the product"
+        )
+
+
 def _keep_newest(run: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints (0 keeps all)."""
+    """Deletes all but the newest `keep` checkpoints (0 keeps all), and what killed processes left half done."""
     for step in committed_steps(run)[:-keep] if keep > 0 else []:
         folder = step_folder(run, step)
-        (folder / committed.MANIFEST).unlink()  # first, so that a half-deleted folder is no checkpoint
-        shutil.rmtree(folder)
+        folder.rename(
+            folder.with_name(f".{folder.name}.deleting")
+        )  # so that a half-deleted one is no checkpoint
+    for leftover in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # what stays is tried again with the next checkpoint

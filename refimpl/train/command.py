@@ -9,7 +9,8 @@ from refimpl.terminal import run_command
 from refimpl.train.config import Config
 from refimpl.train.distributed import join_world, leave_world
 from refimpl.train.loop import train
-from refimpl.train.prepare import prepare, run_folder
+from refimpl.train.out_folder import removed_if_empty, run_folder
+from refimpl.train.prepare import prepare
 from refimpl.train.presets import load_config, preset_label, preset_names
 
 USAGE = f"""usage: python -m refimpl.train PRESET [--SECTION.FIELD VALUE ...]
@@ -50,8 +51,8 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
         run = run_folder(config, label, world)
         if world.is_main:
             print(f"run folder: {run}", flush=True)
-        prepared = prepare(config, run, world)
-        train(config, run, prepared, world)
+        with removed_if_empty(run, world):
+            train(config, run, prepare(config, run, world), world)
         if world.is_main:
             print(f"done: {run}\nsample from it: python -m refimpl.sample {run} --prompts 'completely black'")
     finally:

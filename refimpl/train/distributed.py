@@ -9,7 +9,7 @@ the same bits; it costs world times the gradient traffic and is meant for proofs
 import contextlib
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,19 @@ class World:
         box: list[str | None] = [value]
         dist.broadcast_object_list(box, src=0)
         return str(box[0])
+
+    def on_main(self, action: Callable[[], str | None]) -> str:
+        """What rank 0's `action` returns, on every rank; the others wait. Its InputError is every rank's."""
+        result, problem = "", ""
+        if self.is_main:
+            try:
+                result = action() or ""
+            except InputError as error:
+                problem = str(error)
+        problem = self.share(problem)
+        if problem:
+            raise InputError(problem)
+        return self.share(result)
 
 
 def join_world(device: str) -> World:

@@ -1,17 +1,21 @@
 """What a run writes while it goes: metrics.jsonl always, a progress bar, TensorBoard and W&B on request."""
 
+import contextlib
+import importlib.util
 import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.min_snr import weight_mass
-from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
+from refimpl.interop.committed import replace_text
 from refimpl.tables import to_table
 from refimpl.train.config import Config
 from refimpl.train.distributed import World
@@ -24,18 +28,19 @@ class RunLog:
     """Rank 0's rows and progress bar; on the other ranks every method does nothing.
 
     A row of metrics.jsonl is one JSON object with `step` and any of: loss (mean weighted v-loss of the global batch),
-    learning_rate, gradient_norm, epoch, bucket, images_per_second, heldout_loss, weight_mass.
+    learning_rate, gradient_norm, epoch, bucket, images_per_second, heldout_loss, weight_mass. A run continued from
+    step `start` keeps the rows up to it and drops those of later steps, which it takes again.
     """
 
     def __init__(self, config: Config, run: Path, start: int, world: World):
-        self._main, self._every, self._world = world.is_main, config.train.log_every, world
+        self._main, self._every, self._start = world.is_main, config.train.log_every, start
         if not self._main:
             return
-        self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
+        self._writers = list(_open_writers(config, run))
+        self._file = _open_rows(run / "metrics.jsonl", start)
         self._bar = tqdm(
             total=config.train.steps, initial=start, desc="train", unit="step", dynamic_ncols=True
         )
-        self._writers = list(_open_writers(config, run))
 
     def row(self, step: int, **values: Any) -> None:
         """Appends one row; values that are not finite become null, as JSON has no word for them."""
@@ -72,14 +77,18 @@ class RunLog:
             images_per_second=plan_step.images / seconds,
         )
 
-    def weight_mass(self, schedule: NoiseSchedule, weights: Tensor) -> None:
-        """Says once how much of all loss weight lies on the noisiest timesteps."""
+    def weight_mass(self, config: DiffusionConfig) -> None:
+        """Says once how much of the loss weight of all timesteps trained lies on the noisiest."""
         if not self._main:
             return
-        share = float(weight_mass(weights, WEIGHT_MASS_FROM))
-        self.row(step=0, weight_mass={"from_timestep": WEIGHT_MASS_FROM, "share": share})
+        weights = config.loss_weights()
+        trained = torch.zeros_like(weights)
+        trained[config.first_timestep : config.last_timestep + 1] = 1
+        share = weight_mass(weights * trained, WEIGHT_MASS_FROM)
+        if self._start == 0:
+            self.row(step=0, weight_mass={"from_timestep": WEIGHT_MASS_FROM, "share": share})
         tqdm.write(f"{share:.4%} of the loss weight lies on t ≥ {WEIGHT_MASS_FROM}")
-        if schedule.is_zero_terminal and weights[-1] == 0:
+        if config.zero_terminal_snr and trained[-1] == 1 and weights[-1] == 0:
             tqdm.write("t = 999 has weight 0: policy 'floor' or 'snr_plus_one' trains the zero-SNR step too")
 
     def close(self) -> None:
@@ -89,23 +98,38 @@ class RunLog:
             self._file.close()
 
 
+def _open_rows(path: Path, start: int) -> TextIO:
+    """The file to append rows to, holding the whole rows of steps 0 … `start` if the run is continued."""
+    kept = []
+    if start and path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            with contextlib.suppress(ValueError):  # a process killed while writing leaves half a line
+                if line.endswith("\n") and json.loads(line)["step"] <= start:
+                    kept.append(line)
+    replace_text(path, "".join(kept))
+    return path.open("a", encoding="utf-8")
+
+
+def check_loggers(config: Config) -> None:
+    """Raises InputError when an optional logger is asked for and not installed."""
+    wanted = {"tensorboard": config.train.tensorboard, "wandb": bool(config.train.wandb_project)}
+    settings = {"tensorboard": "train.tensorboard", "wandb": "train.wandb_project"}
+    for package, is_wanted in wanted.items():
+        if is_wanted and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"{settings[package]} needs the {package} package: pip install 'refimpl[{package}]'"
+            )
+
+
 def _open_writers(config: Config, run: Path):
     """Functions (step, scalars) → None for the optional loggers."""
     if config.train.tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError(
-                "train.tensorboard needs the tensorboard package: pip install 'refimpl[tensorboard]'"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         writer = SummaryWriter(str(run / "tensorboard"))
         yield lambda step, scalars: [writer.add_scalar(name, value, step) for name, value in scalars.items()]
     if config.train.wandb_project:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise InputError(
-                "train.wandb_project needs the wandb package: pip install 'refimpl[wandb]'"
-            ) from error
+        import wandb  # pyright: ignore[reportMissingImports]
+
         session = wandb.init(project=config.train.wandb_project, config=to_table(config), dir=str(run))
         yield lambda step, scalars: session.log(scalars, step=step)

@@ -43,14 +43,14 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
 
     optimizer = make_adamw(unet, config.optimizer)
     ema = ema_start(unet) if world.is_main else {}
-    start = load_checkpoint(run, unet, ema, optimizer)
+    start = load_checkpoint(config, run, unet, ema, optimizer, world.size)
     ordered = settings.reduction == "ordered"
     network = DistributedDataParallel(unet) if world.size > 1 and not ordered else unet
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
     log = RunLog(config, run, start, world)
-    log.weight_mass(schedule, weights.cpu())
+    log.weight_mass(config.diffusion)
 
     if start == 0 and world.is_main:
         log.row(step=0, heldout_loss=heldout_loss(config, prepared, ema))
@@ -123,6 +123,6 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
             if settings.sample_every and (final or done % settings.sample_every == 0):
                 draw_samples(config, prepared, ema, run / "samples" / f"step-{done:08d}.png")
             if final or done % settings.checkpoint_every == 0:
-                write_checkpoint(config, run, done, unet, ema, optimizer)
+                write_checkpoint(config, run, done, unet, ema, optimizer, world.size)
     log.close()
     world.barrier()

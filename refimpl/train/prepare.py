@@ -1,4 +1,4 @@
-"""Everything before the first step: run folder, data set, autoencoder, scale-and-shift, text towers, UNet."""
+"""Everything before the first step: data set, autoencoder, scale-and-shift, text towers, UNet."""
 
 import json
 from dataclasses import dataclass, replace
@@ -30,19 +30,14 @@ from refimpl.interop.run_folder import (
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.model.unet import UNet
+from refimpl.ops import load_ops
 from refimpl.tables import to_table
 from refimpl.text.states import TextStates
 from refimpl.train.autoencoder import SCALE_SHIFTS, measure_scale_shift, train_autoencoder
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
-from refimpl.train.steps import StageData
-
-# What a resumed run may change: everything else defines the run.
-CHANGEABLE = {
-    "train.out", "train.resume", "train.steps", "train.device", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
-    "data.workers",
-}  # fmt: skip
+from refimpl.train.log import check_loggers
+from refimpl.train.steps import StageData, plan_stage
 
 
 @dataclass(frozen=True)
@@ -55,100 +50,49 @@ class Prepared:
     heldout: StageData | None
 
 
-def run_folder(config: Config, label: str, world: World) -> Path:
-    """Makes the run folder on rank 0, or checks the one to be resumed, and returns it on every rank.
-
-    Raises InputError when `train.out` holds anything and `train.resume` is off, when there is nothing to resume, or
-    when the run to be resumed was made with other settings (naming each).
-    """
-    problem, out = "", config.train.out
-    if world.is_main:
-        try:
-            out = str(_resumed(config) if config.train.resume else _fresh(config, label))
-        except InputError as error:
-            problem = str(error)
-    problem, out = world.share(problem), world.share(out)
-    if problem:
-        raise InputError(problem)
-    return Path(out)
-
-
-def _fresh(config: Config, label: str) -> Path:
-    if config.train.out:
-        run = Path(config.train.out)
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            what = "another run" if (run / CONFIG).exists() else "other files"
-            raise InputError(
-                f"train.out {run} holds {what}; choose an empty folder"
-                + (", or continue that run with --train.resume" if (run / CONFIG).exists() else "")
-            )
-    else:
-        number = 1
-        while (run := Path("runs") / f"{label}-{number:03d}").exists():
-            number += 1
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"train.out {run} cannot be made: {error.strerror}") from error
-    return run
-
-
-def _resumed(config: Config) -> Path:
-    run = Path(config.train.out)
-    if not config.train.out or not (run / CONFIG).is_file():
-        raise InputError(
-            f"train.resume: {config.train.out or 'train.out'!r} is no run folder; name one with --train.out"
-        )
-    saved, wanted = _flat(json.loads((run / CONFIG).read_text(encoding="utf-8"))), _flat(to_table(config))
-    changed = [
-        key for key in sorted(saved | wanted) if saved.get(key) != wanted.get(key) and key not in CHANGEABLE
-    ]
-    if changed:
-        listing = "\n  ".join(
-            f"{key}: the run has {saved.get(key)!r}, now {wanted.get(key)!r}" for key in changed
-        )
-        raise InputError(f"train.resume: {run} was made with other settings:\n  {listing}")
-    steps = committed_steps(run)
-    if steps and steps[-1] >= config.train.steps:
-        raise InputError(
-            f"train.resume: {run} is at step {steps[-1]} already; raise train.steps {config.train.steps}"
-        )
-    return run
-
-
-def _flat(table: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def prepare(config: Config, run: Path, world: World) -> Prepared:
-    """Reads the data, gets or makes the frozen parts, builds the UNet; rank 0 makes what the others then read."""
-    if world.is_main:
-        prepare_data(config)
-    world.barrier()
+    """Reads the data, gets or makes the frozen parts, builds the UNet; rank 0 makes what the others then read.
+
+    Raises InputError, before anything is written to the run folder, for settings that this machine or these images
+    cannot fulfil. A run that fails here leaves the folder as it was.
+    """
+    load_ops(config.train.backend)
+    check_loggers(config)
+    world.on_main(lambda: prepare_data(config))
     stages = [read_stage(config, stage) for stage in config.all_stages()]
     heldout = read_stage(config, _heldout_stage(config)) if config.data.heldout else None
+    for data in stages:
+        plan_stage(config, data, 0, world)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)  # initial weights; nothing else draws from the global generator
         unet = UNet(config.unet, config.train.activation_checkpointing)
-    if config.train.init_from:
+    if config.train.init_from and not committed_steps(run):
         source = find_checkpoint(Path(config.train.init_from))
         committed.load_state(
             unet, committed.read(source, {"ema"}).tensors["ema"], str(source / "ema.safetensors")
         )
-    if world.is_main and not (run / "components").exists():
-        vae, scale_shift, _ = frozen_parts(config, stages[-1], world.device)
-        save_components(
-            run, Model(unet, vae, scale_shift, *config.text.load(), config.text, config.diffusion)
-        )
-        write_config(run, to_table(config))
-    world.barrier()
+    world.on_main(lambda: _write_frozen_parts(config, run, stages[-1], unet, world.device))
     vae, scale_shift, towers = load_components(run, config.vae)
     model = Model(unet, vae, scale_shift, *towers, config.text, config.diffusion).to(world.device)
     states = TextStates(towers, config.text.pooling, config.text.cached_prompts)
     return Prepared(model, states, stages, heldout)
+
+
+def _write_frozen_parts(config: Config, run: Path, data: StageData, unet: UNet, device: torch.device) -> None:
+    """Commits the settings and the components of a run that has none; both, or neither."""
+    if (run / "components").exists():
+        return
+    towers = config.text.load()  # fails at once, the autoencoder may take hours
+    vae, scale_shift, _ = frozen_parts(config, data, device)
+    is_new = not (run / CONFIG).exists()
+    if is_new:
+        write_config(run, to_table(config))
+    try:
+        save_components(run, Model(unet, vae, scale_shift, *towers, config.text, config.diffusion))
+    except InputError:
+        if is_new:
+            (run / CONFIG).unlink()
+        raise
 
 
 def prepare_data(config: Config) -> None:
@@ -198,55 +142,63 @@ def frozen_parts(
 
     returns  both, and the measured statistics (count, mean, std) where they were measured
     """
-    settings, device_vae = config.latents, None
-    folder = Path(settings.folder) if settings.folder else None
+    settings, folder = config.latents, Path(config.latents.folder) if config.latents.folder else None
+    chosen = _chosen_scale_shift(config)
     statistics: dict[str, Tensor] = {}
     if settings.weights:
-        device_vae = load_autoencoder(Path(settings.weights), config.vae)
+        vae = load_autoencoder(Path(settings.weights), config.vae)
     elif folder and (folder / committed.MANIFEST).is_file():
         contents = committed.read(folder)
         if contents.documents["made_from"] != _made_from(config, data):
             raise InputError(
                 f"latents.folder {folder} was made with other data or settings; delete it or name another folder"
             )
-        device_vae = VAE(config.vae)
-        committed.load_state(device_vae, contents.tensors["autoencoder"], str(folder))
-        device_vae.eval().requires_grad_(False)
-        return (
-            device_vae,
-            ScaleShift.from_json(json.dumps(contents.documents["scale_shift"])),
-            contents.tensors["statistics"],
+        vae = VAE(config.vae)
+        committed.load_state(vae, contents.tensors["autoencoder"], str(folder))
+        scale_shift = ScaleShift.from_json(json.dumps(contents.documents["scale_shift"]))
+        return vae.eval().requires_grad_(False), scale_shift, contents.tensors["statistics"]
+    elif folder and folder.exists():
+        raise InputError(
+            f"latents.folder {folder} exists and holds no autoencoder; delete it or name another"
         )
     elif settings.train_steps:
-        device_vae = train_autoencoder(data.index, config.vae, settings, config.train.seed, device)
+        vae = train_autoencoder(data.index, config.vae, settings, config.train.seed, device)
     else:
         raise InputError(
             "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one"
         )
-    scale_shift = _scale_shift(config, device_vae.to(device), data, device, statistics)
+    if chosen is None:
+        chosen, welford = measure_scale_shift(
+            vae.to(device), data.index, data.buckets, data.bucket_of, device
+        )
+        statistics = {"count": torch.tensor(welford.count), "mean": welford.mean, "std": welford.std}
     if folder and not settings.weights:
-        tensors = {"autoencoder": device_vae.state_dict(), "statistics": statistics}
-        documents = {"scale_shift": json.loads(scale_shift.to_json()), "made_from": _made_from(config, data)}
+        tensors = {"autoencoder": vae.state_dict(), "statistics": statistics}
+        documents = {"scale_shift": json.loads(chosen.to_json()), "made_from": _made_from(config, data)}
         committed.write(folder, tensors, documents)
-    return device_vae.cpu(), scale_shift, statistics
+    return vae.cpu(), chosen, statistics
 
 
-def _scale_shift(
-    config: Config, vae: VAE, data: StageData, device: torch.device, statistics: dict[str, Tensor]
-) -> ScaleShift:
+def _chosen_scale_shift(config: Config) -> ScaleShift | None:
+    """The scale-and-shift that the settings name; None where it is to be measured."""
     choice = config.latents.scale_shift
-    if choice in SCALE_SHIFTS:
-        return SCALE_SHIFTS[choice]
     if choice == "measure":
-        scale_shift, welford = measure_scale_shift(vae, data.index, data.buckets, data.bucket_of, device)
-        statistics |= {"count": torch.tensor(welford.count), "mean": welford.mean, "std": welford.std}
-        return scale_shift
-    try:
-        return ScaleShift.from_json(Path(choice).read_text(encoding="utf-8"))
-    except OSError as error:
+        return None
+    if choice in SCALE_SHIFTS:
+        chosen = SCALE_SHIFTS[choice]
+    else:
+        try:
+            chosen = ScaleShift.from_json(Path(choice).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"latents.scale_shift {choice!r} is neither measure, {', '.join(SCALE_SHIFTS)} nor a readable file"
+            ) from error
+    if chosen.channels != config.vae.latent_channels:
         raise InputError(
-            f"latents.scale_shift {choice!r} is neither measure, {', '.join(SCALE_SHIFTS)} nor a readable file"
-        ) from error
+            f"latents.scale_shift {choice!r} has {chosen.channels} channels, vae.latent_channels is "
+            f"{config.vae.latent_channels}; use measure, or statistics of this autoencoder"
+        )
+    return chosen
 
 
 def _made_from(config: Config, data: StageData) -> dict[str, object]:

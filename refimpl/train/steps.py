@@ -65,7 +65,7 @@ def plan_steps(config: Config, stages: list[StageData], start: int, world: World
         is_last = number + 1 == len(stages)
         end = config.train.steps if is_last else min(config.train.steps, stages[number + 1].stage.from_step)
         while step < end:
-            plan = _plan(config, data, epoch, world)
+            plan = plan_stage(config, data, epoch, world)
             taken = min(len(plan), end - step)
             first = max(0, start - step)
             if first < taken:
@@ -74,7 +74,8 @@ def plan_steps(config: Config, stages: list[StageData], start: int, world: World
             epoch += 1
 
 
-def _plan(config: Config, data: StageData, epoch: int, world: World) -> Plan:
+def plan_stage(config: Config, data: StageData, epoch: int, world: World) -> Plan:
+    """One epoch of a stage. Raises InputError when the stage has fewer images than one global batch."""
     aspects = data.index.widths / data.index.heights
     bucket_aspects = np.array([width / height for width, height in data.buckets])
     per_rank = data.stage.batch_size
