@@ -30,7 +30,7 @@ def install_project(session: nox.Session, extra: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The main job end to end: data, autoencoder, training, sampling, report; exits non-zero if a figure is missed."""
+    """The main job end to end, from images to a report; exits non-zero and says so if a figure is missed."""
     install_project(session, "demo")
     session.run("refimpl", "demo", *session.posargs)
 
