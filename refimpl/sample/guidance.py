@@ -8,8 +8,7 @@ from torch import Tensor
 from refimpl.errors import InputError
 
 SCALE_RANGE = (3.5, 5.0)  # N §5: where NovelAI Diffusion V3 gives relevant, coherent images
-DEFAULT_SCALE = sum(SCALE_RANGE) / 2
-RESCALE_FACTOR = 0.7  # arXiv 2305.08891 §3.4, its φ; N does not say that it rescales
+DEFAULT_SCALE = 4.0
 
 
 def cfg(v_cond: Tensor, v_uncond: Tensor, scale: float) -> Tensor:
