@@ -6,7 +6,9 @@ out. TORCH_CUDA_ARCH_LIST chooses the architectures.
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,8 +31,31 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "--expt-relaxed-constexpr"]
 
 
+def find_cuda_home() -> str | None:
+    """The CUDA toolkit: CUDA_HOME, CUDA_PATH, or the one that nvcc on PATH says it belongs to."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if home := os.environ.get(variable):
+            return home if (Path(home) / "bin" / "nvcc").exists() else None
+    if (nvcc := shutil.which("nvcc")) is None:
+        return None
+    command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]  # nvcc may be a script that calls another
+    told = re.search(r"TOP=(.*)", subprocess.run(command, capture_output=True, text=True).stderr)
+    return str(Path(told[1].strip()).resolve()) if told else None
+
+
+def cuda_include_folders(cuda_version: str) -> list[str]:
+    """Headers of the CUDA libraries that torch's wheel depends on, which a bare toolkit may lack."""
+    import torch
+
+    folder = Path(torch.__file__).parents[1] / "nvidia" / f"cu{cuda_version.split('.')[0]}" / "include"
+    return [str(folder)] if folder.is_dir() else []
+
+
 def extensions() -> tuple[list, dict]:
     """The extension modules that can be built here, and the build commands for them."""
+    cuda_home = find_cuda_home()
+    if cuda_home is not None:
+        os.environ["CUDA_HOME"] = cuda_home  # read when torch.utils.cpp_extension is imported
     try:
         import torch
         from torch.utils import cpp_extension
@@ -42,13 +67,12 @@ def extensions() -> tuple[list, dict]:
         return [], {}
 
     wanted = os.environ.get("REFIMPL_CUDA", "")
-    nvcc = cpp_extension.CUDA_HOME is not None and (Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc").exists()
-    with_cuda = wanted != "0" and torch.version.cuda is not None and nvcc
+    with_cuda = wanted != "0" and torch.version.cuda is not None and cuda_home is not None
     if wanted == "1" and not with_cuda:
         sys.exit(
             f"refimpl: REFIMPL_CUDA=1, but torch {torch.__version__} has "
             f"{'CUDA ' + torch.version.cuda if torch.version.cuda else 'no CUDA'} and nvcc is "
-            f"{'found' if nvcc else 'not found: set CUDA_HOME'}"
+            f"{'found' if cuda_home else 'not found: set CUDA_HOME'}"
         )
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler.split()[0]) is None and shutil.which("g++") is None:
@@ -65,7 +89,9 @@ def extensions() -> tuple[list, dict]:
         arches = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHES)
         define = f'-DREFIMPL_CUDA_ARCHES="{arches}"'
         extension = cpp_extension.CUDAExtension(
-            extra_compile_args={"cxx": [*CXX_FLAGS, define], "nvcc": NVCC_FLAGS}, **arguments
+            extra_compile_args={"cxx": [*CXX_FLAGS, define], "nvcc": NVCC_FLAGS},
+            include_dirs=cuda_include_folders(torch.version.cuda),
+            **arguments,
         )
     else:
         extension = cpp_extension.CppExtension(extra_compile_args={"cxx": CXX_FLAGS}, **arguments)

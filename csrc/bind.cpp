@@ -125,7 +125,6 @@ void define_formulas(py::module_& m, const std::string& suffix) {
   m.def(("velocity" + suffix).c_str(), py::vectorize(&velocity<T>));
   m.def(("loss_term" + suffix).c_str(), py::vectorize(&loss_term<T>));
   m.def(("loss_term_derivative" + suffix).c_str(), py::vectorize(&loss_term_derivative<T>));
-  m.def(("weighted_mean" + suffix).c_str(), py::vectorize(&weighted_mean<T>));
 }
 
 }  // namespace
@@ -143,6 +142,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::module_ formulas = m.def_submodule("formulas", "csrc/formulas.h, elementwise over numpy arrays");
   define_formulas<float>(formulas, "_float32");
   define_formulas<double>(formulas, "_float64");
+  formulas.def("weighted_mean", py::vectorize(&weighted_mean));
+  formulas.def("gradient_scale", py::vectorize(&gradient_scale));
   formulas.def("philox4x32", py::vectorize(&philox_word), "Word i of the block with this counter and key");
   formulas.def("log_uniform", py::vectorize(&log_uniform));
   formulas.def("radius", py::vectorize(&radius));

@@ -51,12 +51,12 @@ REFIMPL_FN T loss_term_derivative(T prediction, T v) {
   return T(2) * (prediction - v);
 }
 
-// loss[b] = weight·Σ loss_term / n; its derivative by one loss_term is weight / n. An empty mean is 0/0, as
-// in torch.
-template <class T>
-REFIMPL_FN T weighted_mean(T weight, T sum, T n) {
-  return weight * (sum / n);
-}
+// loss[b] = weight·Σ loss_term / n
+REFIMPL_FN double weighted_mean(double weight, double sum, double n) { return weight * (sum / n); }
+
+// What loss_term_derivative is multiplied by when `incoming` comes in by loss[b]; in float64, as a product of
+// a small weight and a large loss scale must not pass through float32's subnormals.
+REFIMPL_FN double gradient_scale(double incoming, double weight, double n) { return incoming * weight / n; }
 
 // ---- Philox4x32-10 (Salmon et al. 2011, §3.3) ---------------------------------------------------------
 

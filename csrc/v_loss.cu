@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t ti
     const X* x0 = static_cast<const X*>(p.x0) + b * n;
     P* grad = p.grad ? static_cast<P*>(p.grad) + b * n : nullptr;
     const float alpha = p.alpha.at<float>(b), sigma = p.sigma.at<float>(b);
-    const float scale = incoming * weighted_mean(p.weight.at<float>(b), 1.0f, float(n));
+    const float scale = float(gradient_scale(incoming, p.weight.at<double>(b), double(n)));
     KeyedSample sample;
     if constexpr (SOURCE != Source::stored) sample = keyed_sample(p.layout, p.noise, b, table);
 

@@ -59,7 +59,7 @@ struct Loss {
       const A incoming = p.incoming.data ? p.incoming.at<A>(b) : A(p.expected);
       if (p.only_unexpected && incoming == A(p.expected)) continue;
       const A alpha = p.alpha.at<A>(b), sigma = p.sigma.at<A>(b);
-      const A scale = incoming * weighted_mean(p.weight.at<A>(b), A(1), A(n));
+      const A scale = A(gradient_scale(incoming, p.weight.at<double>(b), double(n)));
       const P* prediction = static_cast<const P*>(p.prediction) + at;
       const X* x0 = static_cast<const X*>(p.x0) + at;
       P* grad = p.grad ? static_cast<P*>(p.grad) + at : nullptr;

@@ -233,3 +233,32 @@ def tags_by_class() -> st.SearchStrategy[dict[str, tuple[str, ...]]]:
     """Tags of one image: none, empty classes, repeated tags."""
     tags = st.lists(st.sampled_from("abcdefgh"), max_size=5).map(tuple)
     return st.dictionaries(st.sampled_from(("general", "character", "artist")), tags, max_size=3)
+
+
+# --- compiled operations ---
+
+
+def keys_of(batch: int) -> st.SearchStrategy[torch.Tensor]:
+    """Two-word keys [B, 2], the ends of uint32 among them."""
+    return words(2 * batch).map(lambda w: torch.tensor(w, dtype=torch.int64).view(-1, 2))
+
+
+def offsets() -> st.SearchStrategy[float]:
+    """Factors of the offset noise: none, the paper's, negative, large."""
+    return st.sampled_from((0.0, 0.05, -1.0, 3.0))
+
+
+def sample_scalars(batch: int) -> st.SearchStrategy[torch.Tensor]:
+    """One weight or incoming gradient per sample, [B] float32 or float64: zero, equal, different, large."""
+    value = st.sampled_from((0.0, 1.0, 65536.0)) | st.floats(-10, 10, width=32)
+    equal = value.map(lambda v: [v] * batch)
+    dtype = st.sampled_from((torch.float32, torch.float64))
+    return st.builds(
+        lambda v, d: torch.tensor(v, dtype=d), equal | st.lists(value, min_size=batch, max_size=batch), dtype
+    )
+
+
+@st.composite
+def mixed_precisions(draw: st.DrawFn, dtype: torch.dtype) -> torch.dtype:
+    """A dtype for the latents beside a prediction of the given one: its own, or what autocast leaves them in."""
+    return dtype if dtype == torch.float64 else draw(st.sampled_from((dtype, torch.float32, torch.bfloat16)))

@@ -48,3 +48,6 @@ CHANCE = 1e-3  # p-value of a chi-square test below which draws count as biased;
 EAGER_ERRORS = 2.0  # a kernel may err twice as much as the eager reference in the same precision
 KERNEL_ROUNDINGS = 8  # roundings of the terms that are added, on top: products, sums of sums, coefficients to float32
 KEYED_NORMAL_KERNEL_ULPS = 4  # of the radius: float32 logarithm, root, sine and cosine of about one ulp each
+ROUNDED_PRODUCTS = 2  # roundings of a·b + c·d where one product is fused into the sum
+CENTRAL_DIFFERENCE = 1e-10  # float64 rounding of squares up to 400, over a step of 2^-9
+LOGARITHM_ULPS = 3  # of ln u in float32: the conversion of the word, one polynomial, two sums
