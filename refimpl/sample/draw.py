@@ -1,6 +1,6 @@
 """Prompts → images: keyed noise → grid → guided sampler → VAE (N §2.3, §5, App. A)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from refimpl.sample.grids import grid_by_name
 from refimpl.sample.guidance import cfg, rescale
 from refimpl.sample.samplers import sample_by_name
 from refimpl.sample.state import PredictV, sdedit_start
-from refimpl.text.conditioning import encode_prompts, vector_conditioning
+from refimpl.text.conditioning import chunk_counts, encode_prompts, vector_conditioning
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def draw_images(
 
     weights      UNet weights to use instead of the model's own (a moving average, say)
     start_sigma  largest sigma_edm of the grid; None starts at the schedule's end, ∞ with zero terminal SNR
-    batch_size   images per network call; an image does not depend on it
+    batch_size   images per network call; an image does not depend on it, nor on the other prompts
     returns      [prompts, seeds, 3, H, W] float32 in 0 … 1
     Raises InputError when the size is not a multiple of the VAE's factor, or the grid does not fit the schedule.
     """
@@ -47,21 +47,34 @@ def draw_images(
     latent_shape = (model.vae.config.latent_channels, config.height // factor, config.width // factor)
     device = next(model.unet.parameters()).device
 
-    rows = [(prompt, number) for prompt in config.prompts for number in range(config.seeds)]
-    images = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        ids = torch.tensor([sample_id(prompt) for prompt, _ in batch], device=device)
-        numbers = torch.tensor([number for _, number in batch], device=device)
+    images: dict[tuple[int, int], Tensor] = {}
+    for rows in _batches(model, config, batch_size):
+        prompts = [config.prompts[row] for row, _ in rows]
+        ids = torch.tensor([sample_id(prompt) for prompt in prompts], device=device)
+        numbers = torch.tensor([number for _, number in rows], device=device)
         key = draw_key(config.seed, ids, numbers, Purpose.INIT_NOISE)
         noise = keyed_normal(key, latent_shape)
-        predict_v = guided_network(model, [prompt for prompt, _ in batch], size, config, weights)
+        predict_v = guided_network(model, prompts, size, config, weights)
         # At ∞ the noise itself; at a finite level noise around zero, which tells the network that x0 has mean 0.
         x = sdedit_start(torch.zeros_like(noise), noise, float(sigmas[0]))
         x0 = sample_by_name(config.sampler, predict_v, x, sigmas, key=key)
         decoded = model.vae.decode(model.scale_shift.restore(x0.float()))
-        images.append((decoded.float() / 2 + 0.5).clamp(0, 1).cpu())
-    return torch.cat(images).unflatten(0, (len(config.prompts), config.seeds))
+        images |= zip(rows, (decoded.float() / 2 + 0.5).clamp(0, 1).cpu(), strict=True)
+    return torch.stack([images[place] for place in sorted(images)]).unflatten(0, (-1, config.seeds))
+
+
+def _batches(model: Model, config: SampleConfig, batch_size: int) -> Iterator[list[tuple[int, int]]]:
+    """(prompt's row, number) of all images in batches of equal context length.
+
+    A short prompt beside a long one would be padded with chunks that its network sees (N §4.2).
+    """
+    counts = chunk_counts(config.prompts, model.tokenizer)
+    for chunks in sorted(set(counts)):
+        places = [
+            (row, n) for row, count in enumerate(counts) if count == chunks for n in range(config.seeds)
+        ]
+        for start in range(0, len(places), batch_size):
+            yield places[start : start + batch_size]
 
 
 def guided_network(

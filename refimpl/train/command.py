@@ -2,12 +2,13 @@
 
 import sys
 
+import torch
 import tyro
 
 from refimpl.errors import InputError
 from refimpl.terminal import run_command
 from refimpl.train.config import Config
-from refimpl.train.distributed import join_world, leave_world
+from refimpl.train.distributed import join_world, leave_world, lost_peers_named
 from refimpl.train.loop import train
 from refimpl.train.out_folder import removed_if_empty, run_folder
 from refimpl.train.prepare import prepare
@@ -46,13 +47,16 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
 def train_command(arguments: list[str], program: str = "python -m refimpl.train") -> None:
     """Parses, prepares and trains; every process of a torchrun calls it."""
     config, label = parse(arguments, program)
+    if config.train.reduction == "ordered":
+        torch.set_num_threads(1)  # threads share out sums within a layer, so their number changes last bits
     world = join_world(config.train.device)
     try:
-        run = run_folder(config, label, world)
-        if world.is_main:
-            print(f"run folder: {run}", flush=True)
-        with removed_if_empty(run, world):
-            train(config, run, prepare(config, run, world), world)
+        with lost_peers_named(world):
+            run = run_folder(config, label, world)
+            if world.is_main:
+                print(f"run folder: {run}", flush=True)
+            with removed_if_empty(run, world):
+                train(config, run, prepare(config, run, world), world)
         if world.is_main:
             print(f"done: {run}\nsample from it: python -m refimpl.sample {run} --prompts 'completely black'")
     finally:

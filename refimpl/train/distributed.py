@@ -9,7 +9,7 @@ the same bits; it costs world times the gradient traffic and is meant for proofs
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from refimpl.errors import InputError
+
+LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe")  # how gloo words it
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,22 @@ def leave_world(world: World) -> None:
     """Leaves the process group, if there is one."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def lost_peers_named(world: World) -> Iterator[None]:
+    """Says in one line that another rank has stopped, where torch would show where this one was waiting for it.
+
+    Raises InputError then; every other error passes through.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no class for it
+        if world.size == 1 or not any(sign in str(error) for sign in LOST_PEER):
+            raise
+        raise InputError(
+            f"rank {world.rank} stops because another rank has stopped; that one's message says why"
+        ) from error
 
 
 def gradient_sync(network: torch.nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:

@@ -1,0 +1,113 @@
+"""Training in processes of its own: several ranks, and runs that are killed.
+
+A fork server imports the project once; its children start in milliseconds. They run on one thread, as torchrun's do.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refimpl.interop import committed
+from refimpl.terminal import run_command
+from refimpl.train.command import train_command
+
+PATIENCE = 90  # s; a rank still running after that hangs
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+def run_ranks(arguments: Sequence[str], world: int, output: Path) -> list[int]:
+    """`torchrun --nproc-per-node=world -m refimpl.train …` without torchrun; returns each rank's exit code.
+
+    output  folder for what each rank prints: rank0.txt, rank1.txt, …
+    Raises TimeoutError, having killed them, when ranks hang.
+    """
+    port = _free_port()
+    output.mkdir(parents=True, exist_ok=True)
+    ranks = [
+        CONTEXT.Process(target=_rank, args=(list(arguments), rank, world, port, output / f"rank{rank}.txt"))
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    deadline = time.monotonic() + PATIENCE
+    for process in ranks:
+        process.join(max(0.0, deadline - time.monotonic()))
+    hanging = [number for number, process in enumerate(ranks) if process.is_alive()]
+    for number in hanging:
+        ranks[number].kill()
+        ranks[number].join()
+    if hanging:
+        raise TimeoutError(f"ranks {hanging} of {world} still ran after {PATIENCE} s")
+    return [int(process.exitcode or 0) for process in ranks]
+
+
+def run_and_kill(job: Callable[..., Any], *arguments: Any) -> int:
+    """Runs a job of this module or a test's in a process of its own; the exit code, −9 if it killed itself."""
+    process = CONTEXT.Process(target=_alone, args=(job, arguments))
+    process.start()
+    process.join(PATIENCE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise TimeoutError(f"{job} still ran after {PATIENCE} s")
+    return int(process.exitcode or 0)
+
+
+def train_until_killed(arguments: Sequence[str], at: str, count: int) -> None:
+    """Trains, and kills itself with SIGKILL at the `count`-th call of one of committed.py's steps `at`.
+
+    at  "fsync", "save_file", "rename" (in refimpl.interop.committed), or "step": AdamW's
+    """
+    place: Any = {
+        "fsync": os, "rename": os, "save_file": committed, "step": torch.optim.AdamW,
+    }[at]  # fmt: skip
+    original, calls = getattr(place, at), []
+
+    def killing(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **options)
+
+    setattr(place, at, killing)
+    train_command(list(arguments))
+
+
+def _alone(job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    _quietly(os.devnull)
+    job(*arguments)
+
+
+def _rank(arguments: list[str], rank: int, world: int, port: int, output: Path) -> None:
+    torch.set_num_threads(1)
+    _quietly(str(output))
+    environment = {
+        "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    run_command(lambda: train_command(arguments))
+
+
+def _quietly(path: str) -> None:
+    """Sends stdout and stderr, the interpreter's own included, to a file."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

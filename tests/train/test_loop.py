@@ -1,0 +1,227 @@
+"""The training loop: one step against the formulas, and every option of a run (N §2, §4; S §2.5)."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from refimpl.diffusion.min_snr import min_snr_weight
+from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, keyed_uniform, sample_id
+from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
+from refimpl.diffusion.v_prediction import add_noise, eps_from_v, target, v_from_output, v_target, x0_from_v
+from refimpl.errors import InputError
+from refimpl.model.unet import UNet
+from refimpl.text.conditioning import encode_prompts, vector_conditioning
+from refimpl.train.loop import train
+from refimpl.train.out_folder import run_folder
+from refimpl.train.prepare import Prepared, prepare
+from refimpl.train.steps import plan_steps
+from tests.tolerances import FLOAT32_ROUNDING
+from tests.train import runs
+
+Run = Callable[..., Path]
+
+
+def spied(config: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[tuple[torch.Tensor, ...]], Prepared]:
+    """Trains with a spy in the UNet's place; returns its calls and what the loop worked with."""
+    folder = run_folder(config, "test", runs.ALONE)
+    prepared = prepare(config, folder, runs.ALONE)
+    calls: list[tuple[torch.Tensor, ...]] = []
+    forward = UNet.forward
+
+    def remember(self: UNet, *arguments: torch.Tensor) -> torch.Tensor:
+        output = forward(self, *arguments)
+        calls.append((*(a.detach() for a in arguments), output.detach()))
+        return output
+
+    monkeypatch.setattr(UNet, "forward", remember)
+    train(config, folder, prepared, runs.ALONE)
+    return calls, prepared
+
+
+@pytest.mark.parametrize(
+    ("parameterisation", "ztsnr", "policy"),
+    [("v", True, "snr_plus_one"), ("v", True, "paper"), ("x0", True, "none"), ("eps", False, "paper")],
+)
+def test_one_step_is_the_papers_formula(
+    parameterisation: str,
+    ztsnr: bool,
+    policy: str,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Images, noise, timesteps, conditions and the loss composed again from the public functions."""
+    offset, seed = 0.05, 7
+    config = runs.config(
+        root,
+        tmp_path / "run",
+        diffusion={
+            "parameterisation": parameterisation,
+            "zero_terminal_snr": ztsnr,
+            "loss_weight": policy,
+            "offset_noise": offset,
+        },
+        train={"steps": 1, "seed": seed, "caption_dropout": 0.5},
+    )
+    calls, prepared = spied(config, monkeypatch)
+    assert len(calls) == 1
+    x_t, t, context, vector, output = calls[0]
+
+    step = next(plan_steps(config, prepared.stages, 0, runs.ALONE))
+    batch, model, data = step.batches[0], prepared.model, prepared.stages[0]
+    ids = torch.tensor([sample_id(name) for name in step.names])
+    schedule = zero_terminal_snr(sdxl_schedule()) if ztsnr else sdxl_schedule()
+
+    u = keyed_uniform(draw_key(seed, ids, 0, Purpose.TIMESTEP), 1)[:, 0]
+    assert torch.equal(t, (u * 1000).long())
+    latents = model.scale_shift.standardise(model.vae.encode(batch.images.float() / 127.5 - 1))
+    noise_key = draw_key(seed, ids, 0, Purpose.NOISE)
+    eps = keyed_normal(noise_key, tuple(latents.shape[1:]), offset)
+    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    assert torch.equal(x_t, add_noise(latents, eps, alpha, sigma))
+
+    captions = [data.index.captions[data.index.ids.index(name)] for name in step.names]
+    wanted, pooled = encode_prompts(captions, model.tokenizer, model.encoder_l, model.encoder_g)
+    kept = (keyed_uniform(draw_key(seed, ids, 0, Purpose.CAPTION_DROPOUT), 1) >= 0.5).float()
+    assert 0 < kept.sum() < len(kept)
+    assert torch.equal(context, wanted * kept[:, :, None])
+    assert torch.equal(vector, vector_conditioning(pooled * kept, batch.size_ints))
+
+    snr = (alpha / sigma) ** 2
+    weight = torch.ones_like(snr)
+    if policy != "none":
+        weight = min_snr_weight(snr, 5.0, policy)
+    elif parameterisation == "x0":
+        weight = sigma**2  # an error of 1 in x0 is one of 1/sigma in v
+    v = v_from_output(output, x_t, alpha, sigma, parameterisation)
+    squared = (v - v_target(latents, eps, alpha, sigma)).double().square().mean(dim=(1, 2, 3))
+    loss = (squared * weight * batch.tag_weights).mean()
+    row = next(row for row in runs.rows(tmp_path / "run") if "loss" in row)
+    assert row["loss"] == pytest.approx(float(loss), rel=FLOAT32_ROUNDING)
+
+
+def test_targets_are_one_another_seen_through_v() -> None:
+    """What eps- and x0-networks are trained on is v's target in other units."""
+    x0, eps = torch.randn(2, 3, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = zero_terminal_snr(sdxl_schedule()).at(torch.tensor([0, 500, 999]))
+    x_t, v = add_noise(x0, eps, alpha, sigma), v_target(x0, eps, alpha, sigma)
+    torch.testing.assert_close(eps_from_v(x_t, v, alpha, sigma), target(x0, eps, alpha, sigma, "eps"))
+    torch.testing.assert_close(x0_from_v(x_t, v, alpha, sigma), target(x0, eps, alpha, sigma, "x0"))
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (999, 999), (0, 199), (800, 999)])
+def test_only_timesteps_of_the_range_are_trained(
+    first: int, last: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diffusion = {"first_timestep": first, "last_timestep": last}
+    config = runs.config(root, tmp_path / "run", diffusion=diffusion)
+    calls, _ = spied(config, monkeypatch)
+    t = torch.cat([call[1] for call in calls])
+    assert first <= int(t.min()) <= int(t.max()) <= last
+    assert first == last or len(t.unique()) > 1
+
+
+@pytest.mark.parametrize(("dropout", "null"), [(0.0, "zeros"), (1.0, "zeros"), (1.0, "empty")])
+def test_caption_dropout_never_and_always(
+    dropout: float, null: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = runs.config(root, tmp_path / "run", train={"caption_dropout": dropout}, text={"null": null})
+    calls, prepared = spied(config, monkeypatch)
+    null_context, null_pooled = prepared.model.null_condition()
+    assert (null == "zeros") == bool((null_context == 0).all())
+    for _, _, context, vector, _ in calls:
+        is_null = (context == null_context).flatten(1).all(1) & (vector[:, :64] == null_pooled).all(1)
+        assert bool(is_null.all()) == (dropout == 1)
+        assert bool(is_null.any()) == (dropout == 1)
+
+
+def test_draws_of_a_sample_change_with_the_visit(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 images in batches of 9: steps 3 and 4 see every image for the second time, with other draws."""
+    config = runs.config(root, tmp_path / "run", buckets={"max_side": 32}, train={"batch_size": 9})
+    calls, _ = spied(config, monkeypatch)
+    first, second = (torch.cat([call[1] for call in calls[k : k + 2]]) for k in (0, 2))
+    assert sorted(first.tolist()) != sorted(second.tolist())
+
+
+def test_uptraining_starts_from_the_average_of_another_run(run: Run) -> None:
+    """N §2.1: an eps model on the plain schedule goes on as a v model on the ZTSNR one."""
+    eps = run("eps", diffusion={"parameterisation": "eps", "zero_terminal_snr": False})
+    ema = runs.checkpoint(eps, 4)["ema"]
+    tiny_rate = {"learning_rate": 1e-30}
+    v = run("v", train={"init_from": str(eps), "steps": 1}, optimizer=tiny_rate | {"weight_decay": 0.0})
+    start = runs.checkpoint(v, 1)["unet"]
+    assert sorted(start) == sorted(ema)
+    assert all(torch.equal(start[name], ema[name]) for name in ema)
+    older = run("older", train={"init_from": str(eps / "checkpoints" / "step-00000002"), "steps": 1})
+    assert runs.differing({"x": start}, {"x": runs.checkpoint(older, 1)["unet"]})
+
+
+def test_a_gradient_that_is_not_finite_names_step_and_images(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = runs.config(root, tmp_path / "run")
+    folder = run_folder(config, "test", runs.ALONE)
+    prepared = prepare(config, folder, runs.ALONE)
+    step = list(plan_steps(config, prepared.stages, 0, runs.ALONE))[2]
+    forward, calls = UNet.forward, []
+
+    def poisoned(self: UNet, *arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return forward(self, *arguments) * (math.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(UNet, "forward", poisoned)
+    with pytest.raises(InputError) as error:
+        train(config, folder, prepared, runs.ALONE)
+    assert str(error.value).startswith("step 3, rank 0: the gradient is not finite")
+    assert all(name in str(error.value) for name in step.names)
+    assert sorted(runs.checkpoint(folder, 2)) == ["ema", "optimizer", "unet"]  # what was before stays
+
+
+def test_rows_say_what_happened(run: Run, root: Path) -> None:
+    folder = run(
+        data={"heldout": str(root / "heldout")}, optimizer={"warmup_steps": 3}, train={"log_every": 3}
+    )
+    rows = runs.rows(folder)
+    assert rows[0]["weight_mass"]["from_timestep"] == 950
+    assert [row["step"] for row in rows if "heldout_loss" in row] == [0, 2, 4]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [3, 4]  # every third, and the last
+    for row in steps:
+        assert set(row) == {"step", "loss", "learning_rate", "gradient_norm", "epoch", "bucket"}
+        assert 0 < row["loss"] < 10
+        assert 0 < row["gradient_norm"] < 100
+    assert [row["learning_rate"] for row in steps] == pytest.approx([1e-2 * 3 / 4, 1e-2])
+
+
+def test_samples_are_drawn_while_training(run: Run) -> None:
+    folder = run(train={"sample_every": 3})
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        "step-00000003.png",
+        "step-00000004.png",
+    ]
+
+
+def test_tag_weights_scale_an_images_gradient(run: Run) -> None:
+    assert runs.differing(
+        runs.checkpoint(run("weighted"), 4),
+        runs.checkpoint(run("plain", tag_weights={"enabled": False}), 4),
+    )
+
+
+def test_bfloat16_trains(run: Run) -> None:
+    exact, rounded = run("exact"), run("bf16", train={"precision": "bf16"})
+    a, b = (runs.checkpoint(folder, 4)["unet"] for folder in (exact, rounded))
+    assert all(value.isfinite().all() for value in b.values())
+    assert all(value.dtype == torch.float32 for value in b.values())
+    assert runs.differing({"x": a}, {"x": b})
+
+
+def test_activation_checkpointing_changes_no_bit(run: Run) -> None:
+    saved, recomputed = run("saved"), run("recomputed", train={"activation_checkpointing": True})
+    assert not runs.differing(runs.checkpoint(saved, 4), runs.checkpoint(recomputed, 4))

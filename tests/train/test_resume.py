@@ -1,0 +1,190 @@
+"""A run that was stopped, or killed, and continued is the run that was not (spec 6.2, 6.3)."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refimpl.errors import InputError
+from refimpl.interop.run_folder import committed_steps, load_model
+from refimpl.train import loop
+from tests.train import runs
+from tests.train.processes import run_and_kill, train_until_killed
+
+Run = Callable[..., Path]
+
+STAGES = [
+    {"from_step": 0, "buckets": {**runs.BUCKETS, "max_side": 32}, "learning_rate": 3e-3},
+    {"from_step": 3, "buckets": runs.BUCKETS, "batch_size": 3, "offset_noise": 0.05},
+]
+RUNS: dict[str, dict[str, Any]] = {
+    "within an epoch": {},
+    "over the end of an epoch": {"train": {"batch_size": 9}},
+    "with cosine decay and warm-up": {"optimizer": {"decay": "cosine", "warmup_steps": 3}},
+    "with accumulation": {"train": {"batch_size": 2, "accumulate": 2}},
+    "by pixel budget": {"train": {"pixel_budget": 4 * 2304}},
+}
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop is interrupted, as by Ctrl-C, when it has written the checkpoint of that step."""
+    write = loop.write_checkpoint
+
+    def interrupted(*arguments: Any) -> None:
+        write(*arguments)
+        if arguments[2] == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "write_checkpoint", interrupted)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_stopped_and_resumed_is_the_run_never_stopped(
+    kind: str, run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**RUNS[kind], "data": {"heldout": str(root / "heldout"), "horizontal_flip": True}}
+    whole = run("whole", **settings)
+    stop_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", **settings)
+    monkeypatch.undo()
+    parts = run("parts", **{**settings, "train": {**settings.get("train", {}), "resume": True}})
+    assert not runs.differing(runs.checkpoint(whole, 4), runs.checkpoint(parts, 4))
+    assert runs.rows(whole) == runs.rows(parts)
+
+
+def test_resuming_works_across_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = {"steps": 6}
+    whole = run("whole", stages=STAGES, train=train)
+    for stop in (2, 4):
+        stop_after(stop, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            run("parts", stages=STAGES, train=train | {"resume": stop > 2})
+        monkeypatch.undo()
+    parts = run("parts", stages=STAGES, train=train | {"resume": True})
+    assert not runs.differing(runs.checkpoint(whole, 6), runs.checkpoint(parts, 6))
+    assert runs.rows(whole) == runs.rows(parts)
+    rates = [row["learning_rate"] for row in runs.rows(whole) if "loss" in row]
+    assert rates == [3e-3] * 3 + [1e-2] * 3
+
+
+def test_more_steps_continue_a_finished_run(run: Run, trained: Path) -> None:
+    """With a constant rate 2 steps and then 2 more are 4."""
+    run("parts", train={"steps": 2})
+    parts = run("parts", train={"resume": True})
+    assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(parts, 4))
+    assert runs.rows(trained) == runs.rows(parts)
+    with pytest.raises(InputError, match="is at step 4 already; raise train.steps 4"):
+        run("parts", train={"resume": True})
+
+
+@pytest.mark.parametrize(("at", "count"), [("step", 4), ("save_file", 6), ("fsync", 30), ("rename", 3)])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    at: str, count: int, trained: Path, root: Path, tmp_path: Path
+) -> None:
+    """SIGKILL between checkpoints, and in the middle of writing the second."""
+    killed = tmp_path / "killed"
+    toml = runs.write_toml(root, tmp_path / "a.toml", killed)
+    assert run_and_kill(train_until_killed, [toml], at, count) == -9
+    assert committed_steps(killed) == [2]
+    load_model(killed)
+    (killed / "metrics.jsonl").open("a").write('{"step": 3, "lo')  # the row that was being written
+    assert run_and_kill(train_until_killed, [toml, "--train.resume"], "step", 99) == 0
+    assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(killed, 4))
+    assert runs.rows(trained) == runs.rows(killed)
+    left = [path.name for path in (killed / "checkpoints").iterdir()]
+    assert sorted(left) == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.parametrize(("at", "count"), [("fsync", 2), ("fsync", 6), ("rename", 1)])
+def test_a_run_killed_before_its_first_step_can_be_continued(
+    at: str, count: int, trained: Path, root: Path, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    toml = runs.write_toml(root, tmp_path / "a.toml", killed)
+    assert run_and_kill(train_until_killed, [toml], at, count) == -9
+    assert not (killed / "components").exists()
+    assert run_and_kill(train_until_killed, [toml, "--train.resume"], "step", 99) == 0
+    assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(killed, 4))
+
+
+def test_changed_settings_are_named_one_by_one(run: Run, trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    before = contents(folder)
+    changes = {"seed": 5, "batch_size": 3, "resume": True, "steps": 8, "log_every": 2}
+    with pytest.raises(InputError) as error:
+        run(train=changes, diffusion={"offset_noise": 0.1})
+    lines = [line.strip() for line in str(error.value).splitlines()[1:]]
+    assert lines == [
+        "diffusion.offset_noise: the run has 0.0, now 0.1",
+        "train.batch_size: the run has 4, now 3",
+        "train.seed: the run has 0, now 5",
+    ]
+    assert contents(folder) == before
+
+
+def test_nothing_to_resume_is_said(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no run folder; name one with --train.out"):
+        run("absent", train={"resume": True})
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="config.json cannot be read as settings"):
+        run("broken", train={"resume": True})
+
+
+@pytest.mark.parametrize(("found", "what"), [("config.json", "another run"), ("notes.txt", "other files")])
+def test_a_folder_in_use_is_refused_and_left_alone(found: str, what: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / found).write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=f"holds {what}; choose an empty folder"):
+        run("run")
+    assert contents(tmp_path / "run") == {found: b"{}"}
+
+
+def test_a_file_in_the_folders_place_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="holds other files"):
+        run("file")
+    with pytest.raises(InputError, match="cannot be made or read: Not a directory; choose another"):
+        run("file/run")
+
+
+def test_a_damaged_checkpoint_stops_the_run_by_name(run: Run) -> None:
+    folder = run(train={"steps": 2})
+    damaged = folder / "checkpoints" / "step-00000002" / "unet.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(InputError, match=r"step-00000002/unet.safetensors differs from its manifest"):
+        run(train={"resume": True})
+
+
+def test_init_from_is_not_needed_again(run: Run) -> None:
+    first = run("first", train={"steps": 1})
+    second = run("second", train={"steps": 1, "init_from": str(first)})
+    shutil.rmtree(first)
+    run("second", train={"steps": 2, "init_from": str(first), "resume": True})
+    assert committed_steps(second) == [1, 2]
+
+
+def test_only_the_newest_checkpoints_are_kept(run: Run) -> None:
+    kept = {keep: committed_steps(run(f"{keep}", train={"checkpoint_every": 1, "keep_checkpoints": keep}))
+            for keep in (0, 1, 3)}  # fmt: skip
+    assert kept == {0: [1, 2, 3, 4], 1: [4], 3: [2, 3, 4]}
+
+
+def test_state_is_all_in_safetensors_and_json(run: Run) -> None:
+    """No generator state, nothing pickled."""
+    folder = run(train={"steps": 2}) / "checkpoints" / "step-00000002"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "ema.safetensors", "manifest.json", "optimizer.safetensors", "state.json", "unet.safetensors",
+    ]  # fmt: skip
+    assert json.loads((folder / "state.json").read_text()) == {"step": 2, "ranks": 1, "accumulate": 1}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
