@@ -56,6 +56,7 @@ def cover_and_crop(image: Picture, bucket: Bucket, rng: IntegerSource) -> tuple[
     (1x10000 for a bucket of 512x512 is), only the part that the crop keeps is computed.
     Raises InputError for an image of another mode, shape or type, and for a bucket without area.
     """
+    bucket = int(bucket[0]), int(bucket[1])
     if isinstance(image, Image.Image):
         return _cover_and_crop(image, bucket, rng)
     cropped, size_ints = _cover_and_crop(_from_array(image), bucket, rng)
@@ -63,25 +64,50 @@ def cover_and_crop(image: Picture, bucket: Bucket, rng: IntegerSource) -> tuple[
 
 
 def _cover_and_crop(image: Image.Image, bucket: Bucket, rng: IntegerSource) -> tuple[Image.Image, SizeInts]:
+    scaled = cover(image, bucket)
+    if scaled is not None:
+        return crop(scaled, image.size, bucket, rng)
+    (width, height), (across, down) = image.size, bucket
+    covering_width, covering_height = cover_size(width, height, bucket)
+    size_ints = _drawn(image.size, bucket, rng)
+    columns = _span(size_ints.crop_left, across, width, covering_width)
+    rows = _span(size_ints.crop_top, down, height, covering_height)
+    part = image.crop((columns.first, rows.first, columns.last, rows.last))
+    box = (columns.start, rows.start, columns.stop, rows.stop)
+    return part.resize((across, down), Image.Resampling.LANCZOS, box=box), size_ints
+
+
+def cover(image: Image.Image, bucket: Bucket) -> Image.Image | None:
+    """The whole image scaled to cover `bucket`, or None when that would take more than SCALED_WHOLE buckets.
+
+    Raises InputError for an image of another mode than RGB and L, and for sizes without area.
+    """
     if image.mode not in ("RGB", "L"):
-        raise InputError(f"image of mode {image.mode}: cover_and_crop takes RGB or L; use images.decode")
-    across, down = (int(side) for side in bucket)
+        raise InputError(f"image of mode {image.mode}: give RGB or L; use images.decode")
+    across, down = bucket
     if min(across, down, *image.size) < 1:
         raise InputError(f"image {image.width}x{image.height}, bucket {across}x{down}: a side is below 1")
-    width, height = image.size
+    width, height = cover_size(*image.size, bucket)
+    if width * height > SCALED_WHOLE * across * down:
+        return None
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def crop(
+    scaled: Image.Image, original: tuple[int, int], bucket: Bucket, rng: IntegerSource
+) -> tuple[Image.Image, SizeInts]:
+    """A random crop of what `cover` gave for an image of size `original`, (width, height)."""
+    size_ints = _drawn(original, bucket, rng)
+    left, top = size_ints.crop_left, size_ints.crop_top
+    return scaled.crop((left, top, left + bucket[0], top + bucket[1])), size_ints
+
+
+def _drawn(original: tuple[int, int], bucket: Bucket, rng: IntegerSource) -> SizeInts:
+    (width, height), (across, down) = original, bucket
     covering_width, covering_height = cover_size(width, height, bucket)
     top = int(rng.integers(0, covering_height - down + 1))
     left = int(rng.integers(0, covering_width - across + 1))
-    if covering_width * covering_height <= SCALED_WHOLE * across * down:
-        scaled = image.resize((covering_width, covering_height), Image.Resampling.LANCZOS)
-        cropped = scaled.crop((left, top, left + across, top + down))
-    else:
-        columns = _span(left, across, width, covering_width)
-        rows = _span(top, down, height, covering_height)
-        part = image.crop((columns.first, rows.first, columns.last, rows.last))
-        box = (columns.start, rows.start, columns.stop, rows.stop)
-        cropped = part.resize((across, down), Image.Resampling.LANCZOS, box=box)
-    return cropped, SizeInts(height, width, top, left, down, across)
+    return SizeInts(height, width, top, left, down, across)
 
 
 class _Span(NamedTuple):

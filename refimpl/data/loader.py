@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from refimpl.data.aspect_table import Bucket
-from refimpl.data.crop import IntegerSource, SizeInts, cover_and_crop, flip
+from refimpl.data.crop import IntegerSource, SizeInts, cover, cover_and_crop, crop, flip
 from refimpl.data.images import DEFAULT_ACCEPTED, WHITE, Accepted, BadImage, decode
 from refimpl.data.index import Index
 from refimpl.errors import InputError
@@ -45,26 +47,32 @@ class Batch:
 
 
 class ImageCache:
-    """Decoded images of a small data set, kept as uint8 arrays up to `max_bytes` in all.
+    """Images of a small data set, decoded and scaled to their buckets, up to `max_bytes` in all.
 
     Full, it keeps what it has: every epoch visits every image once, so replacing one would never pay. It lives
-    in one process: pass it with workers = 0. Its contents don't travel to other processes.
+    in one process: pass it with workers = 0.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
-        self._images: dict[int, npt.NDArray[np.uint8]] = {}
+        self._kept: dict[tuple[Path, Bucket], tuple[Image.Image, tuple[int, int]]] = {}
 
-    def get(self, item: int, read: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-        """Image `item`, from `read` the first time."""
-        if item in self._images:
-            return self._images[item]
+    def covering(
+        self, path: Path, bucket: Bucket, read: Callable[[], Image.Image]
+    ) -> tuple[Image.Image, tuple[int, int]] | None:
+        """The image scaled to cover `bucket`, and its own size; None for those too long to scale whole."""
+        if (path, bucket) in self._kept:
+            return self._kept[path, bucket]
         image = read()
-        if self.bytes + image.nbytes <= self.max_bytes:
-            self._images[item] = image
-            self.bytes += image.nbytes
-        return image
+        scaled = cover(image, bucket)
+        if scaled is None:
+            return None
+        size = scaled.width * scaled.height * len(scaled.getbands())
+        if self.bytes + size <= self.max_bytes:
+            self._kept[path, bucket] = scaled, image.size
+            self.bytes += size
+        return scaled, image.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,17 +95,22 @@ class _Batches(Dataset[Batch | BadImage]):
             loaded = [self._load(int(item), bucket) for item in items]
         except BadImage as error:
             return error
-        images = torch.from_numpy(np.stack([image for image, _ in loaded])).permute(0, 3, 1, 2).contiguous()
+        images = torch.from_numpy(np.stack([np.asarray(image) for image, _ in loaded]))
         size_ints = torch.tensor([size_ints for _, size_ints in loaded], dtype=torch.int64)
-        return Batch(images, size_ints, np.asarray(items, np.int64), bucket)
+        return Batch(images.permute(0, 3, 1, 2).contiguous(), size_ints, np.asarray(items, np.int64), bucket)
 
-    def _load(self, item: int, bucket: Bucket) -> tuple[npt.NDArray[np.uint8], SizeInts]:
+    def _load(self, item: int, bucket: Bucket) -> tuple[Image.Image, SizeInts]:
         name = self.index.ids[item]
-        image = self._read(item) if self.cache is None else self.cache.get(item, lambda: self._read(item))
-        image, size_ints = cover_and_crop(image, bucket, self.draws.crop_source(name, self.visit))
-        return flip(image, size_ints) if self.draws.is_flipped(name, self.visit) else (image, size_ints)
+        rng = self.draws.crop_source(name, self.visit)
+        kept = (
+            self.cache.covering(self.index.paths[item], bucket, lambda: self._read(item))
+            if self.cache
+            else None
+        )
+        cropped = crop(*kept, bucket, rng) if kept else cover_and_crop(self._read(item), bucket, rng)
+        return flip(*cropped) if self.draws.is_flipped(name, self.visit) else cropped
 
-    def _read(self, item: int) -> npt.NDArray[np.uint8]:
+    def _read(self, item: int) -> Image.Image:
         path, identifier = self.index.paths[item], self.index.ids[item]
         try:
             image = decode(path, self.background, self.accepted)
@@ -110,7 +123,7 @@ class _Batches(Dataset[Batch | BadImage]):
                 f"now {image.width}x{image.height} pixels, but {indexed[0]}x{indexed[1]} when it was indexed (id "
                 f"{identifier!r}); index the data set again",
             )
-        return np.asarray(image)
+        return image
 
 
 def load_batches(
@@ -129,7 +142,7 @@ def load_batches(
     visit    how often the samples have been visited before, as `draws` counts it
     draws    all randomness: crop and flip of (id, visit)
     background, accepted  as `decode` takes them
-    cache    keeps decoded images for the next call
+    cache    keeps images for the next call
     workers  processes that load ahead; 0 loads here. The result is the same.
     Raises BadImage, with path and id, for an image that vanished, broke or changed since it was indexed, and
     InputError for negative workers or a cache with workers.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from refimpl.data.crop import SizeInts, cover_and_crop, flip
+from refimpl.data.crop import SizeInts, cover_and_crop, cover_size, flip
 from refimpl.data.images import BadImage, decode
 from refimpl.data.index import Index, read_folder
 from refimpl.data.loader import Batch, ImageCache, load_batches
@@ -99,13 +99,16 @@ def test_nothing_to_load(index: Index) -> None:
 
 def test_the_cache_changes_nothing_and_keeps_to_its_limit(index: Index) -> None:
     plain = list(load_batches(index, BATCHES, 0, Keyed()))
-    nothing, some, everything = (ImageCache(limit) for limit in (0, 40 * 20 * 3 + 16 * 16 * 3, 10**6))
+    used = {(item, bucket) for bucket, items in BATCHES for item in items}
+    sizes = [cover_size(*SIZES[item], bucket) for item, bucket in used]
+    whole = sum(3 * width * height for width, height in sizes)
+    nothing, some, everything = (ImageCache(limit) for limit in (0, whole // 2, 10**6))
     for cache in (nothing, some, everything):
         for _ in range(2):
             assert same(plain, list(load_batches(index, BATCHES, 0, Keyed(), cache=cache)))
         assert cache.bytes <= cache.max_bytes
-    assert (nothing.bytes, some.bytes) == (0, 40 * 20 * 3 + 16 * 16 * 3)
-    assert everything.bytes == sum(3 * width * height for width, height in SIZES)
+    assert nothing.bytes == 0 < some.bytes
+    assert everything.bytes == whole
     os.remove(index.paths[0])
     assert same(plain, list(load_batches(index, BATCHES, 0, Keyed(), cache=everything)))
 
@@ -131,6 +134,23 @@ def test_images_that_vanished_broke_or_changed_are_named(
     with pytest.raises(BadImage, match=message) as caught:
         next(batches)
     assert caught.value.path == index.paths[2]
+
+
+def test_the_cache_loads_images_too_long_to_scale_whole(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 200), (1, 2, 3)).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("a line")
+    cache = ImageCache(10**9)
+    batch = next(load_batches(read_folder(tmp_path), [((16, 16), [0])], 0, Keyed(), cache=cache))
+    assert batch.images[0, :, 0, 0].tolist() == [1, 2, 3]
+    assert cache.bytes == 0
+
+
+def test_one_cache_serves_several_data_sets(index: Index) -> None:
+    cache = ImageCache(10**6)
+    turned = index.take([5, 4, 3, 2, 1, 0])
+    for data in (index, turned):
+        cached = list(load_batches(data, BATCHES, 0, Keyed(), cache=cache))
+        assert same(cached, list(load_batches(data, BATCHES, 0, Keyed())))
 
 
 def test_impossible_workers_are_refused(index: Index) -> None:
