@@ -123,5 +123,5 @@ def test_unknown_and_absent_devices_are_named() -> None:
     with pytest.raises(InputError, match="device 'tpu' is unknown; use auto, cpu or cuda"):
         join_world("tpu")
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="torch sees no GPU; use --train.device cpu"):
+        with pytest.raises(InputError, match=r"torch sees no GPU; use --train.device cpu"):
             join_world("cuda")
