@@ -17,7 +17,8 @@ Transparent = int | tuple[int, ...] | None  # the value that tRNS declares to be
 def to_srgb(image: ImageFile.ImageFile, background: tuple[int, int, int]) -> Image.Image:
     """An opened image's pixels as RGB: ICC profile converted from, transparency laid over `background`.
 
-    16-bit grey v becomes round(v / 257), so that white stays white. A profile that can't be read, or is one for
+    16-bit grey v becomes round(v / 257), so that white stays white; of 16-bit colour Pillow keeps the upper byte,
+    which is never more than one level away. A profile that can't be read, or is one for
     another kind of image, is passed over: the pixels then count as sRGB.
     Raises ValueError for samples of 32 bits, which have no defined white, and what Pillow raises.
     """
