@@ -46,6 +46,8 @@ class TrainConfig:
     """reference (torch) or kernel (compiled): which refimpl.ops the loss and the noise go through"""
     device: str = "auto"
     """auto, cpu or cuda"""
+    threads: int = 0
+    """CPU threads of a rank in the loop; 0 leaves torch's choice. A small network gains nothing from more than one"""
     precision: str = "tf32"
     """tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)"""
     reduction: str = "fast"
@@ -70,7 +72,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every"):
             check_at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("pixel_budget", "keep_checkpoints", "sample_every"):
+        for name in ("pixel_budget", "keep_checkpoints", "sample_every", "threads"):
             check_at_least(f"train.{name}", getattr(self, name), 0)
         if not 0 <= self.seed < 2**63:
             raise InputError(f"train.seed {self.seed} must lie in 0 … 2^63 − 1")

@@ -49,6 +49,8 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     log = RunLog(config, run, start, world)
     log.weight_mass(config.diffusion)
 

@@ -18,7 +18,7 @@ from refimpl.train.distributed import World
 CHANGEABLE = {
     "train.out", "train.resume", "train.steps", "train.device", "train.checkpoint_every", "train.keep_checkpoints",
     "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
-    "train.accumulate", "data.workers", "data.cache_megabytes",
+    "train.accumulate", "train.threads", "data.workers", "data.cache_megabytes",
 }  # fmt: skip
 
 
