@@ -15,6 +15,7 @@ from tqdm import tqdm
 from refimpl.data.index import Index
 from refimpl.data.loader import ImageCache, load_batches
 from refimpl.data.plan import plan_epoch
+from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
@@ -37,6 +38,11 @@ def train_autoencoder(
     Batch order and crops are functions of the seed, so two runs on one machine give the same autoencoder.
     Raises InputError when there are fewer images than one batch.
     """
+    if len(index) < config.train_batch:
+        raise InputError(
+            f"{len(index)} images are fewer than one batch of the autoencoder's training, latents.train_batch "
+            f"{config.train_batch}; add {config.train_batch - len(index)} images, or lower it"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights only; nothing else draws from the global generator
         vae = VAE(vae_config)
@@ -75,8 +81,8 @@ def train_autoencoder(
 def _initialise(vae: VAE) -> None:
     """Weights from which a few hundred steps suffice; PyTorch's own lose two thirds of the variance at each layer.
 
-    Residual branches and attention begin at zero, other convolutions keep the variance, and the posterior begins narrow:
-    at log-variance 0 its noise would drown the first latents.
+    Residual branches and attention begin at zero, other convolutions keep the variance, and the posterior begins
+    narrow: at log-variance 0 its noise would drown the first latents.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, torch.nn.Conv2d):

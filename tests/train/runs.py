@@ -88,9 +88,18 @@ def write_toml(root: Path, path: Path, out: Path, /, **sections: Any) -> str:
     """`table` as a TOML file; returns its path."""
     lines = []
     for name, entries in table(root, out, **sections).items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in entries.items())]
+        if isinstance(entries, list):  # stages: tables in a list, each an inline table here
+            lines.insert(0, f"{name} = {_toml(entries)}")
+        else:
+            lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in entries.items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + "}"
+    return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, list) else json.dumps(value)
 
 
 def go(settings: Config) -> Path:
