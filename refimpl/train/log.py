@@ -43,12 +43,16 @@ class RunLog:
         )
 
     def row(self, step: int, **values: Any) -> None:
-        """Appends one row; values that are not finite become null, as JSON has no word for them."""
-        if not self._main:
+        """Appends one row, without the values that are None, unless there is none.
+
+        Values that are not finite become null, as JSON has no word for them.
+        """
+        measured = {name: value for name, value in values.items() if value is not None}
+        if not self._main or not measured:
             return
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
+            for name, value in measured.items()
         }
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         self._file.flush()

@@ -25,7 +25,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "over the end of an epoch": {"train": {"batch_size": 9}},
     "with cosine decay and warm-up": {"optimizer": {"decay": "cosine", "warmup_steps": 3}},
     "with accumulation": {"train": {"batch_size": 2, "accumulate": 2}},
-    "by pixel budget": {"train": {"pixel_budget": 4 * 2304}},
+    "by pixel budget": {"train": {"pixel_budget": 3 * 2048}},
 }
 
 

@@ -1,0 +1,98 @@
+"""metrics.jsonl: rows, what a continued run keeps of them, and values that JSON does not know."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refimpl.diffusion.config import DiffusionConfig
+from refimpl.diffusion.min_snr import weight_mass
+from refimpl.train.distributed import World
+from refimpl.train.log import RunLog
+from tests.tolerances import FLOAT64_ROUNDING
+from tests.train import runs
+
+ROWS = [{"step": 0, "heldout_loss": 1.0}, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}, {"step": 3}]
+
+
+def log(root: Path, run: Path, start: int = 0, rank: int = 0, **train: Any) -> RunLog:
+    world = World(rank, 1, runs.ALONE.device)
+    return RunLog(runs.config(root, run, train=train), run, start, world)
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, 0), (1, 2), (2, 3), (9, 4)])
+@pytest.mark.parametrize("tail", ["", '{"step": 1, "lo', "\n", "null\n", "\xff\n"])
+def test_a_continued_run_keeps_the_rows_up_to_its_start(
+    start: int, kept: int, tail: str, root: Path, tmp_path: Path
+) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS) + tail
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="latin-1")
+    rows = log(root, tmp_path, start)
+    rows.row(step=start + 1, loss=2.0)
+    rows.close()
+    assert runs.rows(tmp_path) == [*ROWS[:kept], {"step": start + 1, "loss": 2.0}]
+
+
+def test_numbers_that_are_not_finite_become_null_and_nothing_is_no_row(root: Path, tmp_path: Path) -> None:
+    rows = log(root, tmp_path)
+    rows.row(step=1, loss=math.nan, gradient_norm=math.inf, bucket=[32, 64], note=None)
+    rows.row(step=2, heldout_loss=None)
+    rows.close()
+    assert runs.rows(tmp_path) == [{"step": 1, "loss": None, "gradient_norm": None, "bucket": [32, 64]}]
+
+
+def test_other_ranks_write_nothing(root: Path, tmp_path: Path) -> None:
+    rows = log(root, tmp_path, rank=1)
+    rows.row(step=1, loss=1.0)
+    rows.weight_mass(DiffusionConfig())
+    rows.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("policy", ["paper", "snr_plus_one"])
+@pytest.mark.parametrize(("first", "last"), [(0, 999), (0, 199), (900, 999), (950, 998)])
+def test_weight_mass_is_a_share_of_what_is_trained(
+    policy: str, first: int, last: int, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = DiffusionConfig(loss_weight=policy, first_timestep=first, last_timestep=last)
+    weights = config.loss_weights()
+    rows = log(root, tmp_path)
+    rows.weight_mass(config)
+    rows.close()
+    row = runs.rows(tmp_path)[0]
+    share = row["weight_mass"]["share"]
+    trained = float(weights[first : last + 1].sum())
+    assert share == pytest.approx(
+        float(weights[max(first, 950) : last + 1].sum()) / trained, rel=FLOAT64_ROUNDING
+    )
+    assert (first, last) != (0, 999) or share == weight_mass(weights, 950)
+    never = "t = 999 has weight 0: policy 'floor' or 'snr_plus_one'" in capsys.readouterr().out
+    assert never == (policy == "paper" and last == 999)
+
+
+def test_a_continued_run_says_its_weight_mass_once(root: Path, tmp_path: Path) -> None:
+    rows = log(root, tmp_path, start=2)
+    rows.weight_mass(DiffusionConfig())
+    rows.close()
+    assert not runs.rows(tmp_path)
+
+
+def test_tensorboard_gets_the_numbers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the package, which is optional."""
+    written: list[tuple[Any, ...]] = []
+
+    class Module:
+        class SummaryWriter:
+            def __init__(self, folder: str):
+                written.append((folder,))
+
+            def add_scalar(self, *arguments: Any) -> None:
+                written.append(arguments)
+
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", Module)
+    rows = log(root, tmp_path, tensorboard=True)
+    rows.row(step=3, loss=0.5, bucket=[1, 2], epoch=0)
+    rows.close()
+    assert written == [(str(tmp_path / "tensorboard"),), ("loss", 0.5, 3), ("epoch", 0, 3)]
