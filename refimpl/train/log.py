@@ -106,10 +106,11 @@ def _open_rows(path: Path, start: int) -> TextIO:
     """The file to append rows to, holding the whole rows of steps 0 … `start` if the run is continued."""
     kept = []
     if start and path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            with contextlib.suppress(ValueError):  # a process killed while writing leaves half a line
-                if line.endswith("\n") and json.loads(line)["step"] <= start:
-                    kept.append(line)
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            # A process killed while it wrote leaves half a line.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= start:
+                    kept.append(line + "\n")
     replace_text(path, "".join(kept))
     return path.open("a", encoding="utf-8")
 
