@@ -48,7 +48,8 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     """Parses, prepares and trains; every process of a torchrun calls it."""
     config, label = parse(arguments, program)
     if config.train.reduction == "ordered":
-        torch.set_num_threads(1)  # threads share out sums within a layer, so their number changes last bits
+        # Threads share out the sums within a layer, so their number, torch's choice, would change last bits.
+        torch.set_num_threads(config.train.threads or 1)
     world = join_world(config.train.device)
     try:
         with lost_peers_named(world):

@@ -47,11 +47,12 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu or cuda"""
     threads: int = 0
-    """CPU threads of a rank in the loop; 0 leaves torch's choice. A small network gains nothing from more than one"""
+    """CPU threads of a rank in the loop; 0 leaves torch's choice (1 when `ordered`). A small network gains nothing from more than one"""
     precision: str = "tf32"
     """tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)"""
     reduction: str = "fast"
-    """fast (DDP all-reduce) or ordered (one thread, gradients summed in global order: same bits on 1, 2, 4 ranks)"""
+    """fast (DDP all-reduce) or ordered (gradients summed in global order, one thread unless `threads` says more:
+    the same bits on 1, 2, 4 ranks)"""
     checkpoint_every: int = 1000
     """optimizer steps between checkpoints; the last step always writes one"""
     activation_checkpointing: bool = False
