@@ -47,7 +47,8 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu or cuda"""
     threads: int = 0
-    """CPU threads of a rank in the loop; 0 leaves torch's choice (1 when `ordered`). A small network gains nothing from more than one"""
+    """CPU threads of a rank in the loop; 0 leaves torch's choice (1 when `ordered`). A small
+    network gains nothing from more than one"""
     precision: str = "tf32"
     """tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)"""
     reduction: str = "fast"

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from refimpl.errors import InputError
+from refimpl.interop.committed import replace_text
 from refimpl.interop.run_folder import load_autoencoder
 from refimpl.train.autoencoder import measure_scale_shift
 from refimpl.train.distributed import join_world
@@ -50,7 +51,7 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
     data = read_stage(config, config.all_stages()[-1])
     vae = load_autoencoder(Path(weights), config.vae).to(world.device)
     scale_shift, statistics = measure_scale_shift(vae, data.index, data.buckets, data.bucket_of, world.device)
-    command.out.write_text(scale_shift.to_json() + "\n", encoding="utf-8")
+    replace_text(command.out, scale_shift.to_json() + "\n")
     print(json.dumps({"images": len(data.index), "latent_cells": statistics.count, "out": str(command.out)}))
     for channel, (mean, std) in enumerate(zip(scale_shift.mean, scale_shift.std, strict=True)):
         print(f"channel {channel}: mean {mean:9.4f}   std {std:9.4f}")
