@@ -55,7 +55,7 @@ def make_adamw(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.A
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, foreach=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
 
 def learning_rate(config: OptimizerConfig, peak: float, step: int, steps: int) -> float:
@@ -90,7 +90,7 @@ def load_optimizer_state(
     check_state(expected, state, source)
     for name, parameter in trainable.items():
         optimizer.state[parameter] = {
-            "step": state[f"{name}.step"].clone(),  # stays on the CPU, as torch keeps it
+            "step": state[f"{name}.step"].to(parameter.device),
             "exp_avg": state[f"{name}.exp_avg"].to(parameter.device),
             "exp_avg_sq": state[f"{name}.exp_avg_sq"].to(parameter.device),
         }
