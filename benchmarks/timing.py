@@ -58,10 +58,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(name: str, result: Mapping[str, Any]) -> Path:
-    """Write results/<name>.json; returns its path."""
-    path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+def write(name: str, result: Mapping[str, Any], path: Path | None = None) -> Path:
+    """Write results/<name>.json, or another path; returns it."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
     return path
 

@@ -116,7 +116,7 @@ float normal_of_words(uint32_t even, uint32_t odd, int lane) {
 }
 
 uint32_t philox_word(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1, int i) {
-  return philox4x32(c0, c1, c2, c3, k0, k1).w[i];
+  return philox4x32<uint32_t>(c0, c1, c2, c3, k0, k1).w[i];
 }
 
 template <class T>

@@ -64,23 +64,26 @@ struct Words {
   uint32_t w[4];
 };
 
-REFIMPL_FN Words philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+// Lane holds a 32-bit word: uint32_t, or uint64_t whose upper half is ignored. The latter is what vector
+// units multiply fastest, as their products of 32-bit words fill 64-bit lanes.
+template <class Lane>
+REFIMPL_FN Words philox4x32(Lane c0, Lane c1, Lane c2, Lane c3, uint32_t k0, uint32_t k1) {
 #if defined(__GNUC__) && !defined(__CUDACC__)
 #pragma GCC unroll 10
 #else
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(0xD2511F53u) * c0;
-    const uint64_t p1 = uint64_t(0xCD9E8D57u) * c2;
-    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
-    c1 = uint32_t(p1);
-    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
-    c3 = uint32_t(p0);
+    const uint64_t p0 = uint64_t(0xD2511F53u) * (c0 & 0xffffffffu);
+    const uint64_t p1 = uint64_t(0xCD9E8D57u) * (c2 & 0xffffffffu);
+    c0 = Lane(p1 >> 32) ^ c1 ^ k0;
+    c1 = Lane(p1);
+    c2 = Lane(p0 >> 32) ^ c3 ^ k1;
+    c3 = Lane(p0);
     k0 += 0x9E3779B9u;  // the golden ratio
     k1 += 0xBB67AE85u;  // √3 − 1
   }
-  return {{c0, c1, c2, c3}};
+  return {{uint32_t(c0), uint32_t(c1), uint32_t(c2), uint32_t(c3)}};
 }
 
 // Third counter word: what the words of a key are used for (the streams of diffusion/philox.py).
@@ -89,7 +92,7 @@ constexpr uint32_t OFFSET_STREAM = 1;
 
 // Block j of a key's stream: lanes 4j … 4j + 3.
 REFIMPL_FN Words keyed_block(uint64_t j, uint32_t stream, uint32_t k0, uint32_t k1) {
-  return philox4x32(uint32_t(j), uint32_t(j >> 32), stream, 0, k0, k1);
+  return philox4x32<uint32_t>(uint32_t(j), uint32_t(j >> 32), stream, 0, k0, k1);
 }
 
 // ---- Box–Muller in float32, within 4 ulp of the radius of the float64 definition ----------------------

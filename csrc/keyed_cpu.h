@@ -13,14 +13,16 @@ constexpr int64_t GROUP = 4 * GROUP_BLOCKS;
 // Elements [GROUP·g, GROUP·(g + 1)) of a key's noise.
 REFIMPL_FN void noise_group(float* out, int64_t g, uint32_t k0, uint32_t k1) {
   const uint64_t first = uint64_t(g) * GROUP_BLOCKS;
-  const uint32_t low = uint32_t(first);  // a multiple of GROUP_BLOCKS: adding i never carries
-  const uint32_t high = uint32_t(first >> 32);
-  for (uint32_t i = 0; i < GROUP_BLOCKS; ++i) {
-    const Normals normals = box_muller(philox4x32(low + i, high, NOISE_STREAM, 0, k0, k1));
-    out[4 * i] = normals.z[0];
-    out[4 * i + 1] = normals.z[1];
-    out[4 * i + 2] = normals.z[2];
-    out[4 * i + 3] = normals.z[3];
+  const uint64_t low = uint32_t(first);  // a multiple of GROUP_BLOCKS: adding i never carries
+  const uint64_t high = first >> 32;
+  alignas(64) uint32_t words[4][GROUP_BLOCKS];
+  for (uint64_t i = 0; i < GROUP_BLOCKS; ++i) {
+    const Words block = philox4x32<uint64_t>(low + i, high, NOISE_STREAM, 0, k0, k1);
+    for (int word = 0; word < 4; ++word) words[word][i] = block.w[word];
+  }
+  for (int64_t i = 0; i < GROUP_BLOCKS; ++i) {
+    const Normals normals = box_muller({{words[0][i], words[1][i], words[2][i], words[3][i]}});
+    for (int lane = 0; lane < 4; ++lane) out[4 * i + lane] = normals.z[lane];
   }
 }
 

@@ -61,7 +61,7 @@ def example(shape, dtype, device, order=torch.contiguous_format, latent_dtype=No
     return prediction, x0, eps, key, alpha, sigma, weight
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_add_noise(dtype, device, data):
     shape = data.draw(latent_shapes())
@@ -71,7 +71,7 @@ def test_add_noise(dtype, device, data):
     checks.check_add_noise(KERNEL, x0, eps, alpha, sigma)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_add_keyed_noise(dtype, device, data):
     shape = data.draw(latent_shapes())
@@ -81,7 +81,7 @@ def test_add_keyed_noise(dtype, device, data):
     checks.check_add_keyed_noise(KERNEL, x0, key, alpha, sigma, data.draw(offsets()))
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_v_loss(dtype, device, data):
     shape = data.draw(latent_shapes())
@@ -93,7 +93,7 @@ def test_v_loss(dtype, device, data):
     checks.check_v_loss(KERNEL, prediction, x0, eps, alpha, sigma, weight, incoming)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_keyed_v_loss(dtype, device, data):
     shape = data.draw(latent_shapes())
@@ -106,7 +106,7 @@ def test_keyed_v_loss(dtype, device, data):
     checks.check_keyed_v_loss(KERNEL, prediction, x0, key, alpha, sigma, weight, offset, incoming)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_channel_moments(dtype, device, data):
     x = data.draw(latents(data.draw(latent_shapes()), dtype)).to(device)
