@@ -4,6 +4,7 @@ images → index → buckets → autoencoder → scale-and-shift → UNet → ch
 """
 
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -189,7 +190,8 @@ def judge(
     black, white, red = (infinite[prompt] for prompt in COLOUR_PROMPTS)
     gap = _brightness(white) - _brightness(black)
     finite_gap = _brightness(finite["completely white"]) - _brightness(finite["completely black"])
-    loss_ratio, gap_ratio = losses[-1] / losses[0], finite_gap / gap
+    gap_ratio = finite_gap / gap if gap else math.nan
+    loss_ratio = losses[-1] / losses[0] if losses else math.nan
     mean_psnr = float(np.mean(psnr))
     checks = [
         (
