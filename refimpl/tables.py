@@ -28,7 +28,7 @@ def to_table(value: Any) -> dict[str, Any]:
 
 def _build(root: type, cls: type, table: Any, source: str, where: str) -> Any:
     if not isinstance(table, dict):
-        raise InputError(f"{source}: {where.rstrip('.')} must be a table, not {table!r}")
+        raise InputError(f"{source}: {where.rstrip('.') or 'all of it'} must be a table, not {table!r}")
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in table:

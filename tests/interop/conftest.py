@@ -1,5 +1,5 @@
 """The data and the run that the training tests use."""
 
-from tests.train.conftest import one_thread, root, trained
+from tests.train.conftest import root, trained
 
-__all__ = ["one_thread", "root", "trained"]
+__all__ = ["root", "trained"]

@@ -1,22 +1,12 @@
-"""One thread, as every test here runs networks of a few thousand weights; data sets shared by all tests."""
+"""Data sets and a finished run, shared by all tests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.train import runs
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine cost more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +22,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the plain `runs.table`: 4 steps, checkpoints 2 and 4; no test changes it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in every test; fixtures of a session are made before those of a function
-    folder = runs.go(runs.config(root, tmp_path_factory.mktemp("trained")))
-    torch.set_num_threads(threads)
-    return folder
+    return runs.go(runs.config(root, tmp_path_factory.mktemp("trained")))
 
 
 @pytest.fixture

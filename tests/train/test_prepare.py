@@ -22,9 +22,7 @@ def test_initial_weights_are_a_function_of_the_seed_alone(root: Path, tmp_path: 
     for name in "abc":
         (tmp_path / name).mkdir()
     torch.manual_seed(1)
-    state = torch.get_rng_state()
     first = prepare(runs.config(root, tmp_path), tmp_path / "a", runs.ALONE).model.unet.state_dict()
-    assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(2)
     again = prepare(runs.config(root, tmp_path), tmp_path / "b", runs.ALONE).model.unet.state_dict()
     other = prepare(runs.config(root, tmp_path, train={"seed": 1}), tmp_path / "c", runs.ALONE)

@@ -1,0 +1,136 @@
+"""Tables ↔ dataclasses: a round trip keeps everything, and a mistake is named where it stands."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl.errors import InputError
+from refimpl.tables import from_table, to_table
+from refimpl.train.config import Config, Stage
+from tests.strategies import run_configs
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 3
+    name: str = "x"
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    needed: int
+    inner: Inner
+    mode: Literal["a", "b"] = "a"
+    pair: tuple[int, float] = (1, 2.0)
+    many: tuple[Inner, ...] = ()
+    nested: tuple[tuple[int, int], ...] = ()
+    flag: bool = False
+    other: Inner = field(default_factory=Inner)
+
+
+FULL = {
+    "needed": 1,
+    "inner": {"size": 4, "rate": 2},
+    "mode": "b",
+    "pair": [3, 4],
+    "many": [{"size": 1}, {}],
+    "nested": [[1, 2], [3, 4]],
+    "flag": True,
+}
+
+
+def test_every_kind_of_field() -> None:
+    built = from_table(Outer, FULL, "a.toml")
+    assert built == Outer(
+        1, Inner(4, rate=2.0), "b", (3, 4.0), (Inner(1), Inner()), ((1, 2), (3, 4)), True, Inner()
+    )
+    assert type(built.pair[1]) is float
+    assert type(built.inner.rate) is float
+    assert from_table(Outer, {"needed": 1}, "x") == Outer(1, Inner())
+    assert from_table(Outer, to_table(built), "x") == built
+
+
+@given(run_configs())
+def test_configurations_survive_json(config: Config) -> None:
+    table = to_table(config)
+    assert json.loads(json.dumps(table)) == table
+    again = from_table(Config, table, "x")
+    assert again == config
+    assert to_table(again) == table
+    assert all(isinstance(stage, Stage) for stage in again.stages)
+
+
+@given(run_configs(), st.data())
+def test_a_key_left_out_is_its_default_or_named(config: Config, data: st.DataObject) -> None:
+    table = to_table(config)
+    section = data.draw(st.sampled_from(["data", "train", "optimizer", "diffusion", "text", "tag_weights"]))
+    key = data.draw(st.sampled_from(sorted(table[section])))
+    del table[section][key]
+    cls = type(getattr(config, section))
+    default = next(entry.default for entry in dataclasses.fields(cls) if entry.name == key)
+    try:
+        rebuilt = from_table(Config, table, "x")
+    except InputError:  # the default does not go with the rest, and is refused as any other value
+        assert default != getattr(getattr(config, section), key)
+    else:
+        assert getattr(getattr(rebuilt, section), key) == default
+
+
+BAD: list[tuple[Any, str]] = [
+    ({}, "a.toml: needed is missing"),
+    ([], r"a\.toml: all of it must be a table, not \[\]"),
+    ({**FULL, "inner": 3}, "inner must be a table, not 3"),
+    ({**FULL, "neded": 3}, r"unknown key neded; did you mean needed\?"),
+    ({**FULL, "inner": {"siez": 3}}, r"unknown key inner\.siez; did you mean inner\.size\?"),
+    ({**FULL, "size": 3}, r"unknown key size; did you mean inner\.size\?"),
+    ({**FULL, "inner": {"flag": True}}, r"unknown key inner\.flag; did you mean "),
+    ({**FULL, "many": [{}, {"nme": "y"}]}, r"unknown key many\[1\]\.nme; did you mean many\[1\]\.name\?"),
+    ({**FULL, "needed": 1.0}, r"needed must be int, not 1\.0"),
+    ({**FULL, "needed": True}, "needed must be int, not True"),
+    ({**FULL, "needed": None}, "needed must be int, not None"),
+    ({**FULL, "flag": 1}, "flag must be bool, not 1"),
+    ({**FULL, "mode": "c"}, "mode 'c' is unknown; use a, b"),
+    ({**FULL, "mode": ["a"]}, r"mode \['a'\] is unknown"),
+    ({**FULL, "pair": [1]}, "pair must have 2 entries, not 1"),
+    ({**FULL, "pair": [1, "x"]}, r"pair\[1\] must be float, not 'x'"),
+    ({**FULL, "pair": "12"}, "pair must be a list, not '12'"),
+    ({**FULL, "nested": [[1, 2], [3]]}, r"nested\[1\] must have 2 entries"),
+    ({**FULL, "many": {"size": 1}}, "many must be a list"),
+    ({**FULL, "inner": {"rate": "fast"}}, r"inner\.rate must be float, not 'fast'"),
+    ({**FULL, "inner": {"name": 3}}, r"inner\.name must be str, not 3"),
+]
+
+
+@pytest.mark.parametrize(("table", "message"), BAD)
+def test_a_mistake_is_named_where_it_stands(table: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        from_table(Outer, table, "a.toml")
+    assert str(error.value).startswith("a.toml: ")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    )
+)
+def test_no_table_whatever_ends_in_another_error(table: Any) -> None:
+    for cls in (Outer, Inner):
+        for value in (table, {"needed": table}, {"needed": 1, "inner": table}, {"needed": 1, "many": table}):
+            try:
+                assert isinstance(from_table(cls, value, "x"), cls)
+            except InputError:
+                continue
+
+
+def test_numbers_that_json_does_not_know_are_not_written() -> None:
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            to_table(Inner(rate=value))

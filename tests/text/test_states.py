@@ -1,0 +1,66 @@
+"""Text states with a memory: the same bits as encoding anew, however little it remembers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refimpl.errors import InputError
+from refimpl.text import states
+from refimpl.text.conditioning import encode_prompts
+from refimpl.text.config import TextConfig, Towers
+from refimpl.text.states import TextStates
+
+LONG = " ".join(["red"] * 80)  # two chunks
+PROMPTS = ("red circle", "", "blue square", LONG, "a " * 200)
+
+
+@pytest.fixture(scope="module")
+def towers() -> Towers:
+    return TextConfig(towers="tiny").load()
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=4), min_size=1, max_size=5),
+    st.integers(1, 6),
+)
+def test_remembering_changes_no_bit(towers: Towers, batches: list[list[str]], capacity: int) -> None:
+    remembered = TextStates(towers, "mean", capacity)
+    for batch in batches:
+        context, pooled = remembered(batch)
+        wanted, wanted_pooled = encode_prompts(batch, *towers)
+        assert torch.equal(context, wanted)
+        assert torch.equal(pooled, wanted_pooled)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_pooling_is_the_one_asked_for(towers: Towers, pooling: str) -> None:
+    _, pooled = TextStates(towers, pooling, 4)([LONG])
+    assert torch.equal(pooled, encode_prompts([LONG], *towers, pooling=pooling)[1])
+
+
+def test_what_is_remembered_is_not_encoded_again(towers: Towers, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[tuple[str, Any]] = []
+
+    def counting(prompts: Sequence[str], *rest: Any, **options: Any) -> Any:
+        encoded.extend((prompt, options["chunks"]) for prompt in prompts)
+        return encode_prompts(prompts, *rest, **options)
+
+    monkeypatch.setattr(states, "encode_prompts", counting)
+    remembered = TextStates(towers, "mean", 2)
+    for prompt in ("a", "b", "a", "c", "a", "b", "c"):
+        remembered([prompt])
+    assert [prompt for prompt, _ in encoded] == ["a", "b", "c", "b", "c"]  # b made way for c, then c for b
+    encoded.clear()
+    remembered(["c", LONG])
+    assert encoded == [("c", 2), (LONG, 2)]  # beside a long prompt a short one has other states
+    assert not any(tensor.requires_grad for tensor in remembered(["c"]))
+
+
+@pytest.mark.parametrize("prompts", [[], "red", [3]])
+def test_what_is_no_list_of_prompts_is_refused(towers: Towers, prompts: Any) -> None:
+    with pytest.raises(InputError):
+        TextStates(towers, "mean", 2)(prompts)
