@@ -152,6 +152,17 @@ def test_assign_is_exact_near_every_boundary_of_the_presets(preset: str, metric:
     assert index.tolist() == [nearest_exactly(w, h, buckets, metric) for w, h in sizes]
 
 
+@pytest.mark.parametrize(("buckets", "boundary"), [([(1, 1), (9, 4)], 1.5), ([(4, 1), (9, 1)], 6)])
+def test_assign_is_exact_where_float32_sizes_round(buckets: list, boundary: float) -> None:
+    """Sides above 2^24, whose float32 aspects can land on the wrong side of a boundary."""
+    generator = np.random.default_rng(0)
+    heights = generator.integers(2**24, int(2**31 / boundary) - 3, 300)
+    widths = np.rint(heights * boundary).astype(np.int64) + generator.integers(-3, 4, 300)
+    index, _ = assign(widths, heights, buckets)
+    expected = [nearest_exactly(int(w), int(h), buckets, "log") for w, h in zip(widths, heights, strict=True)]
+    assert index.tolist() == expected
+
+
 @given(strategies.image_sizes(), strategies.bucket_arguments())
 def test_log_assignment_commutes_with_transposing(sizes: list, arguments: tuple[int, int, int, int]) -> None:
     buckets = make_buckets(*arguments)

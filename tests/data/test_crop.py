@@ -120,6 +120,22 @@ def test_extreme_sizes(size: tuple[int, int], bucket: tuple[int, int]) -> None:
     assert ints[:2] == size[::-1]
 
 
+@pytest.mark.parametrize("size", [(60, 2000), (2000, 60), (5, 400)])
+def test_the_part_computed_of_a_long_image_is_that_of_the_whole(size: tuple[int, int]) -> None:
+    column, row = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    stripes = (
+        (column if size[0] > size[1] else row) // 8 % 2 * 255
+    )  # as wide as the filter's lobes; one axis: no rounding between
+    image = Image.fromarray(np.repeat(stripes[:, :, None], 3, 2).astype(np.uint8))
+    across, down = cover_size(*size, (8, 8))
+    assert across * down > SCALED_WHOLE * 8 * 8
+    scaled = image.resize((across, down), Image.Resampling.LANCZOS)
+    for share in (0, 0.37, 1):
+        top, left = int(share * (down - 8)), int(share * (across - 8))
+        cropped, _ = cover_and_crop(image, (8, 8), At(top, left))
+        assert (np.asarray(cropped) == np.asarray(scaled.crop((left, top, left + 8, top + 8)))).all()
+
+
 def test_the_crop_of_a_very_long_image_is_where_it_says() -> None:
     """Row i of 10,000 has grey i // 100; scaled 8 times, the crop from row 8 · 5,000 shows grey 50."""
     rows = np.repeat(np.arange(100, dtype=np.uint8), 100)
