@@ -1,9 +1,12 @@
 """Settings of the data side (N §4.1, §4.3)."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from refimpl.checks import check_at_least, check_choice
+from refimpl.data.aspect_table import Metric
 from refimpl.data.buckets import PRESETS, make_buckets
+from refimpl.data.plan import Mode
 from refimpl.data.tags import TagCounts
 
 
@@ -48,11 +51,11 @@ class DataConfig:
     """draw the demonstration data set when `folder` does not exist"""
     tag_classes: tuple[str, ...] = ("character", "artist", "copyright", "meta")
     """a tag written `class:name` belongs to that class; every other tag is `general`"""
-    aspect_metric: str = "log"
+    aspect_metric: Metric = "log"
     """distance between aspects: log (symmetric under transposing) or linear (as N prints it)"""
     max_aspect_error: float = 0.0
     """images farther than this from every bucket are pruned and reported, in aspect_metric; 0 for no limit"""
-    plan: str = "global"
+    plan: Mode = "global"
     """global: ranks slice batches of one bucket; paper: every rank plans its own share (N §4.1.2)"""
     horizontal_flip: bool = False
     """mirror half of the visits; the crop coordinates are mirrored too"""
@@ -62,8 +65,8 @@ class DataConfig:
     """decoded images that a process which loads for itself keeps in memory; for data sets of a few hundred images"""
 
     def __post_init__(self) -> None:
-        check_choice("data.aspect_metric", self.aspect_metric, ("log", "linear"))
-        check_choice("data.plan", self.plan, ("global", "paper"))
+        check_choice("data.aspect_metric", self.aspect_metric, get_args(Metric))
+        check_choice("data.plan", self.plan, get_args(Mode))
         check_at_least("data.workers", self.workers, 0)
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)

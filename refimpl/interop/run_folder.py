@@ -79,15 +79,15 @@ def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any],
     run = folder.resolve().parent.parent  # resolved: "." inside checkpoints/step-N has no parent in its name
     tensors, documents = committed.read(folder, {weights, "config", "state"})
     table = documents["config"]
-    sections = {
-        name: from_table(cls, table.get(name), f"{folder}/{CONFIG} [{name}]")
-        for name, cls in (("unet", UNetConfig), ("text", TextConfig), ("diffusion", DiffusionConfig))
-    }
-    vae_config = from_table(VAEConfig, table.get("vae"), f"{folder}/{CONFIG} [vae]")
+    where = f"{folder}/{CONFIG}"
+    unet_config = from_table(UNetConfig, table.get("unet"), f"{where} [unet]")
+    text = from_table(TextConfig, table.get("text"), f"{where} [text]")
+    diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
+    vae_config = from_table(VAEConfig, table.get("vae"), f"{where} [vae]")
     vae, scale_shift, towers = load_components(run, vae_config)
-    unet = UNet(sections["unet"])
+    unet = UNet(unet_config)
     committed.load_state(unet, tensors[weights], str(folder / f"{weights}.safetensors"))
-    model = Model(unet.eval(), vae, scale_shift, *towers, sections["text"], sections["diffusion"])
+    model = Model(unet.eval(), vae, scale_shift, *towers, text, diffusion)
     return model, table, documents["state"]["step"]
 
 

@@ -52,7 +52,9 @@ class TextConfig:
     @property
     def pooled_dim(self) -> int:
         """Channels of the pooled state: the second tower's projection."""
-        return self.architectures()[1].projection_dim
+        width = self.architectures()[1].projection_dim
+        assert width is not None  # both architectures name it
+        return width
 
     def load(self) -> Towers:
         """Tokenizer and both towers, frozen. Raises InputError when `folder` is needed and holds no towers."""

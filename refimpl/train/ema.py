@@ -35,4 +35,5 @@ def ema_update(average: Mapping[str, Tensor], module: torch.nn.Module, step: int
     weights = module.state_dict()
     targets = [average[name] for name in weights]
     values = [value.float() for value in weights.values()]
-    torch._foreach_lerp_(targets, values, 1 - ema_decay(step, decay))
+    for target, value in zip(targets, values, strict=True):
+        target.lerp_(value, 1 - ema_decay(step, decay))

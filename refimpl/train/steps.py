@@ -10,7 +10,7 @@ from torch import Tensor
 from refimpl.data.buckets import pixel_budget_batch_sizes
 from refimpl.data.index import Index
 from refimpl.data.loader import ImageCache, load_batches
-from refimpl.data.plan import Plan, plan_epoch
+from refimpl.data.plan import Mode, Plan, plan_epoch
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
 from refimpl.train.draws import VisitDraws
@@ -121,7 +121,7 @@ def _epoch_steps(
 
 
 def _rank_share(
-    plan: Plan, step: int, mode: str, accumulate: int, world: World
+    plan: Plan, step: int, mode: Mode, accumulate: int, world: World
 ) -> tuple[int, list[np.ndarray]]:
     """Bucket and micro-batches of this rank: number k·world + rank of a global batch, k = 0, 1, …"""
     if mode == "paper":
