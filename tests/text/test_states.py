@@ -23,6 +23,7 @@ def towers() -> Towers:
     return TextConfig(towers="tiny").load()
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=4), min_size=1, max_size=5),
     st.integers(1, 6),

@@ -1,0 +1,85 @@
+"""`refimpl COMMAND`: every command exists, explains itself, and ends as commands do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refimpl.cli import COMMANDS, dispatch, usage
+from refimpl.errors import InputError
+from refimpl.terminal import run_command
+
+
+def ending(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: dispatch(arguments))
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_usage_names_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = ending(arguments, capsys)
+    assert (code, error) == (0, "")
+    for name, (_, _, what) in COMMANDS.items():
+        assert any(line.split() == [name, *what.split()] for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ending([name, "--help"], capsys)
+    assert code == 0
+    assert f"refimpl {name}" in out or f"refimpl.{name}" in out
+    assert len(out.split()) > 20
+
+
+@pytest.mark.parametrize("name", ["trian", "", "--version", "Train"])
+def test_an_unknown_command_ends_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = ending([name], capsys)
+    assert (code, out) == (2, "")
+    assert error == f"error: {name!r} is no command\n{usage()}\n"
+
+
+@pytest.mark.parametrize("name", ["data", "stats", "train"])
+def test_a_configuration_that_is_none_ends_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = ending([name, "tinny"], capsys)
+    assert code == 2
+    assert "'tinny' is neither a preset" in error
+    assert "nearest preset is 'tiny'" in error
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (InputError("x is 3"), 2, "error: x is 3\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (None, 0, ""),
+    ],
+)
+def test_endings(
+    raised: BaseException | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        if raised is not None:
+            raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(command)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == message
+
+
+def test_a_fault_of_the_program_is_not_hidden() -> None:
+    """Only bad input is one line; anything else is ours and shows its traceback."""
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: print(1 / 0))
+
+
+def test_the_entry_point_is_installed(tmp_path: Path) -> None:
+    call = [sys.executable, "-c", "from refimpl.cli import main; main()", "nothing"]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'nothing' is no command")
+    assert "Traceback" not in done.stderr
