@@ -107,7 +107,7 @@ def test_downscaling_is_antialiased() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     small, _ = cover_and_crop(stripes, (8, 8), At(0, 0))
-    assert set(np.unique(small[:, 1:-1])) <= {126, 127, 128, 129}
+    assert set(np.unique(small[:, 1:-1])) <= {127, 128}
 
 
 @pytest.mark.parametrize("bucket", [(64, 64), (832, 1216), (2048, 512), (512, 2048)])
@@ -123,9 +123,8 @@ def test_extreme_sizes(size: tuple[int, int], bucket: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(60, 2000), (2000, 60), (5, 400)])
 def test_the_part_computed_of_a_long_image_is_that_of_the_whole(size: tuple[int, int]) -> None:
     column, row = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
-    stripes = (
-        (column if size[0] > size[1] else row) // 8 % 2 * 255
-    )  # as wide as the filter's lobes; one axis: no rounding between
+    # As wide as the lobes of the filter, and along one axis only: no rounding between two passes.
+    stripes = (column if size[0] > size[1] else row) // 8 % 2 * 255
     image = Image.fromarray(np.repeat(stripes[:, :, None], 3, 2).astype(np.uint8))
     across, down = cover_size(*size, (8, 8))
     assert across * down > SCALED_WHOLE * 8 * 8
