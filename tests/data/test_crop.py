@@ -107,7 +107,7 @@ def test_downscaling_is_antialiased() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     small, _ = cover_and_crop(stripes, (8, 8), At(0, 0))
-    assert set(np.unique(small[:, 1:-1])) <= {127, 128}
+    assert set(np.unique(small[:, 3:-3])) <= {127, 128}  # inside, where no weights are cut off
 
 
 @pytest.mark.parametrize("bucket", [(64, 64), (832, 1216), (2048, 512), (512, 2048)])
