@@ -57,7 +57,7 @@ COMPILED_LOSS = torch.compile(reference_loss, fullgraph=True, dynamic=True)
 
 def diffusers_loss(scheduler: DDPMScheduler, x: Inputs) -> Tensor:
     """Target, weighted mean square per sample and backward, as diffusers' training scripts write it."""
-    target = scheduler.get_velocity(x.x0, x.eps, x.t)
+    target = scheduler.get_velocity(x.x0, x.eps, x.t)  # pyright: ignore[reportArgumentType]
     loss = torch.nn.functional.mse_loss(x.prediction.float(), target.float(), reduction="none")
     return backward(loss.mean(dim=(1, 2, 3)) * x.weight, x.prediction)
 
@@ -78,7 +78,7 @@ def rows(x: Inputs) -> dict[str, Columns]:
         "add_noise": {
             "eager": lambda: REFERENCE.add_noise(x.x0, x.eps, *noising),
             "compile": lambda: COMPILED_ADD_NOISE(x.x0, x.eps, *noising),
-            "diffusers": lambda: scheduler.add_noise(x.x0, x.eps, x.t),
+            "diffusers": lambda: scheduler.add_noise(x.x0, x.eps, x.t),  # pyright: ignore[reportArgumentType]
             "kernel": lambda: KERNEL.add_noise(x.x0, x.eps, *noising),
         },
         "v_loss": {

@@ -29,8 +29,10 @@ def exercise(device: str, small: bool) -> None:
         for shape in ((2, 4, 16, 16), (3, 3, 7, 9), (1, 70, 3, 5)):
             for order in (torch.contiguous_format, torch.channels_last):
                 x = inputs(shape[0], shape[1:], dtype, device)
-                ordered = (t.detach().contiguous(memory_format=order) for t in (x.prediction, x.x0, x.eps))
-                checks.results_of(KERNEL, *ordered, x.key, x.alpha, x.sigma, x.weight)
+                prediction, x0, eps = (
+                    t.detach().contiguous(memory_format=order) for t in (x.prediction, x.x0, x.eps)
+                )
+                checks.results_of(KERNEL, prediction, x0, eps, x.key, x.alpha, x.sigma, x.weight)
                 if small:
                     return
     torch.cuda.synchronize()

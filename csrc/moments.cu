@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(THREADS, 2) finish_moments_kernel(MomentsProbl
     shared[threadIdx.x] = total;
     __syncthreads();
     for (int half = THREADS / 2; half > 0; half /= 2) {
-      if (threadIdx.x < half)
+      if (int(threadIdx.x) < half)
         shared[threadIdx.x] = welford_merge(shared[threadIdx.x], shared[threadIdx.x + half]);
       __syncthreads();
     }

@@ -1,0 +1,135 @@
+// The part of CUDA that csrc/*.cu use, on the CPU: every thread of a block is a fiber, and blocks run one by
+// one.
+//
+// It executes the kernels' own source, so that indexing, tails, reductions and barriers are tested where
+// there is no GPU. It says nothing about speed, and nothing about races between threads that no barrier
+// separates. A barrier that not every thread reaches aborts.
+#pragma once
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct Index {
+  unsigned x = 0;
+};
+inline Index threadIdx, blockIdx, gridDim;
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+// One multiprocessor: small problems already take every block more than one round.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 1;
+  return cudaSuccess;
+}
+
+namespace emulator {
+
+constexpr unsigned THREADS = 256, WARP = 32;
+constexpr size_t STACK = 256 * 1024;
+enum class State { ready, at_block_barrier, at_warp_barrier, done };
+
+struct Fiber {
+  ucontext_t context;
+  State state;
+  std::vector<char> stack = std::vector<char>(STACK);
+  char exchanged[sizeof(double)];
+};
+
+inline std::vector<Fiber> fibers(THREADS);
+inline ucontext_t scheduler;
+inline const std::function<void()>* body;
+
+inline void wait_at(State barrier) {
+  Fiber& fiber = fibers[threadIdx.x];
+  fiber.state = barrier;
+  swapcontext(&fiber.context, &scheduler);
+}
+
+inline void enter() {
+  (*body)();
+  wait_at(State::done);
+}
+
+// Releases threads [begin, end) from a barrier if all of them wait there.
+inline bool release(unsigned begin, unsigned end, State barrier) {
+  unsigned waiting = 0;
+  for (unsigned t = begin; t < end; ++t) waiting += fibers[t].state == barrier;
+  if (waiting == 0 || waiting < end - begin) return false;
+  for (unsigned t = begin; t < end; ++t) fibers[t].state = State::ready;
+  return true;
+}
+
+inline void run_block(const std::function<void()>& kernel) {
+  body = &kernel;
+  for (Fiber& fiber : fibers) {
+    fiber.state = State::ready;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (unsigned t = 0; t < THREADS; ++t) {
+      if (fibers[t].state != State::ready) continue;
+      threadIdx.x = t;
+      swapcontext(&scheduler, &fibers[t].context);
+      moved = true;
+    }
+    for (unsigned t = 0; t < THREADS; t += WARP) moved |= release(t, t + WARP, State::at_warp_barrier);
+    moved |= release(0, THREADS, State::at_block_barrier);
+  }
+  for (const Fiber& fiber : fibers)
+    if (fiber.state != State::done) {
+      fprintf(stderr, "a barrier that not every thread reached\n");
+      abort();
+    }
+}
+
+}  // namespace emulator
+
+inline void __syncthreads() { emulator::wait_at(emulator::State::at_block_barrier); }
+
+template <class T>
+T __shfl_down_sync(unsigned, T value, int distance) {
+  const unsigned thread = threadIdx.x;
+  memcpy(emulator::fibers[thread].exchanged, &value, sizeof value);
+  emulator::wait_at(emulator::State::at_warp_barrier);
+  T other = value;
+  if (thread % emulator::WARP + distance < emulator::WARP)
+    memcpy(&other, emulator::fibers[thread + distance].exchanged, sizeof other);
+  emulator::wait_at(emulator::State::at_warp_barrier);
+  return other;
+}
+
+namespace refimpl::cuda {
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, cudaStream_t, Arguments... arguments) {
+  gridDim.x = blocks;
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) emulator::run_block([&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
+}  // namespace refimpl::cuda
