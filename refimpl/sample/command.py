@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from refimpl.errors import InputError
+from refimpl.interop.committed import replace_text
 from refimpl.interop.run_folder import load_model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.draw import draw_images
@@ -85,7 +86,7 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
         "settings": to_table(settings),
         "mean_rgb": images.mean(dim=(1, 3, 4)).tolist(),  # by prompt
     }
-    (command.out / "samples.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    replace_text(command.out / "samples.json", json.dumps(summary, indent=1) + "\n")
     print(f"wrote {images.shape[0] * images.shape[1]} images and a grid to {command.out}")
 
 

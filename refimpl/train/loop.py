@@ -56,8 +56,8 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
 
     if start == 0 and world.is_main:
         log.row(step=0, heldout_loss=heldout_loss(config, prepared, ema))
+    started = time.perf_counter()
     for step, plan_step in enumerate(plan_steps(config, prepared.stages, start, world), start):
-        started = time.perf_counter()
         rate = learning_rate(config.optimizer, plan_step.stage.learning_rate, step, settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -126,5 +126,6 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
                 draw_samples(config, prepared, ema, run / "samples" / f"step-{done:08d}.png")
             if final or done % settings.checkpoint_every == 0:
                 write_checkpoint(config, run, done, unet, ema, optimizer, world.size)
+        started = time.perf_counter()  # of the next step, with the loading of its images
     log.close()
     world.barrier()

@@ -18,7 +18,7 @@ from refimpl.text.conditioning import encode_prompts, vector_conditioning
 from refimpl.train.loop import train
 from refimpl.train.out_folder import run_folder
 from refimpl.train.prepare import Prepared, prepare
-from refimpl.train.steps import plan_steps
+from refimpl.train.steps import plan_stage, plan_steps
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
 
@@ -102,6 +102,45 @@ def test_one_step_is_the_papers_formula(
     loss = (squared * weight * batch.tag_weights).mean()
     row = next(row for row in runs.rows(tmp_path / "run") if "loss" in row)
     assert row["loss"] == pytest.approx(float(loss), rel=FLOAT32_ROUNDING)
+
+
+def test_by_pixel_budget_the_loss_is_a_sum_over_the_mean_batch(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 2 and 3 images: each image's gradient counts 1 / (mean images of a step), not 1 / its batch."""
+    config = runs.config(
+        root, tmp_path / "run",
+        train={"pixel_budget": 3 * 2048, "steps": 6}, tag_weights={"enabled": False},
+        diffusion={"loss_weight": "none"},
+    )  # fmt: skip
+    calls, prepared = spied(config, monkeypatch)
+    steps = list(plan_steps(config, prepared.stages, 0, runs.ALONE))
+    assert {len(call[1]) for call in calls} == {2, 3}
+    plan = plan_stage(config, prepared.stages[0], 0, runs.ALONE)
+    mean_batch = sum(len(plan.batch(step)[1]) for step in range(len(plan))) / len(plan)
+    losses = [row["loss"] for row in runs.rows(tmp_path / "run") if "loss" in row]
+    for (x_t, t, _, _, output), step, loss in zip(calls, steps, losses, strict=True):
+        ids = torch.tensor([sample_id(name) for name in step.names])
+        eps = keyed_normal(draw_key(0, ids, 0, Purpose.NOISE), tuple(x_t.shape[1:]))
+        latents = prepared.model.scale_shift.standardise(
+            prepared.model.vae.encode(step.batches[0].images.float() / 127.5 - 1)
+        )
+        v = v_target(latents, eps, *zero_terminal_snr(sdxl_schedule()).at(t))
+        squared = (output - v).double().square().mean(dim=(1, 2, 3)).sum()
+        assert loss == pytest.approx(float(squared) / mean_batch, rel=FLOAT32_ROUNDING)
+
+
+def test_accumulation_agrees_with_one_batch_to_rounding(run: Run) -> None:
+    """1 × 4 images, 2 × 2 and 4 × 1 are the same mean."""
+    plain = {"epsilon": 1.0, "learning_rate": 0.1, "weight_decay": 0.0}  # as good as linear in the gradient
+    weights = [
+        runs.checkpoint(run(f"{n}", train={"batch_size": 4 // n, "accumulate": n}, optimizer=plain), 4)[
+            "unet"
+        ]
+        for n in (1, 2, 4)
+    ]
+    assert runs.farthest(weights[0], weights[1]) <= FLOAT32_ROUNDING
+    assert runs.farthest(weights[0], weights[2]) <= FLOAT32_ROUNDING
 
 
 def test_targets_are_one_another_seen_through_v() -> None:
