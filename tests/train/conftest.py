@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from tests.train import runs
+from tests.train.processes import start_server
+
+start_server()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ A fork server imports the project once; its children start in milliseconds. They
 """
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import socket
@@ -22,6 +23,11 @@ from refimpl.train.command import train_command
 PATIENCE = 90  # s; a rank still running after that hangs
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
+
+
+def start_server() -> None:
+    """Lets the fork server import the project while other tests run."""
+    multiprocessing.forkserver.ensure_running()
 
 
 def run_ranks(arguments: Sequence[str], world: int, output: Path) -> list[int]:
