@@ -1,4 +1,4 @@
-"""Captions made of tags: reading, dropping and shuffling them (N §4.2, §4.3)."""
+"""Captions made of tags: reading and shuffling them (N §4.2, §4.3)."""
 
 import re
 from collections.abc import Collection
@@ -30,17 +30,6 @@ def parse_caption(text: str, tag_classes: Collection[str] = DEFAULT_TAG_CLASSES)
             names.append(name)
             tags.setdefault(tag_class, []).append(name)
     return ", ".join(names), {tag_class: tuple(found) for tag_class, found in tags.items()}
-
-
-def is_dropped(uniform: float, probability: float) -> bool:
-    """Whether a visit's caption is replaced by the null condition: `uniform` in [0, 1) below `probability`.
-
-    The draw is the caller's, one per sample and visit, so the answer depends on nothing else.
-    Raises ValueError when the probability leaves [0, 1].
-    """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"caption dropout probability {probability} leaves [0, 1]")
-    return uniform < probability
 
 
 def shuffle_tags(caption: str, rng: IntegerSource, keep_first: int = 0) -> str:

@@ -54,11 +54,15 @@ class DataConfig:
     aspect_metric: Metric = "log"
     """distance between aspects: log (symmetric under transposing) or linear (as N prints it)"""
     max_aspect_error: float = 0.0
-    """images farther than this from every bucket are pruned and reported, in aspect_metric; 0 for no limit"""
+    """|log aspect error| beyond which an image is pruned and reported; 0 for no limit"""
     plan: Mode = "global"
     """global: ranks slice batches of one bucket; paper: every rank plans its own share (N §4.1.2)"""
     horizontal_flip: bool = False
     """mirror half of the visits; the crop coordinates are mirrored too"""
+    shuffle_tags: bool = False
+    """a caption's tags in a new order at every visit"""
+    keep_first_tags: int = 0
+    """tags at the front of a caption that shuffling leaves in place"""
     workers: int = 0
     """loader processes per rank; 0 loads in the training process"""
     cache_megabytes: int = 0
@@ -67,6 +71,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_choice("data.aspect_metric", self.aspect_metric, get_args(Metric))
         check_choice("data.plan", self.plan, get_args(Mode))
+        check_at_least("data.keep_first_tags", self.keep_first_tags, 0)
         check_at_least("data.workers", self.workers, 0)
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from refimpl.checks import check_at_least, check_choice, check_fraction
 from refimpl.errors import InputError
 from refimpl.sample.grids import GRIDS
+from refimpl.sample.guidance import DEFAULT_SCALE
 from refimpl.sample.samplers import SAMPLERS
 
 
@@ -25,7 +26,7 @@ class SampleConfig:
     """noise levels: native, trailing, leading, karras, exponential or laplace"""
     sampler: str = "euler"
     """euler, heun, ddim, dpmpp_2m, …"""
-    guidance: float = 4.0
+    guidance: float = DEFAULT_SCALE
     """classifier-free guidance scale; N §5 recommends 3.5–5"""
     rescale: float = 0.0
     """CFG rescale factor φ; 0 for none"""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from refimpl.data.crop import SizeInts
+from refimpl.data.crop import SizeInts, conditioning_at_inference
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
 from refimpl.diffusion.preconditioner import alpha_sigma
 from refimpl.diffusion.v_prediction import v_from_output
@@ -43,7 +43,7 @@ def draw_images(
         )
     schedule = model.diffusion.schedule()
     sigmas = grid_by_name(config.grid, schedule, config.steps, sigma_max=start_sigma)
-    size = SizeInts(config.height, config.width, 0, 0, config.height, config.width)  # crop (0, 0), S §2.2
+    size = conditioning_at_inference(config.height, config.width)
     latent_shape = (model.vae.config.latent_channels, config.height // factor, config.width // factor)
     device = next(model.unet.parameters()).device
 

@@ -16,6 +16,10 @@ class VisitDraws:
         """What `cover_and_crop` draws the crop from."""
         return self._source(name, visit, Purpose.CROP)
 
+    def tag_source(self, name: str, visit: int) -> KeyedIntegers:
+        """What `shuffle_tags` draws the order of the caption's tags from."""
+        return self._source(name, visit, Purpose.TAG_SHUFFLE)
+
     def is_flipped(self, name: str, visit: int) -> bool:
         """Whether this visit shows the mirrored image."""
         return self.flip and self._source(name, visit, Purpose.FLIP).integers(0, 2) == 1

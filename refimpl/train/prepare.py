@@ -1,6 +1,7 @@
 """Everything before the first step: data set, autoencoder, scale-and-shift, text towers, UNet."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from refimpl.data.buckets import assign
+from refimpl.data.buckets import assign_and_prune
 from refimpl.data.demo_images import write_demo_images
 from refimpl.data.index import read_folder
 from refimpl.data.loader import ImageCache
@@ -117,13 +118,13 @@ def read_stage(config: Config, stage: Stage) -> StageData:
     for bad in index.quarantined:
         tqdm.write(f"left out: {bad}")
     buckets = stage.buckets.sizes()
-    bucket_of, error = assign(index.widths, index.heights, buckets, metric=config.data.aspect_metric)
-    if config.data.max_aspect_error:
-        kept = np.flatnonzero(error <= config.data.max_aspect_error)
-        for item in np.flatnonzero(error > config.data.max_aspect_error):
-            size = f"{index.widths[item]}×{index.heights[item]}"
-            tqdm.write(f"pruned {index.paths[item]}: {size} is {error[item]:.3f} from the nearest bucket")
-        index, bucket_of = index.take(kept), bucket_of[kept]
+    limit = config.data.max_aspect_error or math.inf
+    assigned = assign_and_prune(index.widths, index.heights, buckets, config.data.aspect_metric, limit)
+    for item in np.flatnonzero(assigned.pruned):
+        size = f"{index.widths[item]}×{index.heights[item]}"
+        tqdm.write(f"pruned {index.paths[item]}: {size} is {assigned.error[item]:.3f} from the nearest bucket")
+    kept = np.flatnonzero(~assigned.pruned)
+    index, bucket_of = index.take(kept), assigned.index[kept]
     weights = np.ones(len(index))
     if config.tag_weights.enabled:
         settings = config.tag_weights

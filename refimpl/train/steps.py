@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from refimpl.data.buckets import pixel_budget_batch_sizes
+from refimpl.data.captions import shuffle_tags
 from refimpl.data.index import Index
-from refimpl.data.loader import ImageCache, load_batches
+from refimpl.data.loader import Batch, ImageCache, load_batches
 from refimpl.data.plan import Mode, Plan, plan_epoch
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
@@ -99,11 +100,12 @@ def _epoch_steps(
     accumulate = config.train.accumulate
     steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in range(first, end)]
     batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
+    draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
     loaded = load_batches(
         data.index,
         batches,
         epoch,
-        VisitDraws(config.train.seed, config.data.horizontal_flip),
+        draws,
         workers=config.data.workers,
         cache=None if config.data.workers else data.cache,
     )
@@ -116,7 +118,7 @@ def _epoch_steps(
             images=sum(len(micro) for micro in share) * world.size,
             images_per_step=images_per_step,
             names=[data.index.ids[item] for micro in share for item in micro],
-            batches=[_micro_batch(data, next(loaded)) for _ in range(accumulate)],
+            batches=[_micro_batch(config, data, next(loaded), draws, epoch) for _ in range(accumulate)],
         )
 
 
@@ -132,12 +134,17 @@ def _rank_share(
     return bucket, [parts[k * world.size + world.rank] for k in range(accumulate)]
 
 
-def _micro_batch(data: StageData, batch) -> MicroBatch:
+def _micro_batch(config: Config, data: StageData, batch: Batch, draws: VisitDraws, epoch: int) -> MicroBatch:
     items = torch.as_tensor(batch.items)
+    captions = [data.index.captions[item] for item in batch.items]
+    if config.data.shuffle_tags:
+        sources = [draws.tag_source(data.index.ids[item], epoch) for item in batch.items]
+        first = config.data.keep_first_tags
+        captions = [shuffle_tags(c, source, first) for c, source in zip(captions, sources, strict=True)]
     return MicroBatch(
         images=batch.images,
         size_ints=batch.size_ints,
-        captions=[data.index.captions[item] for item in batch.items],
+        captions=captions,
         draw_ids=data.draw_ids[items],
         tag_weights=data.tag_weights[items],
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from refimpl.data.captions import is_dropped, parse_caption, shuffle_tags
+from refimpl.data.captions import parse_caption, shuffle_tags
 from tests.tolerances import CHANCE
 
 
@@ -55,15 +55,6 @@ def test_any_text_parses_to_tags_that_parse_to_themselves(text: str) -> None:
     caption, tags = parse_caption(text, [])
     assert parse_caption(caption, []) == (caption, tags)
     assert sum(len(names) for names in tags.values()) == (len(caption.split(", ")) if caption else 0)
-
-
-def test_dropping_follows_the_draw() -> None:
-    assert [is_dropped(u, 0.1) for u in (0.0, 0.0999, 0.1, 0.9)] == [True, True, False, False]
-    assert not is_dropped(0.0, 0.0)
-    assert is_dropped(1 - 1e-16, 1.0)
-    for probability in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="leaves"):
-            is_dropped(0.5, probability)
 
 
 @given(

@@ -79,7 +79,8 @@ def test_native_of_any_length(n, schedule):
 def test_native_from_any_start(start, n):
     grid = native(ZERO_SNR, n, start=start)
     assert grid.shape == (n + 1,)
-    assert grid[0] == ZERO_SNR.t_to_sigma_edm(start)
+    # One level alone and one of many may differ in the last bit: vectorised and scalar log are not the same code.
+    torch.testing.assert_close(grid[0], ZERO_SNR.t_to_sigma_edm(start), rtol=FLOAT64_NEAR_ZERO_SNR, atol=0)
 
 
 @given(st.integers(3, 60), st.booleans(), st.data())
