@@ -1,0 +1,25 @@
+"""`refimpl doctor`: what is installed, what was built for which architectures, and whether each operation works."""
+
+import sys
+from dataclasses import dataclass
+
+import tyro
+
+from refimpl.ops.doctor import report
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Prints versions, what was built, which backends run, and checks each operation against the reference.
+
+    Exits with 1 when one of them disagrees.
+    """
+
+
+def doctor_command(arguments: list[str], program: str = "refimpl doctor") -> None:
+    """Prints the report of `refimpl.ops.doctor`."""
+    tyro.cli(DoctorCommand, args=arguments, prog=program)
+    lines, healthy = report()
+    print("\n".join(lines))
+    if not healthy:
+        sys.exit(1)
