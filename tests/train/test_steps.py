@@ -51,6 +51,28 @@ def test_the_position_is_a_function_of_the_step(start: int, root: Path) -> None:
     assert {step.bucket for step in whole[:6]} == {(32, 32)}
 
 
+def test_tags_are_shuffled_by_seed_id_and_visit(root: Path) -> None:
+    """Two tags each: about half of the visits swap them, the same ones in any batch."""
+
+    def captions(batch_size: int, **data: Any) -> dict[tuple[str, int], str]:
+        steps = steps_of(root, data=data, train={"batch_size": batch_size, "steps": 36 // batch_size})
+        return {
+            (name, step.epoch): caption
+            for step in steps
+            for batch in step.batches
+            for name, caption in zip(step.names, batch.captions, strict=True)
+        }
+
+    written, shuffled = captions(9), captions(9, shuffle_tags=True)
+    assert shuffled == captions(9, shuffle_tags=True, workers=1)
+    assert shuffled == captions(18, shuffle_tags=True)
+    assert all(sorted(shuffled[key].split(", ")) == sorted(written[key].split(", ")) for key in written)
+    swapped = {key for key in written if shuffled[key] != written[key]}
+    assert 8 <= len(swapped) <= 28
+    assert {name for name, epoch in swapped if epoch == 0} != {name for name, epoch in swapped if epoch == 1}
+    assert captions(9, shuffle_tags=True, keep_first_tags=1) == written
+
+
 def test_an_epoch_sees_each_image_once_or_drops_it(root: Path) -> None:
     epoch = steps_of(root)
     counts = Counter(name for step in epoch for name in step.names)
