@@ -46,11 +46,12 @@ def steps(out: Path, build: bool, dry_run: bool) -> list[Step]:
     if not dry_run:
         plan.append(Step("nvidia-smi", ["nvidia-smi"], 20))
     tests = [*python, "-m", "pytest", "tests/ops", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
-    chosen = ["--collect-only"] if dry_run else ["-k", "cuda"]
+    chosen = ["--collect-only"] if dry_run else ["-k", "cuda and not emulated"]
     plan.append(Step("tests", [*tests, *chosen], 150, {} if dry_run else {"REFIMPL_REQUIRE_CUDA": "1"}))
     timing = [*python, "-m", "benchmarks.gpu_ops", *device, "--out", str(out / "ops_gpu.json")]
     plan.append(Step("timing", timing, 200))
     plan.append(Step("training", [*python, "-m", "benchmarks.gpu_checks", "training", *device], 120))
+    plan.append(Step("graph", [*python, "-m", "benchmarks.gpu_checks", "graph", *device], 60))
     plan.append(Step("large", [*python, "-m", "benchmarks.gpu_checks", "large", *device], 60))
     exercise = [*python, "-m", "benchmarks.gpu_checks", "exercise", *device]
     for tool in SANITIZERS:

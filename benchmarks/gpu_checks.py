@@ -1,6 +1,7 @@
-"""Checks of the CUDA kernels that are no unit tests: python -m benchmarks.gpu_checks {exercise,large,training}.
+"""Checks of the CUDA kernels that are no unit tests: python -m benchmarks.gpu_checks {exercise,graph,large,training}.
 
 exercise   every kernel once on odd and even sizes, for compute-sanitizer to watch
+graph      a training step of the tiny UNet captured in a CUDA graph, replayed on new data against the eager step
 large      more than 2^31 elements, against the same samples computed alone
 training   200 steps of the tiny UNet with each backend, in float32 with TF32 and under bfloat16 autocast
 """
@@ -10,7 +11,7 @@ import argparse
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import DTYPES, LATENT_1024, inputs
+from benchmarks.shapes import DTYPES, LATENT_1024, Inputs, inputs
 from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.model.unet import UNet, UNetConfig
@@ -36,6 +37,42 @@ def exercise(device: str, small: bool) -> None:
                 if small:
                     return
     torch.cuda.synchronize()
+
+
+def graph(device: str, small: bool) -> None:
+    """Loss and gradients of a captured step equal those of the eager one, on data it was not captured with."""
+    config = UNetConfig.tiny()
+    network = UNet(config).to(device)
+    shape = (4, 8, 8) if small else (4, 32, 32)
+    generator = torch.Generator().manual_seed(2)
+    context = torch.randn(4, 77, config.context_dim, generator=generator).to(device)
+    vector = torch.randn(4, config.vector_dim, generator=generator).to(device)
+
+    def step(x: Inputs) -> list[Tensor]:
+        x_t = KERNEL.add_keyed_noise(x.x0, x.key, x.alpha, x.sigma, 0.05)
+        v = network(x_t, x.t, context, vector)
+        loss = KERNEL.keyed_v_loss(v, x.x0, x.key, x.alpha, x.sigma, x.weight, 0.05).mean()
+        return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
+
+    static, new = inputs(4, shape, torch.float32, device), inputs(4, shape, torch.float32, device)
+    new = Inputs(*(t.detach().flip(0) for t in new))
+    if device == "cpu":
+        step(static)
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(static)
+    torch.cuda.current_stream().wait_stream(stream)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        results = step(static)
+    for old, value in zip(static, new, strict=True):
+        old.detach().copy_(value)
+    captured.replay()
+    for replayed, eager in zip(results, step(new), strict=True):
+        assert torch.allclose(replayed, eager, rtol=SAME_FIRST_LOSS, atol=SAME_FIRST_LOSS)
 
 
 def large(device: str, small: bool) -> None:
@@ -123,12 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("check", choices=("exercise", "large", "training"))
+    parser.add_argument("check", choices=("exercise", "graph", "large", "training"))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="small tensors and few steps, to try the script")
     arguments = parser.parse_args()
-    shapes = {"exercise": exercise, "large": large, "training": training}
-    shapes[arguments.check](arguments.device, arguments.small)
+    steps = {"exercise": exercise, "graph": graph, "large": large, "training": training}
+    steps[arguments.check](arguments.device, arguments.small)
     print(f"{arguments.check} passed on latents such as {LATENT_1024} on {arguments.device}")
 
 
