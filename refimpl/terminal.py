@@ -12,7 +12,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     try:
         command()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")  # in one piece: other ranks may write to the same terminal
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

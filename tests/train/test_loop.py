@@ -238,6 +238,20 @@ def test_rows_say_what_happened(run: Run, root: Path) -> None:
     assert [row["learning_rate"] for row in steps] == pytest.approx([1e-2 * 3 / 4, 1e-2])
 
 
+def test_the_average_is_of_the_weights_after_each_step(run: Run, root: Path, tmp_path: Path) -> None:
+    """ema_k = d_k·ema_(k−1) + (1 − d_k)·w_k with d_k = min(decay, (1 + k) / (10 + k)), from the initial weights."""
+    (tmp_path / "start").mkdir()
+    config = runs.config(root, tmp_path / "start")
+    average = prepare(config, tmp_path / "start", runs.ALONE).model.unet.state_dict()
+    folder = run(train={"checkpoint_every": 1, "keep_checkpoints": 0, "ema_decay": 0.3})
+    for k in range(1, 5):
+        decay, states = min(0.3, (1 + k) / (10 + k)), runs.checkpoint(folder, k)
+        average = {
+            name: decay * average[name] + (1 - decay) * value for name, value in states["unet"].items()
+        }
+        assert runs.farthest(average, states["ema"]) <= FLOAT32_ROUNDING
+
+
 def test_samples_are_drawn_while_training(run: Run) -> None:
     folder = run(train={"sample_every": 3})
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [
