@@ -260,21 +260,18 @@ def test_samples_are_drawn_while_training(run: Run) -> None:
     ]
 
 
-def test_tag_weights_scale_an_images_gradient(run: Run) -> None:
-    assert runs.differing(
-        runs.checkpoint(run("weighted"), 4),
-        runs.checkpoint(run("plain", tag_weights={"enabled": False}), 4),
-    )
+def test_tag_weights_scale_an_images_gradient(run: Run, trained: Path) -> None:
+    plain = run(tag_weights={"enabled": False})
+    assert runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(plain, 4))
 
 
-def test_bfloat16_trains(run: Run) -> None:
-    exact, rounded = run("exact"), run("bf16", train={"precision": "bf16"})
-    a, b = (runs.checkpoint(folder, 4)["unet"] for folder in (exact, rounded))
-    assert all(value.isfinite().all() for value in b.values())
-    assert all(value.dtype == torch.float32 for value in b.values())
-    assert runs.differing({"x": a}, {"x": b})
+def test_bfloat16_trains(run: Run, trained: Path) -> None:
+    rounded = runs.checkpoint(run(train={"precision": "bf16"}), 4)["unet"]
+    assert all(value.isfinite().all() for value in rounded.values())
+    assert all(value.dtype == torch.float32 for value in rounded.values())
+    assert runs.differing({"x": runs.checkpoint(trained, 4)["unet"]}, {"x": rounded})
 
 
-def test_activation_checkpointing_changes_no_bit(run: Run) -> None:
-    saved, recomputed = run("saved"), run("recomputed", train={"activation_checkpointing": True})
-    assert not runs.differing(runs.checkpoint(saved, 4), runs.checkpoint(recomputed, 4))
+def test_activation_checkpointing_changes_no_bit(run: Run, trained: Path) -> None:
+    recomputed = run(train={"activation_checkpointing": True})
+    assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(recomputed, 4))
