@@ -65,7 +65,7 @@ inline auto& call_v_loss_correct_() {
   return op;
 }
 
-// ---- add_noise: ∂x_t/∂x0 = alpha, ∂x_t/∂eps = sigma -----------------------------------------------------
+// ---- add_noise: ∂x_t/∂x0 = alpha, ∂x_t/∂eps = sigma ----
 
 inline void check_constant(const char* op, const char* name, const Tensor& scalars) {
   TORCH_CHECK_VALUE(!scalars.requires_grad(), op, " has no derivative by ", name,
@@ -132,8 +132,7 @@ inline Tensor add_keyed_noise_autograd(const Tensor& x0, const Tensor& key, cons
   return call_add_keyed_noise().call(x0, key, alpha, sigma, offset);
 }
 
-// ---- v_loss: differentiable in prediction, once
-// ------------------------------------------------------------
+// ---- v_loss: differentiable in prediction, once ----
 
 // The gradient as a function of prediction and of the incoming gradient, whose own derivative is refused.
 struct LossGradient : torch::autograd::Function<LossGradient> {

@@ -14,7 +14,7 @@
 
 namespace refimpl::bind {
 
-// ---- add_noise, add_keyed_noise, keyed_normal ----------------------------------------------------------
+// ---- add_noise, add_keyed_noise, keyed_normal ----
 
 template <class Backend>
 Tensor noise_into(const Tensor& x0, Noise noise, const Tensor& alpha, const Tensor& sigma,
@@ -75,8 +75,7 @@ Tensor keyed_normal(const Tensor& key, int64_t channels, int64_t height, int64_t
   return out;
 }
 
-// ---- v_loss, keyed_v_loss
-// ----------------------------------------------------------------------------------
+// ---- v_loss, keyed_v_loss ----
 
 // The tensors of one loss, checked and in one memory order; owns what had to be converted.
 struct LossCall {
@@ -206,8 +205,7 @@ void v_loss_correct_(Tensor grad, const Tensor& prediction, const Tensor& x0,
   call.run<Backend>();
 }
 
-// ---- channel_moments
-// ---------------------------------------------------------------------------------------
+// ---- channel_moments ----
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> channel_moments(const Tensor& x) {

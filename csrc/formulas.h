@@ -24,7 +24,7 @@ namespace refimpl {
 REFIMPL_FN float fused(float a, float b, float c) { return fmaf(a, b, c); }
 REFIMPL_FN double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// ---- v-prediction (N §2.1) --------------------------------------------------------------------------
+// ---- v-prediction (N §2.1) ----
 
 // x_t = alpha·x0 + sigma·eps; at alpha = 0, sigma = 1 it is eps, bit for bit
 template <class T>
@@ -58,7 +58,7 @@ REFIMPL_FN double weighted_mean(double weight, double sum, double n) { return we
 // a small weight and a large loss scale must not pass through float32's subnormals.
 REFIMPL_FN double gradient_scale(double incoming, double weight, double n) { return incoming * weight / n; }
 
-// ---- Philox4x32-10 (Salmon et al. 2011, §3.3) ---------------------------------------------------------
+// ---- Philox4x32-10 (Salmon et al. 2011, §3.3) ----
 
 struct Words {
   uint32_t w[4];
@@ -95,7 +95,7 @@ REFIMPL_FN Words keyed_block(uint64_t j, uint32_t stream, uint32_t k0, uint32_t 
   return philox4x32<uint32_t>(uint32_t(j), uint32_t(j >> 32), stream, 0, k0, k1);
 }
 
-// ---- Box–Muller in float32, within 4 ulp of the radius of the float64 definition ----------------------
+// ---- Box–Muller in float32, within 4 ulp of the radius of the float64 definition ----
 
 REFIMPL_FN int32_t bits_of(float x) {
   int32_t bits;
@@ -192,7 +192,7 @@ REFIMPL_FN float offset_normal(uint32_t channel, uint32_t k0, uint32_t k1) {
 
 REFIMPL_FN float with_offset(float eps, float s, float z) { return fused(s, z, eps); }
 
-// ---- Welford, merged by Chan's rule (N App. B) ----------------------------------------------------------
+// ---- Welford, merged by Chan's rule (N App. B) ----
 
 struct Moments {
   double count, mean, m2;

@@ -41,8 +41,7 @@ cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, cudaStream_t 
 }
 #endif
 
-// ---- Memory
-// ------------------------------------------------------------------------------------------------
+// ---- Memory ----
 
 struct alignas(16) Quad {
   uint32_t words[4];
@@ -86,7 +85,7 @@ __device__ __forceinline__ void store(T* p, int64_t i, int64_t n, const T (&valu
   }
 }
 
-// ---- Sums in a fixed order --------------------------------------------------------------------------------
+// ---- Sums in a fixed order ----
 
 template <class T>
 __device__ __forceinline__ T sum_of_warp(T value) {
@@ -115,8 +114,7 @@ __device__ __forceinline__ void sum_over_block(T (&values)[N], T* shared) {
   __syncthreads();  // shared may be written again
 }
 
-// ---- Noise
-// ---------------------------------------------------------------------------------------------------
+// ---- Noise ----
 
 enum class Source {
   stored,       // eps is read
@@ -197,8 +195,7 @@ __device__ __forceinline__ void draw(float (&eps)[V], const KeyedSample& sample,
   }
 }
 
-// ---- Which kernel
-// ------------------------------------------------------------------------------------------
+// ---- Which kernel ----
 
 // Elements per access of a kernel over tensors of types T…: 16 bytes of the narrowest.
 template <Source SOURCE, class... T>
