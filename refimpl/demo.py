@@ -42,7 +42,7 @@ from refimpl.train.config import Config
 from refimpl.train.data_command import mean_aspect_error
 from refimpl.train.distributed import World
 from refimpl.train.loop import train
-from refimpl.train.out_folder import run_folder
+from refimpl.train.out_folder import removed_if_empty, run_folder
 from refimpl.train.prepare import frozen_parts, prepare, prepare_data, read_stage
 from refimpl.train.presets import load_config
 from refimpl.train.steps import StageData
@@ -85,7 +85,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     print(f"demo in {out}: {len(STAGES)} stages, about {'3' if command.short else '6'} minutes on two cores")
     timings: dict[str, float] = {}
 
-    with _stage(timings, 0):
+    with removed_if_empty(out, world), _stage(timings, 0):
         prepare_data(config)
         data = read_stage(config, config.all_stages()[-1])
         heldout = read_stage(config, replace(config.all_stages()[-1], folder=config.data.heldout))

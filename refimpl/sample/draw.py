@@ -32,7 +32,7 @@ def draw_images(
 
     weights      UNet weights to use instead of the model's own (a moving average, say)
     start_sigma  largest sigma_edm of the grid; None starts at the schedule's end, ∞ with zero terminal SNR
-    batch_size   images per network call; an image does not depend on it, nor on the other prompts
+    batch_size   images per network call; but for rounding no image depends on it, nor on the other prompts
     returns      [prompts, seeds, 3, H, W] float32 in 0 … 1
     Raises InputError when the size is not a multiple of the VAE's factor, or the grid does not fit the schedule.
     """

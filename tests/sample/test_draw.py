@@ -17,7 +17,7 @@ from refimpl.sample.grids import native
 from refimpl.sample.guidance import cfg
 from refimpl.sample.samplers import SAMPLERS, euler
 from refimpl.text.conditioning import encode_prompts, vector_conditioning
-from tests.tolerances import PIXEL_FLOAT32
+from tests.tolerances import NETWORK_FLOAT32
 
 LONG = " ".join(["blue"] * 90)
 CONFIG = SampleConfig(
@@ -96,7 +96,7 @@ def test_guidance_is_cfg_of_the_two_predictions(null: str, model: Model) -> None
         )
         v = predict_v(x, schedule.sigma_edm[t])
         torch.testing.assert_close(
-            v, cfg(cond, uncond, CONFIG.guidance), rtol=PIXEL_FLOAT32, atol=PIXEL_FLOAT32
+            v, cfg(cond, uncond, CONFIG.guidance), rtol=NETWORK_FLOAT32, atol=NETWORK_FLOAT32
         )
 
 
@@ -131,7 +131,7 @@ def test_a_finite_start_hands_the_network_that_level(model: Model) -> None:
     assert not torch.equal(infinite, finite)
     noise, x = seen[0][0], seen[6][0]
     assert (seen[0][1] == 999).all()
-    torch.testing.assert_close(x, noise * (1.5**2 / (1 + 1.5**2)) ** 0.5, rtol=PIXEL_FLOAT32, atol=0)
+    torch.testing.assert_close(x, noise * (1.5**2 / (1 + 1.5**2)) ** 0.5, rtol=NETWORK_FLOAT32, atol=0)
     sigma = zero_terminal_snr(model.diffusion.schedule()).t_to_sigma_edm(seen[6][1])
     torch.testing.assert_close(sigma, torch.full_like(sigma, 1.5))
 
@@ -164,4 +164,4 @@ def test_what_cannot_be_drawn_is_said(
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= PIXEL_FLOAT32)
+    return a.shape == b.shape and bool((a - b).abs().max() <= NETWORK_FLOAT32)
