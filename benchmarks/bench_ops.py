@@ -6,9 +6,14 @@ writes results/ops_cpu.json. Agreement with the reference is asserted before any
 The loss is timed forward and backward, as the training loop uses it. The ceiling of a row is the minimal traffic
 over the bandwidth of torch.add(x, y, out=z) on tensors of the same size, warm (the same tensors again and again)
 and cold (rotating over more memory than the caches hold).
+
+Everything is timed twice: as processes run by default, where glibc returns large freed blocks to the system and
+each call pays for fresh pages again, and with the C library told to keep freed memory, where arithmetic and traffic
+remain.
 """
 
 import argparse
+import ctypes
 import importlib.metadata
 import itertools
 import statistics
@@ -29,6 +34,16 @@ CACHE_BYTES = 128 * 2**20  # more than the last-level cache of the machines this
 OFFSET = 0.05
 
 Columns = dict[str, Callable[[], object]]
+
+
+def keep_freed_memory() -> bool:
+    """glibc's malloc neither maps large blocks one by one nor gives the top of the heap back; False elsewhere."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_max, 0))
 
 
 def backward(loss: Tensor, prediction: Tensor) -> Tensor:
@@ -171,6 +186,27 @@ def time_threads(x: Inputs, rounds: int) -> dict:
     }
 
 
+def time_rows(batch: int, dtype: str, memory: str, rounds: int) -> list[dict]:
+    """The rows of one batch and dtype, agreement asserted first."""
+    x = inputs(batch, LATENT_512, DTYPES[dtype])
+    if batch <= 16:  # the float64 truth of larger batches adds minutes and no new code path
+        assert_agreement(x)
+    table = []
+    for operation, columns in rows(x).items():
+        row = time_row(operation, columns, x, max(8, rounds // 4) if batch > 64 else rounds)
+        table.append({"operation": operation, "batch": batch, "dtype": dtype, "freed memory": memory, **row})
+        ratios = ", ".join(f"{k} {v['median']:.1f}" for k, v in row["kernel is faster by"].items())
+        kernel = row["times"]["kernel"]["median_ms"]
+        warm = row.get("share of the warm ceiling", {}).get("median")
+        ceiling = "" if warm is None else f"; {warm:.2f} of the warm ceiling"
+        print(
+            f"memory {memory:<8} {operation:<16} {dtype:<9} B = {batch:<4} {kernel:8.3f} ms; "
+            f"times {ratios}{ceiling}",
+            flush=True,
+        )
+    return table
+
+
 def main() -> None:
     """Assert, time, write."""
     parser = argparse.ArgumentParser(
@@ -186,23 +222,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     table = []
-    for name in arguments.dtypes:
-        for batch in arguments.batches:
-            x = inputs(batch, LATENT_512, DTYPES[name])
-            if batch <= 16:  # the float64 truth of larger batches adds minutes and no new code path
-                assert_agreement(x)
-            rounds = max(8, arguments.rounds // 4) if batch > 64 else arguments.rounds
-            for operation, columns in rows(x).items():
-                row = time_row(operation, columns, x, rounds)
-                table.append({"operation": operation, "batch": batch, "dtype": name, **row})
-                ratios = ", ".join(f"{k} {v['median']:.1f}" for k, v in row["kernel is faster by"].items())
-                kernel = row["times"]["kernel"]["median_ms"]
-                warm = row.get("share of the warm ceiling", {}).get("median")
-                ceiling = "" if warm is None else f"; {warm:.2f} of the warm ceiling"
-                print(
-                    f"{operation:<16} {name:<9} B = {batch:<4} {kernel:8.3f} ms; times {ratios}{ceiling}",
-                    flush=True,
-                )
+    for memory in ("returned", "kept"):
+        if memory == "kept" and not keep_freed_memory():
+            print("this C library cannot be told to keep freed memory: timed by default only")
+            continue
+        for name, batch in itertools.product(arguments.dtypes, arguments.batches):
+            table += time_rows(batch, name, memory, arguments.rounds)
     result = {
         "latent": LATENT_512,
         "instruction_set": _kernels.isa(),
