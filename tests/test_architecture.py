@@ -11,7 +11,7 @@ ORDER = [
     "data", "latents", "text", "diffusion", "ops", "model", "interop", "sample", "train", "report", "comfyui", "cli",
 ]  # fmt: skip
 SAME_RANK = {"comfyui": "report"}  # neither may import the other; both are left of the command line
-COMMANDS = {"cli", "demo", "doctor"}  # right of every folder
+COMMANDS = {"cli", "demo", "demo_report", "doctor"}  # right of every folder
 SHARED = {"errors", "checks", "tables", "terminal"}  # import nothing of the project but each other
 ROOT = Path(refimpl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
