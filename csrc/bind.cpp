@@ -5,11 +5,14 @@
 // them.
 #include "bind.h"
 
-#include <ATen/Parallel.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
+#include <torch/csrc/stable/c/shim.h>
+#define REFIMPL_TORCH_THREADS
+#endif
 
 #include "autograd.h"
 #include "cpu.h"
@@ -32,7 +35,19 @@ struct Cpu {
                        void (*kernel)(const Problem&, int64_t, int64_t)) {
     const int64_t per_item = std::max<int64_t>(1, elements / std::max<int64_t>(1, items));
     const int64_t grain = std::max<int64_t>(1, per_thread / per_item);
-    at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+    const auto range = [&](int64_t begin, int64_t end) { kernel(p, begin, end); };
+#ifdef REFIMPL_TORCH_THREADS
+    // The parallel_for inside libtorch: the one of its headers runs on the thread pool of whatever OpenMP
+    // this file would be linked to, which torch.set_num_threads does not reach.
+    const auto call = [](int64_t begin, int64_t end, void* context) {
+      (*static_cast<decltype(range)*>(context))(begin, end);
+    };
+    TORCH_CHECK(torch_parallel_for(0, items, grain, call,
+                                   const_cast<void*>(static_cast<const void*>(&range))) == AOTI_TORCH_SUCCESS,
+                "parallel_for failed");
+#else
+    range(0, items);  // torch 2.9 has no such entry: one thread
+#endif
   }
 
   static void noise(const NoiseProblem& p) {
