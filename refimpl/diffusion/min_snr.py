@@ -15,7 +15,9 @@ from refimpl.errors import InputError
 POLICIES = ("paper", "floor", "snr_plus_one", "none")
 
 
-def min_snr_weight(snr: Tensor, gamma: float = 5.0, policy: str = "paper", floor: float = 0.0) -> Tensor:
+def min_snr_weight(
+    snr: Tensor | float, gamma: float = 5.0, policy: str = "paper", floor: float = 0.0
+) -> Tensor:
     """The weight of the v-loss at a signal-to-noise ratio.
 
     paper         min(SNR, γ) / (SNR + 1): 0 at SNR 0, so the terminal timestep of N §2.2 teaches nothing
@@ -24,11 +26,14 @@ def min_snr_weight(snr: Tensor, gamma: float = 5.0, policy: str = "paper", floor
     none          1
 
     snr      [...]  0 to inf, of the schedule that is trained on
-    returns  [...]  float64 for float64, else float32; finite at 0 and (as 0, or the floor) at inf
+    returns  [...]  float64 for float64 and for Python numbers, else float32; finite at 0 and (as 0, or the
+                    floor) at inf
     Raises InputError on an unknown policy, γ ≤ 0, a floor outside policy "floor" or below 0, and on an SNR
     that is negative or NaN.
     """
     _check_settings(gamma, policy, floor)
+    if not isinstance(snr, Tensor):
+        snr = torch.tensor(snr, dtype=torch.float64)
     snr = snr.to(torch.promote_types(snr.dtype, torch.float32))
     if not bool((snr >= 0).all()):
         raise InputError(f"SNR must be at least 0, got {snr[~(snr >= 0)].tolist()[:5]}")

@@ -1,5 +1,6 @@
 """Noise schedule of SDXL and its zero-terminal-SNR rescale (N §2.2, S §2.5; Lin et al. 2023, alg. 1)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -111,7 +112,10 @@ class NoiseSchedule:
         finite = low + torch.log(inside / table[low]) / torch.log(table[low + 1] / table[low])
         if not self.is_zero_terminal:
             return finite
-        return torch.where(sigma_edm > table[last], self.timesteps - 1 - table[last] / sigma_edm, finite)
+        beyond = self.timesteps - 1 - table[last] / sigma_edm
+        # a level above the last finite one is past its timestep, also where the difference rounds away
+        past = torch.nextafter(beyond.new_tensor(last), beyond.new_tensor(math.inf))
+        return torch.where(sigma_edm > table[last], torch.maximum(beyond, past), finite)
 
     @property
     def _finite_sigma_edm(self) -> Tensor:

@@ -82,6 +82,13 @@ def test_dtypes_and_shapes():
         assert min_snr_weight(torch.ones(2, dtype=torch.float64), policy=policy).dtype == torch.float64
 
 
+def test_numbers_and_lists_are_taken_as_float64():
+    for snr in (3.0, 0, [0.0, 3.0, math.inf], ZTSNR.snr.numpy()):
+        weights = min_snr_weight(snr)
+        assert torch.equal(weights, min_snr_weight(torch.as_tensor(snr, dtype=torch.float64)))
+        assert weights.dtype == torch.float64
+
+
 def test_weight_mass_of_simple_tables():
     assert weight_mass(torch.ones(10), 0) == 1
     assert weight_mass(torch.ones(10), 10) == 0
