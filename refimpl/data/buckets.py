@@ -131,7 +131,7 @@ def assign(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     """Nearest bucket of each image by aspect = width / height (N §4.1.2).
 
-    widths, heights  [N]  pixels, integers (after EXIF rotation)
+    widths, heights  [N]  pixels, whole numbers of any type (after EXIF rotation)
     metric   "linear": |bucket aspect − image aspect|, as N prints it
              "log": |log bucket aspect − log image aspect|, the same for an image and its transpose
     returns  index [N], error [N] float64 in the metric's units
@@ -160,6 +160,8 @@ def _as_sizes(name: str, values: npt.ArrayLike) -> IntArray:
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
+    if array.dtype.kind == "f" and (np.abs(array) < MAX_IMAGE_SIDE).all() and (array == np.rint(array)).all():
+        array = array.astype(np.int64)  # a table's column with gaps elsewhere is read as floats
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(
             f"{name}: shape {array.shape}, {array.dtype}; give one whole number of pixels per image"

@@ -1,5 +1,6 @@
 """Random orders as pure functions of (seed, epoch), the same on every platform (N §4.1.2)."""
 
+import operator
 from enum import IntEnum
 
 import numpy as np
@@ -27,6 +28,7 @@ def random_words(count: int, seed: int, epoch: int, stream: Stream, rank: int = 
     NumPy promises these raw words for good, which it does not of its shuffles.
     Raises InputError when seed, as signed or unsigned, or epoch, unsigned, exceeds 64 bits.
     """
+    seed, epoch = operator.index(seed), operator.index(epoch)  # NumPy's integers would overflow below
     if not -(2**63) <= seed < 2**64 or not 0 <= epoch < 2**64:
         raise InputError(
             f"seed = {seed}, epoch = {epoch}: the seed must fit in 64 bits, the epoch start at 0"

@@ -38,9 +38,11 @@ class TagCounts:
         self._totals: Counter[str] = Counter()  # of each class: the sum of its counts
 
     def update(self, tags_by_class: TagsByClass) -> None:
-        """Count one image's tags; a tag written twice in a class counts once."""
-        for tag_class, tags in tags_by_class.items():
-            distinct = set(tags)
+        """Count one image's tags; a tag written twice in a class counts once.
+
+        Raises InputError when a class holds a bare str in place of a list of tags.
+        """
+        for tag_class, distinct in _distinct(tags_by_class):
             if distinct:
                 self.counts.setdefault(tag_class, Counter()).update(distinct)
                 self._totals[tag_class] += len(distinct)
@@ -49,9 +51,9 @@ class TagCounts:
         """Loss weight of an image with these tags by the counts so far, clamped, not yet normalised.
 
         A tag never counted is taken as counted once; a class never counted gives its tags the factor 1. An
-        image without tags weighs 1.
+        image without tags weighs 1. Raises InputError as `update` does.
         """
-        factors = [self._factor(c, tag) for c, tags in tags_by_class.items() for tag in set(tags)]
+        factors = [self._factor(c, tag) for c, tags in _distinct(tags_by_class) for tag in tags]
         if not factors:
             return 1.0
         return min(max(math.fsum(factors) / len(factors), self.w_min), self.w_max)
@@ -62,6 +64,13 @@ class TagCounts:
             return 1.0
         reference = self._totals[tag_class] / len(counts)
         return (reference / max(counts[tag], 1)) ** self.beta
+
+
+def _distinct(tags_by_class: TagsByClass) -> list[tuple[str, set[str]]]:
+    for tag_class, tags in tags_by_class.items():
+        if isinstance(tags, str):
+            raise InputError(f"tags of class {tag_class!r}: {tags!r} is one str; give a list of tags")
+    return [(tag_class, set(tags)) for tag_class, tags in tags_by_class.items()]
 
 
 def dataset_weights(tags: Sequence[TagsByClass], counts: TagCounts) -> npt.NDArray[np.float64]:

@@ -189,7 +189,7 @@ def test_assign_takes_any_integers_and_any_number_of_images() -> None:
     generator = np.random.default_rng(0)
     sizes = generator.integers(1, 200, (2, CHUNK + 3))
     whole, error = assign(*sizes, PRESETS["sdxl"])
-    for kind in (np.uint8, np.int16, np.uint64):
+    for kind in (np.uint8, np.int16, np.uint64, np.float32, np.float64):
         again, _ = assign(*sizes.astype(kind), PRESETS["sdxl"])
         assert (again == whole).all()
     parts = [
@@ -209,6 +209,9 @@ def test_assign_takes_any_integers_and_any_number_of_images() -> None:
         ([2**31], [4], "log", "image 0 is 2147483648x4"),
         ([4, 4], [4], "log", "2 widths but 1 heights"),
         ([4.5], [4], "log", "whole number of pixels"),
+        ([math.nan], [4], "log", "whole number of pixels"),
+        ([math.inf], [4], "log", "whole number of pixels"),
+        ([4, 0.0], [4, 4], "log", "image 1 is 0x4"),
         ([[4]], [[4]], "log", "one whole number of pixels per image"),
         ([4], [4], "euclidean", "unknown aspect metric 'euclidean'"),
     ],

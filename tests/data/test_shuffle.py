@@ -34,6 +34,8 @@ def test_words_are_philox(seed: int, epoch: int, rank: int, stream: Stream) -> N
         for word in philox4x64([block, 0, rank, stream], [seed % 2**64, epoch])
     ]
     assert random_words(7, seed, epoch, stream, rank).tolist() == expected[:7]
+    if seed < 2**63:
+        assert random_words(7, np.int64(seed), np.uint64(epoch), stream, rank).tolist() == expected[:7]
 
 
 def test_pinned_permutation() -> None:

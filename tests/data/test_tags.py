@@ -61,6 +61,14 @@ def test_a_name_in_two_classes_is_two_tags() -> None:
     assert counts.weight({"character": ("x",)}) == math.sqrt(1.5 / 2)
 
 
+def test_one_str_is_not_taken_for_tags_of_a_letter() -> None:
+    counts = TagCounts()
+    for act in (counts.update, counts.weight):
+        with pytest.raises(InputError, match="tags of class 'artist': 'bob' is one str"):
+            act({"general": ("common",), "artist": "bob"})
+    assert not counts.counts
+
+
 def test_no_tags_weigh_one() -> None:
     counts = count_tags(IMAGES, TagCounts())
     assert counts.weight({}) == counts.weight({"general": ()}) == TagCounts().weight({}) == 1
