@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,8 +21,8 @@ from refimpl.latents.welford import Welford
 class ScaleShift:
     """The map between a VAE's latents z and the diffusion model's data x = (z − μ) / σ, channel by channel.
 
-    mean  μ, one finite number per channel
-    std   σ, one finite number above 0 per channel. It replaces the customary factor 0.13025, and is never
+    mean  μ, one finite number per channel: a list, tuple, tensor or array [C]; kept as a tuple
+    std   σ, likewise, above 0. It replaces the customary factor 0.13025, and is never
           multiplied with it.
     Raises InputError when the lengths differ or a number is impossible.
     """
@@ -148,7 +150,9 @@ class ScaleShift:
         return cls(plain.mean, tuple(a * b for a, b in zip(plain.std, scale.std, strict=True)))
 
 
-def _floats(values: Sequence[float], name: str) -> tuple[float, ...]:
+def _floats(values: Sequence[float] | Tensor | npt.NDArray[Any], name: str) -> tuple[float, ...]:
+    if isinstance(values, Tensor | np.ndarray):
+        values = values.tolist()
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or len(values) == 0:
         raise InputError(f"ScaleShift: {name} must be a list of numbers, one per channel, got {values!r}")
     for value in values:

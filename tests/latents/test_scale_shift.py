@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -30,6 +31,15 @@ def test_each_channel_has_its_own_statistics() -> None:
     x = NOVELAI_ANIME.standardise(z)[0, :, 0, 0].tolist()
     for value, mean, std in zip(x, NOVELAI_ANIME.mean, NOVELAI_ANIME.std, strict=True):
         assert value == -mean / std
+
+
+def test_tensors_and_arrays_are_kept_as_numbers() -> None:
+    statistics = Welford(4)
+    statistics.update(torch.arange(16.0).view(1, 4, 2, 2))
+    measured = ScaleShift.from_welford(statistics)
+    assert ScaleShift(statistics.mean, statistics.std) == measured
+    assert ScaleShift(np.array(measured.mean), np.array(measured.std)) == measured
+    assert hash(ScaleShift(statistics.mean, statistics.std)) == hash(measured)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -149,6 +159,9 @@ def test_contradictory_diffusers_configs_are_refused(config: dict, message: str)
         ((0.0, 1.0), (1.0,), "2 means but 1 stds"),
         ((), (), "list of numbers"),
         (0.0, 1.0, "list of numbers"),
+        (torch.tensor(0.0), torch.tensor(1.0), "list of numbers"),
+        (torch.zeros(1, 2), torch.ones(1, 2), "must be a number"),
+        (torch.zeros(2), torch.tensor([1.0, 0.0]), r"std of channel 1 is 0\.0"),
         ("0", "1", "list of numbers"),
         (("0",), ("1",), "must be a number"),
         ((True,), (1.0,), "must be a number"),
