@@ -48,10 +48,11 @@ def scale_sigma_max(sigma_max: float, height: int, width: int, base: int = 1024)
     """N §2.3 and R: sigma_max for a canvas, in proportion to its side √(H·W)/base.
 
     Twice the side needs twice the noise to destroy as much of the (fully redundant) signal.
-    height, width, base  pixels, or latent pixels all three
+    sigma_max  ∞, pure noise, is ∞ on every canvas        height, width, base  pixels, or latent pixels all three
     """
     side = math.sqrt(check_positive("height", height) * check_positive("width", width))
-    return check_positive("sigma_max", sigma_max) * side / check_positive("base", base)
+    scale = side / check_positive("base", base)
+    return math.inf if sigma_max == math.inf else check_positive("sigma_max", sigma_max) * scale
 
 
 def start_at(sigmas: Tensor, sigma_edm: float) -> Tensor:

@@ -51,7 +51,7 @@ def dpmpp_2m_sde(
 ) -> Tensor:
     """SDE-DPM-Solver++(2M), midpoint form (Lu et al. 2023, §5 and App. B.3), with eta as k-diffusion has it.
 
-    eta  at least 0: 1 is the paper's SDE, 0 is `dpmpp_2m` and needs neither noise nor key
+    eta  at least 0: 1 is the paper's SDE, 0 is `dpmpp_2m` and draws no noise
     Other arguments, result and errors as in `euler_ancestral`.
     """
     check_eta(eta)

@@ -51,9 +51,10 @@ def euler_ancestral(
     """Euler steps to below the next level, and noise up to it (DDPM's ancestral variance, Ho et al. 2020).
 
     noise  (step, like [B, ...]) -> unit normal noise [B, ...]; or else
-    key    [B, 2]  int64 holding uint32: keyed noise, which does not depend on the batch
-    eta    0 to 1: part of the ancestral noise; 0 is `euler` and needs neither
-    Other arguments, result and errors as in `euler`; InputError also for noise given twice or not at all.
+    key    [B, 2]  int64 holding uint32: keyed noise, which does not depend on the batch. Given neither, the
+           sample's place in the batch is its key: the same noise in every run
+    eta    0 to 1: part of the ancestral noise; 0 is `euler` and draws none
+    Other arguments, result and errors as in `euler`; InputError also for noise given twice.
     """
     check_eta(eta, most=1)
     run = begin(predict_v, x, sigmas, callback)
@@ -101,7 +102,7 @@ def ddim(
     """DDIM (Song et al. 2021, eq. 12 and 16), in its own variance-preserving terms.
 
     In exact arithmetic eta = 0 is `euler` and eta > 0 is `euler_ancestral`.
-    eta  0 to 1; noise or key is needed above 0
+    eta  0 to 1; above 0 noise is drawn, from noise or key
     Other arguments, result and errors as in `euler_ancestral`.
     """
     check_eta(eta, most=1)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from refimpl.diffusion.philox import keyed_normal, philox4x32
+from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, philox4x32
 from refimpl.diffusion.preconditioner import alpha_sigma
 from refimpl.diffusion.v_prediction import add_noise, eps_from_v, x0_from_v
 from refimpl.errors import InputError
@@ -95,31 +95,33 @@ def begin(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | N
 def noise_source(noise: Noise | None, key: Tensor | None, x: Tensor) -> Noise:
     """The noise of a stochastic sampler: the caller's function, or normals keyed by (key, step).
 
+    Given neither, the key is that of seed 0 and the sample's place in the batch: the same in every run.
+
     key  [B, 2]  int64 holding uint32, one per sample; step i draws under the first two Philox words of the
                  counter (i, 0, 0, 1), which no draw of the key itself uses. So the sample is the same in any
                  batch, and the same key may have made the first noise.
-    Raises InputError when neither or both are given, or their shapes do not fit x.
+    Raises InputError when both are given, or their shapes do not fit x.
     """
-    if (noise is None) == (key is None):
+    if noise is not None and key is not None:
         raise InputError(
-            f"this sampler adds noise and got {'neither' if noise is None else 'both'} of noise= and key=. "
-            "Pass key=[B, 2] (Philox words, one pair per sample; see draw_key) or "
-            "noise=lambda step, like: torch.randn_like(like)."
+            "this sampler adds noise and got both of noise= and key=. Pass key=[B, 2] (Philox words, one pair "
+            "per sample; see draw_key) or noise=lambda step, like: torch.randn_like(like)."
         )
     if noise is not None:
         return noise
-    assert key is not None
+    if key is None:
+        key = draw_key(0, torch.arange(len(x)), 0, Purpose.INIT_NOISE)
     words = key.to(x.device)
-    if x.ndim != 4 or words.shape != (x.shape[0], 2):
+    if words.shape != (x.shape[0], 2):
         raise InputError(
-            f"key: shape {list(key.shape)} for x of shape {list(x.shape)}; keyed noise takes a key [B, 2] "
-            "and latents [B, C, H, W]."
+            f"key: shape {list(key.shape)} for x of shape {list(x.shape)}; give a key [B, 2], one pair per sample."
         )
 
     def keyed(step: int, like: Tensor) -> Tensor:
         counter = torch.tensor([step, 0, 0, 1], device=like.device)
         step_key = philox4x32(counter.expand(like.shape[0], 4), words)[:, :2]
-        return keyed_normal(step_key, tuple(like.shape[1:]))
+        values = math.prod(like.shape[1:])  # drawn in contiguous order, so as [C, H, W] for any x [B, ...]
+        return keyed_normal(step_key, (1, 1, values)).reshape(like.shape)
 
     return keyed
 

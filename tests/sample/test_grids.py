@@ -81,6 +81,10 @@ def test_sigma_max_is_in_proportion_to_the_side(height, width, expected):
     assert latent == pytest.approx(scale_sigma_max(14.6, height, width), rel=FLOAT64_ROUNDING)
 
 
+def test_pure_noise_is_pure_on_every_canvas():
+    assert scale_sigma_max(math.inf, 2048, 512) == math.inf
+
+
 @pytest.mark.parametrize(
     "arguments", [(0, 8, 8), (14.6, 0, 8), (14.6, 8, -8), (math.nan, 8, 8), (14.6, 8, 8, 0), ("a", 8, 8)]
 )

@@ -195,14 +195,16 @@ def test_samplers_leave_no_graph_behind():
         assert not x0.requires_grad
 
 
-def test_stochastic_samplers_say_where_noise_comes_from():
+def test_stochastic_samplers_draw_the_same_noise_in_every_run_unless_told_otherwise():
     x, grid = torch.zeros(SHAPE), native(ZERO_SNR, 3)
+    places = draw_key(0, torch.arange(SHAPE[0]), 0, Purpose.INIT_NOISE)
     for sampler in (euler_ancestral, dpmpp_2m_sde):
-        with pytest.raises(InputError, match="neither of noise= and key="):
-            sampler(DATA.predict_v, x, grid)
-        assert torch.equal(sampler(DATA.predict_v, x, grid, eta=0), sampler(DATA.predict_v, x, grid, eta=0.0))
-    with pytest.raises(InputError, match="neither of noise= and key="):
-        ddim(DATA.predict_v, x, grid, eta=0.5)
+        drawn = sampler(DATA.predict_v, x, grid)
+        assert torch.equal(drawn, sampler(DATA.predict_v, x, grid, key=places))
+        assert not torch.equal(drawn, sampler(DATA.predict_v, x, grid, eta=0))
+    assert torch.equal(
+        ddim(DATA.predict_v, x, grid, eta=0.5), ddim(DATA.predict_v, x, grid, eta=0.5, key=places)
+    )
 
 
 @pytest.mark.parametrize("sampler", [euler_ancestral, ddim, dpmpp_2m_sde])

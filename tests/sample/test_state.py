@@ -128,7 +128,6 @@ def test_keyed_noise_is_standard_normal_and_uncorrelated_with_the_first_noise():
 @pytest.mark.parametrize(
     ("noise", "key", "message"),
     [
-        (None, None, "neither of noise= and key="),
         (lambda step, like: like, KEYS[:2], "both of noise= and key="),
         (None, KEYS, r"key: shape \[5, 2\] for x of shape \[2, 3, 4, 5\]"),
         (None, KEYS[:2, :1], "key: shape"),
@@ -140,6 +139,20 @@ def test_noise_comes_from_one_place_that_fits(noise, key, message):
     x = torch.zeros(SHAPE)
     with pytest.raises(InputError, match=message):
         noise_source(noise, key, x)(0, x)
+
+
+def test_noise_without_a_source_is_keyed_by_the_place_in_the_batch():
+    like = torch.zeros(5, 4, 3, 7)
+    places = draw_key(0, torch.arange(5), 0, Purpose.INIT_NOISE)
+    assert torch.equal(noise_source(None, None, like)(3, like), noise_source(None, places, like)(3, like))
+
+
+def test_keyed_noise_of_any_shape_is_the_same_row_of_numbers():
+    like = torch.zeros(5, 4, 3, 7)
+    z = noise_source(None, KEYS, like)(3, like)
+    for shape in ((5, 84), (5, 12, 7)):
+        assert torch.equal(noise_source(None, KEYS, like.view(shape))(3, like.view(shape)), z.view(shape))
+    assert noise_source(None, KEYS, torch.zeros(5))(3, torch.zeros(5)).shape == (5,)
 
 
 def test_noise_of_another_shape_is_refused():
