@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from refimpl.errors import InputError
 from refimpl.text.encoders import penultimate_and_pooled, penultimate_state
 from refimpl.text.sinusoid import sinusoidal_features
-from refimpl.text.tokenizer import ROW_TOKENS, Chunk, Tokenizer
+from refimpl.text.tokenizer import ROW_TOKENS, Chunk, Tokenizer, as_tokenizer
 
 SIZE_FEATURES = 256
 """Features of each size integer (S §2.2)."""
@@ -30,7 +30,7 @@ def chunk_counts(prompts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
 
 def encode_prompts(
     prompts: Sequence[str],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | PreTrainedTokenizerBase,
     encoder_l: CLIPTextModel,
     encoder_g: CLIPTextModelWithProjection,
     pooling: str = "mean",
@@ -40,6 +40,7 @@ def encode_prompts(
     """Cross-attention context and pooled state of each prompt (S §2.1, N §4.2).
 
     prompts  B strings of any length
+    tokenizer  see `load_tokenizer`; or a CLIPTokenizer of transformers, whose own padding is not used
     pooling  "mean" over the sample's own chunks (N §4.2), or "first" chunk only, as some other tools do
     chunks   n; None takes the largest own count in this batch
     rows_per_call  chunks that one encoder call takes; 1 makes each chunk's bits independent of all others,
@@ -57,6 +58,7 @@ def encode_prompts(
         raise InputError(f"encode_prompts: pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
     if rows_per_call < 1:
         raise InputError(f"encode_prompts: rows_per_call is {rows_per_call}; it must be at least 1")
+    tokenizer = as_tokenizer(tokenizer)
     own = [tokenizer.chunks(prompt) for prompt in _checked(prompts)]
     longest = max(map(len, own))
     total = longest if chunks is None else chunks

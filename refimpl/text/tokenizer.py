@@ -110,7 +110,23 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         raise InputError(
             f"tokenizer folder {folder}: the vocabulary lacks plain characters; it is not CLIP's"
         )
-    return Tokenizer(clip, bos_id, eos_id, pad_l_id=eos_id, pad_g_id=0, vocabulary_size=len(clip))
+    return as_tokenizer(clip)
+
+
+def as_tokenizer(tokenizer: Tokenizer | PreTrainedTokenizerBase) -> Tokenizer:
+    """A CLIP tokenizer of transformers with the paddings of the two towers; a Tokenizer is returned as it is.
+
+    Raises InputError for anything else, and where BOS or EOS is missing.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    bos_id, eos_id = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or bos_id is None or eos_id is None:
+        raise InputError(
+            f"tokenizer: {type(tokenizer).__name__} has no BOS and EOS; give one of load_tokenizer, or a "
+            "CLIPTokenizer of transformers"
+        )
+    return Tokenizer(tokenizer, bos_id, eos_id, pad_l_id=eos_id, pad_g_id=0, vocabulary_size=len(tokenizer))
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from refimpl.errors import InputError
 from refimpl.text.conditioning import (
@@ -47,6 +50,20 @@ def test_one_chunk_is_transformers_own() -> None:
     assert torch.equal(pooled, output_g.text_embeds)
     assert context.shape == (1, 77, 96)
     assert pooled.shape == (1, 64)
+
+
+def test_a_tokenizer_of_transformers_gets_the_paddings_of_the_towers() -> None:
+    for prompts in (["red"], ["", LONG]):
+        ours, theirs = encode(prompts), encode_prompts(prompts, TOKENIZER.clip, ENCODER_L, ENCODER_G)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [None, "clip", PreTrainedTokenizerFast(tokenizer_object=Backend(WordLevel()))]
+)
+def test_anything_but_a_clip_tokenizer_is_refused(tokenizer) -> None:
+    with pytest.raises(InputError, match="has no BOS and EOS; give one of load_tokenizer"):
+        encode_prompts(["red"], tokenizer, ENCODER_L, ENCODER_G)
 
 
 def test_a_long_prompt_is_its_chunks_in_order() -> None:
