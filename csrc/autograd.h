@@ -189,6 +189,7 @@ struct Loss : torch::autograd::Function<Loss> {
     } else {
       grad = buffer->second.toTensor();
       ctx->saved_data.erase(buffer);
+      const at::AutoDispatchBelowADInplaceOrView below;
       call_v_loss_correct_().call(grad, saved[0], saved[1], eps, key, saved[3], saved[4], saved[5], offset,
                                   grads[0], ctx->saved_data["expected"].toOptional<double>());
     }

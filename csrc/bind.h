@@ -99,11 +99,11 @@ struct LossCall {
       p.latent_dtype = latents == at::kDouble ? DType::f64 : DType::f32;
     }
     prediction = prediction_.contiguous(order);
-    x0 = x0_.to(latents).contiguous(order);
+    x0 = converted(x0_, latents, order);
     if (eps) {
       check_like("eps", *eps, "x0", x0_);
       dtype_of("eps", *eps);
-      noise = eps->to(latents).contiguous(order);
+      noise = converted(*eps, latents, order);
       p.noise = {noise.const_data_ptr(), nullptr, 0};
     } else {
       p.noise = keyed_noise(*key, x0_, offset, noise);

@@ -38,6 +38,11 @@ inline void check_like(const char* name, const Tensor& x, const char* other_name
                     other.device(), ": move them to one device");
 }
 
+// x itself when nothing has to be converted: `to` goes through the dispatcher even then.
+inline Tensor converted(const Tensor& x, at::ScalarType dtype, at::MemoryFormat order) {
+  return (x.scalar_type() == dtype ? x : x.to(dtype)).contiguous(order);
+}
+
 inline at::MemoryFormat order_of(const Tensor& x) {
   const bool last = !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
   return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
@@ -52,7 +57,9 @@ inline PerSample per_sample(const char* name, const Tensor& scalars, const Tenso
   TORCH_CHECK_VALUE(scalars.dim() == 1 && scalars.size(0) == x0.size(0), name, " has shape ", scalars.sizes(),
                     " and x0 ", x0.sizes(), ": give one per sample");
   const bool is_double = scalars.scalar_type() == at::kDouble;
-  kept = scalars.to(x0.device(), is_double ? at::kDouble : at::kFloat);
+  const at::ScalarType dtype = is_double ? at::kDouble : at::kFloat;
+  const bool fits = scalars.scalar_type() == dtype && scalars.device() == x0.device();
+  kept = fits ? scalars : scalars.to(x0.device(), dtype);
   return {kept.const_data_ptr(), kept.stride(0), is_double};
 }
 
@@ -63,7 +70,7 @@ inline Noise keyed_noise(const Tensor& key, const Tensor& x0, double offset, Ten
                     key.sizes(), " and x0 ", x0.sizes(), ": give one key [2] per sample");
   TORCH_CHECK_VALUE(std::isfinite(offset), "offset must be finite, got ", offset,
                     ": N and S use 0.05, and 0 switches it off");
-  kept = key.to(x0.device()).contiguous();
+  kept = (key.device() == x0.device() ? key : key.to(x0.device())).contiguous();
   return {nullptr, kept.const_data_ptr<int64_t>(), float(offset)};
 }
 

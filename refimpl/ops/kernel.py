@@ -19,6 +19,14 @@ from torch import Tensor
 
 from refimpl.ops import _kernels as _kernels  # registers torch.ops.refimpl; ImportError when it is not built
 
+# The overloads themselves: looking them up by name in every call costs as much as the call.
+_ADD_NOISE = torch.ops.refimpl.add_noise.default
+_ADD_KEYED_NOISE = torch.ops.refimpl.add_keyed_noise.default
+_V_LOSS = torch.ops.refimpl.v_loss.default
+_KEYED_V_LOSS = torch.ops.refimpl.keyed_v_loss.default
+_CHANNEL_MOMENTS = torch.ops.refimpl.channel_moments.default
+_KEYED_NORMAL = torch.ops.refimpl.keyed_normal.default
+
 
 def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The noised latent x_t = alpha·x0 + sigma·eps (N §2.1).
@@ -26,7 +34,7 @@ def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     x0, eps  [B, C, H, W]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
     Raises ValueError when shapes or devices disagree, TypeError on an integer dtype.
     """
-    return torch.ops.refimpl.add_noise(x0, eps, alpha, sigma)
+    return _ADD_NOISE(x0, eps, alpha, sigma)
 
 
 def v_loss(
@@ -48,7 +56,7 @@ def v_loss(
     returns  [B]  float32, or float64 when prediction is float64
     Raises ValueError when shapes or devices disagree or samples are empty, TypeError on an integer dtype.
     """
-    return torch.ops.refimpl.v_loss(prediction, x0, eps, alpha, sigma, weight, expected)
+    return _V_LOSS(prediction, x0, eps, alpha, sigma, weight, expected)
 
 
 def add_keyed_noise(x0: Tensor, key: Tensor, alpha: Tensor, sigma: Tensor, offset: float = 0.0) -> Tensor:
@@ -57,7 +65,7 @@ def add_keyed_noise(x0: Tensor, key: Tensor, alpha: Tensor, sigma: Tensor, offse
     x0  [B, C, H, W]        key  [B, 2]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
     Raises ValueError when shapes or devices disagree, TypeError on a wrong dtype.
     """
-    return torch.ops.refimpl.add_keyed_noise(x0, key, alpha, sigma, offset)
+    return _ADD_KEYED_NOISE(x0, key, alpha, sigma, offset)
 
 
 def keyed_v_loss(
@@ -75,7 +83,7 @@ def keyed_v_loss(
     prediction, x0  [B, C, H, W]        key  [B, 2]        alpha, sigma, weight  [B]        returns  [B]
     Raises as `v_loss` does.
     """
-    return torch.ops.refimpl.keyed_v_loss(prediction, x0, key, alpha, sigma, weight, offset, expected)
+    return _KEYED_V_LOSS(prediction, x0, key, alpha, sigma, weight, offset, expected)
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +92,7 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x  [B, C, H, W]        returns  count [] (elements per channel), mean [C], m2 [C], all float64
     An empty x gives count 0, mean 0 and m2 0. Raises ValueError on another number of dimensions.
     """
-    return torch.ops.refimpl.channel_moments(x)
+    return _CHANNEL_MOMENTS(x)
 
 
 def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
@@ -96,7 +104,7 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
     if len(shape) != 3:
         raise ValueError(f"shape must be (C, H, W), got {tuple(shape)}")
     channels, height, width = shape
-    return torch.ops.refimpl.keyed_normal(key, channels, height, width, offset)
+    return _KEYED_NORMAL(key, channels, height, width, offset)
 
 
 # ---- Shapes and dtypes of the results, for tracing without data -------------------------------------------
