@@ -170,5 +170,8 @@ NOVELAI_ANIME = ScaleShift(
 )
 """N Fig. 8: 78,224 anime illustrations encoded by SDXL's VAE."""
 
-SDXL_DEFAULT = ScaleShift.from_factor(0.13025)
+SDXL_FACTOR = 0.13025
+"""What SDXL's latents are multiplied with (N App. B.1)."""
+
+SDXL_DEFAULT = ScaleShift.from_factor(SDXL_FACTOR)
 """What SDXL was trained with (N App. B.1)."""
