@@ -16,6 +16,7 @@ import argparse
 import ctypes
 import importlib.metadata
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: results/ops_cpu.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    load = [os.getloadavg()[0]]
     table = []
     for memory in ("returned", "kept"):
         if memory == "kept" and not keep_freed_memory():
@@ -239,6 +241,7 @@ def main() -> None:
         "latent": LATENT_512,
         "instruction_set": _kernels.isa(),
         "diffusers": importlib.metadata.version("diffusers"),
+        "load average before and after": [*load, os.getloadavg()[0]],
         "rounds": arguments.rounds,
         "rows": table,
         "keyed_normal on two threads": time_threads(inputs(64, LATENT_512, torch.float32), arguments.rounds),

@@ -185,11 +185,13 @@ def main() -> None:
     cpu, gpu = load("ops_cpu"), load("ops_gpu")
     if cpu is not None:
         plot(cpu)
+        before, after = cpu["load average before and after"]
         lines += [
             "",
             "## Operations on the CPU",
             "",
-            f"Measured on: {machine(cpu)}; latents {cpu['latent']}.",
+            f"Measured on: {machine(cpu)}; latents {cpu['latent']}. Load average {before:.1f} before and {after:.1f} "
+            "after: what is above 1 is other work on the machine, which slows memory and threads down.",
             "",
         ]
         lines += [
