@@ -1,6 +1,7 @@
 """Image files and their sidecar captions as one table (N §3, §4.3)."""
 
 import os
+import stat
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -164,13 +165,15 @@ def _check_captions(root: Path, found: Sequence[_Entry], allow_missing: bool) ->
         )
     raise InputError(
         f"{root}: {len(without)} of {len(found)} images have no caption (a file of the same name ending in "
-        f"{' or '.join(SIDECAR_SUFFIXES)}); add them, or allow missing captions:\n{_listed(without)}"
+        f"{' or '.join(SIDECAR_SUFFIXES)}); add them; an empty file is an empty caption:\n{_listed(without)}"
     )
 
 
 def _read_caption(path: Path) -> str:
     """Text of a sidecar, which must be UTF-8; errors give the place in bytes from the start of the file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+            raise BadImage(path, "the caption is not a regular file; replace it by a text file")
         data = path.read_bytes()
     except OSError as error:
         raise BadImage(path, f"the caption can't be read ({error.strerror})") from error

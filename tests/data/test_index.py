@@ -121,6 +121,13 @@ def test_a_caption_that_is_a_folder_is_named(tmp_path: Path) -> None:
         read_folder(tmp_path / "b")
 
 
+def test_a_caption_that_is_a_pipe_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    add(tmp_path, "a.png", None)
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(InputError, match=r"a\.txt: the caption is not a regular file; replace it"):
+        read_folder(tmp_path)
+
+
 def test_no_folder_no_image_no_caption(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: there is no such folder"):
         read_folder(tmp_path / "nowhere")
