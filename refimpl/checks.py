@@ -23,6 +23,18 @@ def check_at_least(name: str, value: float, least: float) -> None:
         raise InputError(f"{name} {value} must be at least {least}")
 
 
+def check_at_most(name: str, value: float, most: float) -> None:
+    """Raises InputError unless value is ≤ most."""
+    if not value <= most:
+        raise InputError(f"{name} {value} must be at most {most}")
+
+
+def check_seed(name: str, value: int) -> None:
+    """Raises InputError unless value is a seed that every generator takes."""
+    if not 0 <= value < 2**63:
+        raise InputError(f"{name} {value} must lie in 0 … 2^63 − 1")
+
+
 def check_positive(name: str, value: float) -> None:
     """Raises InputError unless value is finite and > 0."""
     if not (value > 0 and math.isfinite(value)):

@@ -4,17 +4,38 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from tqdm import tqdm
+
 from refimpl.errors import InputError
+
+# How torch words it: on the CPU, of a size beyond counting, on the GPU.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+    "out of memory",
+)
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
-    """Runs a command and exits: 0, 2 with the message of an InputError, or 130 when interrupted."""
+    """Runs a command and exits: 0, 2 for an InputError or too little memory, 130 when interrupted."""
     try:
         command()
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")  # in one piece: other ranks may write to the same terminal
+        _say(str(error))
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error) or "out of memory").splitlines()[0]
+        if not isinstance(error, MemoryError) and not any(sign in reason for sign in OUT_OF_MEMORY):
+            raise
+        _say(f"not enough memory for this; lower the batch, the images' size or the network's ({reason})")
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _say(message: str) -> None:
+    """One line of its own, above a progress bar that is left; in one piece, as other ranks may share the terminal."""
+    tqdm.write(f"error: {message}\n", file=sys.stderr, end="")

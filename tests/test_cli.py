@@ -5,10 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tqdm import tqdm
 
 from refimpl.cli import COMMANDS, dispatch, usage
 from refimpl.errors import InputError
 from refimpl.terminal import run_command
+
+NO_MEMORY = "error: not enough memory for this; lower the batch, the images' size or the network's "
 
 
 def ending(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -54,6 +58,17 @@ def test_a_configuration_that_is_none_ends_with_2(name: str, capsys: pytest.Capt
     ("raised", "code", "message"),
     [
         (InputError("x is 3"), 2, "error: x is 3\n"),
+        (MemoryError(), 2, NO_MEMORY + "(out of memory)\n"),
+        (
+            RuntimeError("[1] DefaultCPUAllocator: can't allocate memory: 9 bytes\nat a.cpp"),
+            2,
+            NO_MEMORY + "([1] DefaultCPUAllocator: can't allocate memory: 9 bytes)\n",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB"),
+            2,
+            NO_MEMORY + "(CUDA out of memory. Tried 9 GiB)\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (None, 0, ""),
     ],
@@ -75,6 +90,26 @@ def test_a_fault_of_the_program_is_not_hidden() -> None:
     """Only bad input is one line; anything else is ours and shows its traceback."""
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: print(1 / 0))
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        run_command(lambda: raise_("sizes differ"))
+
+
+def raise_(message: str) -> None:
+    raise RuntimeError(message)
+
+
+def test_an_error_begins_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """A progress bar that was left open has its cursor at its end."""
+
+    def command() -> None:
+        bar.update()
+        raise InputError("x is 3")
+
+    with tqdm(total=2, file=sys.stderr) as bar, pytest.raises(SystemExit):
+        run_command(command)
+    before = capsys.readouterr().err.split("error: x is 3\n")[0]
+    assert before.endswith("\r")
+    assert before.rstrip("\r").endswith(" ")  # the bar was wiped
 
 
 def test_the_entry_point_is_installed(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from refimpl.checks import check_at_least, check_choice
+from refimpl.checks import check_at_least, check_at_most, check_choice
 from refimpl.data.aspect_table import Metric
 from refimpl.data.buckets import PRESETS, make_buckets
 from refimpl.data.plan import Mode
 from refimpl.data.tags import TagCounts
+
+MOST_WORKERS = 1024  # a slip of the finger must not fill a machine with processes
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class DataConfig:
         check_choice("data.plan", self.plan, get_args(Mode))
         check_at_least("data.keep_first_tags", self.keep_first_tags, 0)
         check_at_least("data.workers", self.workers, 0)
+        check_at_most("data.workers", self.workers, MOST_WORKERS)
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)
 

@@ -1,6 +1,7 @@
 """The command line of sampling."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -60,10 +61,9 @@ class SampleCommand:
 def sample_command(arguments: list[str], program: str = "python -m refimpl.sample") -> None:
     """Draws, and writes grid.png (a row per prompt), PROMPT-SEED.png for each image, and samples.json."""
     command = tyro.cli(SampleCommand, args=arguments, prog=program)
-    if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
-        raise InputError(f"--out {command.out} exists and is not empty; choose another folder")
     if command.batch_size < 1:
         raise InputError(f"--batch-size {command.batch_size} must be at least 1")
+    _check_out(command.out)
     model, table, step = load_model(command.run, command.weights)
     settings = from_table(SampleConfig, table.get("sample", {}), f"{command.run} [sample]")
     given = {f.name: getattr(command, f.name, None) for f in fields(SampleConfig)}
@@ -88,6 +88,20 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     }
     replace_text(command.out / "samples.json", json.dumps(summary, indent=1) + "\n")
     print(f"wrote {images.shape[0] * images.shape[1]} images and a grid to {command.out}")
+
+
+def _check_out(out: Path) -> None:
+    """Raises InputError unless images can go to `out`: found before they are drawn, and nothing is made yet."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"--out {out} exists and is not an empty folder; choose another")
+        nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from error
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--out {out} cannot be made: {nearest} is no writable folder; choose another folder"
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from refimpl.checks import check_at_least, check_choice, check_fraction
+from refimpl.checks import check_at_least, check_choice, check_fraction, check_seed
 from refimpl.errors import InputError
 from refimpl.sample.grids import GRIDS
 from refimpl.sample.guidance import DEFAULT_SCALE
@@ -40,8 +40,7 @@ class SampleConfig:
             raise InputError("sample.prompts is empty; give at least one prompt (it may be the empty string)")
         for name in ("seeds", "steps", "width", "height"):
             check_at_least(f"sample.{name}", getattr(self, name), 1)
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"sample.seed {self.seed} must lie in 0 … 2^63 − 1")
+        check_seed("sample.seed", self.seed)
         check_choice("sample.grid", self.grid, tuple(GRIDS))
         check_choice("sample.sampler", self.sampler, tuple(SAMPLERS))
         if not math.isfinite(self.guidance):

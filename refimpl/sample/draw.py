@@ -47,7 +47,8 @@ def draw_images(
     latent_shape = (model.vae.config.latent_channels, config.height // factor, config.width // factor)
     device = next(model.unet.parameters()).device
 
-    images: dict[tuple[int, int], Tensor] = {}
+    # Made first, so that too many images for the memory are refused before any is drawn.
+    images = torch.empty(len(config.prompts), config.seeds, 3, config.height, config.width)
     for rows in _batches(model, config, batch_size):
         prompts = [config.prompts[row] for row, _ in rows]
         ids = torch.tensor([sample_id(prompt) for prompt in prompts], device=device)
@@ -59,8 +60,9 @@ def draw_images(
         x = sdedit_start(torch.zeros_like(noise), noise, float(sigmas[0]))
         x0 = sample_by_name(config.sampler, predict_v, x, sigmas, key=key)
         decoded = model.vae.decode(model.scale_shift.restore(x0.float()))
-        images |= zip(rows, (decoded.float() / 2 + 0.5).clamp(0, 1).cpu(), strict=True)
-    return torch.stack([images[place] for place in sorted(images)]).unflatten(0, (-1, config.seeds))
+        for (row, number), image in zip(rows, (decoded.float() / 2 + 0.5).clamp(0, 1).cpu(), strict=True):
+            images[row, number] = image
+    return images
 
 
 def _batches(model: Model, config: SampleConfig, batch_size: int) -> Iterator[list[tuple[int, int]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from refimpl.checks import check_at_least, check_choice
+from refimpl.checks import check_at_least, check_choice, check_seed
 from refimpl.errors import InputError
 from refimpl.text.conditioning import NULL_KINDS, POOLINGS
 from refimpl.text.encoders import clip_bigg_config, clip_l_config, load_encoders, tiny_configs, tiny_encoders
@@ -38,6 +38,7 @@ class TextConfig:
         check_choice("text.towers", self.towers, ("sdxl", "tiny"))
         check_choice("text.pooling", self.pooling, POOLINGS)
         check_choice("text.null", self.null, NULL_KINDS)
+        check_seed("text.seed", self.seed)
         check_at_least("text.cached_prompts", self.cached_prompts, 1)
 
     def architectures(self) -> tuple[CLIPTextConfig, CLIPTextConfig]:

@@ -5,7 +5,7 @@ Every field is checked when the object is built, so a run that starts is a run w
 
 from dataclasses import dataclass, field, replace
 
-from refimpl.checks import check_at_least, check_choice, check_fraction
+from refimpl.checks import check_at_least, check_at_most, check_choice, check_fraction, check_seed
 from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
@@ -16,6 +16,8 @@ from refimpl.sample.config import SampleConfig
 from refimpl.text.conditioning import SIZE_FEATURES
 from refimpl.text.config import TextConfig
 from refimpl.train.optimizer import OptimizerConfig
+
+MOST_THREADS = 4096  # more than any machine has; torch asks the system for every one of them
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class TrainConfig:
             check_at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("pixel_budget", "keep_checkpoints", "sample_every", "threads"):
             check_at_least(f"train.{name}", getattr(self, name), 0)
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"train.seed {self.seed} must lie in 0 … 2^63 − 1")
+        check_at_most("train.threads", self.threads, MOST_THREADS)
+        check_seed("train.seed", self.seed)
+        if not self.out.isprintable():  # what the tokenizers write goes through UTF-8
+            raise InputError(f"train.out {self.out!r} is not UTF-8, or holds control characters; rename it")
         check_fraction("train.caption_dropout", self.caption_dropout)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay {self.ema_decay} is outside [0, 1)")

@@ -54,8 +54,13 @@ class RunLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in measured.items()
         }
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **clean}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"could not write {self._file.name}: {error.strerror}; free space and continue with --train.resume"
+            ) from error
         for write in self._writers:
             write(step, {name: value for name, value in clean.items() if isinstance(value, int | float)})
 

@@ -128,6 +128,11 @@ def test_overrides_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
+        (["--train.out", "\udcff"], r"train.out '\udcff' is not UTF-8"),
+        (["--train.threads", "1000000000000"], "train.threads 1000000000000 must be at most 4096"),
+        (["--data.workers", "1000000000000"], "data.workers 1000000000000 must be at most 1024"),
+        (["--text.seed", "-1"], "text.seed -1 must lie in 0"),
+        (["--text.seed", str(2**63)], f"text.seed {2**63} must lie in 0"),
         (["--train.steps", "0"], "train.steps 0"),
         (["--diffusion.parameterisation", "eps"], "zero-terminal-SNR"),
     ],
