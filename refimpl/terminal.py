@@ -1,5 +1,6 @@
 """How every command ends: 0, or one message on stderr and 2 for bad input."""
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -16,13 +17,23 @@ OUT_OF_MEMORY = (
     "out of memory",
 )
 
+# The disk is full, the quota is used up, the file system or the folder takes no writes.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
 
 def run_command(command: Callable[[], None]) -> NoReturn:
-    """Runs a command and exits: 0, 2 for an InputError or too little memory, 130 when interrupted."""
+    """Runs a command and exits: 0, 2 for an InputError or too little memory or disk, 130 when interrupted."""
     try:
         command()
     except InputError as error:
         _say(str(error))
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        _say(
+            f"could not write {error.filename or 'a file'}: {error.strerror}; free space or choose another folder"
+        )
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         reason = (str(error) or "out of memory").splitlines()[0]

@@ -1,5 +1,6 @@
 """`refimpl COMMAND`: every command exists, explains itself, and ends as commands do."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_a_configuration_that_is_none_ends_with_2(name: str, capsys: pytest.Capt
     ("raised", "code", "message"),
     [
         (InputError("x is 3"), 2, "error: x is 3\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            2,
+            "error: could not write a file: No space left on device; free space or choose another folder\n",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out/a.png"),
+            2,
+            "error: could not write out/a.png: Permission denied; free space or choose another folder\n",
+        ),
         (MemoryError(), 2, NO_MEMORY + "(out of memory)\n"),
         (
             RuntimeError("[1] DefaultCPUAllocator: can't allocate memory: 9 bytes\nat a.cpp"),

@@ -60,6 +60,11 @@ def draw_images(
         x = sdedit_start(torch.zeros_like(noise), noise, float(sigmas[0]))
         x0 = sample_by_name(config.sampler, predict_v, x, sigmas, key=key)
         decoded = model.vae.decode(model.scale_shift.restore(x0.float()))
+        if not decoded.isfinite().all():
+            raise InputError(
+                f"an image of {prompts[0]!r} or of a prompt drawn with it is not finite: the weights are not, or "
+                f"sample.guidance {config.guidance:g} is too large; lower it, or use another checkpoint"
+            )
         for (row, number), image in zip(rows, (decoded.float() / 2 + 0.5).clamp(0, 1).cpu(), strict=True):
             images[row, number] = image
     return images

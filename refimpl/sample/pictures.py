@@ -1,5 +1,6 @@
 """Images in 0 … 1 → PNG files."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -30,4 +31,6 @@ def write_image(image: Tensor, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(pixels)).save(path)
     except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            path.unlink()  # half a picture
         raise InputError(f"could not write the picture {path}: {error}") from error

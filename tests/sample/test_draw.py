@@ -165,3 +165,10 @@ def test_what_cannot_be_drawn_is_said(
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and bool((a - b).abs().max() <= NETWORK_FLOAT32)
+
+
+def test_images_that_are_not_finite_are_refused(model: Model) -> None:
+    """A run whose weights went astray would otherwise be drawn as black squares."""
+    weights = {name: torch.full_like(w, torch.nan) for name, w in model.unet.state_dict().items()}
+    with pytest.raises(InputError, match=r"is not finite: the weights are not, or sample\.guidance"):
+        draw_images(model, CONFIG, weights)
