@@ -33,9 +33,9 @@ class Welford:
     to rounding also where the mean is far larger than the spread (NIST's NumAcc4: 1e8 to 1), values are taken
     relative to the channel's first value, `shift`, and the mean is the unrounded pair shift + offset.
 
-    `.std` is the population value (divisor N): dividing by it gives the measured data variance 1 exactly.
-    N App. B does not say which divisor it used; over whole datasets the two agree to all digits printed.
-    `.variance(ddof=1)` gives the sample value.
+    `.std` is the sample value (divisor N − 1), the one that NIST certifies and torch.std gives. N App. B does
+    not say which divisor it used; over whole datasets the two agree to all digits printed.
+    `.variance(ddof=0)` gives the population value.
     """
 
     def __init__(self, channels: int) -> None:
@@ -140,10 +140,10 @@ class Welford:
 
     @property
     def std(self) -> Tensor:
-        """[C] float64, population value (divisor N). Raises InputError before the first value."""
+        """[C] float64, sample value (divisor N − 1). Raises InputError before the second value."""
         return self.variance().sqrt()
 
-    def variance(self, ddof: int = 0) -> Tensor:
+    def variance(self, ddof: int = 1) -> Tensor:
         """[C] float64: m2 / (count − ddof); ddof = 0 population, 1 sample.
 
         Raises InputError unless more than ddof values were seen.
