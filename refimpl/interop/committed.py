@@ -96,7 +96,10 @@ def read(folder: Path, only: set[str] | None = None) -> Contents:
             continue
         _verify_file(folder, file_name, entry)
         if path.suffix == ".json":
-            contents.documents[path.stem] = json.loads(path.read_text())
+            try:
+                contents.documents[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"checkpoint file {path} is not valid JSON: {error}") from error
         elif path.suffix == ".safetensors":
             try:
                 contents.tensors[path.stem] = load_file(str(path))

@@ -80,6 +80,8 @@ def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any],
     tensors, documents = committed.read(folder, {weights, "config", "state"})
     table = documents["config"]
     where = f"{folder}/{CONFIG}"
+    if not isinstance(table, dict):
+        raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")
     unet_config = from_table(UNetConfig, table.get("unet"), f"{where} [unet]")
     text = from_table(TextConfig, table.get("text"), f"{where} [text]")
     diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
@@ -88,7 +90,15 @@ def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any],
     unet = UNet(unet_config)
     committed.load_state(unet, tensors[weights], str(folder / f"{weights}.safetensors"))
     model = Model(unet.eval(), vae, scale_shift, *towers, text, diffusion)
-    return model, table, documents["state"]["step"]
+    return model, table, state_number(folder, documents, "step")
+
+
+def state_number(folder: Path, documents: Mapping[str, Any], name: str) -> int:
+    """A whole number of a checkpoint's state.json; InputError when it is not there."""
+    state = documents["state"]
+    if not isinstance(state, dict) or type(state.get(name)) is not int:
+        raise InputError(f"{folder}/state.json holds no whole number {name!r}; use another checkpoint")
+    return state[name]
 
 
 def load_components(run: Path, vae_config: VAEConfig):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 from refimpl.interop import committed
-from refimpl.interop.run_folder import committed_steps, step_folder
+from refimpl.interop.run_folder import committed_steps, state_number, step_folder
 from refimpl.tables import to_table
 from refimpl.train.config import Config
 from refimpl.train.optimizer import load_optimizer_state, optimizer_state
@@ -63,10 +63,12 @@ def load_checkpoint(
         committed.check_state(shapes, tensors["ema"], str(folder / "ema.safetensors"))
         for name, value in tensors["ema"].items():
             ema[name].copy_(value)
-    state = documents["state"]
-    if state["step"] != steps[-1]:
-        raise InputError(f"{folder}/state.json says step {state['step']}, its folder's name says {steps[-1]}")
-    _check_same_batches(config, folder, state["ranks"], state["accumulate"], ranks)
+    step, saved_ranks, accumulate = (
+        state_number(folder, documents, name) for name in ("step", "ranks", "accumulate")
+    )
+    if step != steps[-1]:
+        raise InputError(f"{folder}/state.json says step {step}, its folder's name says {steps[-1]}")
+    _check_same_batches(config, folder, saved_ranks, accumulate, ranks)
     return steps[-1]
 
 

@@ -16,6 +16,7 @@ from refimpl.interop.run_folder import (
     load_autoencoder,
     load_model,
     read_safetensors,
+    state_number,
     write_config,
 )
 from refimpl.latents.scale_shift import SDXL_DEFAULT
@@ -135,3 +136,10 @@ def test_files_that_are_not_safetensors_are_named(tmp_path: Path) -> None:
 def test_settings_are_written_as_json(tmp_path: Path) -> None:
     write_config(tmp_path, {"train": {"out": "é"}})
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {"train": {"out": "é"}}
+
+
+@pytest.mark.parametrize("state", [{}, [1], {"step": "5"}, {"step": 5.0}, {"step": True}, None])
+def test_a_state_without_its_number_is_refused(state: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"state\.json holds no whole number 'step'; use another"):
+        state_number(tmp_path, {"state": state}, "step")
+    assert state_number(tmp_path, {"state": {"step": 5}}, "step") == 5
