@@ -122,7 +122,9 @@ def read_stage(config: Config, stage: Stage) -> StageData:
     assigned = assign_and_prune(index.widths, index.heights, buckets, config.data.aspect_metric, limit)
     for item in np.flatnonzero(assigned.pruned):
         size = f"{index.widths[item]}×{index.heights[item]}"
-        tqdm.write(f"pruned {index.paths[item]}: {size} is {assigned.error[item]:.3f} from the nearest bucket")
+        tqdm.write(
+            f"pruned {index.paths[item]}: {size} is {assigned.error[item]:.3f} from the nearest bucket"
+        )
     kept = np.flatnonzero(~assigned.pruned)
     index, bucket_of = index.take(kept), assigned.index[kept]
     weights = np.ones(len(index))
@@ -194,6 +196,8 @@ def _chosen_scale_shift(config: Config) -> ScaleShift | None:
             raise InputError(
                 f"latents.scale_shift {choice!r} is neither measure, {', '.join(SCALE_SHIFTS)} nor a readable file"
             ) from error
+        except InputError as error:
+            raise InputError(f"latents.scale_shift {choice!r} is not a preset: {error}") from error
     if chosen.channels != config.vae.latent_channels:
         raise InputError(
             f"latents.scale_shift {choice!r} has {chosen.channels} channels, vae.latent_channels is "

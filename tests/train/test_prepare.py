@@ -14,7 +14,7 @@ from refimpl.cli import dispatch
 from refimpl.errors import InputError
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.train.out_folder import removed_if_empty, run_folder
-from refimpl.train.prepare import prepare, prepare_data, read_stage
+from refimpl.train.prepare import frozen_parts, prepare, prepare_data, read_stage
 from tests.train import runs
 
 
@@ -154,3 +154,12 @@ def test_stats_command_writes_a_preset(
     bare = runs.write_toml(root, tmp_path / "b.toml", tmp_path, latents={"weights": ""})
     with pytest.raises(InputError, match="no autoencoder to encode with; name its safetensors file"):
         dispatch(["stats", bare, "--out", str(tmp_path / "other.json")])
+
+
+def test_a_scale_shift_file_that_is_no_preset_is_named(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("not JSON")
+    config = runs.config(root, tmp_path, latents={"folder": "", "scale_shift": str(tmp_path / "a.json")})
+    with pytest.raises(
+        InputError, match=r"latents\.scale_shift .*a\.json' is not a preset: ScaleShift: not JSON"
+    ):
+        frozen_parts(config, read_stage(config, config.all_stages()[0]), torch.device("cpu"))
