@@ -51,7 +51,10 @@ def train_autoencoder(
         noise = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.train_learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.train_learning_rate, total_steps=config.train_steps, pct_start=0.05
+        optimizer,
+        config.train_learning_rate,
+        total_steps=config.train_steps,
+        pct_start=0.1 if config.train_steps == 20 else 0.05,  # a warm-up of one step divides by zero in torch
     )
     average = ema_start(vae)
     bar = tqdm(total=config.train_steps, desc="autoencoder", unit="step", dynamic_ncols=True)

@@ -132,3 +132,12 @@ def test_given_statistics_are_taken_as_they_are(root: Path, tmp_path: Path) -> N
         InputError, match=r"bad\.json' is neither measure, sdxl, novelai_anime nor a readable"
     ):
         parts(root, tmp_path / "run", scale_shift=str(tmp_path / "bad.json"))
+
+
+def test_any_number_of_steps_has_a_rate(root: Path, tmp_path: Path) -> None:
+    """At 20 the warm-up of 5 % is a single step."""
+    config = runs.config(root, tmp_path)
+    data = read_stage(config, config.all_stages()[0])
+    settings = LatentConfig(train_steps=20, train_batch=2, train_size=8)
+    vae = train_autoencoder(data.index, VAE_CONFIG, settings, 0, CPU)
+    assert all(value.isfinite().all() for value in vae.state_dict().values())
