@@ -37,8 +37,12 @@ NETWORK_FLOAT64 = 1e-12  # the same in float64
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
 
 # --- data ---
-LOG_ASPECT_ROUNDING = 2.0**-32  # plans add log aspects as whole multiples of this, each rounded by half of one
-LANCZOS_BOX_LEVELS = 2  # of 255: Pillow takes the axes in the cheaper order and rounds to whole levels between
+LOG_ASPECT_ROUNDING = (
+    2.0**-32
+)  # plans add log aspects as whole multiples of this, each rounded by half of one
+LANCZOS_BOX_LEVELS = (
+    2  # of 255: Pillow takes the axes in the cheaper order and rounds to whole levels between
+)
 LOSSY_LEVELS = 6  # of 255: flat colours through JPEG or AVIF at quality 95, which work in YCbCr of 8 bits
 ICC_LEVELS = 3  # of 255: 8-bit curves and 16.16 matrices of a profile, and a JPEG at quality 100 before it
 LAB_LEVELS = 2  # of 255: muted colours through Lab of 8 bits and back, rounded each way
@@ -46,7 +50,9 @@ CHANCE = 1e-3  # p-value of a chi-square test below which draws count as biased;
 
 # --- compiled operations ---
 EAGER_ERRORS = 2.0  # a kernel may err twice as much as the eager reference in the same precision
-KERNEL_ROUNDINGS = 8  # roundings of the terms that are added, on top: products, sums of sums, coefficients to float32
+KERNEL_ROUNDINGS = (
+    8  # roundings of the terms that are added, on top: products, sums of sums, coefficients to float32
+)
 KEYED_NORMAL_KERNEL_ULPS = 4  # of the radius: float32 logarithm, root, sine and cosine of about one ulp each
 ROUNDED_PRODUCTS = 2  # roundings of a·b + c·d where one product is fused into the sum
 CENTRAL_DIFFERENCE = 1e-10  # float64 rounding of squares up to 400, over a step of 2^-9

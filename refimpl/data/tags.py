@@ -11,6 +11,8 @@ from refimpl.errors import InputError
 
 TagsByClass = Mapping[str, Sequence[str]]
 
+MAX_BETA = 8.0  # far above any use; the power of a count of millions stays a finite number
+
 
 class TagCounts:
     """How often each tag occurs within its class, and the loss weight of an image that follows from it.
@@ -25,8 +27,8 @@ class TagCounts:
     """
 
     def __init__(self, beta: float = 0.5, w_min: float = 0.25, w_max: float = 4.0) -> None:
-        if not (0 <= beta < math.inf):
-            raise InputError(f"tag weights: beta = {beta} must be finite and ≥ 0; 0 weighs all images alike")
+        if not (0 <= beta <= MAX_BETA):
+            raise InputError(f"tag weights: beta = {beta} leaves 0 … {MAX_BETA:g}; 0 weighs all images alike")
         if not (0 < w_min <= 1 <= w_max < math.inf):
             raise InputError(
                 f"tag weights: w_min = {w_min}, w_max = {w_max}; they must obey 0 < w_min ≤ 1 ≤ w_max"
