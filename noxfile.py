@@ -11,7 +11,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 
-BUILD = ["torch", "ninja", "pybind11", "setuptools"]
+BUILD = ["torch", "ninja", "pybind11", "setuptools>=77"]
 # k-diffusion asks for packages that its samplers do not use, torchvision among them, so its real needs are listed.
 ORACLES = ["k-diffusion", "torchsde", "torchdiffeq", "trampoline"]
 
@@ -58,7 +58,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".", *session.posargs)
     session.run("ruff", "format", "--check", ".")
     sources = session.run(
-        "git", "ls-files", "csrc/*.h", "csrc/*.cpp", "csrc/*.cu", silent=True, external=True
+        "git", "ls-files", "csrc/*.h", "csrc/*.cpp", "csrc/*.cu", "csrc/*.cuh", silent=True, external=True
     )
     if sources and sources.split():
         session.run("clang-format", "--dry-run", "--Werror", *sources.split())
@@ -82,7 +82,7 @@ def nvcc(session: nox.Session) -> None:
 def cuda_build(session: nox.Session) -> None:
     """Builds, links and imports the whole CUDA extension with the CUDA 13 build of torch. Needs nvcc, no GPU."""
     if not isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
-        session.install("torch==2.11.0", "numpy", "ninja", "pybind11", "setuptools")
+        session.install("torch==2.11.0", "numpy", "ninja", "pybind11", "setuptools>=77")
     session.run("python", "csrc/cuda_build.py", *session.posargs)
 
 
@@ -92,3 +92,4 @@ def bench(session: nox.Session) -> None:
     install_project(session, "test")
     for name in ("bench_plan", "bench_unet", "bench_ops"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
+    session.run("python", "-m", "benchmarks.tables")
