@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
+from refimpl.data.tags import MAX_BETA
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAEConfig
@@ -281,7 +282,7 @@ def run_configs(draw: st.DrawFn) -> Config:
     offset = st.none() | fraction
     positive = st.sampled_from((1e-30, 1.0, 1e6)) | st.floats(1e-6, 1e6)
     count = st.sampled_from((1, 2**31)) | st.integers(1, 1000)
-    names = st.text(max_size=6)
+    names = st.text(st.characters(exclude_categories=("C", "Z")), max_size=6)
     buckets = st.sampled_from(
         (BucketConfig(), BucketConfig("sdxl"), BucketConfig(extra=((64, 64), (128, 32))))
     )
@@ -329,7 +330,7 @@ def run_configs(draw: st.DrawFn) -> Config:
         TextConfig(folder=draw(names)),
         UNetConfig.sdxl(),
         diffusion,
-        TagWeightConfig(beta=draw(positive)),
+        TagWeightConfig(beta=draw(st.floats(0, MAX_BETA))),
         optimizer,
         train,
         sample,
