@@ -40,7 +40,7 @@ FIXED_PROMPTS = (
 SDXL_SIGMA_MAX = 14.6  # where the published schedule ends (N §2.2)
 SDXL_LATENT_SIDE = 128  # of 1024² images, for which that σ was not enough (N §2.3)
 COLOUR_SEEDS = 8
-SHORT_STEPS = (600, 1100)  # of the autoencoder, of the UNet
+SHORT_STEPS = (700, 1300)  # of the autoencoder, of the UNet
 WANTED_PSNR = {False: 24.0, True: 20.0}  # dB, by --short
 STAGES = ("data set", "autoencoder and latent statistics", "training", "sampling", "report")
 
