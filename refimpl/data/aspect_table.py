@@ -17,7 +17,7 @@ MAX_SIDE = 2**20  # pixels, of a bucket
 MAX_IMAGE_SIDE = 2**31  # pixels; times MAX_SIDE it is still exact in float64
 FINE_BAND = 2.0**-48  # relative; ten times the rounding of a float64 aspect and of a boundary together
 COARSE_BAND = 2.0**-21  # relative; the same for a float32 aspect
-COARSE_SHIFT = 15  # a float32 without its last 15 bits: 256 cells per factor of two of the aspect
+COARSE_SHIFT = 12  # a float32 without its last 12 bits: 2048 cells per factor of two of the aspect
 COARSE_FIRST, COARSE_LAST = (int(np.float32(2.0**e).view(np.int32)) >> COARSE_SHIFT for e in (-32, 32))
 
 
@@ -46,17 +46,30 @@ class AspectTable:
         for a1, a2 in neighbours:
             self.candidates += [sorted(groups[a1] + groups[a2]), groups[a2]]
         self.only = np.array([slot[0] if len(slot) == 1 else -1 for slot in self.candidates], np.int32)
-        self.coarse = self._coarse_slots()
+        self.coarse = self._coarse_buckets()
 
-    def _coarse_slots(self) -> IntArray:
-        """Slot by the leading bits of a float32 aspect; -1 for the cells that hold a boundary."""
+    def _coarse_buckets(self) -> IntArray:
+        """Bucket by the leading bits of a float32 aspect; -1 for the cells that these bits don't decide."""
         edges = (np.arange(COARSE_FIRST, COARSE_LAST + 1, dtype=np.int32) << COARSE_SHIFT).view(np.float32)
         low = np.searchsorted(self.float_bounds, edges[:-1].astype(np.float64) * (1 - COARSE_BAND))
         high = np.searchsorted(self.float_bounds, edges[1:].astype(np.float64) * (1 + COARSE_BAND))
-        return np.where(low == high, 2 * low, -1).astype(np.int32)
+        kind = np.int16 if len(self.width) < 2**15 else np.int32  # small enough for the first-level cache
+        return np.where(low == high, self.only[2 * low], -1).astype(kind)
 
     def nearest(self, width: IntArray, height: IntArray) -> IntArray:
         """Bucket index [n] of images of the given sizes [n]: least error, nearest area, lowest index."""
+        cell = width.astype(np.float32)
+        cell /= height.astype(np.float32)
+        cell = cell.view(np.int32)
+        cell >>= COARSE_SHIFT
+        cell -= COARSE_FIRST
+        index = self.coarse.take(cell, mode="wrap")  # no cell wraps, but of take's modes this is the fastest
+        if index.size and index.min() < 0:
+            near = np.flatnonzero(index < 0)
+            index[near] = self._nearest_exactly(width[near], height[near])
+        return index
+
+    def _nearest_exactly(self, width: IntArray, height: IntArray) -> IntArray:
         slot = self._slots(width, height)
         index = self.only[slot]
         for shared in np.unique(slot[index < 0]):
@@ -68,14 +81,11 @@ class AspectTable:
         return index
 
     def _slots(self, width: IntArray, height: IntArray) -> IntArray:
-        aspect = width.astype(np.float32) / height.astype(np.float32)
-        slot = self.coarse[(aspect.view(np.int32) >> COARSE_SHIFT) - COARSE_FIRST]
-        near = np.flatnonzero(slot < 0)
-        fine = width[near] / height[near]
-        low = np.searchsorted(self.float_bounds * (1 + FINE_BAND), fine)
-        high = np.searchsorted(self.float_bounds * (1 - FINE_BAND), fine)
-        slot[near] = low + high
-        tied = near[low != high]
+        aspect = width / height
+        low = np.searchsorted(self.float_bounds * (1 + FINE_BAND), aspect)
+        high = np.searchsorted(self.float_bounds * (1 - FINE_BAND), aspect)
+        slot = low + high
+        tied = np.flatnonzero(low != high)
         if tied.size:
             slot[tied] = self._exact_slots(width[tied], height[tied])
         return slot
@@ -97,8 +107,15 @@ class AspectTable:
         From the products w·H and h·W, exact in float64, so that it is 0 exactly where the aspects agree and,
         in log, the same bits for an image and its transpose.
         """
-        across = width * self.height[index]
-        down = height * self.width[index]
+        index = index.astype(np.intp)
+        across = self.height.take(index, mode="wrap")
+        across *= width
+        down = self.width.take(index, mode="wrap")
+        down *= height
         if self.metric == "linear":
             return np.abs(across - down) / (height * self.height[index])
-        return np.log1p(np.abs(across - down) / np.minimum(across, down))
+        smaller = np.minimum(across, down)
+        across -= down
+        np.abs(across, out=across)
+        across /= smaller
+        return np.log1p(across, out=across)
