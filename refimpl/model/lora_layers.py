@@ -1,0 +1,124 @@
+"""A Linear and a Conv2d with a low-rank update beside their weight (Hu et al. 2021, §4.1).
+
+    y = W x + b + (alpha / rank) · up (m ⊙ down x)        m: which components of the rank dropout keeps, else 1
+
+They are the plain layers, with the plain layers' parameters under the same keys, and the two maps as children. For a
+convolution, `down` has its kernel, stride, padding and dilation, and `up` is 1×1.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from refimpl.errors import InputError
+
+
+def float32(value: float) -> float:
+    """The value as files hold it: what is trained is what a reader of the file computes."""
+    return torch.tensor(value, dtype=torch.float32).item()
+
+
+class _Adapted(nn.Module):
+    """What the two adapted layers share."""
+
+    lora_down: nn.Linear | nn.Conv2d
+    lora_up: nn.Linear | nn.Conv2d
+    alpha: float
+    dropout: float
+    kept: Tensor | None
+    """[B, rank] of the next batch: 0 for a dropped component, 1 / (1 − dropout) for a kept one"""
+
+    def _set_adapter(
+        self, down: nn.Linear | nn.Conv2d, up: nn.Linear | nn.Conv2d, alpha: float, dropout: float
+    ) -> None:
+        self.lora_down, self.lora_up = down, up
+        self.alpha, self.dropout, self.kept = float32(alpha), dropout, None
+
+    def _update(self, x: Tensor) -> Tensor:
+        """(alpha / rank) · up (m ⊙ down x), in the adapter's dtype unless autocast says otherwise."""
+        low = self.lora_down(x.to(self.lora_down.weight.dtype))
+        channel = 1 if low.ndim == 4 else -1
+        if self.training and self.dropout > 0:
+            low = low * self._kept_as(low, channel)
+        return self.lora_up(low) * (self.alpha / low.shape[channel])
+
+    def _kept_as(self, low: Tensor, channel: int) -> Tensor:
+        if self.kept is None or len(self.kept) != len(low):
+            drawn = "no" if self.kept is None else str(len(self.kept))
+            raise InputError(
+                f"LoRA dropout was drawn for {drawn} rows and the batch has {len(low)}; "
+                "call draw_lora_dropout with the keys of the batch before each forward pass in training"
+            )
+        shape = [len(low)] + [1] * (low.ndim - 1)
+        shape[channel] = -1
+        return self.kept.view(shape)
+
+
+class LoRALinear(_Adapted, nn.Linear):
+    """An adapted Linear over the parameters of `base`."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
+        nn.Linear.__init__(self, base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        options = _adapter_options(base.weight)
+        down = nn.Linear(base.in_features, rank, bias=False, **options)
+        up = nn.Linear(rank, base.out_features, bias=False, **options)
+        self._set_adapter(down, up, alpha, dropout)
+        self.train(base.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] → [..., out], in the dtype that the plain layer returns."""
+        output = nn.Linear.forward(self, input)
+        return output + self._update(input).to(output.dtype)
+
+    def plain(self) -> nn.Linear:
+        """The Linear without its adapter, with the same parameters."""
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        layer.weight, layer.bias = self.weight, self.bias
+        return layer.train(self.training)
+
+
+class LoRAConv2d(_Adapted, nn.Conv2d):
+    """An adapted Conv2d over the parameters of `base`, which must not be grouped."""
+
+    def __init__(self, base: nn.Conv2d, rank: int, alpha: float, dropout: float):
+        if base.groups != 1:
+            raise InputError(f"LoRA adapts no grouped convolutions; one has {base.groups} groups")
+        nn.Conv2d.__init__(self, **_conv_options(base), device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        options = _adapter_options(base.weight)
+        down = nn.Conv2d(**{**_conv_options(base), "out_channels": rank, "bias": False}, **options)
+        up = nn.Conv2d(rank, base.out_channels, 1, bias=False, **options)
+        self._set_adapter(down, up, alpha, dropout)
+        self.train(base.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, in, h, w] → [B, out, h', w'], in the dtype that the plain layer returns."""
+        output = nn.Conv2d.forward(self, input)
+        return output + self._update(input).to(output.dtype)
+
+    def plain(self) -> nn.Conv2d:
+        """The Conv2d without its adapter, with the same parameters."""
+        layer = nn.Conv2d(**_conv_options(self), device="meta")
+        layer.weight, layer.bias = self.weight, self.bias
+        return layer.train(self.training)
+
+
+def _conv_options(conv: nn.Conv2d) -> dict:
+    return {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": conv.kernel_size,
+        "stride": conv.stride,
+        "padding": conv.padding,
+        "dilation": conv.dilation,
+        "padding_mode": conv.padding_mode,
+        "bias": conv.bias is not None,
+    }
+
+
+def _adapter_options(weight: Tensor) -> dict:
+    """Trained weights are float32 at least: an update of a thousandth would be lost in bfloat16."""
+    return {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+
+
+LoRALayer = LoRALinear | LoRAConv2d
