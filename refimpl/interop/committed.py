@@ -142,9 +142,19 @@ def replace_text(path: Path, text: str) -> None:
 
     Raises InputError when the disk refuses it; the old file then stays.
     """
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yields a name to write to; on a clean exit that file becomes `path` in one rename, else it is removed.
+
+    Raises InputError when the disk refuses the write; the old file then stays.
+    """
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
@@ -153,7 +163,8 @@ def replace_text(path: Path, text: str) -> None:
             f"could not write {path}: {error.strerror}; free space or choose another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be gone, or the name be too long for it
+            temporary.unlink(missing_ok=True)
 
 
 def load_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
