@@ -8,7 +8,6 @@ Target patterns are shell patterns (fnmatch, case-sensitive) on whole module nam
 transformers' with the prefix `text_model.` for the text towers, whatever the installed version calls them.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,9 +19,9 @@ from transformers import CLIPTextModel
 from refimpl.diffusion.philox import draw_key_of, keyed_uniform, sample_id
 from refimpl.errors import InputError
 from refimpl.model.lora_layers import LoRAConv2d, LoRALayer, LoRALinear, float32
+from refimpl.model.lora_names import nearest_names
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
-NEAREST = 3  # names offered for one that is unknown
 
 ATTENTION_TARGETS = ("*.transformer_blocks.*", "*.proj_in", "*.proj_out")
 """Every map of the UNet's transformers, which is what kohya's trainer adapts: 722 layers of SDXL."""
@@ -126,19 +125,9 @@ def match_targets(names: Iterable[str], targets: Iterable[str]) -> list[str]:
         raise InputError("LoRA targets are empty; name at least one pattern, such as '*.attn2.to_k'")
     for target in targets:
         if not any(fnmatchcase(name, target) for name in names):
-            near = ", ".join(nearest_names(target, names))
+            near = ", ".join(nearest_names(names)(target))
             raise InputError(f"LoRA target {target!r} matches no module; the nearest are {near}")
     return [name for name in names if any(fnmatchcase(name, target) for target in targets)]
-
-
-def nearest_names(wanted: str, names: Iterable[str]) -> list[str]:
-    """The names whose last parts are most similar to those of a name or pattern."""
-    wanted = wanted.strip("*.")
-    parts = wanted.count(".") + 1
-    first_of: dict[str, str] = {}
-    for name in names:
-        first_of.setdefault(".".join(name.split(".")[-parts:]), name)
-    return [first_of[tail] for tail in difflib.get_close_matches(wanted, first_of, NEAREST, 0.0)]
 
 
 def lora_state(module: nn.Module) -> dict[str, Tensor]:
@@ -156,9 +145,10 @@ def load_lora_state(module: nn.Module, state: Mapping[str, Tensor], source: str)
     """Copies a `lora_state` into a network with the same adapters; InputError lists every difference."""
     layers = adapted_layers(module)
     expected = lora_state(module)
+    nearest = nearest_names(expected)
     problems = [f"missing   {key} {list(value.shape)}" for key, value in expected.items() if key not in state]
     problems += [
-        f"unknown   {key} {list(value.shape)}; nearest: {', '.join(nearest_names(key, expected)[:1]) or 'none'}"
+        f"unknown   {key} {list(value.shape)}; nearest: {', '.join(nearest(key)) or 'none'}"
         for key, value in state.items()
         if key not in expected
     ]
