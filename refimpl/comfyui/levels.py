@@ -1,0 +1,90 @@
+"""The noise levels that a ComfyUI sampler is given, of which none may be infinite (N §2.2, §2.3, App. A)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refimpl.diffusion.preconditioner import PARITY_SIGMA_MAX
+from refimpl.diffusion.schedule import NoiseSchedule
+from refimpl.errors import InputError
+from refimpl.sample.grids import scale_sigma_max
+
+# What stands for σ = ∞ where samplers need a number. A power of two, so that scaling noise up and down again
+# changes no bit; of this size, because it is what samplers take for σ only where the exact first step cannot
+# apply (inpainting): there Euler's own float32 costs σ·2⁻²⁴ and the finite start σ₁/σ of the estimate.
+STAND_IN_FOR_INFINITY = 2.0**15
+TERMINAL = {"exact": math.inf, "20000": PARITY_SIGMA_MAX["novelai"]}  # N App. A.1; A.2, the trivial variant
+SAME_FLOAT32 = 2.0**-23  # relative distance within which a level that went through float32 is the table's own
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The part of a schedule between two levels, as ComfyUI indexes it.
+
+    sigma_min, sigma_max  finite; the first and last level of the table
+    exact                 sigma_max stands for ∞
+    """
+
+    schedule: NoiseSchedule
+    sigma_min: float
+    sigma_max: float
+    exact: bool
+
+    def table(self) -> Tensor:
+        """sigma_edm [≤ T] float64, rising: the schedule's own levels between the two ends, and the ends."""
+        own = self.schedule.sigma_edm
+        ends = own.new_tensor([self.sigma_min]), own.new_tensor([self.sigma_max])
+        return torch.cat([ends[0], own[(own > self.sigma_min) & (own < self.sigma_max)], ends[1]])
+
+    def level(self, sigma: Tensor) -> Tensor:
+        """The noise level that a sampler's sigma means: ∞ for its stand-in, else itself."""
+        return torch.where(sigma >= self.sigma_max, math.inf, sigma) if self.exact else sigma
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """[...] timesteps, cut to 0 … T−1, as sigma_edm [...] float64 within the ends; T−1 is the upper end."""
+        t = t.double().clamp(0, self.schedule.timesteps - 1)
+        inside = self.schedule.t_to_sigma_edm(t).clamp(self.sigma_min, self.sigma_max)
+        return torch.where(t == self.last_timestep, self.sigma_max, inside)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """[...] sigma_edm as timesteps [...] float64: whole where a level is the table's but for float32."""
+        sigma = sigma.double()
+        t = self.schedule.sigma_edm_to_t(sigma)
+        whole = t.round()
+        near = self.schedule.t_to_sigma_edm(whole)
+        t = torch.where((sigma - near).abs() <= SAME_FLOAT32 * near, whole, t)
+        return torch.where(sigma >= self.sigma_max, self.last_timestep, t)
+
+    @property
+    def last_timestep(self) -> float:
+        """The timestep of sigma_max: the schedule's last, or an earlier one where a small canvas cuts it."""
+        largest_finite = self.schedule.sigma_edm[self.schedule.sigma_edm.isfinite()][-1]
+        if self.sigma_max >= largest_finite:
+            return float(self.schedule.timesteps - 1)
+        return float(self.schedule.sigma_edm_to_t(self.sigma_max))
+
+
+def levels_for(
+    schedule: NoiseSchedule, terminal: str, sigma_min: float, canvas: tuple[int, int] | None
+) -> Levels:
+    """The levels of a schedule for a canvas.
+
+    terminal   what a zero-SNR end is: "exact" ∞, or "20000" (N App. A.2). A finite end is the schedule's own
+    sigma_min  lowest level; 0 is the schedule's own
+    canvas     (height, width) px that the upper end is scaled to, by √(H·W)/1024 (R; N §2.3); None leaves it.
+               Pure noise is pure noise on every canvas: ∞ stays ∞
+    Raises InputError where sigma_min is not below the upper end.
+    """
+    end = TERMINAL[terminal] if schedule.is_zero_terminal else float(schedule.sigma_edm[-1])
+    if canvas is not None:
+        end = scale_sigma_max(end, *canvas)
+    exact = end == math.inf
+    sigma_max = STAND_IN_FOR_INFINITY if exact else end
+    sigma_min = sigma_min or float(schedule.sigma_edm[0])
+    if sigma_min >= sigma_max:
+        raise InputError(
+            f"sigma_min {sigma_min} is not below {sigma_max:g}, the largest level of this canvas"
+        )
+    return Levels(schedule, sigma_min, sigma_max, exact)
