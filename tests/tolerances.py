@@ -43,6 +43,9 @@ LOG_ASPECT_ROUNDING = (
 LANCZOS_BOX_LEVELS = (
     2  # of 255: Pillow takes the axes in the cheaper order and rounds to whole levels between
 )
+LANCZOS_LEVELS = (
+    2  # of 255: torch's weights have 16 bits, Pillow's 22, and each of the two passes rounds to a level
+)
 LOSSY_LEVELS = 6  # of 255: flat colours through JPEG or AVIF at quality 95, which work in YCbCr of 8 bits
 ICC_LEVELS = 3  # of 255: 8-bit curves and 16.16 matrices of a profile, and a JPEG at quality 100 before it
 LAB_LEVELS = 2  # of 255: muted colours through Lab of 8 bits and back, rounded each way

@@ -1,0 +1,36 @@
+"""Antialiased Lanczos on uint8 arrays by torch, within 2 levels of Pillow's and several times as fast (N §4.1.3)."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import interpolate
+
+from refimpl.errors import InputError
+
+
+def check_torch_lanczos() -> None:
+    """Raises InputError where this torch has no Lanczos filter."""
+    try:
+        lanczos(np.zeros((2, 2, 3), np.uint8), 1, 1)
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"torch {torch.__version__} has no Lanczos filter for uint8; use 2.13, or data.decoder = 'pillow'"
+        ) from error
+
+
+def lanczos(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Scale an image, as Pillow does with `Resampling.LANCZOS`.
+
+    pixels   [H, W, 3]        width, height  in pixels        returns  [height, width, 3]
+    Each of the two passes rounds and clips to 8 bits, so their order shows where the filter overshoots. Torch
+    filters the rows first; where Pillow starts with the columns, so does this.
+    """
+    own_height, own_width = pixels.shape[:2]
+    x = torch.from_numpy(
+        np.require(pixels, requirements=["C", "W"])
+    )  # torch warns of arrays it must not write to
+    x = x.permute(2, 0, 1)[None]  # channels-last, without a copy
+    if own_height - height > max(0, 2 * (own_width - width)):  # Pillow's rule, found by comparing both orders
+        x = interpolate(x, (height, own_width), mode="lanczos", antialias=True)
+    x = interpolate(x, (height, width), mode="lanczos", antialias=True)
+    return x[0].permute(1, 2, 0).numpy()
