@@ -1,0 +1,80 @@
+"""Where PEFT and diffusers keep a LoRA's alpha: adapter_config.json beside the file, or the file's metadata.
+
+The update of a module is scaled by alpha / rank, or by alpha / √rank where `use_rslora` says so (Kalajdzievski 2023).
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from refimpl.errors import InputError
+
+CONFIG = "adapter_config.json"
+METADATA_KEY = "lora_adapter_metadata"  # diffusers': the same settings, each named after its network
+NETWORKS = ("unet.", "text_encoder.", "text_encoder_2.")
+
+
+def read_alphas(path: Path, metadata: Mapping[str, str]) -> Callable[[str, int], float]:
+    """A function (the file's name of a module, its rank) → alpha in the sense of alpha / rank.
+
+    path      the LoRA's file; settings are taken from its metadata, else from adapter_config.json beside it
+    Without settings alpha is the rank. Raises InputError when the settings cannot be read or mean another adapter.
+    """
+    beside = path.with_name(CONFIG)
+    if METADATA_KEY in metadata:
+        settings = _settings(metadata[METADATA_KEY], f"{path}: metadata {METADATA_KEY}")
+    elif beside.is_file():
+        try:
+            settings = _settings(beside.read_text(encoding="utf-8"), str(beside))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{beside} cannot be read: {error}") from error
+    else:
+        return lambda _, rank: float(rank)
+
+    def alpha(name: str, rank: int) -> float:
+        network = next((prefix for prefix in NETWORKS if name.startswith(prefix)), "")
+        own = settings.get(network) or settings.get("", {})
+        pattern = own.get("alpha_pattern", {})
+        value = next(
+            (pattern[key] for key in pattern if name == key or name.endswith("." + key)),
+            own.get("lora_alpha", float(rank)),
+        )
+        return value * math.sqrt(rank) if own.get("use_rslora") else value
+
+    return alpha
+
+
+def _settings(text: str, where: str) -> dict[str, dict[str, Any]]:
+    """Network prefix (empty where the settings name none) → checked settings."""
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({error})") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{where} must be a table of settings, not {table!r:.80}")
+    settings: dict[str, dict[str, Any]] = {}
+    for key, value in table.items():
+        network = next((prefix for prefix in NETWORKS if key.startswith(prefix)), "")
+        settings.setdefault(network, {})[key.removeprefix(network)] = value
+    for own in settings.values():
+        _check(own, where)
+    return settings
+
+
+def _check(own: Mapping[str, Any], where: str) -> None:
+    if own.get("peft_type", "LORA") != "LORA" or own.get("use_dora"):
+        kind = "DoRA" if own.get("use_dora") else own["peft_type"]
+        raise InputError(f"{where} describes {kind!r:.80}; only plain LoRA is read")
+    pattern = own.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise InputError(f"{where}: alpha_pattern must be a table, not {pattern!r:.80}")
+    for name in pattern:
+        if not all(letter.isalnum() or letter in "._-" for letter in name):
+            raise InputError(
+                f"{where}: alpha_pattern {name!r:.80} is an expression; only module names are read"
+            )
+    for name, value in {"lora_alpha": own.get("lora_alpha", 1), **pattern}.items():
+        if type(value) not in (int, float) or not abs(value) < float("inf"):
+            raise InputError(f"{where}: alpha {value!r:.80} of {name} is not a finite number")
