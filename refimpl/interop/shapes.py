@@ -53,17 +53,17 @@ def unet_config(
     context = [key for key in state if key.endswith(".attn2.to_k.weight")]
     if not context:
         raise InputError(f"{source}: the UNet has no cross-attention (attn2.to_k); it is not SDXL's network")
-    told = dict(
-        in_channels=_side(state, "input_blocks.0.0.weight", 1, source),
-        out_channels=_side(state, "out.2.weight", 0, source),
-        channels=channels,
-        channel_mult=tuple(level[0][0] for level in levels),
-        transformer_depth=tuple(level[0][1] for level in levels),
-        middle_depth=_count(state, "middle_block.1.transformer_blocks"),
-        res_blocks=len(levels[0]),
-        context_dim=_side(state, context[0], 1, source),
-        vector_dim=_side(state, "label_emb.0.0.weight", 1, source),
-    )
+    told = {
+        "in_channels": _side(state, "input_blocks.0.0.weight", 1, source),
+        "out_channels": _side(state, "out.2.weight", 0, source),
+        "channels": channels,
+        "channel_mult": tuple(level[0][0] for level in levels),
+        "transformer_depth": tuple(level[0][1] for level in levels),
+        "middle_depth": _count(state, "middle_block.1.transformer_blocks"),
+        "res_blocks": len(levels[0]),
+        "context_dim": _side(state, context[0], 1, source),
+        "vector_dim": _side(state, "label_emb.0.0.weight", 1, source),
+    }
     published = unet_choices(_built(UNetConfig, source, told, head_dim=1, groups=1))
     return _built(UNetConfig, source, told, head_dim=head_dim or published[0], groups=groups or published[1])
 
@@ -77,13 +77,13 @@ def vae_config(state: State, source: str, groups: int | None = None) -> VAEConfi
             f"{source}: the autoencoder has no encoder.down; it is not SDXL's, or not the whole of it"
         )
     channels = math.gcd(*widths)
-    told = dict(
-        image_channels=_side(state, "encoder.conv_in.weight", 1, source),
-        latent_channels=_side(state, "post_quant_conv.weight", 0, source),
-        channels=channels,
-        channel_mult=tuple(width // channels for width in widths),
-        res_blocks=_count(state, "encoder.down.0.block"),
-    )
+    told = {
+        "image_channels": _side(state, "encoder.conv_in.weight", 1, source),
+        "latent_channels": _side(state, "post_quant_conv.weight", 0, source),
+        "channels": channels,
+        "channel_mult": tuple(width // channels for width in widths),
+        "res_blocks": _count(state, "encoder.down.0.block"),
+    }
     published = vae_groups(_built(VAEConfig, source, told, groups=1))
     return _built(VAEConfig, source, told, groups=groups or published)
 
@@ -145,7 +145,7 @@ def _without(config: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in names}
 
 
-def _built(kind: type[Config], source: str, told: dict[str, Any], **untold: int) -> Config:
+def _built(kind: type[Config], source: str, told: dict[str, Any], **untold: Any) -> Config:
     try:
         return kind(**told, **untold)
     except InputError as error:
