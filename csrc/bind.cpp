@@ -14,7 +14,10 @@
 #define REFIMPL_TORCH_THREADS
 #endif
 
+#include <ATen/EmptyTensor.h>
+
 #include "autograd.h"
+#include "blocks.h"
 #include "cpu.h"
 
 namespace refimpl::bind {
@@ -26,6 +29,14 @@ struct NoGuard {
 struct Cpu {
   using Guard = NoGuard;
   static constexpr at::ScalarType loss_partial_dtype = at::kDouble;
+
+  static Tensor empty(at::IntArrayRef sizes, at::TensorOptions options, at::MemoryFormat order) {
+    const size_t bytes = size_t(c10::multiply_integers(sizes)) * options.dtype().itemsize();
+    if (bytes < Blocks::SMALLEST) return at::empty(sizes, options, order);
+    return Tensor(at::detail::empty_generic(sizes, Blocks::instance(),
+                                            c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                            c10::typeMetaToScalarType(options.dtype()), order));
+  }
 
   // Elements a thread should have before another one is worth waking (some microseconds of work).
   static constexpr int64_t STREAMED = 131072, DRAWN = 8192;

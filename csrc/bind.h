@@ -1,10 +1,10 @@
 // The ops over torch tensors, once for all devices: check, bring into one memory order, allocate, run.
 //
-// A Backend says how a problem runs on its device: Backend::noise, ::loss, ::moments and their scratch sizes.
+// A Backend says how a problem runs on its device: Backend::noise, ::loss, ::moments and their scratch sizes;
+// and where the memory of large results comes from: Backend::empty.
 #pragma once
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -27,7 +27,7 @@ Tensor noise_into(const Tensor& x0, Noise noise, const Tensor& alpha, const Tens
   p.sigma = per_sample("sigma", sigma, x0, kept[1]);
   p.dtype = dtype_of("x0", x0);
   const Tensor ordered = x0.contiguous(order);
-  Tensor out = at::empty_like(ordered);
+  Tensor out = Backend::empty(ordered.sizes(), ordered.options(), order);
   p.x0 = ordered.const_data_ptr();
   p.out = out.mutable_data_ptr();
   if (out.numel()) Backend::noise(p);
@@ -66,7 +66,8 @@ Tensor keyed_normal(const Tensor& key, int64_t channels, int64_t height, int64_t
                     width, ")");
   TORCH_CHECK_VALUE(key.dim() == 2, "key must have shape [B, 2], got ", key.sizes());
   Tensor kept;
-  Tensor out = at::empty({key.size(0), channels, height, width}, key.options().dtype(at::kFloat));
+  Tensor out = Backend::empty({key.size(0), channels, height, width}, key.options().dtype(at::kFloat),
+                              at::MemoryFormat::Contiguous);
   NoiseProblem p = {};
   p.layout = layout_of(out, at::MemoryFormat::Contiguous);
   p.noise = keyed_noise(key, out, offset, kept);
@@ -127,8 +128,9 @@ struct LossCall {
     return loss;
   }
 
+  template <class Backend>
   Tensor with_grad() {
-    Tensor grad = at::empty_like(prediction);
+    Tensor grad = Backend::empty(prediction.sizes(), prediction.options(), order);
     p.grad = grad.mutable_data_ptr();
     return grad;
   }
@@ -172,7 +174,7 @@ std::tuple<Tensor, Tensor> v_loss_forward(const Tensor& prediction, const Tensor
   const typename Backend::Guard guard(prediction.device());
   LossCall call(prediction, x0, eps, key, alpha, sigma, weight, offset, expected);
   Tensor loss = call.with_loss<Backend>();
-  Tensor grad = call.with_grad();
+  Tensor grad = call.with_grad<Backend>();
   call.run<Backend>();
   return {loss, grad};
 }
@@ -183,7 +185,7 @@ Tensor v_loss_backward(const Tensor& prediction, const Tensor& x0, const std::op
                        const Tensor& weight, double offset, const Tensor& incoming) {
   const typename Backend::Guard guard(prediction.device());
   LossCall call(prediction, x0, eps, key, alpha, sigma, weight, offset, std::nullopt);
-  Tensor grad = call.with_grad();
+  Tensor grad = call.with_grad<Backend>();
   call.with_incoming(incoming);
   call.run<Backend>();
   return grad;

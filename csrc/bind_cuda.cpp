@@ -12,6 +12,10 @@ struct Cuda {
   using Guard = c10::cuda::OptionalCUDAGuard;
   static constexpr at::ScalarType loss_partial_dtype = at::kFloat;
 
+  static Tensor empty(at::IntArrayRef sizes, at::TensorOptions options, at::MemoryFormat order) {
+    return at::empty(sizes, options, order);
+  }
+
   static void noise(const NoiseProblem& p) {
     C10_CUDA_CHECK(cuda::noise(p, c10::cuda::getCurrentCUDAStream()));
   }

@@ -131,7 +131,7 @@ def _check(x0: Tensor, name: str, other: Tensor, *per_sample: Tensor) -> None:
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x.contiguous(memory_format=_order(x)))
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_order(x))
 
 
 def _loss_like(prediction: Tensor, x0: Tensor, *per_sample: Tensor) -> Tensor:

@@ -115,6 +115,15 @@ def test_fake_results_have_the_real_shapes(dtype, order, device):
             assert (r.shape, r.dtype, r.device, r.stride()) == (f.shape, f.dtype, f.device, f.stride()), name
 
 
+def test_fake_strides_of_a_single_channel_are_the_real_ones(device):
+    """One channel is in both memory orders at once, whatever its stride says."""
+    x = torch.zeros(2, 1, 4, 5, device=device).as_strided((2, 1, 4, 5), (20, 1, 5, 1))
+    a = torch.ones(2, device=device)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = KERNEL.add_noise(*(mode.from_tensor(t) for t in (x, x, a, a)))
+    assert fake.stride() == KERNEL.add_noise(x, x, a, a).stride()
+
+
 def test_fake_tensors_of_wrong_shapes_are_refused():
     with FakeTensorMode():
         x, a = torch.empty(2, 4, 5, 5), torch.empty(2)
