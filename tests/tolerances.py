@@ -46,6 +46,7 @@ LANCZOS_BOX_LEVELS = (
 LANCZOS_LEVELS = (
     2  # of 255: torch's weights have 16 bits, Pillow's 22, and each of the two passes rounds to a level
 )
+JPEG_DECODER_LEVELS = 1  # of 255: two builds of libjpeg-turbo, whose vector code may round another way
 LOSSY_LEVELS = 6  # of 255: flat colours through JPEG or AVIF at quality 95, which work in YCbCr of 8 bits
 ICC_LEVELS = 3  # of 255: 8-bit curves and 16.16 matrices of a profile, and a JPEG at quality 100 before it
 LAB_LEVELS = 2  # of 255: muted colours through Lab of 8 bits and back, rounded each way
@@ -60,3 +61,12 @@ KEYED_NORMAL_KERNEL_ULPS = 4  # of the radius: float32 logarithm, root, sine and
 ROUNDED_PRODUCTS = 2  # roundings of a·b + c·d where one product is fused into the sum
 CENTRAL_DIFFERENCE = 1e-10  # float64 rounding of squares up to 400, over a step of 2^-9
 LOGARITHM_ULPS = 3  # of ln u in float32: the conversion of the word, one polynomial, two sums
+
+# --- comfyui ---
+SAMPLED_FLOAT32 = (
+    2e-5  # some tens of float32 steps whose first states are of size σ₁ = 56: roundings of 56 · 1.2e-7
+)
+EULER_FROM_STAND_IN = 2.0**-7  # roundings of states of size 2^15 in float32: 2^-9 each, some of them added
+SNAPPED_TIMESTEP = (
+    4e-5  # a level within 2^-23 of the table's is taken for it; timesteps lie 0.0033 apart in log σ
+)

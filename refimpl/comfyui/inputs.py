@@ -42,7 +42,8 @@ def checked(node: type, values: Mapping[str, Any]) -> dict[str, Any]:
         kind, options = declared[key][0], (declared[key][1:] or ({},))[0]
         if isinstance(kind, list):
             word = str(value).lower() if kind is TRUE_FALSE else value
-            check_choice(f"{name}.{key}", str(word), kind)
+            if word not in kind:
+                check_choice(f"{name}.{key}", str(value), kind)
             result[key] = word
         elif kind in ("INT", "FLOAT"):
             result[key] = _in_range(f"{name}.{key}", value, kind, options["min"], options["max"])

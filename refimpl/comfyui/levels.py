@@ -33,8 +33,11 @@ class Levels:
     exact: bool
 
     def table(self) -> Tensor:
-        """sigma_edm [≤ T] float64, rising: the schedule's own levels between the two ends, and the ends."""
-        own = self.schedule.sigma_edm
+        """sigma_edm [≤ T] float64, rising: the schedule's own levels between the two ends, and the ends.
+
+        The schedule's last level is never among them: where the table reaches so far, sigma_max is in its place.
+        """
+        own = self.schedule.sigma_edm[:-1]
         ends = own.new_tensor([self.sigma_min]), own.new_tensor([self.sigma_max])
         return torch.cat([ends[0], own[(own > self.sigma_min) & (own < self.sigma_max)], ends[1]])
 

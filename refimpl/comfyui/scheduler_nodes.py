@@ -71,6 +71,7 @@ class LaplaceSchedulerNode:
             grid = laplace(levels.schedule, *arguments)  # from ∞, for which the largest level stands
             return (grid.clamp(max=levels.sigma_max).float(),)
         high = inputs["sigma_max"] or float(sampling.sigma_max)
+        # both ends are given, so that of the schedule nothing is taken
         return (laplace(DiffusionConfig().schedule(), *arguments, sigma_max=high).float(),)
 
 
