@@ -16,6 +16,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "stats_command",
         "measure a data set's latents: scale-and-shift",
     ),
+    "cache": (
+        "refimpl.train.cache_command",
+        "cache_command",
+        "encode a data set's images and captions once (also under torchrun)",
+    ),
     "train": (
         "refimpl.train.command",
         "train_command",
