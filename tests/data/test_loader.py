@@ -13,8 +13,9 @@ from PIL import Image
 from refimpl.data.crop import SizeInts, cover_and_crop, cover_size, flip
 from refimpl.data.images import BadImage, decode
 from refimpl.data.index import Index, read_folder
-from refimpl.data.loader import Batch, ImageCache, load_batches
+from refimpl.data.loader import Batch, ImageCache, SameBucket, load_batches
 from refimpl.errors import InputError
+from tests.tolerances import LANCZOS_LEVELS
 
 SIZES = [(40, 20), (20, 40), (33, 33), (50, 17), (8, 60), (16, 16)]
 BATCHES = [((16, 16), [0, 2, 5]), ((24, 16), np.array([3])), ((16, 24), (4, 1, 0))]
@@ -165,3 +166,53 @@ def test_transparency_is_laid_over_the_background_given(tmp_path: Path) -> None:
     (tmp_path / "0.txt").write_text("nothing")
     batch = next(load_batches(read_folder(tmp_path), [((8, 8), [0])], 0, Keyed(), background=(1, 2, 3)))
     assert batch.images[0, :, 0, 0].tolist() == [1, 2, 3]
+
+
+BUCKET_OF = np.array([0, 1, 0, 0, 1, 2])
+
+
+def test_the_following_images_of_the_bucket_stand_for_a_bad_one() -> None:
+    substitutes = SameBucket(BUCKET_OF)
+    assert [substitutes(item) for item in range(6)] == [[2, 3], [4], [3, 0], [0, 2], [1], []]
+    assert SameBucket(np.zeros(100, np.int32))(99) == list(range(16))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_substitutes_are_drawn_as_the_images_they_stand_for(workers: int, index: Index) -> None:
+    index.paths[2].unlink()
+    index.paths[3].write_bytes(b"no image")
+    batches = [((16, 16), [1, 2]), ((16, 24), [3, 0])]
+    loaded = list(
+        load_batches(index, batches, 5, Keyed(), workers=workers, substitutes=SameBucket(BUCKET_OF))
+    )
+    assert [batch.planned.tolist() for batch in loaded] == [[1, 2], [3, 0]]
+    assert [batch.items.tolist() for batch in loaded] == [[1, 0], [0, 0]]
+    assert [[bad.path.name for bad in batch.bad] for batch in loaded] == [["2.png", "3.png"], ["3.png"]]
+    expected, ints = cover_and_crop(decode(index.paths[0]), (16, 16), Keyed().crop_source("2", 5))
+    if Keyed().is_flipped("2", 5):
+        expected, ints = flip(expected, ints)
+    assert (loaded[0].images[1].permute(1, 2, 0).numpy() == np.asarray(expected)).all()
+    assert loaded[0].size_ints[1].tolist() == list(ints)
+    assert torch.equal(loaded[0].images[:1], next(load_batches(index, [((16, 16), [1])], 5, Keyed())).images)
+
+
+def test_a_bucket_of_bad_images_is_an_error_that_names_the_one_planned(index: Index) -> None:
+    for item in (1, 4, 5):
+        index.paths[item].unlink()
+    for item in (4, 5):
+        with pytest.raises(BadImage, match=rf"{item}\.png: there is no such file"):
+            list(load_batches(index, [((16, 16), [item])], 0, Keyed(), substitutes=SameBucket(BUCKET_OF)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_fast_decoder_is_within_two_levels(workers: int, index: Index) -> None:
+    slow = list(load_batches(index, BATCHES, 2, Keyed()))
+    fast = list(load_batches(index, BATCHES, 2, Keyed(), workers=workers, decoder="fast"))
+    for one, other in zip(slow, fast, strict=True):
+        assert torch.equal(one.size_ints, other.size_ints)
+        assert (one.images.int() - other.images.int()).abs().max() <= LANCZOS_LEVELS
+
+
+def test_the_fast_decoder_has_no_cache(index: Index) -> None:
+    with pytest.raises(InputError, match="keeps what Pillow scaled"):
+        load_batches(index, BATCHES, 0, Keyed(), cache=ImageCache(1), decoder="fast")
