@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from refimpl.data.colour import to_srgb
+from refimpl.data.packed import ArchiveChanged, ImageSource, Packed
+from refimpl.data.webp_header import webp_size
 from refimpl.errors import InputError
 
 SUFFIXES = {
@@ -40,17 +42,21 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 
 
 class BadImage(InputError):
-    """An image file that can't be used, its `path` and the `reason`; it survives the way between processes."""
+    """An image file that can't be used, its `path`, the `reason` and of what `kind` that is, in a word or two.
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    It survives the way between processes. The path of an image in an archive is what messages call it.
+    """
+
+    def __init__(self, path: ImageSource, reason: str, kind: str = "damaged") -> None:
         name = os.fspath(path)
         shown = name if name.isprintable() else name.encode("unicode_escape").decode()
         super().__init__(f"{shown}: {reason}")
         self.path = Path(path)
         self.reason = reason
+        self.kind = kind
 
-    def __reduce__(self) -> tuple[type["BadImage"], tuple[Path, str]]:
-        return type(self), (self.path, self.reason)
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[Path, str, str]]:
+        return type(self), (self.path, self.reason, self.kind)
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,11 @@ DEFAULT_ACCEPTED = Accepted()
 
 
 def decode(
-    path: str | os.PathLike[str],
+    path: ImageSource,
     background: tuple[int, int, int] = WHITE,
     accepted: Accepted = DEFAULT_ACCEPTED,
 ) -> Image.Image:
-    """Decode an image file to 8-bit sRGB, upright.
+    """Decode an image, a file or inside an archive, to 8-bit sRGB, upright.
 
     EXIF orientation is applied, an embedded ICC profile converted from, transparency (alpha or tRNS) laid over
     `background`, 16-bit grey scaled to 8; CMYK, grey, palette and bilevel images become RGB. Of an animation
@@ -103,59 +109,109 @@ def decode(
     return pixels
 
 
-def read_size(path: str | os.PathLike[str], accepted: Accepted = DEFAULT_ACCEPTED) -> tuple[int, int]:
+def read_size(path: ImageSource, accepted: Accepted = DEFAULT_ACCEPTED) -> tuple[int, int]:
     """(width, height) that `decode` will give, from the file's header alone.
 
     Raises BadImage for a file that is seen there not to be an accepted image.
     """
-    with _opened(path, accepted) as image:
-        if image.format == "PNG" and "exif" not in image.info and _metadata_follows_pixels(image.fp):
-            image.load()
-        width, height = image.size
-        return (height, width) if _orientation(image) in _SWAPS_SIDES else (width, height)
+    with _readable(path, accepted) as file:
+        if accepted.animations and "WEBP" in accepted.formats:
+            found = webp_size(file, _length(path, file))
+            if found is not None:
+                width, height, orientation = found
+                _check_header(path, "WEBP", width, height, accepted)
+                return (height, width) if orientation in _SWAPS_SIDES else (width, height)
+            file.seek(0)
+        with _image(path, file, accepted) as image:
+            if image.format == "PNG" and "exif" not in image.info and _metadata_follows_pixels(image.fp):
+                image.load()
+            width, height = image.size
+            return (height, width) if _orientation(image) in _SWAPS_SIDES else (width, height)
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str], accepted: Accepted) -> Iterator[ImageFile.ImageFile]:
+def _opened(path: ImageSource, accepted: Accepted) -> Iterator[ImageFile.ImageFile]:
     """An accepted image, its header read; whatever Pillow raises inside the block becomes a BadImage."""
+    with _readable(path, accepted) as file, _image(path, file, accepted) as image:
+        yield image
+
+
+@contextmanager
+def _readable(path: ImageSource, accepted: Accepted) -> Iterator[BinaryIO]:
+    """The image's bytes as a file; whatever is raised inside the block becomes a BadImage."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on damage that Pillow mends and on sizes, checked here
+        if isinstance(path, Packed):
+            opened = path.open()
+        else:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
-                raise BadImage(path, "not a regular file")
-            with Image.open(path, formats=accepted.formats) as image:
-                _check_accepted(path, image, accepted)
-                yield image
-    except BadImage:
+                raise BadImage(path, "not a regular file", "not a file")
+            opened = open(path, "rb")  # noqa: SIM115
+        with opened as file:
+            yield file
+    except InputError:
         raise
     except Exception as error:  # of any class: hostile files reach every corner of the decoders
-        raise BadImage(path, _reason(path, error, accepted)) from error
+        raise BadImage(path, *_reason(path, error, accepted)) from error
 
 
-def _check_accepted(path: str | os.PathLike[str], image: ImageFile.ImageFile, accepted: Accepted) -> None:
-    width, height = image.size
-    if width * height > accepted.max_pixels:
-        raise BadImage(
-            path, f"{width}x{height} pixels exceed the limit of {accepted.max_pixels}; scale it down"
-        )
+@contextmanager
+def _image(path: ImageSource, file: BinaryIO, accepted: Accepted) -> Iterator[ImageFile.ImageFile]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on damage that Pillow mends and on sizes, checked here
+        with Image.open(file, formats=accepted.formats) as image:
+            _check_accepted(path, image, accepted)
+            yield image
+
+
+def _length(path: ImageSource, file: BinaryIO) -> int:
+    return (
+        file.seek(0, os.SEEK_END) + file.seek(0)
+        if isinstance(path, Packed)
+        else os.fstat(file.fileno()).st_size
+    )
+
+
+def _check_accepted(path: ImageSource, image: ImageFile.ImageFile, accepted: Accepted) -> None:
     found = "JPEG" if image.format == "MPO" else image.format  # a JPEG with further views of the same scene
-    suffix = Path(path).suffix.lower()
-    if not accepted.any_suffix and FORMAT_OF.get(suffix, found) != found:
-        raise BadImage(path, f"the content is {found}, but the suffix is {suffix}; rename it")
+    assert found is not None
+    _check_header(path, found, *image.size, accepted)
     if not accepted.animations and image.format != "MPO" and getattr(image, "is_animated", False):
-        raise BadImage(path, "it has more than one frame; extract one, or accept animations")
+        raise BadImage(path, "it has more than one frame; extract one, or accept animations", "animation")
 
 
-def _reason(path: str | os.PathLike[str], error: Exception, accepted: Accepted) -> str:
+def _check_header(path: ImageSource, found: str, width: int, height: int, accepted: Accepted) -> None:
+    if width * height > accepted.max_pixels:
+        reason = f"{width}x{height} pixels exceed the limit of {accepted.max_pixels}; scale it down"
+        raise BadImage(path, reason, "too large")
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    if not accepted.any_suffix and FORMAT_OF.get(suffix, found) != found:
+        raise BadImage(path, f"the content is {found}, but the suffix is {suffix}; rename it", "wrong suffix")
+
+
+def _reason(path: ImageSource, error: Exception, accepted: Accepted) -> tuple[str, str]:
+    """What is wrong, and of what kind it is."""
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        gone = f"its archive {path.archive} is gone" if isinstance(path, Packed) else "there is no such file"
+        return gone, "missing"
+    if isinstance(error, ArchiveChanged):
+        return str(error), "changed"
     if isinstance(error, UnidentifiedImageError):
-        if os.path.getsize(path) == 0:
-            return "the file is empty"
-        return f"not an image of an accepted format ({', '.join(accepted.formats)}), or its header is damaged"
+        if _is_empty(path):
+            return "the file is empty", "empty"
+        formats = ", ".join(accepted.formats)
+        return f"not an image of an accepted format ({formats}), or its header is damaged", "not an image"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more pixels than the limit of {accepted.max_pixels}; scale it down"
-    return f"can't be decoded ({type(error).__name__}: {error}); replace or remove it"
+        return f"more pixels than the limit of {accepted.max_pixels}; scale it down", "too large"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"can't be read ({error.strerror}); repair or remove it", "unreadable"
+    return f"can't be decoded ({type(error).__name__}: {error}); replace or remove it", "damaged"
+
+
+def _is_empty(path: ImageSource) -> bool:
+    if isinstance(path, Packed):
+        with path.open() as file:
+            return not file.read(1)
+    return os.path.getsize(path) == 0
 
 
 def _orientation(image: Image.Image) -> int:
