@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,23 +52,28 @@ def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: 
             (temporary / f"{name}.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
+def committed_folder(folder: Path) -> contextlib.AbstractContextManager[Path]:
+    """`renamed_folder` with a manifest of all files in it, written last."""
+    return renamed_folder(folder, _write_manifest)
+
+
 @contextlib.contextmanager
-def committed_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder; on a clean exit it becomes `folder` in one rename, else it is removed."""
+def renamed_folder(folder: Path, last: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yields a temporary folder; on a clean exit it becomes `folder` in one rename, else it is removed.
+
+    last  called with the temporary folder when all in it is safely on the disk
+    Raises InputError when the disk refuses the write.
+    """
     temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
-        everything = sorted(temporary.rglob("*"))
-        for path in everything:  # folders too: their entries are what names the files
+        for path in sorted(temporary.rglob("*")):  # folders too: their entries are what names the files
             _fsync(path)
-        files = [path for path in everything if path.is_file()]
-        entries = {str(path.relative_to(temporary)): _fingerprint(path) for path in files}
-        manifest = {"format": FORMAT_VERSION, "files": entries}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        _fsync(temporary / MANIFEST)
+        if last is not None:
+            last(temporary)
         _fsync(temporary)
         os.rename(temporary, folder)
         _fsync(folder.parent)
@@ -79,6 +84,14 @@ def committed_folder(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
+    manifest = {"format": FORMAT_VERSION, "files": entries}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    _fsync(folder / MANIFEST)
 
 
 def read(folder: Path, only: set[str] | None = None) -> Contents:
