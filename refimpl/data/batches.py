@@ -19,6 +19,7 @@ class BatchList:
     starts: npt.NDArray[np.int64]
     buckets: npt.NDArray[np.int64]
     sequence: IntArray  # batch of each step
+    first_mixed: int  # number of the first batch of the catch-all, which come last
 
     def __len__(self) -> int:
         return self.buckets.size
@@ -115,5 +116,6 @@ def list_batches(
         starts=np.concatenate([[0], lengths.cumsum()]).astype(np.int64),
         buckets=buckets,
         sequence=shuffled(buckets.size, seed, epoch, Stream.BATCHES, rank),
+        first_mixed=buckets.size - mixed.size,
     )
     return batches, dropped

@@ -66,6 +66,10 @@ class Plan:
             return len(self._lists[0])
         return self._shares.items.shape[1] // int(self._shares.sizes[0])
 
+    def __getitem__(self, step: int) -> tuple[int, npt.NDArray[np.int64]]:
+        """The same as `global_batch`."""
+        return self.global_batch(step)
+
     def global_batch(self, step: int) -> tuple[int, npt.NDArray[np.int64]]:
         """Bucket index and item indices of all ranks together at `step`, rank after rank.
 
@@ -92,6 +96,18 @@ class Plan:
     def batches(self, rank: int = 0, start: int = 0) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """The batches of one rank in order, from step `start` on."""
         return (self.batch(step, rank) for step in range(start, len(self)))
+
+    def bucket_steps(self, rank: int = 0) -> npt.NDArray[np.int64]:
+        """Bucket index [steps] of one rank, step after step."""
+        self.batch(0, rank)  # checks the rank, and lists its batches
+        batches = self._lists[0 if self._shares is None else rank]
+        return batches.buckets[batches.sequence]
+
+    def mixed_steps(self, rank: int = 0) -> npt.NDArray[np.bool_]:
+        """Where [steps] a batch comes from the catch-all, of items that no bucket's list had room for."""
+        self.batch(0, rank)
+        batches = self._lists[0 if self._shares is None else rank]
+        return batches.sequence >= batches.first_mixed
 
     def state(self, cursor: int) -> PlanState:
         """What to save after `cursor` steps; batches(rank, start=cursor) of the same plan go on from there."""

@@ -299,3 +299,30 @@ def test_a_million_items_are_planned_exactly_once() -> None:
     )
     assert pure >= len(plan) - 33
     assert [len(items) for _, items in islice(plan.batches(255), 2)] == [8, 8]
+
+
+def check_plans_of_random_data_sets(data_sets: int, seed: int) -> None:
+    """Every id once per epoch or dropped, and as many steps on every rank, so that none waits for ever."""
+    generator = np.random.default_rng(seed)
+    for number in range(data_sets):
+        n_buckets, n_items = int(generator.integers(1, 34)), int(generator.integers(8, 200))
+        share = generator.dirichlet(np.full(n_buckets, 0.3))
+        bucket_of = generator.choice(n_buckets, n_items, p=share)
+        for world_size in range(1, 9):
+            batch_size = int(generator.integers(1, max(2, n_items // world_size)))
+            for mode in MODES:
+                plan = plan_epoch(bucket_of, batch_size, number, number % 5, world_size, mode)
+                ranks = [list(plan.batches(rank)) for rank in range(world_size)]
+                seen = np.concatenate([items for batches in ranks for _, items in batches])
+                assert (np.sort(np.concatenate([seen, plan.dropped])) == np.arange(n_items)).all()
+                assert {len(batches) for batches in ranks} == {len(plan)}
+                assert {items.size for batches in ranks for _, items in batches} == {batch_size}
+
+
+def test_random_data_sets_on_one_to_eight_ranks_in_both_modes() -> None:
+    check_plans_of_random_data_sets(60, seed=0)
+
+
+@pytest.mark.slow
+def test_two_thousand_random_data_sets_on_one_to_eight_ranks_in_both_modes() -> None:
+    check_plans_of_random_data_sets(2_000, seed=1)

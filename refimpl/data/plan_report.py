@@ -1,0 +1,58 @@
+"""What an epoch's plan costs: leftovers, dropped images, and ranks that wait for each other (N §4.1.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.data.aspect_table import Bucket
+from refimpl.data.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class PlanReport:
+    """An epoch in numbers.
+
+    steps               of every rank
+    batches_per_bucket  [n_buckets] of all ranks; in mode global a batch of all ranks counts once
+    dropped             rows left out of this epoch
+    catch_all_share     of all batches: those of leftovers, from several buckets
+    idle_share          of all rank-time: waiting for the rank with the most pixels of a step. A rank's time is
+                        taken as proportional to its pixels; 0 in mode global, where all shapes of a step agree
+    """
+
+    steps: int
+    batches_per_bucket: npt.NDArray[np.int64]
+    dropped: npt.NDArray[np.int64]
+    catch_all_share: float
+    idle_share: float
+
+    def lines(self, buckets: Sequence[Bucket]) -> list[str]:
+        """The report for people. buckets  (width, height) pairs, those the plan was made for"""
+        used = [
+            f"  {width:5d} × {height:<5d} {count} batches"
+            for (width, height), count in zip(buckets, self.batches_per_bucket, strict=True)
+            if count
+        ]
+        return [
+            f"{self.steps} steps; {self.dropped.size} images dropped this epoch",
+            f"batches of leftovers, from several buckets: {self.catch_all_share:.2%}",
+            f"ranks waiting for the largest shape of a step: {self.idle_share:.2%} of their time",
+            *used,
+        ]
+
+
+def report_plan(plan: Plan, buckets: Sequence[Bucket]) -> PlanReport:
+    """Count an epoch's batches. buckets  (width, height) pairs, indexed by the plan's buckets"""
+    ranks = range(plan.world_size if plan.mode == "paper" else 1)
+    steps = np.stack([plan.bucket_steps(rank) for rank in ranks])  # [ranks that differ, steps]
+    mixed = np.stack([plan.mixed_steps(rank) for rank in ranks])
+    pixels = np.array([width * height for width, height in buckets], np.int64)[steps]
+    return PlanReport(
+        steps=len(plan),
+        batches_per_bucket=np.bincount(steps.ravel(), minlength=len(buckets)),
+        dropped=plan.dropped,
+        catch_all_share=float(mixed.mean()),
+        idle_share=float(1 - pixels.mean() / pixels.max(0).mean()),
+    )
