@@ -1,12 +1,13 @@
 """Captions made of tags: reading and shuffling them (N §4.2, §4.3)."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from refimpl.data.crop import IntegerSource
 
 DEFAULT_TAG_CLASSES = ("general", "character", "artist", "copyright", "meta", "rating")
 
+DROPOUT_STEPS = 1 << 24  # a probability is one of so many equal draws
 Tags = dict[str, tuple[str, ...]]  # by class
 
 
@@ -42,3 +43,24 @@ def shuffle_tags(caption: str, rng: IntegerSource, keep_first: int = 0) -> str:
         other = int(rng.integers(keep_first, last + 1))
         tags[last], tags[other] = tags[other], tags[last]
     return ", ".join(tags)
+
+
+def drop_tags(
+    caption: str, tags: Tags, rates: Mapping[str, float], rng: IntegerSource, keep_first: int = 0
+) -> str:
+    """The caption without some of its tags, each left out by itself with the probability of its class.
+
+    tags   by class; a tag of the caption that is in several belongs to the first
+    rates  class → probability; other classes stay whole
+    rng    drawn from once for every tag of these classes but for the first `keep_first` of the caption
+    """
+    classes = {name: tag_class for tag_class, names in reversed(tags.items()) for name in names}
+    kept = []
+    for place, name in enumerate(caption.split(", ")):
+        rate = rates.get(classes.get(name, ""))
+        dropped = (
+            place >= keep_first and rate is not None and rng.integers(0, DROPOUT_STEPS) < rate * DROPOUT_STEPS
+        )
+        if not dropped:
+            kept.append(name)
+    return ", ".join(kept)

@@ -121,6 +121,11 @@ class TagLists(Column[Tags]):
             )
         return {tag_class: tuple(names) for tag_class, names in found.items()}
 
+    @property
+    def distinct(self) -> int:
+        """How many tag ids the table has."""
+        return len(self.table.arrays["tag_class"])
+
     def numbers(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows [start, stop) without text: how many tags each has, and all their ids one after another."""
         ends, ids = self.table.arrays["tag.ends"], self.table.arrays["tag.ids"]

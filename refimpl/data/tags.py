@@ -2,15 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.data.columns import TagLists
 from refimpl.errors import InputError
 
 TagsByClass = Mapping[str, Sequence[str]]
 
+CHUNK = 1 << 15  # images weighed at once: some millions of tags
 MAX_BETA = 8.0  # far above any use; the power of a count of millions stays a finite number
 
 
@@ -49,23 +51,29 @@ class TagCounts:
                 self.counts.setdefault(tag_class, Counter()).update(distinct)
                 self._totals[tag_class] += len(distinct)
 
+    def add(self, tag_class: str, tag: str, images: int) -> None:
+        """Count a tag of so many images, one or more, at once."""
+        self.counts.setdefault(tag_class, Counter())[tag] += images
+        self._totals[tag_class] += images
+
+    def factor(self, tag_class: str, tag: str) -> float:
+        """Factor of one tag by the counts so far; 1 for a class never counted."""
+        counts = self.counts.get(tag_class)
+        if counts is None:
+            return 1.0
+        reference = self._totals[tag_class] / len(counts)
+        return (reference / max(counts[tag], 1)) ** self.beta
+
     def weight(self, tags_by_class: TagsByClass) -> float:
         """Loss weight of an image with these tags by the counts so far, clamped, not yet normalised.
 
         A tag never counted is taken as counted once; a class never counted gives its tags the factor 1. An
         image without tags weighs 1. Raises InputError as `update` does.
         """
-        factors = [self._factor(c, tag) for c, tags in _distinct(tags_by_class) for tag in tags]
+        factors = [self.factor(c, tag) for c, tags in _distinct(tags_by_class) for tag in tags]
         if not factors:
             return 1.0
         return min(max(math.fsum(factors) / len(factors), self.w_min), self.w_max)
-
-    def _factor(self, tag_class: str, tag: str) -> float:
-        counts = self.counts.get(tag_class)
-        if counts is None:
-            return 1.0
-        reference = self._totals[tag_class] / len(counts)
-        return (reference / max(counts[tag], 1)) ** self.beta
 
 
 def _distinct(tags_by_class: TagsByClass) -> list[tuple[str, set[str]]]:
@@ -78,16 +86,50 @@ def _distinct(tags_by_class: TagsByClass) -> list[tuple[str, set[str]]]:
 def dataset_weights(tags: Sequence[TagsByClass], counts: TagCounts) -> npt.NDArray[np.float64]:
     """Loss weight of every image of a dataset, normalised to mean 1.
 
-    tags     [N]  tags by class of each image
+    tags     [N]  tags by class of each image; those of an index file are weighed by their numbers, many at once
     counts   of this dataset (`count_tags`) or of a larger one
     returns  [N]  float64. The clamp comes first, so the range is [w_min, w_max] divided by the clamped mean.
     """
-    weights = np.array([counts.weight(image) for image in tags], np.float64)
+    if isinstance(tags, TagLists):
+        weights = _listed_weights(tags, counts)
+    else:
+        weights = np.array([counts.weight(image) for image in tags], np.float64)
     return weights * (weights.size / math.fsum(weights)) if weights.size else weights
 
 
 def count_tags(tags: Sequence[TagsByClass], counts: TagCounts) -> TagCounts:
     """`counts` after every image of a dataset has been counted in it."""
+    if isinstance(tags, TagLists):
+        found = np.zeros(tags.distinct, np.int64)
+        for _, ids in _chunks(tags):
+            found += np.bincount(ids, minlength=tags.distinct)
+        for (tag_class, tag), images in zip(tags.dictionary(), found.tolist(), strict=True):
+            if images:
+                counts.add(tag_class, tag, images)
+        return counts
     for image in tags:
         counts.update(image)
     return counts
+
+
+def _chunks(tags: TagLists) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Row (within its chunk) and id of every tag, each once per image, CHUNK images at a time."""
+    for start in range(0, len(tags), CHUNK):
+        lengths, ids = tags.numbers(start, min(start + CHUNK, len(tags)))
+        keys = np.repeat(np.arange(len(lengths)), lengths) * tags.distinct + ids
+        keys.sort()
+        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+        yield keys // max(tags.distinct, 1), keys % max(tags.distinct, 1)
+
+
+def _listed_weights(tags: TagLists, counts: TagCounts) -> npt.NDArray[np.float64]:
+    """`TagCounts.weight` of every image."""
+    factors = np.array([counts.factor(*tag) for tag in tags.dictionary()])
+    weights = np.ones(len(tags))
+    for number, (rows, ids) in enumerate(_chunks(tags)):
+        part = weights[number * CHUNK : (number + 1) * CHUNK]
+        tagged = np.bincount(rows, minlength=len(part))
+        total = np.bincount(rows, factors[ids], len(part))
+        with_tags = tagged > 0
+        part[with_tags] = (total[with_tags] / tagged[with_tags]).clip(counts.w_min, counts.w_max)
+    return weights
