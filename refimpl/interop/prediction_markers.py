@@ -1,0 +1,171 @@
+"""What a file says of its prediction type, read and written (N §2.1, §2.2; the markers of ComfyUI and A1111).
+
+Said by: the empty tensors `v_pred` and `ztsnr`; the numbers `edm_vpred.sigma_max` and `edm_vpred.sigma_min`
+(CosXL); the metadata `modelspec.prediction_type` and, ours, `refimpl.zero_terminal_snr`; a file of the same name
+ending in .yaml, of which the lines `parameterization:`, `zero_terminal_snr:` and the name of the denoiser's scaling
+are read. v and zero terminal SNR are two facts: a v model need not end in pure noise.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from refimpl.errors import InputError
+from refimpl.interop.checkpoint import EPS_BY_DEFAULT, Prediction
+
+V_PRED, ZTSNR = "v_pred", "ztsnr"
+EDM_MAX, EDM_MIN = "edm_vpred.sigma_max", "edm_vpred.sigma_min"
+MARKERS = (V_PRED, ZTSNR, EDM_MAX, EDM_MIN)
+PLAYGROUND = ("edm_mean", "edm_std")
+
+MODELSPEC = "modelspec.prediction_type"
+OUR_ZTSNR = "refimpl.zero_terminal_snr"
+NAMES = {"eps": "epsilon", "v": "v", "x0": "sample"}  # as modelspec spells them
+SPELLINGS = {
+    "eps": "eps", "epsilon": "eps",
+    "v": "v", "v_prediction": "v", "v-prediction": "v", "v_pred": "v", "velocity": "v",
+    "x0": "x0", "sample": "x0",
+}  # fmt: skip
+SCALINGS = {"VScaling": "v", "EpsScaling": "eps"}
+
+LARGEST_YAML = 1_000_000  # bytes
+OVERRIDE = "say what it is with --prediction eps, v or x0 (and --ztsnr), or with the argument `prediction`"
+
+
+class Said(NamedTuple):
+    """One statement: where it stands, and what it says of either fact (None: nothing)."""
+
+    where: str
+    kind: str | None = None
+    zero_terminal_snr: bool | None = None
+
+
+def detect(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> Prediction:
+    """What a single file's UNet predicts, and why that is known.
+
+    tensors   of the file, by key      path  of the file; a .yaml of its name is read if it is there
+    Raises InputError when two statements contradict each other, `ztsnr` stands without `v_pred`, or a statement
+    is not understood; each names what to do.
+    """
+    found = [key for key in PLAYGROUND if key in tensors]
+    if found:
+        raise InputError(
+            f"{path}: {found[0]} marks an EDM model (Playground v2.5), whose network is conditioned and scaled in a "
+            f"way this project does not know; to read its tensors all the same, {OVERRIDE}"
+        )
+    statements = [*_markers(tensors), *_metadata(metadata, path), *_sidecar(path.with_suffix(".yaml"))]
+    _check_agreement(statements, path)
+    if V_PRED in tensors and (EDM_MAX in tensors or EDM_MIN in tensors):
+        raise InputError(f"{path} contradicts itself: marker v_pred against marker edm_vpred; {OVERRIDE}")
+    kind = next((said.kind for said in statements if said.kind), None)
+    zero_snr = any(said.zero_terminal_snr for said in statements)
+    reason = ", ".join(said.where for said in statements if said.kind or said.zero_terminal_snr)
+    if ZTSNR in tensors and V_PRED not in tensors:
+        raise InputError(
+            f"{path} has the marker ztsnr without v_pred: other tools take it for an eps model, and eps says nothing "
+            f"at zero SNR; {OVERRIDE}"
+        )
+    if zero_snr and kind not in ("v", "x0"):
+        raise InputError(f"{path} is said to end in zero SNR ({reason}), but not to predict v; {OVERRIDE}")
+    sigma_min, sigma_max = (_number(tensors, key, path) for key in (EDM_MIN, EDM_MAX))
+    return Prediction(kind, zero_snr, reason, sigma_min, sigma_max) if kind else EPS_BY_DEFAULT
+
+
+def _markers(tensors: Mapping[str, Tensor]) -> list[Said]:
+    said = [Said(f"marker {key}", "v") for key in (V_PRED, EDM_MAX, EDM_MIN) if key in tensors]
+    return said + [Said("marker ztsnr", None, True)] * (ZTSNR in tensors)
+
+
+def _metadata(metadata: Mapping[str, str], path: Path) -> list[Said]:
+    said = []
+    text = metadata.get(MODELSPEC, "").strip()
+    if text:
+        if text.lower() not in SPELLINGS:
+            raise InputError(f"{path}: {MODELSPEC} is {text!r:.80}, not epsilon, v or sample; {OVERRIDE}")
+        said.append(Said(f"{MODELSPEC} {text}", SPELLINGS[text.lower()]))
+    if OUR_ZTSNR in metadata:
+        said.append(_truth(f"metadata {OUR_ZTSNR}", metadata[OUR_ZTSNR], path))
+    return said
+
+
+def _sidecar(yaml: Path) -> list[Said]:
+    if not yaml.is_file():
+        return []
+    try:
+        if yaml.stat().st_size > LARGEST_YAML:
+            raise InputError(
+                f"{yaml} is larger than {LARGEST_YAML} bytes, so no model's settings; move it away"
+            )
+        text = yaml.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{yaml} beside the checkpoint cannot be read: {error}; move it away") from error
+    said = []
+    for line in text.splitlines():
+        setting = re.fullmatch(
+            r"\s*(parameterization|zero_terminal_snr)\s*:\s*[\"']?([\w-]+)[\"']?\s*(#.*)?", line
+        )
+        if setting and setting[1] == "parameterization":
+            if setting[2].lower() not in SPELLINGS:
+                raise InputError(
+                    f"{yaml}: parameterization {setting[2]!r:.80} is not eps, v or x0; {OVERRIDE}"
+                )
+            said.append(Said(f"{yaml.name} parameterization {setting[2]}", SPELLINGS[setting[2].lower()]))
+        elif setting:
+            said.append(_truth(f"{yaml.name} zero_terminal_snr", setting[2], yaml))
+        scaling = re.match(r"\s*target\s*:.*denoiser_scaling\.(\w+)", line)
+        if scaling and scaling[1] in SCALINGS:
+            said.append(Said(f"{yaml.name} {scaling[1]}", SCALINGS[scaling[1]]))
+    return said
+
+
+def _truth(where: str, text: str, path: Path) -> Said:
+    if text.lower() not in ("true", "false"):
+        raise InputError(f"{path}: {where} is {text!r:.80}, not true or false; {OVERRIDE}")
+    return Said(f"{where} {text.lower()}", None, text.lower() == "true")
+
+
+def _check_agreement(statements: list[Said], path: Path) -> None:
+    for fact in ("kind", "zero_terminal_snr"):
+        heard = [said for said in statements if getattr(said, fact) is not None]
+        for said in heard[1:]:
+            if getattr(said, fact) != getattr(heard[0], fact):
+                raise InputError(
+                    f"{path} contradicts itself: {heard[0].where} against {said.where}; {OVERRIDE}"
+                )
+
+
+def _number(tensors: Mapping[str, Tensor], key: str, path: Path) -> float | None:
+    if key not in tensors:
+        return None
+    if tensors[key].numel() != 1:
+        raise InputError(f"{path}: {key} must be one number, not {list(tensors[key].shape)}; {OVERRIDE}")
+    return float(tensors[key])
+
+
+def marker_tensors(prediction: Prediction, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The top-level tensors that say a prediction to ComfyUI and A1111.
+
+    kept     markers the file came with: one that says the same is used as it is, so that no bit changes
+    returns  `v_pred` and, a fact of its own, `ztsnr`; or `edm_vpred.*`; nothing for eps and x0
+    """
+    tensors: dict[str, Tensor] = {}
+    if prediction.sigma_max is not None or prediction.sigma_min is not None:
+        for key, sigma in ((EDM_MAX, prediction.sigma_max), (EDM_MIN, prediction.sigma_min)):
+            if sigma is not None:
+                same = key in kept and kept[key].numel() == 1 and float(kept[key]) == sigma
+                tensors[key] = kept[key] if same else torch.tensor(sigma)
+    elif prediction.kind == "v":
+        tensors[V_PRED] = kept.get(V_PRED, torch.empty(0))
+        if prediction.zero_terminal_snr:
+            tensors[ZTSNR] = kept.get(ZTSNR, torch.empty(0))
+    return tensors
+
+
+def prediction_metadata(prediction: Prediction) -> dict[str, str]:
+    """The metadata that say a prediction."""
+    zero_snr = str(prediction.zero_terminal_snr).lower()
+    return {MODELSPEC: NAMES[prediction.kind], OUR_ZTSNR: zero_snr}
