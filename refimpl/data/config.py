@@ -8,6 +8,7 @@ from refimpl.data.aspect_table import Metric
 from refimpl.data.buckets import PRESETS, make_buckets
 from refimpl.data.plan import Mode
 from refimpl.data.tags import TagCounts
+from refimpl.errors import InputError
 
 MOST_WORKERS = 1024  # a slip of the finger must not fill a machine with processes
 
@@ -53,6 +54,10 @@ class DataConfig:
     """draw the demonstration data set when `folder` does not exist"""
     tag_classes: tuple[str, ...] = ("character", "artist", "copyright", "meta")
     """a tag written `class:name` belongs to that class; every other tag is `general`"""
+    score_class: str = "score"
+    """class of the tags that give an image's aesthetic score (`score:6.5`), read where text.vector is score"""
+    default_score: float = 6.0
+    """aesthetic score of images without one"""
     aspect_metric: Metric = "log"
     """distance between aspects: log (symmetric under transposing) or linear (as N prints it)"""
     max_aspect_error: float = 0.0
@@ -67,6 +72,8 @@ class DataConfig:
     """tags at the front of a caption that shuffling leaves in place"""
     workers: int = 0
     """loader processes per rank; 0 loads in the training process"""
+    cache: str = ""
+    """folder of `refimpl cache`: its latents and text states are trained on, not the images; empty for the images"""
     cache_megabytes: int = 0
     """decoded images that a process which loads for itself keeps in memory; for data sets of a few hundred images"""
 
@@ -78,6 +85,9 @@ class DataConfig:
         check_at_most("data.workers", self.workers, MOST_WORKERS)
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)
+        check_at_least("data.default_score", self.default_score, 0)
+        if not self.score_class:
+            raise InputError("data.score_class is empty; name a class of tags, such as score")
 
 
 @dataclass(frozen=True)

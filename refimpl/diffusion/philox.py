@@ -44,6 +44,8 @@ class Purpose(IntEnum):
     FLIP = 4
     TAG_SHUFFLE = 5
     INIT_NOISE = 6  # the first noise of a sampler
+    REFINER_NOISE = 7  # what a refiner is given to take away again (SDEdit)
+    LORA_DROPOUT = 8  # components of the adapters' rank that an image goes without
 
 
 def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:

@@ -1,8 +1,9 @@
 """A run folder: the settings, the frozen parts and the checkpoints that together make a model.
 
 config.json              the run's configuration
-components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, never trained
-checkpoints/step-N/      UNet weights, their moving average, optimizer state
+components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, where training began;
+                         of runs that train adapters also the UNet that they adapt
+checkpoints/step-N/      the trained weights, their moving average, optimizer state (refimpl.interop.parts)
 metrics.jsonl, samples/  what the run wrote about itself
 """
 
@@ -15,22 +16,26 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.interop import committed
+from refimpl.interop.parts import PARTS, add_adapters, file_name, load_network_state
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.model.lora import LoRAConfig, merge_lora
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.tables import from_table
 from refimpl.text.conditioning import null_condition
 from refimpl.text.config import TextConfig, load_towers, save_towers
+from refimpl.text.image_tower import load_image_tower
 from refimpl.text.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 SINGLE_FILE_VAE = "first_stage_model."
 WEIGHTS = ("ema", "unet")
+IMAGE_TOWER, BASE_UNET = "image_encoder", "unet.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,28 +46,42 @@ class Model:
     vae: VAE
     scale_shift: ScaleShift
     tokenizer: Tokenizer
-    encoder_l: CLIPTextModel
+    encoder_l: CLIPTextModel | None
     encoder_g: CLIPTextModelWithProjection
     text: TextConfig
     diffusion: DiffusionConfig
+    image_tower: CLIPVisionModelWithProjection | None = None
 
     def to(self, device: torch.device) -> "Model":
         """Moves every network to the device; returns self."""
-        for network in (self.unet, self.vae, self.encoder_l, self.encoder_g):
-            torch.nn.Module.to(network, device)
+        for network in (self.unet, self.vae, self.encoder_l, self.encoder_g, self.image_tower):
+            if network is not None:
+                torch.nn.Module.to(network, device)
         return self
+
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """The networks that can be trained, by refimpl.interop.parts' names."""
+        networks = zip(PARTS, (self.unet, self.encoder_l, self.encoder_g), strict=True)
+        return {name: network for name, network in networks if network is not None}
 
     def null_condition(self) -> tuple[Tensor, Tensor]:
         """Context [1, 77, D] and pooled state [1, P] of no prompt, as trained."""
         return null_condition(self.text.null, self.tokenizer, self.encoder_l, self.encoder_g)
 
 
-def save_components(run: Path, model: Model) -> None:
-    """Commits the frozen parts of a model to `run`/components."""
+def save_components(run: Path, model: Model, with_unet: bool = False) -> None:
+    """Commits what a run starts from to `run`/components.
+
+    with_unet  the UNet too: checkpoints of adapters hold nothing of it
+    """
     with committed.committed_folder(run / "components") as folder:
         save_file(_plain(model.vae.state_dict()), str(folder / "autoencoder.safetensors"))
         (folder / "scale_shift.json").write_text(model.scale_shift.to_json(), encoding="utf-8")
         save_towers(folder, (model.tokenizer, model.encoder_l, model.encoder_g))
+        if model.image_tower is not None:
+            model.image_tower.save_pretrained(str(folder / IMAGE_TOWER))
+        if with_unet:
+            save_file(_plain(model.unet.state_dict()), str(folder / BASE_UNET))
 
 
 def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any], int]:
@@ -77,7 +96,11 @@ def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any],
         raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
     folder = find_checkpoint(Path(path))
     run = folder.resolve().parent.parent  # resolved: "." inside checkpoints/step-N has no parent in its name
-    tensors, documents = committed.read(folder, {weights, "config", "state"})
+    held = {Path(name).stem for name in committed.read_manifest(folder)}
+    files = {
+        part: file_name(part, "ema" if weights == "ema" else "weights") for part in PARTS if part in held
+    }
+    tensors, documents = committed.read(folder, {*files.values(), "config", "state"})
     table = documents["config"]
     where = f"{folder}/{CONFIG}"
     if not isinstance(table, dict):
@@ -86,10 +109,19 @@ def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any],
     text = from_table(TextConfig, table.get("text"), f"{where} [text]")
     diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
     vae_config = from_table(VAEConfig, table.get("vae"), f"{where} [vae]")
-    vae, scale_shift, towers = load_components(run, vae_config)
+    lora = from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]")
     unet = UNet(unet_config)
-    committed.load_state(unet, tensors[weights], str(folder / f"{weights}.safetensors"))
-    model = Model(unet.eval(), vae, scale_shift, *towers, text, diffusion)
+    if lora.rank:
+        check_base(run, folder, documents["state"])
+        load_base(run, unet)
+    model = load_components(run, unet, vae_config, text, diffusion)
+    for part, file in files.items():
+        network = model.parts()[part]
+        if lora.rank:
+            add_adapters(part, network, lora)
+        load_network_state(network, tensors[file], str(folder / f"{file}.safetensors"))
+        merge_lora(network)
+        network.eval().requires_grad_(False)
     return model, table, state_number(folder, documents, "step")
 
 
@@ -101,13 +133,40 @@ def state_number(folder: Path, documents: Mapping[str, Any], name: str) -> int:
     return state[name]
 
 
-def load_components(run: Path, vae_config: VAEConfig):
-    """Autoencoder, scale-and-shift and (tokenizer, CLIP-L, bigG) of a run, verified against their manifest."""
+def load_components(
+    run: Path, unet: UNet, vae_config: VAEConfig, text: TextConfig, diffusion: DiffusionConfig
+) -> Model:
+    """The model of a run around `unet`, its other networks as the run began with them.
+
+    Raises InputError when a component is missing or differs from the manifest.
+    """
     folder = run / "components"
     committed.verify(folder)
     vae = load_autoencoder(folder / "autoencoder.safetensors", vae_config)
     scale_shift = ScaleShift.from_json((folder / "scale_shift.json").read_text(encoding="utf-8"))
-    return vae, scale_shift, load_towers(folder)
+    has_image_tower = (folder / IMAGE_TOWER).is_dir()
+    image_tower = load_image_tower(folder / IMAGE_TOWER, text.pooled_dim) if has_image_tower else None
+    return Model(unet, vae, scale_shift, *load_towers(folder, text.has_l), text, diffusion, image_tower)
+
+
+def load_base(run: Path, unet: UNet) -> None:
+    """Fills the UNet with the weights that a run's adapters adapt."""
+    path = run / "components" / BASE_UNET
+    committed.load_state(unet, read_safetensors(path), str(path))
+
+
+def base_digest(run: Path) -> str:
+    """SHA-256 of the UNet that a run's adapters adapt, from the components' manifest."""
+    return committed.read_manifest(run / "components").get(BASE_UNET, {}).get("sha256", "")
+
+
+def check_base(run: Path, folder: Path, state: Mapping[str, Any]) -> None:
+    """Raises InputError when a checkpoint's adapters were trained on another UNet than the run's."""
+    if state.get("base") != base_digest(run):
+        raise InputError(
+            f"{folder} holds adapters of another UNet than {run}/components/{BASE_UNET} (its state.json says "
+            f"{state.get('base')!r}); put the checkpoint back into its own run folder"
+        )
 
 
 def load_autoencoder(path: Path, config: VAEConfig) -> VAE:

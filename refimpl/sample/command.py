@@ -7,15 +7,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
+from torch import Tensor
 
+from refimpl.data.images import decode
 from refimpl.errors import InputError
 from refimpl.interop.committed import replace_text
 from refimpl.interop.run_folder import load_model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.draw import draw_images
 from refimpl.sample.pictures import write_grid, write_image
+from refimpl.sample.refiner import Refiner
 from refimpl.tables import from_table, to_table
 from refimpl.terminal import run_command
 
@@ -56,6 +60,18 @@ class SampleCommand:
     """px"""
     height: int | None = None
     """px"""
+    refiner: Path | None = None
+    """run or checkpoint of a refiner (S §2.5)"""
+    refiner_mode: str = "sdedit"
+    """sdedit (noise the finished latents and denoise them again) or last (take over for the grid's last steps)"""
+    refiner_from: float | None = None
+    """share of the noise scales that the refiner works on: 0.2 is t < 200; without it all that it was trained on"""
+    aesthetic_score: float | None = None
+    """score that the refiner is asked for"""
+    negative_aesthetic_score: float | None = None
+    """score of the guidance's other half"""
+    image_prompt: Path | None = None
+    """image whose CLIP embedding replaces the prompts' pooled state (S §2.6); for runs trained so"""
 
 
 def sample_command(arguments: list[str], program: str = "python -m refimpl.sample") -> None:
@@ -68,11 +84,14 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     settings = from_table(SampleConfig, table.get("sample", {}), f"{command.run} [sample]")
     given = {f.name: getattr(command, f.name, None) for f in fields(SampleConfig)}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    device = _device(command.device)
     images = draw_images(
-        model.to(_device(command.device)),
+        model.to(device),
         settings,
         start_sigma=command.start_sigma,
         batch_size=command.batch_size,
+        refiner=_refiner(command, device),
+        image_prompt=_read_image(command.image_prompt) if command.image_prompt else None,
     )
     write_grid(images, command.out / "grid.png")
     for row, prompt_images in enumerate(images):
@@ -83,11 +102,30 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
         "step": step,
         "weights": command.weights,
         "start_sigma": command.start_sigma,
+        "refiner": str(command.refiner) if command.refiner else None,
+        "refiner_mode": command.refiner_mode if command.refiner else None,
+        "refiner_from": command.refiner_from,
+        "image_prompt": str(command.image_prompt) if command.image_prompt else None,
         "settings": to_table(settings),
         "mean_rgb": images.mean(dim=(1, 3, 4)).tolist(),  # by prompt
     }
     replace_text(command.out / "samples.json", json.dumps(summary, indent=1) + "\n")
     print(f"wrote {images.shape[0] * images.shape[1]} images and a grid to {command.out}")
+
+
+def _refiner(command: SampleCommand, device: torch.device) -> Refiner | None:
+    if command.refiner is None:
+        if command.refiner_from is not None:
+            raise InputError("--refiner-from says where a refiner starts; name it with --refiner")
+        return None
+    model, _, _ = load_model(command.refiner, command.weights)
+    return Refiner(model.to(device), command.refiner_mode, command.refiner_from)
+
+
+def _read_image(path: Path) -> Tensor:
+    """[3, H, W] in −1 … 1."""
+    pixels = np.array(decode(path))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _check_out(out: Path) -> None:

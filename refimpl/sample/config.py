@@ -23,13 +23,17 @@ class SampleConfig:
     steps: int = 28
     """sampling steps"""
     grid: str = "native"
-    """noise levels: native, trailing, leading, karras, exponential or laplace"""
+    """noise levels: native, trailing, leading, karras, exponential, laplace or community_trainer (R's ten levels)"""
     sampler: str = "euler"
     """euler, heun, ddim, dpmpp_2m, …"""
     guidance: float = DEFAULT_SCALE
     """classifier-free guidance scale; N §5 recommends 3.5–5"""
     rescale: float = 0.0
     """CFG rescale factor φ; 0 for none"""
+    aesthetic_score: float = 6.0
+    """score that a refiner is asked for (S §2.5); the published pipeline's value"""
+    negative_aesthetic_score: float = 2.5
+    """score of the guidance's other half; the published pipeline's value"""
     width: int = 1024
     """px"""
     height: int = 1024
@@ -46,3 +50,5 @@ class SampleConfig:
         if not math.isfinite(self.guidance):
             raise InputError(f"sample.guidance {self.guidance} must be finite")
         check_fraction("sample.rescale", self.rescale)
+        for name in ("aesthetic_score", "negative_aesthetic_score"):
+            check_at_least(f"sample.{name}", getattr(self, name), 0)

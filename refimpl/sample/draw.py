@@ -1,41 +1,44 @@
-"""Prompts → images: keyed noise → grid → guided sampler → VAE (N §2.3, §5, App. A)."""
+"""Prompts → images: keyed noise → grid → guided sampler → refiner → VAE (N §2.3, §5, App. A; S §2.5)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from refimpl.data.crop import SizeInts, conditioning_at_inference
+from refimpl.data.crop import conditioning_at_inference
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
-from refimpl.diffusion.preconditioner import alpha_sigma
-from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.errors import InputError
 from refimpl.interop.run_folder import Model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.grids import grid_by_name
-from refimpl.sample.guidance import cfg, rescale
+from refimpl.sample.network import guided_network
+from refimpl.sample.refiner import Refiner, check_same_latents, finished_by_refiner, refined
 from refimpl.sample.samplers import sample_by_name
-from refimpl.sample.state import PredictV, sdedit_start
-from refimpl.text.conditioning import chunk_counts, encode_prompts, vector_conditioning
+from refimpl.sample.state import sdedit_start
+from refimpl.text.conditioning import chunk_counts
 
 
 @torch.no_grad()
 def draw_images(
     model: Model,
     config: SampleConfig,
-    weights: Mapping[str, Tensor] | None = None,
     start_sigma: float | None = None,
     batch_size: int = 16,
+    refiner: Refiner | None = None,
+    image_prompt: Tensor | None = None,
 ) -> Tensor:
     """Draws `config.seeds` images of each prompt.
 
-    weights      UNet weights to use instead of the model's own (a moving average, say)
     start_sigma  largest sigma_edm of the grid; None starts at the schedule's end, ∞ with zero terminal SNR
     batch_size   images per network call; but for rounding no image depends on it, nor on the other prompts
+    refiner      works on the lowest noise levels, on the model's device
+    image_prompt [3, H, W] in −1 … 1, whose embedding replaces every prompt's pooled state (S §2.6)
     returns      [prompts, seeds, 3, H, W] float32 in 0 … 1
-    Raises InputError when the size is not a multiple of the VAE's factor, or the grid does not fit the schedule.
+    Raises InputError when the size is not a multiple of the VAE's factor, the grid does not fit the schedule, the
+    refiner knows other latents, or the model takes no image prompt.
     """
+    if refiner is not None:
+        check_same_latents(model, refiner.model)
     factor = model.vae.config.factor
     if config.height % factor or config.width % factor:
         raise InputError(
@@ -55,10 +58,15 @@ def draw_images(
         numbers = torch.tensor([number for _, number in rows], device=device)
         key = draw_key(config.seed, ids, numbers, Purpose.INIT_NOISE)
         noise = keyed_normal(key, latent_shape)
-        predict_v = guided_network(model, prompts, size, config, weights)
+        predict_v = guided_network(model, prompts, size, config, image_prompt)
+        if refiner is not None and refiner.mode == "last":
+            last_steps = guided_network(refiner.model, prompts, size, config)
+            predict_v = finished_by_refiner(predict_v, last_steps, refiner.sigma_edm)
         # At ∞ the noise itself; at a finite level noise around zero, which tells the network that x0 has mean 0.
         x = sdedit_start(torch.zeros_like(noise), noise, float(sigmas[0]))
         x0 = sample_by_name(config.sampler, predict_v, x, sigmas, key=key)
+        if refiner is not None and refiner.mode == "sdedit":
+            x0 = refined(refiner, x0, prompts, ids, numbers, size, config)
         decoded = model.vae.decode(model.scale_shift.restore(x0.float()))
         if not decoded.isfinite().all():
             raise InputError(
@@ -82,43 +90,3 @@ def _batches(model: Model, config: SampleConfig, batch_size: int) -> Iterator[li
         ]
         for start in range(0, len(places), batch_size):
             yield places[start : start + batch_size]
-
-
-def guided_network(
-    model: Model,
-    prompts: Sequence[str],
-    size: SizeInts,
-    config: SampleConfig,
-    weights: Mapping[str, Tensor] | None = None,
-) -> PredictV:
-    """The network as v(x; σ) under classifier-free guidance, one row per prompt.
-
-    returns  predict_v(x [B, C, h, w] in VP form, sigma_edm scalar) → v [B, C, h, w]
-    """
-    schedule, parameterisation = model.diffusion.schedule(), model.diffusion.parameterisation
-    device = next(model.unet.parameters()).device
-    sizes = torch.tensor([size] * len(prompts), device=device)
-    context, pooled = encode_prompts(
-        prompts, model.tokenizer, model.encoder_l, model.encoder_g, pooling=model.text.pooling
-    )
-    null_context, null_pooled = model.null_condition()
-    conditions = [(context, vector_conditioning(pooled, sizes))]
-    if config.guidance != 1:
-        null_context = null_context.repeat(len(prompts), context.shape[1] // null_context.shape[1], 1)
-        null_vector = vector_conditioning(null_pooled.expand(len(prompts), -1), sizes)
-        conditions.append((null_context, null_vector))
-
-    def predict_v(x: Tensor, sigma_edm: Tensor) -> Tensor:
-        t = schedule.sigma_edm_to_t(sigma_edm).to(device).expand(len(prompts))
-        alpha, sigma = alpha_sigma(sigma_edm)
-        arguments = [(x, t, *condition) for condition in conditions]
-        outputs = [
-            model.unet(*a) if weights is None else functional_call(model.unet, dict(weights), a)
-            for a in arguments
-        ]
-        v = [v_from_output(output, x, alpha, sigma, parameterisation) for output in outputs]
-        if len(v) == 1:
-            return v[0]
-        return rescale(cfg(v[0], v[1], config.guidance), v[0], config.rescale)
-
-    return predict_v

@@ -31,7 +31,7 @@ def chunk_counts(prompts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
 def encode_prompts(
     prompts: Sequence[str],
     tokenizer: Tokenizer | PreTrainedTokenizerBase,
-    encoder_l: CLIPTextModel,
+    encoder_l: CLIPTextModel | None,
     encoder_g: CLIPTextModelWithProjection,
     pooling: str = "mean",
     chunks: int | None = None,
@@ -41,11 +41,13 @@ def encode_prompts(
 
     prompts  B strings of any length
     tokenizer  see `load_tokenizer`; or a CLIPTokenizer of transformers, whose own padding is not used
+    encoder_l  None for bigG's states alone, as SDXL's refiner has them (S §2.5)
     pooling  "mean" over the sample's own chunks (N §4.2), or "first" chunk only, as some other tools do
     chunks   n; None takes the largest own count in this batch
     rows_per_call  chunks that one encoder call takes; 1 makes each chunk's bits independent of all others,
                    more is faster on a GPU and may differ in the last bit
-    returns  context [B, 77·n, D_l + D_g], pooled [B, P], on the encoders' device and in their dtype
+    returns  context [B, 77·n, D_l + D_g] (D_g without encoder_l), pooled [B, P], on the encoders' device and
+             in their dtype
 
     A prompt's own chunks come first, and they and its pooled state depend on the prompt alone. Where n
     exceeds its own count the rest is the empty prompt's chunk. No attention mask marks it (other tools use
@@ -77,11 +79,13 @@ def encode_prompts(
     pooled_of: dict[Chunk, Tensor] = {}
     for start in range(0, len(distinct), rows_per_call):
         group = distinct[start : start + rows_per_call]
-        ids_l = tokenizer.rows_l(group).to(encoder_l.device)
-        ids_g = tokenizer.rows_g(group).to(encoder_g.device)
-        state_l = penultimate_state(encoder_l, ids_l)
-        state_g, pooled_g = penultimate_and_pooled(encoder_g, ids_g, tokenizer.eos_id)
-        context_of.update(zip(group, torch.cat((state_l, state_g), dim=-1), strict=True))
+        states, pooled_g = penultimate_and_pooled(
+            encoder_g, tokenizer.rows_g(group).to(encoder_g.device), tokenizer.eos_id
+        )
+        if encoder_l is not None:
+            state_l = penultimate_state(encoder_l, tokenizer.rows_l(group).to(encoder_l.device))
+            states = torch.cat((state_l, states), dim=-1)
+        context_of.update(zip(group, states, strict=True))
         pooled_of.update(zip(group, pooled_g, strict=True))
 
     context = torch.stack([torch.cat([context_of[chunk] for chunk in sample]) for sample in padded])
@@ -96,7 +100,10 @@ def _pool(states: list[Tensor], pooling: str) -> Tensor:
 
 
 def null_condition(
-    kind: str, tokenizer: Tokenizer, encoder_l: CLIPTextModel, encoder_g: CLIPTextModelWithProjection
+    kind: str,
+    tokenizer: Tokenizer,
+    encoder_l: CLIPTextModel | None,
+    encoder_g: CLIPTextModelWithProjection,
 ) -> tuple[Tensor, Tensor]:
     """The condition that stands for no prompt, in training and in sampling alike.
 
@@ -151,19 +158,28 @@ def size_embedding(size_ints: Tensor) -> Tensor:
     return sinusoidal_features(size_ints, SIZE_FEATURES).flatten(1)
 
 
-def vector_conditioning(pooled: Tensor, size_ints: Tensor) -> Tensor:
+def vector_conditioning(pooled: Tensor, size_ints: Tensor, scores: Tensor | None = None) -> Tensor:
     """The vector that is added to the timestep embedding: pooled ⊕ size features (S §2.2).
 
-    pooled [B, P]; size_ints [B, 6]      returns  [B, P + 1536] in pooled's dtype; 2816 for SDXL
+    pooled [B, P]; size_ints [B, 6]; scores [B] of the refiner, which take the place of the target size (S §2.5)
+    returns  [B, P + 1536] in pooled's dtype; 2816 for SDXL; with scores [B, P + 1280], 2560 for its refiner
     The features are computed in float32 and cast last. Raises InputError when the batch sizes differ.
     """
+    numbers = size_ints
+    if scores is not None:
+        if scores.shape != size_ints.shape[:1]:
+            raise InputError(
+                f"vector_conditioning: scores {list(scores.shape)} must be [B], one for each of {len(size_ints)}"
+            )
+        # original h, w; crop top, left; score. float32 holds every size below 2^24.
+        numbers = torch.cat((size_ints[:, :4].float(), scores[:, None].float()), dim=1)
     if pooled.dim() != 2 or size_ints.shape[:1] != pooled.shape[:1]:
         raise InputError(
             f"vector_conditioning: pooled {list(pooled.shape)} and size_ints {list(size_ints.shape)} "
             "must be [B, P] and [B, 6] with one B"
         )
     wide = torch.promote_types(pooled.dtype, torch.float32)
-    features = size_embedding(size_ints)
+    features = size_embedding(numbers)
     return torch.cat((pooled.to(wide), features.to(wide)), dim=-1).to(pooled.dtype)
 
 
@@ -179,8 +195,12 @@ def _checked(prompts: Sequence[str]) -> Sequence[str]:
     return prompts
 
 
-def _check_vocabulary(tokenizer: Tokenizer, *encoders: CLIPTextModel | CLIPTextModelWithProjection) -> None:
+def _check_vocabulary(
+    tokenizer: Tokenizer, *encoders: CLIPTextModel | CLIPTextModelWithProjection | None
+) -> None:
     for encoder in encoders:
+        if encoder is None:
+            continue
         config = encoder.config
         if config.vocab_size < tokenizer.vocabulary_size or config.max_position_embeddings < ROW_TOKENS:
             raise InputError(

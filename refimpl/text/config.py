@@ -10,11 +10,15 @@ from transformers.utils import logging as transformers_logging
 
 from refimpl.checks import check_at_least, check_choice, check_seed
 from refimpl.errors import InputError
-from refimpl.text.conditioning import NULL_KINDS, POOLINGS
-from refimpl.text.encoders import clip_bigg_config, clip_l_config, load_encoders, tiny_configs, tiny_encoders
+from refimpl.text.conditioning import NULL_KINDS, POOLINGS, SIZE_FEATURES
+from refimpl.text.encoders import clip_bigg_config, clip_l_config, load_encoder, tiny_configs, tiny_encoders
 from refimpl.text.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
 
-Towers = tuple[Tokenizer, CLIPTextModel, CLIPTextModelWithProjection]
+Towers = tuple[Tokenizer, CLIPTextModel | None, CLIPTextModelWithProjection]
+"""Tokenizer, CLIP-L (None where bigG encodes alone) and bigG."""
+
+TOWERS = ("sdxl", "bigg", "tiny", "tiny_bigg")
+VECTORS = {"sizes": 6, "score": 5}  # numbers that follow the pooled state in the network's vector
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,16 @@ class TextConfig:
     """Which towers encode the captions, and what stands for no caption."""
 
     towers: str = "sdxl"
-    """sdxl (CLIP ViT-L and OpenCLIP ViT-bigG) or tiny (the same architectures, random, over a small vocabulary)"""
+    """sdxl (CLIP ViT-L and OpenCLIP ViT-bigG), bigg (the second alone, as SDXL's refiner has it), tiny or tiny_bigg
+    (the same architectures, random, over a small vocabulary)"""
     folder: str = ""
-    """folder with tokenizer/, text_encoder/ and text_encoder_2/, as in a diffusers SDXL folder; unused by tiny"""
+    """folder with tokenizer/, text_encoder/ and text_encoder_2/, as in a diffusers SDXL folder; empty for the towers
+    of train.init_from; unused by tiny"""
+    tokenizer: str = ""
+    """folder of a CLIP tokenizer; empty for tokenizer/ or tokenizer_2/ in `folder`, or beside train.init_from"""
+    vector: str = "sizes"
+    """what follows the pooled state in the network's vector: sizes (original, crop and target size: six numbers) or
+    score (original size, crop and aesthetic score: the refiner's five, S §2.5)"""
     seed: int = 0
     """of the tiny towers' weights"""
     pooling: str = "mean"
@@ -32,23 +43,56 @@ class TextConfig:
     null: str = "zeros"
     """the condition of a dropped caption and of the guidance's other half: zeros, or empty (the empty prompt)"""
     cached_prompts: int = 512
-    """encoded prompts kept in memory; the towers are frozen, so a caption's states never change"""
+    """encoded prompts kept in memory while the towers are frozen, so that a caption's states never change"""
+    learning_rate_l: float = 0.0
+    """peak rate at which CLIP-L is trained too; 0 leaves it frozen"""
+    learning_rate_g: float = 0.0
+    """peak rate at which bigG is trained too; 0 leaves it frozen"""
 
     def __post_init__(self) -> None:
-        check_choice("text.towers", self.towers, ("sdxl", "tiny"))
+        check_choice("text.towers", self.towers, TOWERS)
+        check_choice("text.vector", self.vector, tuple(VECTORS))
         check_choice("text.pooling", self.pooling, POOLINGS)
         check_choice("text.null", self.null, NULL_KINDS)
         check_seed("text.seed", self.seed)
         check_at_least("text.cached_prompts", self.cached_prompts, 1)
+        for name in ("learning_rate_l", "learning_rate_g"):
+            check_at_least(f"text.{name}", getattr(self, name), 0)
+        if self.learning_rate_l and not self.has_l:
+            raise InputError(
+                f"text.learning_rate_l {self.learning_rate_l} trains CLIP-L, which towers {self.towers!r} do not "
+                "have; leave it at 0"
+            )
 
-    def architectures(self) -> tuple[CLIPTextConfig, CLIPTextConfig]:
-        """transformers' configs of the two towers."""
-        return (clip_l_config(), clip_bigg_config()) if self.towers == "sdxl" else tiny_configs()
+    @property
+    def has_l(self) -> bool:
+        """Whether CLIP-L encodes beside bigG."""
+        return self.towers in ("sdxl", "tiny")
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the towers are the random ones, which need no files."""
+        return self.towers.startswith("tiny")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a tower is trained, so that a caption's states change."""
+        return self.learning_rate_l > 0 or self.learning_rate_g > 0
+
+    def architectures(self) -> tuple[CLIPTextConfig | None, CLIPTextConfig]:
+        """transformers' configs of CLIP-L, None without it, and of bigG."""
+        config_l, config_g = tiny_configs() if self.is_tiny else (clip_l_config(), clip_bigg_config())
+        return (config_l if self.has_l else None), config_g
 
     @property
     def context_dim(self) -> int:
-        """Channels of the context: both towers' hidden sizes."""
-        return sum(config.hidden_size for config in self.architectures())
+        """Channels of the context: the towers' hidden sizes together."""
+        return sum(config.hidden_size for config in self.architectures() if config is not None)
+
+    @property
+    def vector_dim(self) -> int:
+        """Channels of the network's vector: pooled state, and features of each number after it."""
+        return self.pooled_dim + VECTORS[self.vector] * SIZE_FEATURES
 
     @property
     def pooled_dim(self) -> int:
@@ -58,30 +102,42 @@ class TextConfig:
         return width
 
     def load(self) -> Towers:
-        """Tokenizer and both towers, frozen. Raises InputError when `folder` is needed and holds no towers."""
-        if self.towers == "tiny":
-            return (tiny_tokenizer(), *tiny_encoders(self.seed))
+        """Tokenizer and towers, frozen. Raises InputError when `folder` is needed and holds no towers."""
+        if self.is_tiny:
+            encoder_l, encoder_g = tiny_encoders(self.seed)
+            return tiny_tokenizer(), (encoder_l if self.has_l else None), encoder_g
         if not self.folder:
             raise InputError(
                 "text.folder is empty; name a folder with tokenizer/, text_encoder/ and text_encoder_2/ "
                 "(a diffusers SDXL folder has them)"
             )
-        return load_towers(Path(self.folder))
+        return load_towers(Path(self.folder), self.has_l, self.tokenizer)
 
 
-def load_towers(folder: Path) -> Towers:
-    """Tokenizer and towers from the three subfolders of a diffusers SDXL folder."""
+def load_towers(folder: Path, has_l: bool = True, tokenizer: str = "") -> Towers:
+    """Tokenizer and towers from the subfolders of a diffusers SDXL folder; without CLIP-L as its refiner's has them.
+
+    tokenizer  its folder, instead of tokenizer/ or tokenizer_2/
+    """
+    found = load_tokenizer(tokenizer or tokenizer_in(folder) or folder / "tokenizer")
     with _without_progress_bars():
-        encoders = load_encoders(folder / "text_encoder", folder / "text_encoder_2")
-    return (load_tokenizer(folder / "tokenizer"), *encoders)
+        encoder_l = load_encoder(CLIPTextModel, folder / "text_encoder") if has_l else None
+        encoder_g = load_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2")
+    return found, encoder_l, encoder_g
+
+
+def tokenizer_in(folder: Path) -> Path | None:
+    """The tokenizer's folder in or beside the parts of a model; None where there is none."""
+    return next((folder / name for name in ("tokenizer", "tokenizer_2") if (folder / name).is_dir()), None)
 
 
 def save_towers(folder: Path, towers: Towers) -> None:
-    """Writes the three subfolders that `load_towers` reads."""
+    """Writes the subfolders that `load_towers` reads."""
     tokenizer, encoder_l, encoder_g = towers
     tokenizer.save(folder / "tokenizer")
     with _without_progress_bars():
-        encoder_l.save_pretrained(str(folder / "text_encoder"))
+        if encoder_l is not None:
+            encoder_l.save_pretrained(str(folder / "text_encoder"))
         encoder_g.save_pretrained(str(folder / "text_encoder_2"))
 
 

@@ -103,12 +103,12 @@ def load_encoders(
     dtype  of the weights      returns  (CLIP-L, bigG), frozen and in eval mode. Nothing is downloaded.
     Raises InputError when a folder cannot be read, or lacks some of the weights.
     """
-    return _load(CLIPTextModel, Path(folder_l), dtype), _load(
-        CLIPTextModelWithProjection, Path(folder_g), dtype
-    )
+    encoder_l = load_encoder(CLIPTextModel, Path(folder_l), dtype)
+    return encoder_l, load_encoder(CLIPTextModelWithProjection, Path(folder_g), dtype)
 
 
-def _load(kind: type[Encoder], folder: Path, dtype: torch.dtype) -> Encoder:
+def load_encoder(kind: type[Encoder], folder: Path, dtype: torch.dtype = torch.float32) -> Encoder:
+    """One encoder from its folder, frozen and in eval mode. Raises InputError as `load_encoders` does."""
     if not (folder / "config.json").is_file():
         raise InputError(f"text encoder folder {folder}: config.json not found")
     try:

@@ -1,4 +1,4 @@
-"""Captions → text states, each caption encoded once while it is remembered (the towers are frozen)."""
+"""Captions → text states, each caption encoded once while it is remembered and the towers are frozen."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -6,26 +6,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from refimpl.text.conditioning import chunk_counts, encode_prompts
+from refimpl.text.conditioning import chunk_counts, encode_prompts, null_condition
 from refimpl.text.config import Towers
 
 
 class TextStates:
-    """encode_prompts with a memory of the `capacity` captions used last."""
+    """encode_prompts with a memory of the `capacity` captions used last.
 
-    def __init__(self, towers: Towers, pooling: str, capacity: int):
-        self._towers, self._pooling, self._capacity = towers, pooling, capacity
+    trained  the towers change from step to step: nothing is remembered, and gradients reach them
+    """
+
+    def __init__(self, towers: Towers, pooling: str, capacity: int, trained: bool = False):
+        self._towers, self._pooling, self._capacity, self._trained = towers, pooling, capacity, trained
         self._known: OrderedDict[tuple[str, int], tuple[Tensor, Tensor]] = OrderedDict()
+        self._nulls: dict[str, tuple[Tensor, Tensor]] = {}
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Context [B, 77·n, D] and pooled state [B, P], n the largest chunk count of these prompts.
 
         Every caption is encoded by itself, so remembering it changes no bit. Raises as `encode_prompts` does.
         """
+        if self._trained:
+            return encode_prompts(prompts, *self._towers, pooling=self._pooling)
         chunks = max(chunk_counts(prompts, self._towers[0]))
-        states = [self._states(prompt, chunks) for prompt in prompts]
+        with torch.no_grad():
+            states = [self._states(prompt, chunks) for prompt in prompts]
         return torch.cat([context for context, _ in states]), torch.cat([pooled for _, pooled in states])
+
+    def null(self, kind: str) -> tuple[Tensor, Tensor]:
+        """`null_condition` of these towers; of trained ones the empty prompt's states are made anew at each call."""
+        if self._trained and kind == "empty":
+            return null_condition(kind, *self._towers)
+        if kind not in self._nulls:
+            with torch.no_grad():
+                self._nulls[kind] = null_condition(kind, *self._towers)
+        return self._nulls[kind]
 
     def _states(self, prompt: str, chunks: int) -> tuple[Tensor, Tensor]:
         key = (prompt, chunks)

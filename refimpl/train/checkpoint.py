@@ -5,6 +5,7 @@ of (seed, epoch, id), so no generator state exists and resuming continues the sa
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,25 +13,33 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 from refimpl.interop import committed
-from refimpl.interop.run_folder import committed_steps, state_number, step_folder
+from refimpl.interop.parts import file_name, load_network_state
+from refimpl.interop.run_folder import base_digest, check_base, committed_steps, state_number, step_folder
 from refimpl.tables import to_table
 from refimpl.train.config import Config
 from refimpl.train.optimizer import load_optimizer_state, optimizer_state
+from refimpl.train.trainable import Averages, Part
 
 
 def write_checkpoint(
     config: Config,
     run: Path,
     step: int,
-    unet: torch.nn.Module,
-    ema: dict[str, Tensor],
+    parts: Sequence[Part],
+    ema: Averages,
     optimizer: torch.optim.AdamW,
     ranks: int = 1,
 ) -> Path:
     """Commits the state after `step` optimizer steps and deletes what `keep_checkpoints` no longer keeps."""
     folder = step_folder(run, step)
-    tensors = {"unet": unet.state_dict(), "ema": ema, "optimizer": optimizer_state(unet, optimizer)}
-    state = {"step": step, "ranks": ranks, "accumulate": config.train.accumulate}
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    for part in parts:
+        tensors[file_name(part.name, "weights")] = part.state_dict()
+        tensors[file_name(part.name, "ema")] = ema[part.name]
+        tensors[file_name(part.name, "optimizer")] = optimizer_state(part.parameters(), optimizer)
+    state: dict[str, int | str] = {"step": step, "ranks": ranks, "accumulate": config.train.accumulate}
+    if config.lora.rank:
+        state["base"] = base_digest(run)
     committed.write(folder, tensors, {"config": to_table(config), "state": state})
     _keep_newest(run, config.train.keep_checkpoints)
     return folder
@@ -39,14 +48,14 @@ def write_checkpoint(
 def load_checkpoint(
     config: Config,
     run: Path,
-    unet: torch.nn.Module,
-    ema: dict[str, Tensor],
+    parts: Sequence[Part],
+    ema: Averages,
     optimizer: torch.optim.AdamW,
     ranks: int = 1,
 ) -> int:
     """Loads a run's newest checkpoint into the given objects and returns its step; 0 when there is none yet.
 
-    ema  rank 0's average, filled in place; the other ranks pass an empty dict and keep it so
+    ema  rank 0's averages, filled in place; the other ranks pass an empty dict and keep it so
     Raises InputError when the checkpoint does not fit the model, listing every tensor that differs, and when `ranks`
     and `train.accumulate` would cut other global batches than the run has seen.
     """
@@ -54,15 +63,21 @@ def load_checkpoint(
     if not steps:
         return 0
     folder = step_folder(run, steps[-1])
-    wanted = {"unet", "optimizer", "state"} | ({"ema"} if ema else set())
-    tensors, documents = committed.read(folder, wanted)
-    committed.load_state(unet, tensors["unet"], str(folder / "unet.safetensors"))
-    load_optimizer_state(unet, optimizer, tensors["optimizer"], str(folder / "optimizer.safetensors"))
-    if ema:
-        shapes = {name: tuple(value.shape) for name, value in ema.items()}
-        committed.check_state(shapes, tensors["ema"], str(folder / "ema.safetensors"))
-        for name, value in tensors["ema"].items():
-            ema[name].copy_(value)
+    kinds = ("weights", "optimizer", "ema") if ema else ("weights", "optimizer")
+    wanted = {file_name(part.name, kind) for part in parts for kind in kinds}
+    tensors, documents = committed.read(folder, wanted | {"state"})
+    if config.lora.rank:
+        check_base(run, folder, documents["state"])
+    for part in parts:
+        weights, average, moments = (file_name(part.name, kind) for kind in ("weights", "ema", "optimizer"))
+        load_network_state(part.module, tensors[weights], str(folder / f"{weights}.safetensors"))
+        source = str(folder / f"{moments}.safetensors")
+        load_optimizer_state(part.parameters(), optimizer, tensors[moments], source)
+        if ema:
+            shapes = {name: tuple(value.shape) for name, value in ema[part.name].items()}
+            committed.check_state(shapes, tensors[average], str(folder / f"{average}.safetensors"))
+            for name, value in tensors[average].items():
+                ema[part.name][name].copy_(value)
     step, saved_ranks, accumulate = (
         state_number(folder, documents, name) for name in ("step", "ranks", "accumulate")
     )

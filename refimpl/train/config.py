@@ -11,10 +11,11 @@ from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAEConfig
+from refimpl.model.lora import LoRAConfig
 from refimpl.model.unet import UNetConfig
 from refimpl.sample.config import SampleConfig
-from refimpl.text.conditioning import SIZE_FEATURES
 from refimpl.text.config import TextConfig
+from refimpl.text.image_tower import ImagePromptConfig
 from refimpl.train.optimizer import OptimizerConfig
 
 MOST_THREADS = 4096  # more than any machine has; torch asks the system for every one of them
@@ -144,6 +145,10 @@ class Config:
     """sampling"""
     stages: tuple[Stage, ...] = ()
     """staged runs; empty for one stage made of `buckets` and `data.folder`"""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """low-rank adapters instead of the weights"""
+    image_prompt: ImagePromptConfig = field(default_factory=ImagePromptConfig)
+    """an image as prompt (S §2.6)"""
 
     def __post_init__(self) -> None:
         factor = self.vae.factor
@@ -167,11 +172,12 @@ class Config:
                 raise InputError(
                     f"sample.{name} {getattr(self.sample, name)} is not a multiple of the VAE's {factor}"
                 )
-        wanted = (self.text.context_dim, self.text.pooled_dim + 6 * SIZE_FEATURES)
+        wanted = (self.text.context_dim, self.text.vector_dim)
         if (self.unet.context_dim, self.unet.vector_dim) != wanted:
             raise InputError(
                 f"unet.context_dim {self.unet.context_dim} and vector_dim {self.unet.vector_dim} do not fit the "
-                f"{self.text.towers} text towers, which need {wanted[0]} and {wanted[1]}"
+                f"{self.text.towers} text towers with text.vector {self.text.vector!r}, which need {wanted[0]} and "
+                f"{wanted[1]}"
             )
         if (
             self.unet.in_channels != self.vae.latent_channels
@@ -192,6 +198,27 @@ class Config:
                 raise InputError(
                     "train.pixel_budget needs data.plan = 'global'; N's per-rank plan has one batch size"
                 )
+
+        self._check_what_trains()
+
+    def _check_what_trains(self) -> None:
+        """Refuses ways of training that contradict each other."""
+        if (self.lora.rank or self.image_prompt.folder) and not self.train.init_from:
+            what = "lora.rank" if self.lora.rank else "image_prompt.folder"
+            raise InputError(
+                f"{what} trains a small part of a finished network; name that network with train.init_from"
+            )
+        if self.image_prompt.folder and (self.lora.rank or self.text.is_trained):
+            raise InputError(
+                "image_prompt.folder trains the UNet's label_emb and nothing else (S §2.6); leave lora.rank, "
+                "text.learning_rate_l and text.learning_rate_g at 0"
+            )
+        if self.lora.rank and bool(self.lora.text_targets) != self.text.is_trained:
+            raise InputError(
+                "lora.text_targets says what of a text tower is adapted, text.learning_rate_l and learning_rate_g "
+                f"which tower; got targets {list(self.lora.text_targets)} and rates {self.text.learning_rate_l} "
+                f"and {self.text.learning_rate_g}: give both or neither"
+            )
 
     def all_stages(self) -> tuple[Stage, ...]:
         """The stages of the run with every default filled in; a run without `stages` is one stage."""

@@ -5,6 +5,7 @@ first thousand steps are not an average with the random initialisation.
 """
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,18 +13,26 @@ from torch import Tensor
 from refimpl.errors import InputError
 
 
+class HasState(Protocol):
+    """A module, or anything else with weights by name."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The weights."""
+        ...
+
+
 def ema_decay(step: int, decay: float) -> float:
     """Decay in use after optimizer step `step` (1, 2, …): min(decay, (1 + step) / (10 + step))."""
     return min(decay, (1 + step) / (10 + step))
 
 
-def ema_start(module: torch.nn.Module) -> dict[str, Tensor]:
+def ema_start(module: HasState) -> dict[str, Tensor]:
     """A float32 copy of every parameter and buffer, by name: the average before any step."""
     return {name: value.detach().float().clone() for name, value in module.state_dict().items()}
 
 
 @torch.no_grad()
-def ema_update(average: Mapping[str, Tensor], module: torch.nn.Module, step: int, decay: float) -> None:
+def ema_update(average: Mapping[str, Tensor], module: HasState, step: int, decay: float) -> None:
     """Moves `average` in place towards the module's weights.
 
     step   number of optimizer steps taken, from 1

@@ -13,14 +13,16 @@ from torch.nn.parallel import DistributedDataParallel
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_uniform
 from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.errors import InputError
+from refimpl.model.lora import draw_lora_dropout
 from refimpl.ops import load_ops
 from refimpl.text.conditioning import apply_dropout, vector_conditioning
+from refimpl.text.image_tower import embed_images
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.config import Config
-from refimpl.train.distributed import World, add_in_order, gradient_sync
+from refimpl.train.distributed import World, add_in_order, gradient_sync, mean_gradients
 from refimpl.train.ema import ema_start, ema_update
 from refimpl.train.log import RunLog
-from refimpl.train.optimizer import learning_rate, make_adamw
+from refimpl.train.optimizer import make_adamw, set_rates
 from refimpl.train.prepare import Prepared
 from refimpl.train.steps import plan_steps
 from refimpl.train.validate import draw_samples, heldout_loss
@@ -38,15 +40,18 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     schedule, weights = config.diffusion.schedule(), config.diffusion.loss_weights().to(device)
     first_t = config.diffusion.first_timestep
     t_count = config.diffusion.last_timestep + 1 - first_t
-    model = prepared.model
-    unet, vae, scale_shift, null = model.unet, model.vae, model.scale_shift, model.null_condition()
+    model, parts, text_states = prepared.model, prepared.parts, prepared.text_states
+    unet, vae, scale_shift = model.unet, model.vae, model.scale_shift
 
-    optimizer = make_adamw(unet, config.optimizer)
-    ema = ema_start(unet) if world.is_main else {}
-    start = load_checkpoint(config, run, unet, ema, optimizer, world.size)
+    optimizer = make_adamw([(part.peak, part.parameters().values()) for part in parts], config.optimizer)
+    ema = {part.name: ema_start(part) for part in parts} if world.is_main else {}
+    start = load_checkpoint(config, run, parts, ema, optimizer, world.size)
     ordered = settings.reduction == "ordered"
-    network = DistributedDataParallel(unet) if world.size > 1 and not ordered else unet
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    use_ddp = world.size > 1 and not ordered and parts[0].module is unet
+    network = DistributedDataParallel(unet) if use_ddp else unet
+    parameters = [parameter for part in parts for parameter in part.parameters().values()]
+    # Text towers run once per chunk of a caption, another number of times on every rank: DDP can't follow that.
+    outside_ddp = [p for part in parts if part.module is not unet for p in part.parameters().values()]
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
     if settings.threads:
@@ -58,22 +63,25 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
         log.row(step=0, heldout_loss=heldout_loss(config, prepared, ema))
     started = time.perf_counter()
     for step, plan_step in enumerate(plan_steps(config, prepared.stages, start, world), start):
-        rate = learning_rate(config.optimizer, plan_step.stage.learning_rate, step, settings.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = set_rates(optimizer, config.optimizer, plan_step.stage.learning_rate, step, settings.steps)
         totals = [torch.zeros_like(parameter) for parameter in parameters] if ordered else []
         loss_sum = torch.zeros((), device=device)
 
         for k, batch in enumerate(plan_step.batches):
             # Latents and text states.
             ids, visit, offset = batch.draw_ids.to(device), plan_step.epoch, plan_step.stage.offset_noise
+            images = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
             with torch.no_grad():
-                images = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
-                latents = scale_shift.standardise(vae.encode(images))
-                context, pooled = prepared.text_states(batch.captions)
-                chance = keyed_uniform(draw_key(settings.seed, ids, visit, Purpose.CAPTION_DROPOUT), 1)[:, 0]
-                context, pooled = apply_dropout(context, pooled, chance < settings.caption_dropout, null)
-                vector = vector_conditioning(pooled, batch.size_ints.to(device))
+                encoded = vae.encode(images) if batch.latents is None else batch.latents.to(device).float()
+                latents = scale_shift.standardise(encoded)
+            context, pooled = text_states(batch.captions)
+            if model.image_tower is not None:  # S §2.6
+                pooled = embed_images(model.image_tower, images)
+            chance = keyed_uniform(draw_key(settings.seed, ids, visit, Purpose.CAPTION_DROPOUT), 1)[:, 0]
+            is_dropped, null = chance < settings.caption_dropout, text_states.null(config.text.null)
+            context, pooled = apply_dropout(context, pooled, is_dropped, null)
+            scores = None if batch.scores is None else batch.scores.to(device)
+            vector = vector_conditioning(pooled, batch.size_ints.to(device), scores)
 
             # Keyed t and noise: functions of (seed, id, visit), the same in any batch on any number of ranks.
             u = keyed_uniform(draw_key(settings.seed, ids, visit, Purpose.TIMESTEP), 1)[:, 0]
@@ -84,6 +92,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
 
             # UNet and loss. Every image weighs 1 / images_per_step, whatever batch it came in.
             is_last = k == len(plan_step.batches) - 1
+            draw_lora_dropout(unet, draw_key(settings.seed, ids, visit, Purpose.LORA_DROPOUT))
             with gradient_sync(network, is_last):
                 with autocast:
                     output = network(x_t, t, context, vector)
@@ -103,6 +112,8 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
         if ordered:
             for parameter, total in zip(parameters, totals, strict=True):
                 parameter.grad = total
+        elif world.size > 1:
+            mean_gradients(outside_ddp, world)
         clip_norm = config.optimizer.clip_norm or float("inf")
         gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
         if not torch.isfinite(gradient_norm):
@@ -114,7 +125,8 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
         if world.is_main:
-            ema_update(ema, unet, done, settings.ema_decay)
+            for part in parts:
+                ema_update(ema[part.name], part, done, settings.ema_decay)
 
         # Log, measure, sample, checkpoint.
         log.step(done, plan_step, world.mean(loss_sum) * world.size, rate, gradient_norm, started)
@@ -125,7 +137,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
             if settings.sample_every and (final or done % settings.sample_every == 0):
                 draw_samples(config, prepared, ema, run / "samples" / f"step-{done:08d}.png")
             if final or done % settings.checkpoint_every == 0:
-                write_checkpoint(config, run, done, unet, ema, optimizer, world.size)
+                write_checkpoint(config, run, done, parts, ema, optimizer, world.size)
         started = time.perf_counter()  # of the next step, with the loading of its images
     log.close()
     world.barrier()

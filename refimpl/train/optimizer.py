@@ -1,7 +1,7 @@
 """AdamW and its learning rate (S §2.5; N §4 trains in float32 with TF32 matmuls)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,15 +47,30 @@ class OptimizerConfig:
                 raise InputError(f"optimizer.{name} {getattr(self, name)} must be finite and not negative")
 
 
-def make_adamw(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; biases and norm gains are not decayed."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def make_adamw(
+    parts: Iterable[tuple[float, Iterable[torch.nn.Parameter]]], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW over the parameters of each part; biases and norm gains are not decayed.
+
+    parts  (own peak learning rate, trained parameters); a peak of 0 is that of the stage, see `set_rates`
+    """
+    groups = []
+    for peak, parameters in parts:
+        trained = list(parameters)
+        matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, "peak": peak})
+        groups.append({"params": vectors, "weight_decay": 0.0, "peak": peak})
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def set_rates(
+    optimizer: torch.optim.AdamW, config: OptimizerConfig, stage_peak: float, step: int, steps: int
+) -> float:
+    """Gives every group its rate of optimizer step `step`, and returns that of the stage's peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, group["peak"] or stage_peak, step, steps)
+    return learning_rate(config, stage_peak, step, steps)
 
 
 def learning_rate(config: OptimizerConfig, peak: float, step: int, steps: int) -> float:
@@ -68,27 +83,31 @@ def learning_rate(config: OptimizerConfig, peak: float, step: int, steps: int) -
     return rate
 
 
-def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+def optimizer_state(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW
+) -> dict[str, Tensor]:
     """AdamW's moments and step count as named tensors: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`."""
     return {
         f"{name}.{kind}": torch.as_tensor(value)
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def load_optimizer_state(
-    model: torch.nn.Module, optimizer: torch.optim.AdamW, state: Mapping[str, Tensor], source: str
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    state: Mapping[str, Tensor],
+    source: str,
 ) -> None:
     """Puts back what `optimizer_state` gave; InputError lists every missing, extra or misshapen tensor."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     expected = {
         f"{name}.{kind}": () if kind == "step" else tuple(parameter.shape)
-        for name, parameter in trainable.items()
+        for name, parameter in parameters.items()
         for kind in ("exp_avg", "exp_avg_sq", "step")
     }
     check_state(expected, state, source)
-    for name, parameter in trainable.items():
+    for name, parameter in parameters.items():
         optimizer.state[parameter] = {
             "step": state[f"{name}.step"].to(parameter.device),
             "exp_avg": state[f"{name}.exp_avg"].to(parameter.device),

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from refimpl.data.buckets import assign_and_prune
 from refimpl.data.demo_images import write_demo_images
-from refimpl.data.index import read_folder
+from refimpl.data.index import read_source
 from refimpl.data.loader import ImageCache
+from refimpl.data.scores import take_scores
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.diffusion.philox import sample_id
 from refimpl.errors import InputError
@@ -24,21 +25,33 @@ from refimpl.interop.run_folder import (
     committed_steps,
     find_checkpoint,
     load_autoencoder,
+    load_base,
     load_components,
     save_components,
     write_config,
 )
+from refimpl.latents.cache import LatentCache
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.model.unet import UNet
 from refimpl.ops import load_ops
 from refimpl.tables import to_table
+from refimpl.text.cached_states import CachedTextStates
+from refimpl.text.image_tower import load_image_tower
 from refimpl.text.states import TextStates
 from refimpl.train.autoencoder import SCALE_SHIFTS, measure_scale_shift, train_autoencoder
+from refimpl.train.cached_stage import (
+    cached_text,
+    check_encoder,
+    find_latents,
+    open_cache,
+    without_quarantined,
+)
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
 from refimpl.train.log import check_loggers
 from refimpl.train.steps import StageData, plan_stage
+from refimpl.train.trainable import Part, make_trainable
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,8 @@ class Prepared:
     """What the loop works with."""
 
     model: Model
-    text_states: TextStates
+    parts: list[Part]
+    text_states: TextStates | CachedTextStates
     stages: list[StageData]
     heldout: StageData | None
 
@@ -60,7 +74,8 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     load_ops(config.train.backend)
     check_loggers(config)
     world.on_main(lambda: prepare_data(config))
-    stages = [read_stage(config, stage) for stage in config.all_stages()]
+    cache = open_cache(config)
+    stages = [read_stage(config, stage, cache, world) for stage in config.all_stages()]
     heldout = read_stage(config, _heldout_stage(config)) if config.data.heldout else None
     for data in stages:
         plan_stage(config, data, 0, world)
@@ -73,10 +88,16 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
             unet, committed.read(source, {"ema"}).tensors["ema"], str(source / "ema.safetensors")
         )
     world.on_main(lambda: _write_frozen_parts(config, run, stages[-1], unet, world.device))
-    vae, scale_shift, towers = load_components(run, config.vae)
-    model = Model(unet, vae, scale_shift, *towers, config.text, config.diffusion).to(world.device)
-    states = TextStates(towers, config.text.pooling, config.text.cached_prompts)
-    return Prepared(model, states, stages, heldout)
+    if config.lora.rank:
+        load_base(run, unet)
+    model = load_components(run, unet, config.vae, config.text, config.diffusion).to(world.device)
+    parts = make_trainable(model, config)
+    towers = (model.tokenizer, model.encoder_l, model.encoder_g)
+    states = TextStates(towers, config.text.pooling, config.text.cached_prompts, config.text.is_trained)
+    if cache is not None:
+        check_encoder(cache, model.vae, config.data.cache)
+        states = cached_text(config, stages, towers, states, world)
+    return Prepared(model, parts, states, stages, heldout)
 
 
 def _write_frozen_parts(config: Config, run: Path, data: StageData, unet: UNet, device: torch.device) -> None:
@@ -84,12 +105,15 @@ def _write_frozen_parts(config: Config, run: Path, data: StageData, unet: UNet, 
     if (run / "components").exists():
         return
     towers = config.text.load()  # fails at once, the autoencoder may take hours
+    image_folder = config.image_prompt.folder
+    image_tower = load_image_tower(image_folder, config.text.pooled_dim) if image_folder else None
     vae, scale_shift, _ = frozen_parts(config, data, device)
+    model = Model(unet, vae, scale_shift, *towers, config.text, config.diffusion, image_tower)
     is_new = not (run / CONFIG).exists()
     if is_new:
         write_config(run, to_table(config))
     try:
-        save_components(run, Model(unet, vae, scale_shift, *towers, config.text, config.diffusion))
+        save_components(run, model, with_unet=config.lora.rank > 0)
     except InputError:
         if is_new:
             (run / CONFIG).unlink()
@@ -110,13 +134,21 @@ def prepare_data(config: Config) -> None:
         bar.close()
 
 
-def read_stage(config: Config, stage: Stage) -> StageData:
-    """Indexes a stage's folder, assigns its images to the stage's buckets and weighs them by their tags."""
+def read_stage(
+    config: Config, stage: Stage, cache: LatentCache | None = None, world: World | None = None
+) -> StageData:
+    """Indexes a stage's folder, assigns its images to the stage's buckets and weighs them by their tags.
+
+    cache  its latents take the place of the images, which must fit them; given with the world
+    """
     if not stage.folder:
         raise InputError("data.folder is empty; name a folder of images with .txt or .caption sidecars")
-    index = read_folder(stage.folder, tag_classes=config.data.tag_classes)
+    use_scores = config.text.vector == "score"
+    classes = (*config.data.tag_classes, *([config.data.score_class] if use_scores else []))
+    index = read_source(stage.folder, classes)
     for bad in index.quarantined:
         tqdm.write(f"left out: {bad}")
+    index = without_quarantined(cache, index)
     buckets = stage.buckets.sizes()
     limit = config.data.max_aspect_error or math.inf
     assigned = assign_and_prune(index.widths, index.heights, buckets, config.data.aspect_metric, limit)
@@ -127,6 +159,10 @@ def read_stage(config: Config, stage: Stage) -> StageData:
         )
     kept = np.flatnonzero(~assigned.pruned)
     index, bucket_of = index.take(kept), assigned.index[kept]
+    scores = None
+    if use_scores:
+        index, values = take_scores(index, config.data.score_class, config.data.default_score)
+        scores = torch.from_numpy(values)
     weights = np.ones(len(index))
     if config.tag_weights.enabled:
         settings = config.tag_weights
@@ -134,8 +170,11 @@ def read_stage(config: Config, stage: Stage) -> StageData:
         weights = dataset_weights(index.tags, counts)
     draw_ids = torch.tensor([sample_id(name) for name in index.ids], dtype=torch.int64)
     weight_table = torch.tensor(weights, dtype=torch.float32)
-    cache = ImageCache(config.data.cache_megabytes * 2**20) if config.data.cache_megabytes else None
-    return StageData(stage, index, buckets, bucket_of, draw_ids, weight_table, cache)
+    images = ImageCache(config.data.cache_megabytes * 2**20) if config.data.cache_megabytes else None
+    data = StageData(stage, index, buckets, bucket_of, draw_ids, weight_table, scores, images)
+    if cache is None or world is None:
+        return data
+    return replace(data, latents=find_latents(cache, data, config.data.cache, world))
 
 
 def frozen_parts(
@@ -215,7 +254,7 @@ def _made_from(config: Config, data: StageData) -> dict[str, object]:
         "vae": table["vae"],
         "latents": latents,
         "seed": config.train.seed,
-        "ids": data.index.ids,
+        "ids": list(data.index.ids),
         "buckets": buckets,
     }
 

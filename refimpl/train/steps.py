@@ -12,6 +12,7 @@ from refimpl.data.captions import shuffle_tags
 from refimpl.data.index import Index
 from refimpl.data.loader import Batch, ImageCache, load_batches
 from refimpl.data.plan import Mode, Plan, plan_epoch
+from refimpl.latents.cache import CachedLatents, LatentBatch, read_batches
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
 from refimpl.train.draws import VisitDraws
@@ -27,18 +28,22 @@ class StageData:
     bucket_of: np.ndarray  # [N] int64
     draw_ids: Tensor  # [N] int64: refimpl.diffusion.philox.sample_id of each id
     tag_weights: Tensor  # [N] float32, mean 1
+    scores: Tensor | None  # [N] float32: aesthetic scores, where the network is conditioned on them
     cache: ImageCache | None  # decoded images, where this process loads them itself
+    latents: CachedLatents | None = None  # what is trained on instead of the images
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """What one forward pass sees."""
 
-    images: Tensor  # [B, 3, H, W] uint8
+    images: Tensor  # [B, 3, H, W] uint8; of no size where there are latents
+    latents: Tensor | None  # [B, C, h, w] from a cache, unscaled, in the dtype they are stored in
     size_ints: Tensor  # [B, 6] int64
     captions: list[str]
     draw_ids: Tensor  # [B] int64
     tag_weights: Tensor  # [B] float32
+    scores: Tensor | None  # [B] float32
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,17 @@ def _epoch_steps(
     steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in range(first, end)]
     batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
     draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
-    loaded = load_batches(
-        data.index,
-        batches,
-        epoch,
-        draws,
-        workers=config.data.workers,
-        cache=None if config.data.workers else data.cache,
-    )
+    if data.latents is None:
+        loaded = load_batches(
+            data.index,
+            batches,
+            epoch,
+            draws,
+            workers=config.data.workers,
+            cache=None if config.data.workers else data.cache,
+        )
+    else:
+        loaded = read_batches(data.latents, data.index, batches, epoch, draws)
     images_per_step = (len(data.index) - len(plan.dropped)) / len(plan)
     for bucket, share in steps:
         yield PlanStep(
@@ -136,15 +144,17 @@ def _rank_share(
 
 def _micro_batch(config: Config, data: StageData, batch: Batch, draws: VisitDraws, epoch: int) -> MicroBatch:
     items = torch.as_tensor(batch.items)
-    captions = [data.index.captions[item] for item in batch.items]
+    captions = [data.index.captions[item] for item in batch.items.tolist()]
     if config.data.shuffle_tags:
-        sources = [draws.tag_source(data.index.ids[item], epoch) for item in batch.items]
+        sources = [draws.tag_source(data.index.ids[item], epoch) for item in batch.items.tolist()]
         first = config.data.keep_first_tags
         captions = [shuffle_tags(c, source, first) for c, source in zip(captions, sources, strict=True)]
     return MicroBatch(
         images=batch.images,
+        latents=batch.latents if isinstance(batch, LatentBatch) else None,
         size_ints=batch.size_ints,
         captions=captions,
         draw_ids=data.draw_ids[items],
         tag_weights=data.tag_weights[items],
+        scores=None if data.scores is None else data.scores[items],
     )

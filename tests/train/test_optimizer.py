@@ -31,6 +31,14 @@ def network() -> Net:
         return Net()
 
 
+def trained(model: Net) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adamw(model: Net, config: OptimizerConfig) -> torch.optim.AdamW:
+    return make_adamw([(0.0, trained(model).values())], config)
+
+
 def step(model: Net, optimizer: torch.optim.AdamW, gradient: float) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -40,7 +48,7 @@ def step(model: Net, optimizer: torch.optim.AdamW, gradient: float) -> None:
 
 def test_biases_and_norms_are_not_decayed() -> None:
     model = network()
-    optimizer = make_adamw(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
+    optimizer = adamw(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     names = {name: decay.get(id(p)) for name, p in model.named_parameters()}
     assert names == {
@@ -58,7 +66,7 @@ def test_two_steps_are_kingma_and_bas_with_decoupled_decay() -> None:
     """Loshchilov & Hutter 2019, alg. 2, in float64 beside it."""
     model = network()
     config = OptimizerConfig(learning_rate=0.01, beta1=0.8, beta2=0.95, epsilon=1e-6, weight_decay=0.1)
-    optimizer = make_adamw(model, config)
+    optimizer = adamw(model, config)
     theta, m, v = model.conv.weight.detach().double(), 0.0, 0.0
     for k, g in enumerate((0.5, -2.0), start=1):
         m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
@@ -84,9 +92,9 @@ def test_learning_rates(decay: str) -> None:
 
 def test_state_survives_a_round_trip_bit_for_bit() -> None:
     model, config = network(), OptimizerConfig()
-    optimizer = make_adamw(model, config)
+    optimizer = adamw(model, config)
     step(model, optimizer, 0.3)
-    state = {name: value.clone() for name, value in optimizer_state(model, optimizer).items()}
+    state = {name: value.clone() for name, value in optimizer_state(trained(model), optimizer).items()}
     assert sorted(state) == sorted(
         f"{name}.{kind}"
         for name in ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
@@ -94,31 +102,31 @@ def test_state_survives_a_round_trip_bit_for_bit() -> None:
     )
     other = network()
     other.load_state_dict(model.state_dict())
-    restored = make_adamw(other, config)
-    load_optimizer_state(other, restored, state, "x")
+    restored = adamw(other, config)
+    load_optimizer_state(trained(other), restored, state, "x")
     for gradient in (-0.1, 7.0):
         step(model, optimizer, gradient)
         step(other, restored, gradient)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    after = optimizer_state(model, optimizer), optimizer_state(other, restored)
+    after = optimizer_state(trained(model), optimizer), optimizer_state(trained(other), restored)
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
 
 
 def test_a_state_that_does_not_fit_is_listed_and_changes_nothing() -> None:
     model = network()
-    optimizer = make_adamw(model, OptimizerConfig())
+    optimizer = adamw(model, OptimizerConfig())
     step(model, optimizer, 0.3)
-    state: dict[str, Any] = optimizer_state(model, optimizer)
+    state: dict[str, Any] = optimizer_state(trained(model), optimizer)
     bad = {**state, "x.exp_avg": torch.zeros(2), "norm.bias.exp_avg": torch.zeros(4)}
     del bad["conv.bias.step"]
     with pytest.raises(InputError) as error:
-        load_optimizer_state(model, optimizer, bad, "run/optimizer.safetensors")
+        load_optimizer_state(trained(model), optimizer, bad, "run/optimizer.safetensors")
     message = str(error.value)
     assert message.startswith("run/optimizer.safetensors does not fit this model; 3 of its tensors differ")
     assert "missing   conv.bias.step []" in message
     assert "extra     x.exp_avg [2]" in message
     assert "misshapen norm.bias.exp_avg: file has [4], the model needs [3]" in message
-    assert all(torch.equal(value, state[name]) for name, value in optimizer_state(model, optimizer).items())
+    assert all(torch.equal(value, state[name]) for name, value in optimizer_state(trained(model), optimizer).items())
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import v_target
 from refimpl.train.autoencoder import bucket_batches, centre_crops
+from refimpl.train.config import Config
 from refimpl.train.ema import ema_start
 from refimpl.train.prepare import Prepared, prepare
+from refimpl.train.trainable import Averages
 from refimpl.train.validate import MEASURING_SEED, TIMESTEPS, draw_samples, heldout_loss
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
@@ -20,11 +22,15 @@ from tests.train import runs
 Run = Callable[..., Path]
 
 
-def prepared(root: Path, out: Path, **sections: dict) -> tuple[Prepared, dict[str, torch.Tensor], object]:
+def prepared(root: Path, out: Path, **sections: dict) -> tuple[Prepared, Averages, Config]:
     sections["data"] = {"heldout": str(root / "heldout"), **sections.get("data", {})}
     config = runs.config(root, out, **sections)
     parts = prepare(config, out, runs.ALONE)
-    return parts, ema_start(parts.model.unet), config
+    return parts, averages_of(parts), config
+
+
+def averages_of(parts: Prepared) -> Averages:
+    return {part.name: ema_start(part) for part in parts.parts}
 
 
 @pytest.mark.parametrize(
@@ -68,14 +74,14 @@ def test_two_calls_agree_bit_for_bit_and_touch_nothing(root: Path, tmp_path: Pat
 
 def test_it_measures_the_weights_it_is_given(root: Path, tmp_path: Path) -> None:
     parts, weights, config = prepared(root, tmp_path)
-    other = {name: value + 0.1 for name, value in weights.items()}
+    other = {"unet": {name: value + 0.1 for name, value in weights["unet"].items()}}
     assert heldout_loss(config, parts, weights) != heldout_loss(config, parts, other)
 
 
 def test_without_held_out_images_there_is_none(trained: Path, root: Path, tmp_path: Path) -> None:
     config = runs.config(root, tmp_path)
     parts = prepare(config, tmp_path, runs.ALONE)
-    assert heldout_loss(config, parts, ema_start(parts.model.unet)) is None
+    assert heldout_loss(config, parts, averages_of(parts)) is None
     assert not any("heldout_loss" in row for row in runs.rows(trained))
 
 

@@ -1,0 +1,49 @@
+"""Aesthetic scores of images, which SDXL's refiner is conditioned on (S §2.5), from tags written `score:6.5`."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.data.index import Index
+from refimpl.errors import InputError
+
+
+def take_scores(index: Index, score_class: str, default: float) -> tuple[Index, npt.NDArray[np.float32]]:
+    """Takes the scores out of the captions: they are numbers for the network, not words for the text towers.
+
+    index        read with `score_class` among its tag classes
+    default      of images without a score
+    returns      the data set without the tags of that class, and [N] float32 scores
+    Raises InputError for a score that is no finite number, and for an image with two.
+    """
+    scores = np.full(len(index), default, np.float32)
+    captions, tags = list(index.captions), list(index.tags)
+    for row, name in enumerate(index.ids):
+        written = tags[row].get(score_class, ())
+        if not written:
+            continue
+        scores[row] = _score(written, name, score_class)
+        tags[row] = {other: found for other, found in tags[row].items() if other != score_class}
+        left = captions[row].split(", ")
+        left.remove(written[0])
+        captions[row] = ", ".join(left)
+    return replace(index, captions=captions, tags=tags), scores
+
+
+def _score(written: tuple[str, ...], name: str, score_class: str) -> float:
+    if len(written) > 1:
+        raise InputError(
+            f"image {name!r} has {len(written)} tags of class {score_class!r} ({', '.join(written)}); leave one"
+        )
+    try:
+        value = float(written[0])
+    except ValueError:
+        value = math.nan
+    if not abs(value) < 1e30:  # float32 still holds it; NaN is not below
+        raise InputError(
+            f"image {name!r}: the aesthetic score {score_class}:{written[0]} is not a number; write one such as "
+            f"{score_class}:6.5, or name another data.score_class"
+        )
+    return value

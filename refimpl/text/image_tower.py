@@ -1,0 +1,75 @@
+"""The image as prompt: CLIP-G's image embedding in the place of the pooled text state (S §2.6)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from refimpl.errors import InputError
+from refimpl.text.encoders import freeze
+
+# Of the pixels that CLIP was trained on, in 0 … 1 (Radford et al. 2021; OpenCLIP kept them).
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ImagePromptConfig:
+    """Conditioning on an image: trains the layer that embeds it, `label_emb`, and nothing else (S §2.6)."""
+
+    folder: str = ""
+    """folder of the image tower that belongs to bigG (transformers' CLIPVisionModelWithProjection); empty for off"""
+
+
+def load_image_tower(folder: Path | str, pooled_dim: int) -> CLIPVisionModelWithProjection:
+    """The image tower of a local folder, frozen and in eval mode. Nothing is downloaded.
+
+    pooled_dim  channels of the pooled text state that its embedding replaces
+    Raises InputError when the folder cannot be read, lacks weights, or embeds in another number of channels.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise InputError(f"image tower folder {folder}: config.json not found")
+    try:
+        loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"image tower folder {folder}: cannot be read ({error})") from error
+    tower, report = loaded
+    if report["missing_keys"]:
+        raise InputError(f"image tower folder {folder}: missing tensors {sorted(report['missing_keys'])}")
+    if tower.config.projection_dim != pooled_dim:
+        raise InputError(
+            f"image tower folder {folder}: embeds in {tower.config.projection_dim} channels, the pooled text state "
+            f"has {pooled_dim}; give the image tower that belongs to the second text tower"
+        )
+    tower.float()
+    freeze(tower)
+    return tower
+
+
+def embed_images(tower: CLIPVisionModelWithProjection, images: Tensor) -> Tensor:
+    """Image embeddings for the place of the pooled text states.
+
+    images   [B, 3, H, W] in −1 … 1      returns  [B, P], projected and, as the pooled text states, not normalised
+    """
+    return tower(pixel_values=clip_pixels(images, tower.config.image_size)).image_embeds
+
+
+def clip_pixels(images: Tensor, side: int) -> Tensor:
+    """What CLIP's image tower takes: shorter side scaled to `side`, bicubic; centre square; standardised.
+
+    images  [B, 3, H, W] in −1 … 1      returns  [B, 3, side, side]
+    """
+    height, width = images.shape[-2:]
+    shorter = min(height, width)
+    scaled = side * height // shorter, side * width // shorter
+    pixels = F.interpolate(images.float() / 2 + 0.5, scaled, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (scaled[0] - side) // 2, (scaled[1] - side) // 2
+    square = pixels[..., top : top + side, left : left + side]
+    mean, std = (square.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return (square - mean) / std
