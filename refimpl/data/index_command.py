@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +17,7 @@ from refimpl.data.gather import MAX_BAD_SHARE, gather, refuse
 from refimpl.data.images import Accepted
 from refimpl.data.items import IndexOptions
 from refimpl.data.merge import merged
-from refimpl.data.table import Table, read_table, write_table
+from refimpl.data.table import Table, is_index, read_table, write_table
 from refimpl.data.tag_rules import TagRules, read_tag_table
 from refimpl.errors import InputError
 
@@ -131,6 +134,22 @@ def build(
     write_table(out, found.columns, {**found.facts, "sources": list(where)})
     shutil.rmtree(parts_folder, ignore_errors=True)
     return read_table(out)
+
+
+@contextmanager
+def looked_at(source: str, options: IndexOptions, processes: int) -> Iterator[Table]:
+    """The table of an index, or of any data set whatever its problems: for looking, not for training.
+
+    Raises InputError for what `read_table` and `gather` name.
+    """
+    if is_index(source):
+        yield read_table(source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = merged(gather((source,), options, Path(folder), processes))
+        path = Path(folder) / "index"
+        write_table(path, found.columns, found.facts)
+        yield read_table(path)
 
 
 def cores() -> int:

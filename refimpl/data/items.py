@@ -58,7 +58,7 @@ def read_item(root: str, item: Item, options: IndexOptions) -> Row:
         width, height = decode(source, accepted=options.accepted).size
     else:
         width, height = read_size(source, options.accepted)
-    digest = _sha256(source) if options.sha256 else None
+    digest = hashed(source) if options.sha256 else None
     return Row(item.id, item.source, _size(source), width, height, caption, tags, captioned, digest)
 
 
@@ -136,7 +136,8 @@ def _size(source: ImageSource) -> int:
     return source.size if isinstance(source, TarMember) else os.stat(source).st_size
 
 
-def _sha256(source: ImageSource) -> bytes:
+def hashed(source: ImageSource) -> bytes:
+    """SHA-256 of an image's bytes. Raises BadImage when they can't be read."""
     try:
         with source.open() if isinstance(source, Packed) else open(source, "rb") as file:
             digest = hashlib.sha256()

@@ -1,0 +1,155 @@
+"""A data set's survey as lines for the terminal and as one HTML page; tags and names are data, and escaped."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from refimpl.data.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Survey, WeightSurvey
+from refimpl.report import data_figures, figures
+from refimpl.report.page import Markup, image, page, paragraph, table
+from refimpl.report.style import png_bytes
+
+PAGE_WIDTH = 980  # CSS pixels of a figure
+BAR = 40  # characters of the longest bar in the terminal
+
+Part = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # heading, header, rows
+
+
+def survey_lines(source: str, found: Survey, listed: int) -> Iterator[str]:
+    """What `refimpl data check` prints."""
+    yield f"{found.images} images in {shown(source)}"
+    yield from _summary(found)
+    for heading, header, rows in _tables(found, listed):
+        yield ""
+        yield heading
+        yield from _aligned([header, *rows])
+
+
+def weight_lines(source: str, found: WeightSurvey) -> Iterator[str]:
+    """What `refimpl data tags` prints."""
+    yield f"{found.count} images in {shown(source)}; loss weights, mean 1:"
+    most = max([1, *found.images])
+    for low, high, count in zip(found.edges, found.edges[1:], found.images, strict=False):
+        yield f"  {low:8.5g} – {high:<8.5g} {'█' * math.ceil(BAR * count / most):<{BAR}} {count}"
+    for heading, header, rows in _weight_tables(found):
+        yield ""
+        yield heading
+        yield from _aligned([header, *rows])
+
+
+def survey_page(source: str, found: Survey, listed: int) -> str:
+    """The survey as a page that needs no network. Raises InputError when matplotlib is missing."""
+    source = shown(source)
+    density = data_figures.size_density(found.density, BIN_PIXELS, found.buckets)
+    histogram = figures.bucket_histogram(found.buckets, found.bucket_counts, found.mean_error)
+    errors = data_figures.aspect_errors(found.errors, found.mean_error)
+    drawn = [
+        (
+            "Sizes",
+            [_figure(density, "images by height and width", "Height and width of the images, as S Fig. 2.")],
+        ),
+        (
+            "Aspects",
+            [_figure(histogram, "images in each bucket"), _figure(errors, "aspect errors of the images")],
+        ),
+    ]
+    opening = [paragraph(f"{found.images} images in {source}"), *map(paragraph, _summary(found))]
+    return page(f"Data set {source}", [*drawn, *_sections(_tables(found, listed))], opening)
+
+
+def weight_page(source: str, found: WeightSurvey) -> str:
+    """The weights as a page that needs no network. Raises InputError when matplotlib is missing."""
+    source = shown(source)
+    histogram = data_figures.weight_histogram(found.edges, found.images)
+    drawn = [
+        ("Loss weights", [_figure(histogram, "images by loss weight", "Images by loss weight (N §4.3).")])
+    ]
+    opening = [paragraph(f"{found.count} images in {source}")]
+    return page(f"Tags of {source}", [*drawn, *_sections(_weight_tables(found))], opening)
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: what isn't printable is escaped, so that a name can't steer it."""
+    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()
+
+
+def _sections(parts: Sequence[Part]) -> list[tuple[str, list[Markup]]]:
+    return [(heading, [table(header, rows)]) for heading, header, rows in parts]
+
+
+def _figure(figure: Any, alt: str, caption: str = "") -> Markup:
+    return image(png_bytes(figure), alt, caption, PAGE_WIDTH)
+
+
+def _summary(found: Survey) -> list[str]:
+    used = sum(count > 0 for count in found.bucket_counts)
+    bad = sum(map(len, found.problems.values()))
+    return [
+        f"mean |aspect error|: {found.mean_error:.4f} (N §4.1.3: {figures.N_MEAN_ASPECT_ERROR}); "
+        f"{used} of {len(found.buckets)} buckets used",
+        f"left out: {bad}; pruned, too far from every bucket: {len(found.pruned)}",
+        f"smaller than their bucket, and so enlarged: {found.small}; without a caption: {found.uncaptioned}",
+    ]
+
+
+def _tables(found: Survey, listed: int) -> list[Part]:
+    parts: list[Part] = []
+    for kind, problems in sorted(found.problems.items()):
+        rows: list[tuple[Any, ...]] = [(str(bad),) for bad in problems[:listed]]
+        parts.append(
+            (f"problem: {kind}, {len(problems)}", ("file and reason",), [*rows, *_more(problems, listed)])
+        )
+    if found.pruned:
+        rows = [(path, width, height, f"{error:.3f}") for path, width, height, error in found.pruned[:listed]]
+        header = ("pruned", "width", "height", "log aspect error")
+        parts.append((f"pruned images, {len(found.pruned)}", header, [*rows, *_more(found.pruned, listed)]))
+    if found.percentiles:
+        header = ("percentile", *(f"{percent} %" for percent in PERCENTILES))
+        rows = [(name, *(f"{value:.4g}" for value in values)) for name, values in found.percentiles.items()]
+        parts.append(("sizes and aspects", header, rows))
+    order = sorted(
+        range(len(found.buckets)), key=lambda bucket: found.buckets[bucket][0] / found.buckets[bucket][1]
+    )
+    total = max(1, sum(found.bucket_counts))
+    rows = [
+        (width, height, f"{width / height:.3f}", found.bucket_counts[bucket],
+         f"{found.bucket_counts[bucket] / total:.2%}")
+        for bucket in order for width, height in [found.buckets[bucket]]
+    ]  # fmt: skip
+    parts.append(("buckets", ("width", "height", "aspect", "images", "share"), rows))
+    return [*parts, *_class_tables(found.classes)]
+
+
+def _weight_tables(found: WeightSurvey) -> list[Part]:
+    parts: list[Part] = []
+    for heading, images in (("heaviest images", found.heaviest), ("lightest images", found.lightest)):
+        rows: list[tuple[Any, ...]] = [
+            (f"{weight:.5g}", name, "; ".join(f"{c}: {', '.join(tags)}" for c, tags in by_class.items()))
+            for weight, name, by_class in images
+        ]
+        parts.append((heading, ("weight", "id", "tags"), rows))
+    return [*parts, *_class_tables(found.classes)]
+
+
+def _class_tables(classes: Sequence[ClassSurvey]) -> list[Part]:
+    rows: list[tuple[Any, ...]] = [
+        (each.name, each.distinct, each.uses, _ranked(each.most), _ranked(each.least)) for each in classes
+    ]
+    return [("tags", ("class", "tags", "uses", "most frequent", "least frequent"), rows)] if rows else []
+
+
+def _ranked(tags: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{tag} ({count})" for tag, count in tags)
+
+
+def _more(entries: Sequence[object], listed: int) -> list[tuple[str]]:
+    return [(f"and {len(entries) - listed} more",)] if len(entries) > listed else []
+
+
+def _aligned(rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    cells = [[shown(str(cell)) for cell in row] for row in rows]
+    wide = max(map(len, cells))
+    widths = [max(len(row[column]) for row in cells if len(row) == wide) for column in range(wide)]
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        yield ("  " + "  ".join(padded)).rstrip()
