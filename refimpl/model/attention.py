@@ -1,4 +1,6 @@
-"""Transformer blocks of the UNet (S §2.1 and Tab. 1; N refs 4, 15: memory-efficient attention)."""
+"""Transformer blocks of the UNet (S §2.1 and Tab. 1); attention never holds its matrix where a kernel is fused."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from refimpl.model.blocks import zeroed
+from refimpl.model.self_attention import SelfAttention, attend, entropy_scale
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the published network; its residual blocks use 1e-5
 
@@ -24,13 +27,16 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, context: Tensor | None = None, how: SelfAttention | None = None
+    ) -> Tensor:
+        """how  other than plain attention, for tokens on themselves"""
         source = tokens if context is None else context
         q = self._split_heads(self.to_q(tokens))
         k = self._split_heads(self.to_k(source))
         v = self._split_heads(self.to_v(source))
         # softmax(q kᵀ / √d) v, never holding the n × m matrix where the device has a fused kernel
-        heads = F.scaled_dot_product_attention(q, k, v)
+        heads = F.scaled_dot_product_attention(q, k, v) if how is None else attend(q, k, v, how)
         return self.to_out(heads.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -67,7 +73,8 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; each normalised first and added.
 
-    tokens [B, n, channels]; context [B, m, context_dim]; returns [B, n, channels].
+    tokens [B, n, channels]; context [B, m, context_dim]; how the self-attention is changed; returns
+    [B, n, channels].
     """
 
     activation_checkpointing = False
@@ -81,16 +88,31 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
 
-    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor, how: SelfAttention | None = None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
             # Nothing in the block is random, so no generator state has to be kept for the second pass.
-            return checkpoint(self._forward, tokens, context, use_reentrant=False, preserve_rng_state=False)
-        return self._forward(tokens, context)
+            return checkpoint(
+                self._forward, tokens, context, how, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._forward(tokens, context, how)
 
-    def _forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        tokens = tokens + self.attn1(self.norm1(tokens))
+    def _forward(self, tokens: Tensor, context: Tensor, how: SelfAttention | None) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens), how=how)
         tokens = tokens + self.attn2(self.norm2(tokens), context)
         return tokens + self.ff(self.norm3(tokens))
+
+
+class LevelAttention(NamedTuple):
+    """Changes to self-attention at one level of a UNet (`refimpl.model.attention_options`)."""
+
+    train_tokens: int | None  # tokens of the feature map in training, to scale the logits; None leaves them
+    radius: int | None  # farthest cells attended to; None for all
+
+    def on(self, height: int, width: int) -> SelfAttention | None:
+        """For a feature map of this size; None where that is plain attention."""
+        scale = 1.0 if self.train_tokens is None else entropy_scale(height * width, self.train_tokens)
+        radius = None if self.radius is None or self.radius >= max(height, width) - 1 else self.radius
+        return None if scale == 1 and radius is None else SelfAttention(height, width, scale, radius)
 
 
 class SpatialTransformer(nn.Module):
@@ -99,6 +121,8 @@ class SpatialTransformer(nn.Module):
     x [B, channels, h, w]; context [B, m, context_dim]; returns [B, channels, h, w].
     The last projection starts at zero, so a new block is the identity.
     """
+
+    level_attention: LevelAttention | None = None
 
     def __init__(self, channels: int, context_dim: int, head_dim: int, depth: int, groups: int):
         super().__init__()
@@ -113,7 +137,8 @@ class SpatialTransformer(nn.Module):
         height, width = x.shape[2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B, h·w, channels]
         tokens = self.proj_in(tokens)
+        how = None if self.level_attention is None else self.level_attention.on(height, width)
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, how)
         tokens = self.proj_out(tokens)
         return x + tokens.transpose(1, 2).unflatten(2, (height, width))
