@@ -10,7 +10,7 @@ from refimpl.terminal import run_command
 # command → (module, function taking (arguments, program), what it does). Imported only when asked for.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("refimpl.demo", "demo_command", "run the main job end to end on a small data set and report"),
-    "data": ("refimpl.train.data_command", "data_command", "look at a data set: problems, buckets, tags"),
+    "data": ("refimpl.report.data_command", "data_command", "index a data set, check it, weigh its tags"),
     "stats": (
         "refimpl.train.stats_command",
         "stats_command",
