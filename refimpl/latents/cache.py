@@ -13,8 +13,8 @@ Tensors of a shard of n rows:
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,15 @@ import torch
 from torch import Tensor
 
 from refimpl.data.aspect_table import Bucket
+from refimpl.data.crop import IntegerSource
 from refimpl.data.index import Index
-from refimpl.data.loader import Draws
+from refimpl.data.loader import Batch, Draws
 from refimpl.errors import InputError
 from refimpl.latents.store import Int64s, Store, open_store
 from refimpl.latents.vae import VAE
 
 KIND = "latents"
+Batches = Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]  # (bucket, rows of the index)
 RESAMPLING = "pillow-lanczos"  # of refimpl.data.crop; another filter would need another name
 
 
@@ -115,50 +117,75 @@ def open_latents(folder: Path) -> LatentCache:
 
 @dataclass(frozen=True, eq=False)
 class CachedLatents:
-    """A cache seen from an index: which lookup row belongs to each of its images."""
+    """A cache seen from an index: which lookup row belongs to each of its images, in the image's own bucket."""
 
     cache: LatentCache
     rows: Int64s  # [N]
+    buckets: Sequence[Bucket]
+    bucket_of: npt.NDArray[np.integer]  # [N]
 
 
 @dataclass(frozen=True, eq=False)
-class LatentBatch:
-    """Latents of one bucket, in the place of refimpl.data.loader.Batch.
+class LatentBatch(Batch):
+    """A batch of the loader whose images, [B, 3, 0, 0], have been encoded before.
 
-    latents    [B, C, h, w]  unscaled, in the dtype they are stored in
-    size_ints  [B, 6] int64, rows of SizeInts
-    items      [B] int64, rows of the Index
-    bucket     (width, height)
+    latents  [B, C, h, w]  unscaled, in the dtype they are stored in
     """
 
-    latents: Tensor
-    size_ints: Tensor
-    items: npt.NDArray[np.int64]
-    bucket: Bucket
+    latents: Tensor = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class _RepeatedCrops:
+    """Draws that show K crops in turn, as the cache does."""
+
+    draws: Draws
+    crops: int
+
+    def crop_source(self, name: str, visit: int) -> IntegerSource:
+        return self.draws.crop_source(name, visit % self.crops)
+
+    def is_flipped(self, name: str, visit: int) -> bool:
+        return self.draws.is_flipped(name, visit)
 
 
 def read_batches(
     cached: CachedLatents,
     index: Index,
-    batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]],
+    batches: Batches,
     visit: int,
     draws: Draws,
-) -> Iterator[LatentBatch]:
+    load: Callable[[Batches, Draws], Iterator[Batch]],
+) -> Iterator[Batch]:
     """The latents of each batch, in the order given; arguments as `refimpl.data.loader.load_batches` takes them.
 
     A visit shows crop number `visit` mod K, mirrored where `draws` says so.
+    load     loads batches of images. A plan's catch-all batch shows images in another bucket than their own, in
+             which they have no latents: it comes as images, with the same crops
+    returns  LatentBatch, and the loader's Batch for catch-all batches
     """
     cache = cached.cache
-    for bucket, items in batches:
+    own = [
+        all(cached.buckets[cached.bucket_of[item]] == bucket for item in items) for bucket, items in batches
+    ]
+    others = [batch for batch, is_own in zip(batches, own, strict=True) if not is_own]
+    loaded = load(others, _RepeatedCrops(draws, cache.crops)) if others else iter(())
+    for (bucket, items), is_own in zip(batches, own, strict=True):
+        if not is_own:
+            yield next(loaded)
+            continue
         entries = [
             cache.entry(
                 int(cached.rows[item]), visit % cache.crops, draws.is_flipped(index.ids[int(item)], visit)
             )
             for item in items
         ]
+        rows = np.asarray(items, np.int64)
         yield LatentBatch(
-            torch.stack([latent for latent, _ in entries]),
-            torch.stack([size_ints for _, size_ints in entries]).long(),
-            np.asarray(items, np.int64),
-            bucket,
+            images=torch.empty(len(rows), 3, 0, 0, dtype=torch.uint8),
+            size_ints=torch.stack([size_ints for _, size_ints in entries]).long(),
+            items=rows,
+            planned=rows,
+            bucket=bucket,
+            latents=torch.stack([latent for latent, _ in entries]),
         )

@@ -105,12 +105,15 @@ class ScaleShift:
 
     @classmethod
     def from_json(cls, text: str) -> ScaleShift:
-        """What `to_json` wrote. Raises InputError when the text is not that."""
+        """What `to_json` wrote, or `refimpl stats`, which adds where the numbers come from under "measured".
+
+        Raises InputError when the text is not that.
+        """
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(f"ScaleShift: not JSON ({error})") from error
-        if not isinstance(fields, dict) or set(fields) != {"mean", "std"}:
+        if not isinstance(fields, dict) or set(fields) - {"measured"} != {"mean", "std"}:
             found = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
             raise InputError(f'ScaleShift: expected a JSON object with "mean" and "std", got {found}')
         return cls(fields["mean"], fields["std"])

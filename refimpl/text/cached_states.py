@@ -9,7 +9,7 @@ Tensors of a shard of n captions that fill c chunks each:
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from refimpl.latents.store import Int64s, Store, find_rows, open_store
 from refimpl.text.config import Towers
+from refimpl.text.states import TextStates
 
 KIND = "text"
 
@@ -81,9 +82,7 @@ def open_text(folder: Path) -> TextCache | None:
 class CachedTextStates:
     """In the place of refimpl.text.states.TextStates: reads what is cached, and asks `towers` for other prompts."""
 
-    def __init__(
-        self, cache: TextCache, towers: Callable[[Sequence[str]], tuple[Tensor, Tensor]], device: torch.device
-    ):
+    def __init__(self, cache: TextCache, towers: TextStates, device: torch.device):
         self._cache, self._towers, self._device = cache, towers, device
         self._empty, _ = cache.states(int(cache.rows([""])[0]))
 
@@ -102,3 +101,7 @@ class CachedTextStates:
         ]
         context, pooled = torch.stack(contexts), torch.stack([pooled for _, pooled in states])
         return context.to(self._device).float(), pooled.to(self._device).float()
+
+    def null(self, kind: str) -> tuple[Tensor, Tensor]:
+        """As `TextStates.null`."""
+        return self._towers.null(kind)

@@ -48,7 +48,7 @@ class FittingEncoder:
             limit = max(1, self.batch_pixels // pixels)
             batch = images[done : done + limit]
             try:
-                parts.append(self._encode(batch, limit))
+                parts.append(self._encode(batch))
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -64,17 +64,14 @@ class FittingEncoder:
             done += len(batch)
         return torch.cat(parts)
 
-    def _encode(self, batch: Tensor, limit: int) -> Tensor:
-        # A convolution of a single image takes another path, and rounds otherwise, than one of several; of
-        # several, each gets the bits it gets beside any others. So a single one is encoded beside itself.
-        several = batch.repeat(2, 1, 1, 1) if len(batch) == 1 and limit > 1 else batch
-        x = several.to(self._device).float() / 127.5 - 1
+    def _encode(self, batch: Tensor) -> Tensor:
+        x = batch.to(self._device).float() / 127.5 - 1
         tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
         try:
             latents = self._vae.encode(x, self._tile)
         finally:
             torch.backends.cudnn.allow_tf32 = tf32
-        return latents[: len(batch)].to("cpu", self._dtype)
+        return latents.to("cpu", self._dtype)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

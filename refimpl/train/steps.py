@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from refimpl.data.buckets import pixel_budget_batch_sizes
 from refimpl.data.captions import shuffle_tags
 from refimpl.data.index import Index
-from refimpl.data.loader import Batch, ImageCache, load_batches
+from refimpl.data.loader import Batch, Draws, ImageCache, load_batches
 from refimpl.data.plan import Mode, Plan, plan_epoch
-from refimpl.latents.cache import CachedLatents, LatentBatch, read_batches
+from refimpl.latents.cache import Batches, CachedLatents, LatentBatch, read_batches
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
 from refimpl.train.draws import VisitDraws
@@ -106,17 +107,12 @@ def _epoch_steps(
     steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in range(first, end)]
     batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
     draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
-    if data.latents is None:
-        loaded = load_batches(
-            data.index,
-            batches,
-            epoch,
-            draws,
-            workers=config.data.workers,
-            cache=None if config.data.workers else data.cache,
-        )
-    else:
-        loaded = read_batches(data.latents, data.index, batches, epoch, draws)
+    load = partial(_load, config, data, epoch)
+    loaded = (
+        read_batches(data.latents, data.index, batches, epoch, draws, load)
+        if data.latents
+        else load(batches, draws)
+    )
     images_per_step = (len(data.index) - len(plan.dropped)) / len(plan)
     for bucket, share in steps:
         yield PlanStep(
@@ -128,6 +124,17 @@ def _epoch_steps(
             names=[data.index.ids[item] for micro in share for item in micro],
             batches=[_micro_batch(config, data, next(loaded), draws, epoch) for _ in range(accumulate)],
         )
+
+
+def _load(config: Config, data: StageData, epoch: int, batches: Batches, draws: Draws) -> Iterator[Batch]:
+    return load_batches(
+        data.index,
+        batches,
+        epoch,
+        draws,
+        workers=config.data.workers,
+        cache=None if config.data.workers else data.cache,
+    )
 
 
 def _rank_share(
@@ -144,7 +151,7 @@ def _rank_share(
 
 def _micro_batch(config: Config, data: StageData, batch: Batch, draws: VisitDraws, epoch: int) -> MicroBatch:
     items = torch.as_tensor(batch.items)
-    captions = [data.index.captions[item] for item in batch.items.tolist()]
+    captions: list[str] = [data.index.captions[item] for item in batch.items.tolist()]
     if config.data.shuffle_tags:
         sources = [draws.tag_source(data.index.ids[item], epoch) for item in batch.items.tolist()]
         first = config.data.keep_first_tags
