@@ -55,16 +55,18 @@ def vae_to_diffusers(state: Mapping[str, Tensor], config: VAEConfig, source: str
 
 
 def vae_from_diffusers(state: Mapping[str, Tensor], config: VAEConfig, source: str) -> dict[str, Tensor]:
-    """The inverse of `vae_to_diffusers`; attention of before 2023 (query, key, value, proj_attn) is read too."""
-    modules = inverted(vae_modules(config))
-    for half in ("encoder", "decoder"):
-        place = f"{half}.mid_block.attentions.0"
-        modules |= {f"{place}.{old}": modules[f"{place}.{new}"] for old, new in EARLY_ATTENTION.items()}
-    names = renamed_keys(state, modules, source)
+    """The inverse of `vae_to_diffusers`."""
+    names = renamed_keys(state, inverted(vae_modules(config)), source)
     return {
         names[key]: tensor[:, :, None, None] if _is_linear(names[key]) and tensor.ndim == 2 else tensor
         for key, tensor in state.items()
     }
+
+
+def current_name(key: str) -> str:
+    """diffusers' name today of a tensor of the autoencoder that may have the name of before 2023."""
+    found = re.fullmatch(r"((?:en|de)coder\.mid_block\.attentions\.0\.)(\w+)(\.\w+)", key)
+    return f"{found[1]}{EARLY_ATTENTION.get(found[2], found[2])}{found[3]}" if found else key
 
 
 def _is_linear(ours: str) -> bool:
