@@ -13,8 +13,9 @@ import tyro
 
 from refimpl.checks import check_at_least, check_fraction
 from refimpl.data.captions import DEFAULT_TAG_CLASSES
-from refimpl.data.gather import MAX_BAD_SHARE, gather, refuse
+from refimpl.data.gather import LISTED, MAX_BAD_SHARE, gather, refuse
 from refimpl.data.images import Accepted
+from refimpl.data.index import index_of
 from refimpl.data.items import IndexOptions
 from refimpl.data.merge import merged
 from refimpl.data.table import Table, is_index, read_table, write_table
@@ -106,9 +107,11 @@ def index_command(arguments: list[str], program: str = "refimpl data index") -> 
         raise InputError(f"{command.out} exists; choose another name, or write over it with --replace")
     table = build(command.sources, command.out, command.options(), command.processes or cores(),
                   command.allow_missing, command.max_bad_share)  # fmt: skip
-    bad = len(table.arrays["bad_path.ends"])
+    bad = index_of(table).quarantined
     size = command.out.stat().st_size
-    print(f"{len(table)} images in {command.out} ({size / 2**20:.1f} MiB); {bad} left out")
+    print(f"{len(table)} images in {command.out} ({size / 2**20:.1f} MiB); {len(bad)} left out")
+    for problem in bad[:LISTED]:
+        print(f"  left out: {problem}")
     print(f"look at it: refimpl data check {command.out}")
 
 

@@ -57,18 +57,24 @@ def items(unit: Unit) -> Iterator[Item | BadImage]:
                     if info.name in members:
                         yield BadImage(named, "the archive holds this name twice; the last counts", "archive")
                     members[info.name] = member
+            _check_end(unit.root, archive.offset)
     except Exception as error:  # of any class: tarfile trusts the numbers in damaged headers
-        yield BadImage(
-            unit.root,
-            f"the archive is damaged ({type(error).__name__}: {error}); what follows is lost",
-            "archive",
-        )
+        reason = f"the archive is damaged ({type(error).__name__}: {error}); what follows is lost"
+        yield BadImage(unit.root, reason, "archive")
     for name, member in sorted(members.items()):
         stem = os.path.splitext(name)[0]
         beside = sidecars.get(stem, {})
         sidecar = next((beside[suffix] for suffix in SIDECAR_SUFFIXES if suffix in beside), None)
         key = unicodedata.normalize("NFC", f"{shard}/{stem.removeprefix('./')}")
         yield Item(key, member, sidecar)
+
+
+def _check_end(path: str, at: int) -> None:
+    """Raises ValueError unless the archive ends where tarfile stopped reading, which it also does at damage."""
+    with open(path, "rb") as file:
+        file.seek(at)
+        if any(file.read(tarfile.BLOCKSIZE)):
+            raise ValueError(f"no header of a member at byte {at}")
 
 
 def _refusal(info: tarfile.TarInfo) -> str:
