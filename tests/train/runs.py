@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.tables import from_table
@@ -52,6 +53,19 @@ def write_autoencoder(path: Path) -> Path:
         vae = VAE(from_table(VAEConfig, VAE_TABLE, "test"))
     save_file({name: value.contiguous() for name, value in vae.state_dict().items()}, str(path))
     return path
+
+
+def write_image_tower(folder: Path) -> Path:
+    """A random tiny image tower that embeds in the tiny towers' 64 channels, as transformers writes it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = CLIPVisionConfig(**sizes, projection_dim=64, image_size=16, patch_size=8)
+        tower = CLIPVisionModelWithProjection(config)
+        for parameter in tower.parameters():  # transformers' 0.02 would embed all images alike
+            parameter.data.normal_()
+    tower.save_pretrained(str(folder))
+    return folder
 
 
 def table(root: Path, out: Path, /, **sections: Any) -> dict[str, Any]:
