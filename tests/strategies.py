@@ -197,6 +197,60 @@ def vae_configs(draw: st.DrawFn) -> VAEConfig:
     )
 
 
+# --- LoRA ---
+
+
+LORA_ALPHAS = (1e-30, 0.5, 1.0, 16.0, 1e30)  # extremes included: only alpha / rank · up · down has a size
+
+
+def lora_alphas() -> st.SearchStrategy[float]:
+    """Positive and finite in float32."""
+    return st.sampled_from(LORA_ALPHAS) | st.floats(2.0**-10, 2.0**10, width=32)
+
+
+@st.composite
+def layers_to_adapt(draw: st.DrawFn) -> tuple[torch.nn.Linear | torch.nn.Conv2d, torch.Tensor]:
+    """A float64 Linear or Conv2d of any geometry, and an input for it; the batch may be empty."""
+    torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
+    wide, out = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    bias = draw(st.booleans())
+    if draw(st.booleans()):
+        x = draw(latents((draw(st.integers(0, 3)), draw(st.integers(1, 4)), 1, wide)))
+        return torch.nn.Linear(wide, out, bias).double(), draw(st.sampled_from((x, x[:, 0], x[:, 0, 0])))
+    conv = torch.nn.Conv2d(
+        wide,
+        out,
+        (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        stride=draw(st.integers(1, 2)),
+        padding=draw(st.integers(0, 2)),
+        dilation=draw(st.integers(1, 2)),
+        bias=bias,
+        padding_mode=draw(st.sampled_from(("zeros", "circular"))),
+    ).double()
+    sides = (draw(st.integers(5, 8)), draw(st.integers(5, 8)))
+    return conv, draw(latents((draw(st.integers(0, 3)), wide, *sides)))
+
+
+def lora_targets() -> st.SearchStrategy[tuple[str, ...]]:
+    """Patterns that every SDXL-shaped UNet with a transformer on its last level has modules for."""
+    patterns = (
+        "*.attn1.to_q",
+        "*.attn2.*",
+        "*.transformer_blocks.*",
+        "*.ff.net.2",
+        "*.proj_*",
+        "*.in_layers.2",
+        "*.emb_layers.1",
+        "*_blocks.*.0.out_layers.3",
+        "time_embed.[02]",
+        "label_emb.*",
+        "input_blocks.0.0",
+        "out.2",
+        "*",
+    )
+    return st.lists(st.sampled_from(patterns), min_size=1, max_size=4).map(tuple)
+
+
 def sides() -> st.SearchStrategy[int]:
     """A side of a latent: 1, odd ones, those that halve evenly and those that do so once only."""
     return st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 12, 13))

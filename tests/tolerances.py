@@ -35,6 +35,8 @@ BLOCK_CORRELATION = 0.25  # 3.5 standard errors of a correlation of 3 · 64 inde
 NETWORK_FLOAT32 = 1e-5  # largest error over largest value, after some hundred float32 layers in another order
 NETWORK_FLOAT64 = 1e-12  # the same in float64
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
+LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
+LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
 
 # --- data ---
 LOG_ASPECT_ROUNDING = (
@@ -61,6 +63,8 @@ KEYED_NORMAL_KERNEL_ULPS = 4  # of the radius: float32 logarithm, root, sine and
 ROUNDED_PRODUCTS = 2  # roundings of a·b + c·d where one product is fused into the sum
 CENTRAL_DIFFERENCE = 1e-10  # float64 rounding of squares up to 400, over a step of 2^-9
 LOGARITHM_ULPS = 3  # of ln u in float32: the conversion of the word, one polynomial, two sums
+BACKEND_ROUNDINGS = 2  # a run with other backend against one whose initial weights were rounded once more
+STILL_ONE_RUN = 0.1  # |ln ratio| of the losses of two runs that have not drifted apart as unrelated runs do
 
 # --- comfyui ---
 SAMPLED_FLOAT32 = (

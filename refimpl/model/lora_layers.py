@@ -18,8 +18,10 @@ def float32(value: float) -> float:
 
 
 class _Adapted(nn.Module):
-    """What the two adapted layers share."""
+    """What the two adapted layers share; the maps' values are left to the caller to fill."""
 
+    channel: int
+    """the dimension of the layer's output that holds the channels"""
     lora_down: nn.Linear | nn.Conv2d
     lora_up: nn.Linear | nn.Conv2d
     alpha: float
@@ -28,20 +30,28 @@ class _Adapted(nn.Module):
     """[B, rank] of the next batch: 0 for a dropped component, 1 / (1 − dropout) for a kept one"""
 
     def _set_adapter(
-        self, down: nn.Linear | nn.Conv2d, up: nn.Linear | nn.Conv2d, alpha: float, dropout: float
+        self,
+        weight: Tensor,
+        down: nn.Linear | nn.Conv2d,
+        up: nn.Linear | nn.Conv2d,
+        alpha: float,
+        dropout: float,
     ) -> None:
-        self.lora_down, self.lora_up = down, up
+        # Made without memory, as a new layer would draw from the global generator; `add_lora` draws the values.
+        # float32 at least, as the steps of training would be lost in bfloat16.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.lora_down = down.to(dtype).to_empty(device=weight.device)
+        self.lora_up = up.to(dtype).to_empty(device=weight.device)
         self.alpha, self.dropout, self.kept = float32(alpha), dropout, None
 
     def _update(self, x: Tensor) -> Tensor:
         """(alpha / rank) · up (m ⊙ down x), in the adapter's dtype unless autocast says otherwise."""
         low = self.lora_down(x.to(self.lora_down.weight.dtype))
-        channel = 1 if low.ndim == 4 else -1
         if self.training and self.dropout > 0:
-            low = low * self._kept_as(low, channel)
-        return self.lora_up(low) * (self.alpha / low.shape[channel])
+            low = low * self._kept_as(low)
+        return self.lora_up(low) * (self.alpha / len(self.lora_down.weight))
 
-    def _kept_as(self, low: Tensor, channel: int) -> Tensor:
+    def _kept_as(self, low: Tensor) -> Tensor:
         if self.kept is None or len(self.kept) != len(low):
             drawn = "no" if self.kept is None else str(len(self.kept))
             raise InputError(
@@ -49,20 +59,21 @@ class _Adapted(nn.Module):
                 "call draw_lora_dropout with the keys of the batch before each forward pass in training"
             )
         shape = [len(low)] + [1] * (low.ndim - 1)
-        shape[channel] = -1
+        shape[self.channel] = -1
         return self.kept.view(shape)
 
 
 class LoRALinear(_Adapted, nn.Linear):
     """An adapted Linear over the parameters of `base`."""
 
+    channel = -1
+
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
         nn.Linear.__init__(self, base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
-        options = _adapter_options(base.weight)
-        down = nn.Linear(base.in_features, rank, bias=False, **options)
-        up = nn.Linear(rank, base.out_features, bias=False, **options)
-        self._set_adapter(down, up, alpha, dropout)
+        down = nn.Linear(base.in_features, rank, bias=False, device="meta")
+        up = nn.Linear(rank, base.out_features, bias=False, device="meta")
+        self._set_adapter(base.weight, down, up, alpha, dropout)
         self.train(base.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -80,15 +91,16 @@ class LoRALinear(_Adapted, nn.Linear):
 class LoRAConv2d(_Adapted, nn.Conv2d):
     """An adapted Conv2d over the parameters of `base`, which must not be grouped."""
 
+    channel = 1
+
     def __init__(self, base: nn.Conv2d, rank: int, alpha: float, dropout: float):
         if base.groups != 1:
             raise InputError(f"LoRA adapts no grouped convolutions; one has {base.groups} groups")
         nn.Conv2d.__init__(self, **_conv_options(base), device="meta")
         self.weight, self.bias = base.weight, base.bias
-        options = _adapter_options(base.weight)
-        down = nn.Conv2d(**{**_conv_options(base), "out_channels": rank, "bias": False}, **options)
-        up = nn.Conv2d(rank, base.out_channels, 1, bias=False, **options)
-        self._set_adapter(down, up, alpha, dropout)
+        down = nn.Conv2d(**{**_conv_options(base), "out_channels": rank, "bias": False}, device="meta")
+        up = nn.Conv2d(rank, base.out_channels, 1, bias=False, device="meta")
+        self._set_adapter(base.weight, down, up, alpha, dropout)
         self.train(base.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -114,11 +126,6 @@ def _conv_options(conv: nn.Conv2d) -> dict:
         "padding_mode": conv.padding_mode,
         "bias": conv.bias is not None,
     }
-
-
-def _adapter_options(weight: Tensor) -> dict:
-    """Trained weights are float32 at least: an update of a thousandth would be lost in bfloat16."""
-    return {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
 
 
 LoRALayer = LoRALinear | LoRAConv2d
