@@ -5,9 +5,10 @@ loss here is its reconstruction term (squared error) and the KL term; perceptual
 at the size of a demonstration.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -142,7 +143,9 @@ def bucket_batches(
             yield buckets[bucket], items[start : start + batch_size]
 
 
-def centre_crops(index: Index, batches: Iterable[tuple[tuple[int, int], np.ndarray]]) -> Iterator[Tensor]:
+def centre_crops(
+    index: Index, batches: Iterable[tuple[tuple[int, int], Sequence[int] | npt.NDArray[np.integer]]]
+) -> Iterator[Tensor]:
     """Centre crops as float images [B, 3, H, W] in −1 … 1."""
     for batch in load_batches(index, list(batches), 0, CentreDraws()):
         yield batch.images.float() / 127.5 - 1

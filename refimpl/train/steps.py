@@ -121,7 +121,7 @@ def _epoch_steps(
             bucket=data.buckets[bucket],
             images=sum(len(micro) for micro in share) * world.size,
             images_per_step=images_per_step,
-            names=[data.index.ids[item] for micro in share for item in micro],
+            names=[data.index.ids[int(item)] for micro in share for item in micro],
             batches=[_micro_batch(config, data, next(loaded), draws, epoch) for _ in range(accumulate)],
         )
 
@@ -151,9 +151,9 @@ def _rank_share(
 
 def _micro_batch(config: Config, data: StageData, batch: Batch, draws: VisitDraws, epoch: int) -> MicroBatch:
     items = torch.as_tensor(batch.items)
-    captions: list[str] = [data.index.captions[item] for item in batch.items.tolist()]
+    captions = [data.index.captions[int(item)] for item in batch.items]
     if config.data.shuffle_tags:
-        sources = [draws.tag_source(data.index.ids[item], epoch) for item in batch.items.tolist()]
+        sources = [draws.tag_source(data.index.ids[int(item)], epoch) for item in batch.items]
         first = config.data.keep_first_tags
         captions = [shuffle_tags(c, source, first) for c, source in zip(captions, sources, strict=True)]
     return MicroBatch(
