@@ -12,9 +12,11 @@ class LatentConfig:
     folder: str = ""
     """folder with autoencoder.safetensors and scale_shift.json; made when absent and train_steps > 0"""
     weights: str = ""
-    """safetensors file of a trained autoencoder (with or without `first_stage_model.`), instead of training one"""
+    """safetensors file of a trained autoencoder (with or without `first_stage_model.`), instead of training one; with
+    neither this nor `folder` and train_steps it is that of train.init_from"""
     scale_shift: str = "sdxl"
-    """sdxl (0.13025), novelai_anime (N Fig. 8), measure (Welford over the data), or a JSON preset's path"""
+    """sdxl (0.13025), novelai_anime (N Fig. 8), measure (Welford over the data), checkpoint (what train.init_from was
+    trained with), or a JSON preset's path"""
     train_steps: int = 0
     """steps of autoencoder training when no weights are given"""
     train_batch: int = 8

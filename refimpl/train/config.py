@@ -30,7 +30,8 @@ class TrainConfig:
     resume: bool = False
     """continue the run in `out` from its newest checkpoint"""
     init_from: str = ""
-    """checkpoint or run folder whose UNet weights this run starts from (uptraining, N §2.1)"""
+    """what this run starts from (uptraining, N §2.1): a run or one of its checkpoints, a .safetensors file or a
+    diffusers folder; its autoencoder and text towers too, where latents and text name none"""
     seed: int = 0
     """of data order, crops, noise, timesteps, dropout and initial weights"""
     steps: int = 1000

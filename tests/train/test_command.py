@@ -160,7 +160,7 @@ def test_weights_of_another_network_are_refused_for_init_from(
     toml = runs.write_toml(root, tmp_path / "bad.toml", tmp_path / "out", train=train, unet=unet)
     code, _, message = ending([toml], capsys)
     assert code == 2
-    assert "ema.safetensors does not fit this model; 20 of its tensors differ" in message
+    assert f"{trained} does not fit this network; 20 of its tensors differ" in message
     assert message.count("missing   middle_block.1.transformer_blocks.1.") == 20
     assert not (tmp_path / "out").exists()
 
