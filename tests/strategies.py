@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.data.tags import MAX_BETA
 from refimpl.diffusion.config import DiffusionConfig
+from refimpl.interop.checkpoint import Prediction
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAEConfig
 from refimpl.model.unet import UNetConfig
@@ -256,6 +257,18 @@ def sides() -> st.SearchStrategy[int]:
     return st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 12, 13))
 
 
+# --- interop: what a checkpoint says of itself ---
+
+
+def predictions() -> st.SearchStrategy[Prediction]:
+    """Every kind on either end of the schedule that goes with it, and the models conditioned on sigma."""
+    plain = st.builds(
+        Prediction, st.sampled_from(("eps", "v", "x0")), st.just(False), st.just("drawn")
+    ) | st.builds(Prediction, st.sampled_from(("v", "x0")), st.just(True), st.just("drawn"))
+    sigmas = st.tuples(st.none() | st.sampled_from((0.002, 0.5)), st.sampled_from((14.5, 120.0)))
+    return plain | sigmas.map(lambda pair: Prediction("v", False, "drawn", *pair))
+
+
 # --- data: sizes, buckets, datasets ---
 
 IMAGE_SIDES = (1, 2, 63, 64, 512, 513, 1024, 10_000, 65_535, 2**31 - 1)
@@ -295,6 +308,11 @@ def tags_by_class() -> st.SearchStrategy[dict[str, tuple[str, ...]]]:
     """Tags of one image: none, empty classes, repeated tags."""
     tags = st.lists(st.sampled_from("abcdefgh"), max_size=5).map(tuple)
     return st.dictionaries(st.sampled_from(("general", "character", "artist")), tags, max_size=3)
+
+
+def image_ids() -> st.SearchStrategy[str]:
+    """Ids that repeat, differ only in case, and sort otherwise in other encodings."""
+    return st.sampled_from(("a", "A", "b", "a/b", "a-b", "\u00e9", "\u00c9", "\uffee", "\U0001f600"))
 
 
 # --- compiled operations ---

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-from refimpl.data.crop import IntegerSource
+if TYPE_CHECKING:  # it brings torch, which the processes that index would load for nothing
+    from refimpl.data.crop import IntegerSource
 
 DEFAULT_TAG_CLASSES = ("general", "character", "artist", "copyright", "meta", "rating")
 
@@ -33,7 +35,7 @@ def parse_caption(text: str, tag_classes: Collection[str] = DEFAULT_TAG_CLASSES)
     return ", ".join(names), {tag_class: tuple(found) for tag_class, found in tags.items()}
 
 
-def shuffle_tags(caption: str, rng: IntegerSource, keep_first: int = 0) -> str:
+def shuffle_tags(caption: str, rng: "IntegerSource", keep_first: int = 0) -> str:
     """The caption with its tags in random order, the first `keep_first` left in place (Fisher and Yates).
 
     rng  drawn from once for every tag but the last of those shuffled
@@ -46,7 +48,7 @@ def shuffle_tags(caption: str, rng: IntegerSource, keep_first: int = 0) -> str:
 
 
 def drop_tags(
-    caption: str, tags: Tags, rates: Mapping[str, float], rng: IntegerSource, keep_first: int = 0
+    caption: str, tags: Tags, rates: Mapping[str, float], rng: "IntegerSource", keep_first: int = 0
 ) -> str:
     """The caption without some of its tags, each left out by itself with the probability of its class.
 

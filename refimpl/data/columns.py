@@ -115,10 +115,14 @@ class TagLists(Column[Tags]):
         found: dict[str, list[str]] = {}
         arrays, classes = self.table.arrays, self.table.facts["classes"]
         ends = arrays["tag.ends"]
-        for tag in arrays["tag.ids"][int(ends[row - 1]) if row else 0 : int(ends[row])].tolist():
-            found.setdefault(classes[arrays["tag_class"][tag]], []).append(
-                string_at(self.table, "tag_name", tag)
-            )
+        try:
+            for tag in arrays["tag.ids"][int(ends[row - 1]) if row else 0 : int(ends[row])].tolist():
+                tag_class = classes[arrays["tag_class"][tag]]
+                found.setdefault(tag_class, []).append(string_at(self.table, "tag_name", tag))
+        except IndexError as error:
+            raise InputError(
+                f"{self.table.path}: a tag of image {row} is damaged; index the images again"
+            ) from error
         return {tag_class: tuple(names) for tag_class, names in found.items()}
 
     @property
