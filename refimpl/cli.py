@@ -31,6 +31,31 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "sample_command",
         "draw images from a run (also: python -m refimpl.sample)",
     ),
+    "inspect": (
+        "refimpl.interop.inspect_command",
+        "inspect_command",
+        "say what a checkpoint holds, and what it predicts and why",
+    ),
+    "convert": (
+        "refimpl.interop.convert_command",
+        "convert_command",
+        "single file, diffusers folder or run: one into the other",
+    ),
+    "export": (
+        "refimpl.interop.convert_command",
+        "export_command",
+        "write a run's checkpoint for ComfyUI, A1111 or diffusers",
+    ),
+    "merge-lora": (
+        "refimpl.interop.merge_lora_command",
+        "merge_lora_command",
+        "fold a LoRA into a checkpoint's weights",
+    ),
+    "export-lora": (
+        "refimpl.interop.export_lora_command",
+        "export_lora_command",
+        "write the LoRA that a run has trained for ComfyUI, A1111 or diffusers",
+    ),
     "figures": ("refimpl.report.command", "figures_command", "draw the paper's figures 1, 5 and 8"),
     "doctor": (
         "refimpl.doctor",

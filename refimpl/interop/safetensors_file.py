@@ -10,7 +10,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -122,10 +122,11 @@ def write(
     text += b" " * (-len(text) % 8)
     with replaced_file(Path(path)) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
+        scratch = Scratch()
         for key in keys:
             parts, dtype = plan[key]
             for part in parts:
-                _write_values(file, part.detach().cpu(), dtype, f"{path}: tensor {key}")
+                _write_values(file, part.detach().cpu(), dtype, f"{path}: tensor {key}", scratch)
 
 
 def _shape(parts: Sequence[Tensor]) -> list[int]:
@@ -133,31 +134,34 @@ def _shape(parts: Sequence[Tensor]) -> list[int]:
     return list(first.shape) if len(parts) == 1 else [sum(len(part) for part in parts), *first.shape[1:]]
 
 
-def _write_values(file: BinaryIO, tensor: Tensor, dtype: torch.dtype, name: str) -> None:
+def _write_values(file: BinaryIO, tensor: Tensor, dtype: torch.dtype, name: str, scratch: "Scratch") -> None:
     if tensor.numel() == 0:
         return
     flat = tensor.contiguous().view(-1)
     if tensor.dtype == dtype:
         file.write(flat.view(torch.uint8).numpy().data)
         return
-    for piece in converted(flat, dtype, name):
-        file.write(piece.view(torch.uint8).numpy().data)
-
-
-def converted(flat: Tensor, dtype: torch.dtype, name: str, out: Tensor | None = None) -> Iterator[Tensor]:
-    """The values of a flat tensor in another dtype, in pieces.
-
-    out   where they go, a flat tensor of that dtype; else each piece is overwritten by the next
-    name  of the tensor, for messages
-    Raises InputError when a finite value would become infinite, which float16 alone does to weights.
-    """
-    wide = torch.empty(min(CHUNK, flat.numel()), dtype=torch.float32)
-    scratch = torch.empty_like(wide, dtype=dtype) if out is None else out
     for begin in range(0, flat.numel(), CHUNK):
         piece = flat[begin : begin + CHUNK]
-        place = scratch[: len(piece)] if out is None else out[begin : begin + CHUNK]
+        narrow = scratch.narrow.view(dtype)[: len(piece)]
+        scratch.convert(piece, narrow, name)
+        file.write(narrow.view(torch.uint8).numpy().data)
+
+
+class Scratch:
+    """Room to convert a piece of at most CHUNK values in, kept: fresh memory costs more than the conversion."""
+
+    def __init__(self) -> None:
+        self.wide = torch.empty(CHUNK)
+        self.narrow = torch.empty(8 * CHUNK, dtype=torch.uint8)
+
+    def convert(self, piece: Tensor, out: Tensor, name: str) -> None:
+        """Copies a flat piece of a tensor into `out`, which has another dtype.
+
+        name  of the tensor, for messages
+        Raises InputError when a finite value would become infinite, which float16 alone does to weights.
+        """
         # through float32, which is much faster than from one half precision to the other in one step
-        place.copy_(wide[: len(piece)].copy_(piece))
-        if dtype == torch.float16 and bool((place.isinf() & piece.isfinite()).any()):
+        out.copy_(self.wide[: len(piece)].copy_(piece))
+        if out.dtype == torch.float16 and bool((out.isinf() & piece.isfinite()).any()):
             raise InputError(f"{name} has values beyond float16's 65504; use bfloat16 or float32")
-        yield place

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from refimpl.errors import InputError
 from refimpl.interop.key_report import differences
-from refimpl.interop.safetensors_file import converted
+from refimpl.interop.safetensors_file import CHUNK, Scratch
 
 
 @torch.no_grad()
@@ -29,10 +29,11 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             f"{source} does not fit this network; {len(problems)} of its tensors differ:\n  {listing}\n"
             "Use the configuration the checkpoint was written with, or another checkpoint."
         )
+    scratch = Scratch()
     for key, target in own.items():
         if target.is_meta:
             target = _materialised(module, key, target)
-        _copy(target, state[key].detach(), f"{source}: {key}")
+        _copy(target, state[key].detach(), f"{source}: {key}", scratch)
 
 
 def _materialised(module: nn.Module, key: str, target: Tensor) -> Tensor:
@@ -47,10 +48,11 @@ def _materialised(module: nn.Module, key: str, target: Tensor) -> Tensor:
     return empty
 
 
-def _copy(target: Tensor, source: Tensor, name: str) -> None:
+def _copy(target: Tensor, source: Tensor, name: str, scratch: Scratch) -> None:
     plain = source.dtype == target.dtype or not target.is_contiguous() or not source.is_floating_point()
     if plain or target.device.type != "cpu":
         target.copy_(source)
         return
-    for _ in converted(source.contiguous().view(-1), target.dtype, name, target.view(-1)):
-        pass
+    given, filled = source.contiguous().view(-1), target.view(-1)
+    for begin in range(0, len(given), CHUNK):
+        scratch.convert(given[begin : begin + CHUNK], filled[begin : begin + CHUNK], name)

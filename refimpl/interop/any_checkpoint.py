@@ -1,0 +1,71 @@
+"""A checkpoint from whatever a path names: a single file, a diffusers folder, or a run of this program."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from refimpl.errors import InputError
+from refimpl.interop import committed, diffusers_folder, run_checkpoint, single_file
+from refimpl.interop.checkpoint import Checkpoint, Prediction
+from refimpl.interop.diffusers_weights import read_json
+from refimpl.interop.run_folder import CONFIG
+from refimpl.text.tokenizer import Tokenizer
+
+FILE, FOLDER, RUN = "single file", "diffusers folder", "run"
+
+
+class Opened(NamedTuple):
+    """A checkpoint and where it comes from."""
+
+    kind: str
+    """single file, diffusers folder or run"""
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer | Path | None
+    """the one that belongs to its text towers, or the folder that holds it"""
+    zeros_for_empty: bool
+    """the null condition is zeros, as SDXL was trained; else the empty prompt"""
+
+
+def kind_of(path: Path | str) -> str:
+    """single file, diffusers folder or run; nothing is read. Raises InputError when nothing is there."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; give a .safetensors file, a diffusers folder or a run folder"
+        )
+    if not path.is_dir():
+        return FILE
+    run = (path / "checkpoints").is_dir() or (path / committed.MANIFEST).is_file()
+    return RUN if run and (path / CONFIG).is_file() else FOLDER
+
+
+def load(
+    path: Path | str,
+    prediction: Prediction | None = None,
+    weights: str = "ema",
+    use_ema: bool = False,
+    keep_unknown: bool = False,
+) -> Opened:
+    """Opens what `path` names.
+
+    prediction    overrides what is said there
+    weights       of a run: "ema" or "unet"
+    use_ema, keep_unknown  of a single file, as in refimpl.interop.single_file.load
+    Raises InputError when nothing is there, or it cannot be read.
+    """
+    path = Path(path)
+    kind = kind_of(path)
+    if kind == RUN:
+        checkpoint, model = run_checkpoint.load(path, weights)
+        if prediction is not None:
+            raise InputError(
+                f"{path} is a run, whose configuration says what it predicts; leave --prediction, --v-pred and "
+                "--ztsnr away"
+            )
+        return Opened(kind, checkpoint, model.tokenizer, model.text.null == "zeros")
+    if kind == FOLDER:
+        checkpoint = diffusers_folder.load(path, prediction)
+        has_tokenizer = any((path / name).is_dir() for name in ("tokenizer", "tokenizer_2"))
+        index = path / diffusers_folder.INDEX
+        zeros = read_json(index).get("force_zeros_for_empty_prompt", True) if index.is_file() else True
+        return Opened(kind, checkpoint, path if has_tokenizer else None, bool(zeros))
+    return Opened(kind, single_file.load(path, prediction, use_ema, keep_unknown), None, True)
