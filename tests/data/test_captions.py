@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from refimpl.data.captions import parse_caption, shuffle_tags
+from refimpl.data.captions import drop_tags, parse_caption, shuffle_tags
 from tests.tolerances import CHANCE
 
 
@@ -72,3 +72,45 @@ def test_every_order_is_as_likely() -> None:
     orders = Counter(shuffle_tags("x, a, b, c", generator, keep_first=1) for _ in range(1200))
     assert len(orders) == 6
     assert chisquare(list(orders.values())).pvalue > CHANCE
+
+
+TAGS = {"artist": ("ann", "bob"), "general": ("red", "bob"), "character": ("eve",)}
+
+
+class Always:
+    """Draws that are all the lowest or all the highest."""
+
+    def __init__(self, highest: bool) -> None:
+        self.highest, self.drawn = highest, 0
+
+    def integers(self, low: int, high: int) -> int:
+        self.drawn += 1
+        return high - 1 if self.highest else low
+
+
+@pytest.mark.parametrize(
+    ("rates", "keep_first", "left", "draws"),
+    [
+        ({}, 0, "ann, red, bob, eve, plain", 0),
+        ({"artist": 1.0}, 0, "red, eve, plain", 2),
+        ({"artist": 1.0}, 1, "ann, red, eve, plain", 1),
+        ({"artist": 0.0, "general": 0.5}, 0, "ann, bob, eve, plain", 3),
+        ({"artist": 1.0, "general": 1.0, "character": 1.0}, 0, "plain", 4),
+        ({"meta": 1.0}, 0, "ann, red, bob, eve, plain", 0),
+    ],
+)
+def test_tags_are_dropped_by_class(rates: dict, keep_first: int, left: str, draws: int) -> None:
+    rng = Always(highest=False)
+    assert drop_tags("ann, red, bob, eve, plain", TAGS, rates, rng, keep_first) == left
+    assert rng.drawn == draws
+
+
+def test_a_probability_of_one_drops_and_of_zero_keeps_whatever_is_drawn() -> None:
+    assert drop_tags("ann, red", TAGS, {"artist": 1.0, "general": 0.0}, Always(highest=True)) == "red"
+    assert drop_tags("", {}, {"general": 1.0}, Always(highest=False)) == ""
+
+
+def test_tags_are_dropped_as_often_as_asked_for() -> None:
+    generator = np.random.default_rng(0)
+    dropped = sum(drop_tags("ann, red", TAGS, {"artist": 0.3}, generator) == "red" for _ in range(2000))
+    assert chisquare([dropped, 2000 - dropped], [600, 1400]).pvalue > CHANCE

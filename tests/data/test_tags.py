@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.data.tags import TagCounts, count_tags, dataset_weights
+from refimpl.data import tags as tags_module
+from refimpl.data.index import index_of
+from refimpl.data.rows import Gathered, Row
+from refimpl.data.tags import MAX_BETA, TagCounts, count_tags, dataset_weights
 from refimpl.errors import InputError
 from tests import strategies
 from tests.tolerances import FLOAT64_ROUNDING
@@ -128,3 +131,33 @@ def test_order_changes_nothing(images: list, order: list[int]) -> None:
 def test_senseless_settings_are_named(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TagCounts(**options)
+
+
+def listed(images: list) -> object:
+    """The tags as the column of an index."""
+    rows = Gathered("/data")
+    for number, tags in enumerate(images):
+        rows.add(Row(f"{number:03}", "x.png", 1, 1, 1, "", tags, True, None))
+    return index_of(rows.table({})).tags
+
+
+@given(
+    st.lists(strategies.tags_by_class(), max_size=9),
+    st.floats(0, MAX_BETA),
+    st.sampled_from([(0.25, 4.0), (1.0, 1.0)]),
+)
+def test_an_index_is_weighed_as_a_list_is(
+    monkeypatch: pytest.MonkeyPatch, images: list, beta: float, limits: tuple[float, float]
+) -> None:
+    monkeypatch.setattr(tags_module, "CHUNK", 4)
+    column = listed(images)
+    counts, again = count_tags(images, TagCounts(beta, *limits)), count_tags(column, TagCounts(beta, *limits))
+    assert counts.counts == again.counts
+    expected = dataset_weights(images, counts)
+    assert dataset_weights(column, again) == pytest.approx(expected, rel=FLOAT64_ROUNDING)
+    rows = np.arange(len(images))[::-2]
+    chosen = [images[row] for row in rows]
+    assert dataset_weights(column.take(rows), counts) == pytest.approx(
+        dataset_weights(chosen, counts), rel=FLOAT64_ROUNDING
+    )
+    assert count_tags(column.take(rows), TagCounts()).counts == count_tags(chosen, TagCounts()).counts
