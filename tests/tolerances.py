@@ -34,6 +34,7 @@ BLOCK_CORRELATION = 0.25  # 3.5 standard errors of a correlation of 3 · 64 inde
 # --- networks ---
 NETWORK_FLOAT32 = 1e-5  # largest error over largest value, after some hundred float32 layers in another order
 NETWORK_FLOAT64 = 1e-12  # the same in float64
+BFLOAT16_LATENT = 0.05  # latents of order one after some forty layers in bfloat16 (eps 2^-8), random weights
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps

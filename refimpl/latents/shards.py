@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from refimpl.errors import InputError
@@ -21,6 +20,7 @@ DTYPES = {
     "I32": torch.int32,
     "U8": torch.uint8,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LENGTH_BYTES = 8  # of the header's length, before the header
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 DIGEST = "sha256"  # the metadata key of `digest`
@@ -44,9 +44,24 @@ class Shard:
 
 
 def shard_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The file's content: tensors on the CPU, of DTYPES, and the metadata with the tensors' digest."""
-    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    return save(plain, metadata={**metadata, DIGEST: digest(plain)})
+    """The file's content: tensors on the CPU, of DTYPES, and the metadata with the tensors' digest.
+
+    The same tensors give the same bytes, which safetensors' own writer, with metadata in any order, does not.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted({**metadata, DIGEST: digest(tensors)}.items()))}
+    parts, offset = [], 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # keeps all aligned
+        part = _bytes_of(tensors[name])
+        header[name] = {
+            "dtype": NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, offset + len(part)],
+        }
+        parts.append(part)
+        offset += len(part)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -54,8 +69,12 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     state = hashlib.sha256()
     for name in sorted(tensors):
         state.update(name.encode() + b"\0")
-        state.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+        state.update(_bytes_of(tensors[name]))
     return state.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def map_shard(path: Path) -> Shard:

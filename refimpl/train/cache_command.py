@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from refimpl.checks import check_at_least, check_seed
+from refimpl.checks import check_at_least, check_positive, check_seed
 from refimpl.errors import InputError
 from refimpl.interop.run_folder import load_autoencoder
 from refimpl.latents.cache import KIND, encoding_of
@@ -58,7 +58,7 @@ class CacheCommand:
     """px of the images that are encoded at once; halved when the memory does not suffice"""
     text_rows: int = 1
     """chunks of 75 tokens that the towers take at once; more is faster on a GPU, and may differ in the last bit"""
-    shard_megabytes: int = 128
+    shard_megabytes: float = 128.0
     """size of a file; what one process may lose when it is killed"""
     rehash: bool = False
     """compare the SHA-256 of every image, also where its size and modification time have not changed"""
@@ -72,8 +72,9 @@ class CacheCommand:
     """auto, cpu or cuda"""
 
     def __post_init__(self) -> None:
-        for name in ("crops", "batch_pixels", "text_rows", "shard_megabytes"):
+        for name in ("crops", "batch_pixels", "text_rows"):
             check_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        check_positive("--shard-megabytes", self.shard_megabytes)
         check_at_least("--tile", self.tile, 0)
         if self.seed is not None:
             check_seed("--seed", self.seed)
@@ -106,7 +107,7 @@ def write_cache(command: CacheCommand, config: Config, weights: Path, world: Wor
     options = LatentOptions(
         crops=command.crops,
         flips=command.flips,
-        shard_bytes=command.shard_megabytes * MEGABYTE,
+        shard_bytes=int(command.shard_megabytes * MEGABYTE),
         seed=seed,
         workers=config.data.workers,
         rehash=command.rehash,
@@ -127,7 +128,7 @@ def write_cache(command: CacheCommand, config: Config, weights: Path, world: Wor
         torch.nn.Module.to(tower, world.device)
     made_by = text_encoding(towers, config.text.pooling, command.dtype)
     captions = [caption for data in stages for caption in data.index.captions]
-    size = command.shard_megabytes * MEGABYTE
+    size = int(command.shard_megabytes * MEGABYTE)
     told = write_text(command.out, captions, towers, made_by, size, command.text_rows, command.verify, world)
     _say(world, {"kind": "text", **told, "out": str(command.out)})
 

@@ -44,8 +44,10 @@ class Pictures:
 def pictures_of(stages: Sequence[StageData]) -> Pictures:
     """The images of all stages; one that two stages show in the same bucket is taken once.
 
-    Raises InputError when two ids of one bucket have the same 64-bit sample id.
+    Raises InputError when there is none, or two ids of one bucket have the same 64-bit sample id.
     """
+    if not any(len(data.index) for data in stages):
+        raise InputError("there is nothing to encode: every image was pruned; raise data.max_aspect_error")
     buckets = sorted({(width, height) for data in stages for width, height in data.buckets})
     number = {bucket: i for i, bucket in enumerate(buckets)}
     counts = [len(data.index) for data in stages]

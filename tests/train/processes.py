@@ -30,16 +30,21 @@ def start_server() -> None:
     multiprocessing.forkserver.ensure_running()
 
 
-def run_ranks(arguments: Sequence[str], world: int, output: Path) -> list[int]:
+def run_ranks(
+    arguments: Sequence[str], world: int, output: Path, command: Callable[[list[str]], None] = train_command
+) -> list[int]:
     """`torchrun --nproc-per-node=world -m refimpl.train …` without torchrun; returns each rank's exit code.
 
-    output  folder for what each rank prints: rank0.txt, rank1.txt, …
+    output   folder for what each rank prints: rank0.txt, rank1.txt, …
+    command  another command's function of a module, instead of training
     Raises TimeoutError, having killed them, when ranks hang.
     """
     port = _free_port()
     output.mkdir(parents=True, exist_ok=True)
     ranks = [
-        CONTEXT.Process(target=_rank, args=(list(arguments), rank, world, port, output / f"rank{rank}.txt"))
+        CONTEXT.Process(
+            target=_rank, args=(command, list(arguments), rank, world, port, output / f"rank{rank}.txt")
+        )
         for rank in range(world)
     ]
     for process in ranks:
@@ -94,14 +99,16 @@ def _alone(job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     job(*arguments)
 
 
-def _rank(arguments: list[str], rank: int, world: int, port: int, output: Path) -> None:
+def _rank(
+    command: Callable[[list[str]], None], arguments: list[str], rank: int, world: int, port: int, output: Path
+) -> None:
     torch.set_num_threads(1)
     _quietly(str(output))
     environment = {
         "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
     }  # fmt: skip
     os.environ |= {name: str(value) for name, value in environment.items()}
-    run_command(lambda: train_command(arguments))
+    run_command(lambda: command(arguments))
 
 
 def _quietly(path: str) -> None:
