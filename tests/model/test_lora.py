@@ -20,6 +20,7 @@ from refimpl.model.lora import (
     ATTENTION_TARGETS,
     TEXT_TARGETS,
     LoRAConfig,
+    adaptable_layers,
     adapted_layers,
     add_lora,
     draw_lora_dropout,
@@ -112,9 +113,10 @@ def test_merged_weights_equal_the_adapted_forward_pass(config, targets, rank, al
     ).double()
     call = inputs(config, 5, 3).to(torch.float64)
     before, plain = call.ours(unet), {key: value.clone() for key, value in unet.state_dict().items()}
-    rank = min(rank, config.in_channels, config.out_channels, config.context_dim)
+    sizes = [layer.weight.shape for layer in adaptable_layers(unet).values()]
+    rank = min(rank, *(min(shape[0], math.prod(shape[1:])) for shape in sizes))
     names = add_lora(unet, targets, rank, alpha, seed=seed)
-    assert torch.equal(call.ours(unet), before)  # up is 0
+    assert relative_error(call.ours(unet), before) <= NETWORK_FLOAT64  # up is 0; memory layouts may differ
     filled(unet)
     adapted = call.ours(unet)
     merge_lora(unet)
