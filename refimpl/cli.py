@@ -56,7 +56,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export_lora_command",
         "write the LoRA that a run has trained for ComfyUI, A1111 or diffusers",
     ),
-    "figures": ("refimpl.report.command", "figures_command", "draw the paper's figures 1, 5 and 8"),
+    "figures": ("refimpl.report.command", "figures_command", "draw the paper's figures, or those of a run"),
     "doctor": (
         "refimpl.doctor",
         "doctor_command",

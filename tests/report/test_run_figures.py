@@ -13,6 +13,7 @@ from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.interop.run_folder import Model, load_model
 from refimpl.report import run_figures as module
+from refimpl.report.command import figures_command
 from refimpl.report.denoising import canvas_mean, decoded, denoising, level_name, paper_level
 from refimpl.report.run_figures import PUBLISHED_END, SECOND_NATIVE_LEVEL, figure_4, run_figures
 from refimpl.sample.config import SampleConfig
@@ -27,11 +28,15 @@ def model(trained: Path) -> Model:
     return load_model(trained)[0]
 
 
-def test_a_run_gives_five_figures_and_their_numbers(trained: Path, tmp_path: Path) -> None:
-    paths = run_figures(trained, tmp_path / "new" / "figures")
+def test_a_run_gives_five_figures_and_their_numbers(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "figures"
+    figures_command(["--run", str(trained), "--out", str(out)])
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
     names = [f"run_figure_{number}.png" for number in (2, 3, 4, 6, 7)]
     assert [path.name for path in paths] == [*names, "experiments.json"]
-    assert sorted(paths) == sorted((tmp_path / "new" / "figures").iterdir())
+    assert sorted(paths) == sorted(out.iterdir())
     for path in paths[:-1]:
         with Image.open(path) as image:
             assert image.format == "PNG"
@@ -40,9 +45,6 @@ def test_a_run_gives_five_figures_and_their_numbers(trained: Path, tmp_path: Pat
     assert list(numbers) == [f"figure {number}" for number in (2, 3, 4, 6, 7)]
     for figure in numbers.values():
         assert len(figure) == 2  # starts
-    before = [path.read_bytes() for path in paths]
-    run_figures(trained, tmp_path / "new" / "figures")
-    assert [path.read_bytes() for path in paths] == before
 
 
 @pytest.mark.parametrize("start", [None, 3.0])
@@ -122,3 +124,9 @@ def test_a_file_in_the_place_is_refused(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="is a file; name a folder"):
         run_figures(trained, tmp_path / "taken")
+
+
+def test_two_kinds_of_figures_at_once_are_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give one of them"):
+        figures_command(["--run", str(trained), "--statistics", "x.json", "--out", str(tmp_path / "figures")])
+    assert list(tmp_path.iterdir()) == []
