@@ -9,6 +9,7 @@ from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.data.tags import MAX_BETA
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.interop.checkpoint import Prediction
+from refimpl.interop.safetensors_header import DTYPES
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAEConfig
 from refimpl.model.unet import UNetConfig
@@ -267,6 +268,23 @@ def predictions() -> st.SearchStrategy[Prediction]:
     ) | st.builds(Prediction, st.sampled_from(("v", "x0")), st.just(True), st.just("drawn"))
     sigmas = st.tuples(st.none() | st.sampled_from((0.002, 0.5)), st.sampled_from((14.5, 120.0)))
     return plain | sigmas.map(lambda pair: Prediction("v", False, "drawn", *pair))
+
+
+# --- interop: stored tensors ---
+
+
+@st.composite
+def stored_tensors(draw: st.DrawFn) -> torch.Tensor:
+    """Any bits in any dtype a file can hold, of any shape: scalars, empty ones, odd sides, turned views."""
+    dtype = draw(st.sampled_from(tuple(DTYPES.values())))
+    shape = draw(st.lists(st.integers(0, 5), max_size=3))
+    size = math.prod(shape) * dtype.itemsize
+    data = bytearray(draw(st.binary(min_size=size, max_size=size)))
+    if dtype == torch.bool:
+        data = bytearray(byte % 2 for byte in data)
+    tensor = torch.frombuffer(data, dtype=dtype) if size else torch.empty(0, dtype=dtype)
+    tensor = tensor.view(shape)
+    return tensor.t() if len(shape) == 2 and draw(st.booleans()) else tensor
 
 
 # --- data: sizes, buckets, datasets ---

@@ -42,9 +42,9 @@ class Output:
 class ConvertCommand(Output):
     """Writes a checkpoint in another format or dtype. The input stays as it is; the output must not exist."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """a .safetensors file, a diffusers folder or a run"""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """the file or folder to write"""
     prediction: str = ""
     """eps, v or x0, where the input says nothing or something wrong"""
@@ -84,9 +84,9 @@ class ConvertCommand(Output):
 class ExportCommand(Output):
     """Writes a run's checkpoint for other tools: one file for ComfyUI and A1111, or a folder for diffusers."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """a run folder (its newest checkpoint) or one of its checkpoints/step-* folders"""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """the file or folder to write"""
     fold_scale_shift: bool = True
     """in a single file, put the scale-and-shift into the autoencoder: other tools know only 0.13025"""
