@@ -172,8 +172,10 @@ def vae_table(config: VAEConfig, scale_shift: ScaleShift) -> dict[str, Any]:
 def _scale_fields(scale_shift: ScaleShift) -> dict[str, Any]:
     """One factor where that says it exactly, as every tool reads it; else mean and std per channel (spec 3.2)."""
     factor = SDXL_FACTOR if scale_shift == SDXL_DEFAULT else 1 / scale_shift.std[0]
-    if math.isfinite(factor) and ScaleShift.from_factor(factor, scale_shift.channels) == scale_shift:
-        return {"scaling_factor": factor, "latents_mean": None, "latents_std": None}
+    if math.isfinite(factor):
+        plain = ScaleShift.from_factor(factor, scale_shift.channels)
+        if plain.to_json() == scale_shift.to_json():  # as text: −0 is equal to 0, and another number
+            return {"scaling_factor": factor, "latents_mean": None, "latents_std": None}
     return scale_shift.to_diffusers()
 
 

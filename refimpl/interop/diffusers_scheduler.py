@@ -1,8 +1,9 @@
 """scheduler_config.json: what the UNet predicts on which schedule, in diffusers' fields (spec 7.2).
 
-On the schedule that ends in pure noise DDIMScheduler is written: of diffusers' samplers it takes the step from
-t = 999 as it is (alpha exactly 0), in variance-preserving form. EulerDiscreteScheduler and the multistep ones set
-alpha² to 2⁻²⁴ there: they start at sigma_edm 4096, with a state that float16 rounds to whole numbers.
+What is no eps model is written with EulerDiscreteScheduler and spacing "linspace": our own default, `euler` on
+the `native` grid (N §2.3), for any number of steps. On the schedule that ends in pure noise diffusers sets alpha²
+at t = 999 to 2⁻²⁴ instead of 0: it starts at sigma_edm 4096, with 1/4096 of the noise in its first estimate. Its
+DDIMScheduler takes that step as it is, but keeps to its grid ("trailing") only where the steps divide 1000.
 """
 
 from collections.abc import Mapping
@@ -38,14 +39,17 @@ def scheduler_table(prediction: Prediction) -> dict[str, Any]:
             "sigma_data": 1.0,
             "sigma_schedule": "exponential",
         }
-    shared = {**SDXL_BETAS, **kind, "rescale_betas_zero_snr": prediction.zero_terminal_snr, "steps_offset": 1}
-    if prediction.zero_terminal_snr:
-        exact = {"clip_sample": False, "set_alpha_to_one": True, "thresholding": False}
-        return {**_class("DDIMScheduler"), **shared, **exact, "timestep_spacing": "trailing"}
-    # as SDXL was published, but that what is no eps model starts at the schedule's last step
-    spacing = "leading" if prediction.kind == "eps" else "trailing"
-    usual = {"interpolation_type": "linear", "use_karras_sigmas": False}
-    return {**_class("EulerDiscreteScheduler"), **shared, **usual, "timestep_spacing": spacing}
+    return {
+        **_class("EulerDiscreteScheduler"),
+        **kind,
+        **SDXL_BETAS,
+        "rescale_betas_zero_snr": prediction.zero_terminal_snr,
+        # an eps model as SDXL was published: it has never seen the schedule's last step for what it is
+        "timestep_spacing": "leading" if prediction.kind == "eps" else "linspace",
+        "steps_offset": 1,
+        "interpolation_type": "linear",
+        "use_karras_sigmas": False,
+    }
 
 
 def _class(name: str) -> dict[str, str]:
