@@ -35,6 +35,7 @@ BLOCK_CORRELATION = 0.25  # 3.5 standard errors of a correlation of 3 · 64 inde
 NETWORK_FLOAT32 = 1e-5  # largest error over largest value, after some hundred float32 layers in another order
 NETWORK_FLOAT64 = 1e-12  # the same in float64
 BFLOAT16_LATENT = 0.05  # latents of order one after some forty layers in bfloat16 (eps 2^-8), random weights
+BFLOAT16_LOSS = 0.02  # relative: latents rounded to bfloat16 (2^-9 each) over four steps of a small network
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
@@ -74,4 +75,12 @@ SAMPLED_FLOAT32 = (
 EULER_FROM_STAND_IN = 2.0**-7  # roundings of states of size 2^15 in float32: 2^-9 each, some of them added
 SNAPPED_TIMESTEP = (
     4e-5  # a level within 2^-23 of the table's is taken for it; timesteps lie 0.0033 apart in log σ
+)
+
+# --- other tools ---
+PIPELINE_FLOAT32 = (
+    2e-5  # eight float32 steps under guidance 4, over latents of order one: FLOAT32_BETAS among them
+)
+PIPELINE_CLAMPED = (
+    1e-3  # diffusers starts at sigma_edm 4096 instead of ∞: 1/4096 of noise up to 4 in the first x0
 )

@@ -13,9 +13,9 @@ import tyro
 
 from refimpl.checks import check_at_least, check_positive, check_seed
 from refimpl.errors import InputError
-from refimpl.interop.run_folder import load_autoencoder
 from refimpl.latents.cache import KIND, encoding_of
 from refimpl.latents.store import DTYPES
+from refimpl.latents.vae import VAE
 from refimpl.text.cached_states import text_encoding
 from refimpl.train.cache_encode import BACKGROUND, FittingEncoder
 from refimpl.train.cache_latents import LatentOptions, write_latents
@@ -25,7 +25,8 @@ from refimpl.train.config import Config
 from refimpl.train.distributed import World, join_world, leave_world, lost_peers_named
 from refimpl.train.prepare import prepare_data, read_stage
 from refimpl.train.presets import load_config
-from refimpl.train.stats_command import autoencoder_file
+from refimpl.train.start import open_start, start_towers
+from refimpl.train.stats_command import find_autoencoder
 
 MEGABYTE = 2**20
 LOCK = ".lock"
@@ -86,21 +87,20 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
     config = load_config(command.config)
     if command.folder:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
-    weights = autoencoder_file(config, command.weights)
+    vae = find_autoencoder(config, command.weights)
     world = join_world(command.device)
     try:
         with lost_peers_named(world), alone_in(command.out, world):
-            write_cache(command, config, weights, world)
+            write_cache(command, config, vae, world)
     finally:
         leave_world(world)
 
 
-def write_cache(command: CacheCommand, config: Config, weights: Path, world: World) -> None:
+def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -> None:
     """Latents, then text. Raises InputError for bad data, too little memory or a full disk."""
     world.on_main(lambda: prepare_data(config))
     stages = [read_stage(config, stage) for stage in config.all_stages()]
     pictures = pictures_of(stages)
-    vae = load_autoencoder(weights, config.vae)
     seed = config.train.seed if command.seed is None else command.seed
     encoding = encoding_of(vae, command.dtype, command.tile, seed, BACKGROUND)
     cell_bytes = config.vae.latent_channels * DTYPES[command.dtype].itemsize
@@ -123,7 +123,7 @@ def write_cache(command: CacheCommand, config: Config, weights: Path, world: Wor
     if config.data.shuffle_tags:
         _say(world, {"text": "left out: data.shuffle_tags gives a caption other states at every visit"})
         return
-    towers = config.text.load()
+    towers = start_towers(open_start(config), config)
     for tower in filter(None, towers[1:]):
         torch.nn.Module.to(tower, world.device)
     made_by = text_encoding(towers, config.text.pooling, command.dtype)

@@ -113,42 +113,43 @@ def _content(index: Index, item: int) -> tuple[int, int]:
         raise BadImage(index.paths[item], f"{error.reason} (id {index.ids[item]!r})") from error
 
 
-def check_encoder(cache: LatentCache, vae: VAE, where: str) -> None:
-    """Raises InputError unless the cache was encoded by this autoencoder."""
+def check_cache(
+    config: Config, cache: LatentCache, stages: list[StageData], vae: VAE, towers: Towers
+) -> None:
+    """Raises InputError unless this autoencoder and these towers encoded the cache, and it holds every caption."""
+    where = config.data.cache
     if cache.store.manifest.encoding.get("encoder") != encoder_fingerprint(vae):
         raise InputError(
             f"data.cache {where} was encoded by another autoencoder than this run's; run `refimpl cache` with the "
             "run's weights, or into another folder"
         )
-
-
-def cached_text(
-    config: Config, stages: list[StageData], towers: Towers, states: TextStates, world: World
-) -> TextStates | CachedTextStates:
-    """Text states read from the cache where it holds them and they can be; else `states`, which asks the towers.
-
-    Raises InputError, naming ids, when captions are missing, or the states are those of other towers.
-    """
-    shuffled, trained = config.data.shuffle_tags, config.text.is_trained
-    cache = open_text(Path(config.data.cache)) if config.data.cache and not (shuffled or trained) else None
-    if cache is None:
-        return states
-    world.on_main(lambda: _check_text(config, stages, towers, cache))
-    return CachedTextStates(cache, states, world.device)
-
-
-def _check_text(config: Config, stages: list[StageData], towers: Towers, cache: TextCache) -> None:
-    made_by = cache.store.manifest.encoding
+    text = _text(config)
+    if text is None:
+        return
+    made_by = text.store.manifest.encoding
     if made_by != text_encoding(towers, config.text.pooling, str(made_by.get("dtype"))):
         raise InputError(
-            f"data.cache {config.data.cache}: its text states are those of other towers, or of another text.pooling; "
-            "run `refimpl cache` again"
+            f"data.cache {where}: its text states are those of other towers, or of another text.pooling; run "
+            "`refimpl cache` again"
         )
     for data in stages:
-        lacking = np.flatnonzero(cache.rows(list(data.index.captions)) < 0)
+        lacking = np.flatnonzero(text.rows(list(data.index.captions)) < 0)
         if len(lacking):
             names = listed([data.index.ids[item] for item in lacking.tolist()])
             raise InputError(
-                f"data.cache {config.data.cache} lacks the captions of {len(lacking)} images, which are new or have "
-                f"changed: {names}; {AGAIN}"
+                f"data.cache {where} lacks the captions of {len(lacking)} images, which are new or have changed: "
+                f"{names}; {AGAIN}"
             )
+
+
+def cached_text(config: Config, states: TextStates, world: World) -> TextStates | CachedTextStates:
+    """Text states read from the cache where it holds them and they can be; else `states`, which asks the towers."""
+    text = _text(config)
+    return states if text is None else CachedTextStates(text, states, world.device)
+
+
+def _text(config: Config) -> TextCache | None:
+    """The cached states, unless a caption has other ones at every visit."""
+    if not config.data.cache or config.data.shuffle_tags or config.text.is_trained:
+        return None
+    return open_text(Path(config.data.cache))

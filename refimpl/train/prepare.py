@@ -35,18 +35,19 @@ from refimpl.text.image_tower import load_image_tower
 from refimpl.text.states import TextStates
 from refimpl.train.cached_stage import (
     cached_text,
-    check_encoder,
+    check_cache,
     find_latents,
     open_cache,
     without_quarantined,
 )
 from refimpl.train.config import Config, Stage
+from refimpl.train.data_digest import check_same_data
 from refimpl.train.distributed import World
 from refimpl.train.frozen_parts import frozen_parts
 from refimpl.train.log import check_loggers
 from refimpl.train.start import fill_unet, open_start, say_start, start_towers
 from refimpl.train.steps import StageData, plan_stage
-from refimpl.train.trainable import Part, make_trainable
+from refimpl.train.trainable import Part, check_targets, make_trainable
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     """
     load_ops(config.train.backend)
     check_loggers(config)
+    check_targets(config)
     world.on_main(lambda: prepare_data(config))
     cache = open_cache(config)
     stages = [read_stage(config, stage, cache, world) for stage in config.all_stages()]
@@ -82,7 +84,8 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
         fill_unet(unet, start, config)
         if world.is_main:
             say_start(start, config)
-    world.on_main(lambda: _write_frozen_parts(config, run, stages[-1], unet, start, world.device))
+    world.on_main(lambda: _write_frozen_parts(config, run, stages, unet, start, world.device, cache))
+    world.on_main(lambda: check_same_data(run, stages, config.train.accept_data))
     if config.lora.rank:
         load_base(run, unet)
     model = load_components(run, unet, config.vae, config.text, config.diffusion).to(world.device)
@@ -90,13 +93,18 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     towers = (model.tokenizer, model.encoder_l, model.encoder_g)
     states = TextStates(towers, config.text.pooling, config.text.cached_prompts, config.text.is_trained)
     if cache is not None:
-        check_encoder(cache, model.vae, config.data.cache)
-        states = cached_text(config, stages, towers, states, world)
-    return Prepared(model, parts, states, stages, heldout)
+        world.on_main(lambda: check_cache(config, cache, stages, model.vae, towers))
+    return Prepared(model, parts, cached_text(config, states, world), stages, heldout)
 
 
 def _write_frozen_parts(
-    config: Config, run: Path, data: StageData, unet: UNet, start: Opened | None, device: torch.device
+    config: Config,
+    run: Path,
+    stages: list[StageData],
+    unet: UNet,
+    start: Opened | None,
+    device: torch.device,
+    cache: LatentCache | None,
 ) -> None:
     """Commits the settings and the components of a run that has none; both, or neither."""
     if (run / "components").exists():
@@ -104,7 +112,9 @@ def _write_frozen_parts(
     towers = start_towers(start, config)  # fails at once, the autoencoder may take hours
     image_folder = config.image_prompt.folder
     image_tower = load_image_tower(image_folder, config.text.pooled_dim) if image_folder else None
-    vae, scale_shift, _ = frozen_parts(config, data, device, start)
+    vae, scale_shift, _ = frozen_parts(config, stages[-1], device, start)
+    if cache is not None:
+        check_cache(config, cache, stages, vae, towers)
     model = Model(unet, vae, scale_shift, *towers, config.text, config.diffusion, image_tower)
     is_new = not (run / CONFIG).exists()
     if is_new:

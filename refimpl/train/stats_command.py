@@ -25,6 +25,7 @@ from refimpl.train.draws import CentreDraws
 from refimpl.train.latent_statistics import Measured, measure_latents
 from refimpl.train.prepare import prepare_data, read_stage
 from refimpl.train.presets import load_config
+from refimpl.train.start import open_start, start_vae
 from refimpl.train.steps import StageData
 
 
@@ -63,14 +64,14 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
     if command.cache:
         config = replace(config, data=replace(config.data, cache=command.cache, horizontal_flip=False))
-    weights = None if config.data.cache else autoencoder_file(config, command.weights)
+    vae = None if config.data.cache else find_autoencoder(config, command.weights)
     world = join_world(command.device)
     try:
         with lost_peers_named(world):
             world.on_main(lambda: prepare_data(config))
             cache = open_cache(config)
             data = read_stage(config, config.all_stages()[-1], cache, world)
-            measured = _measured(command, config, data, weights, world)
+            measured = _measured(command, config, data, vae, world)
             world.on_main(lambda: replace_text(command.out, json.dumps(measured.document()) + "\n"))
     finally:
         leave_world(world)
@@ -83,11 +84,11 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
 
 
 def _measured(
-    command: StatsCommand, config: Config, data: StageData, weights: Path | None, world: World
+    command: StatsCommand, config: Config, data: StageData, vae: VAE | None, world: World
 ) -> Measured:
     channels, of = config.vae.latent_channels, (data.buckets, data.bucket_of, command.seed, world)
-    if weights is not None:
-        vae = load_autoencoder(weights, config.vae).to(world.device)
+    if vae is not None:
+        vae.to(world.device)
         return measure_latents(lambda batches: _encoded(vae, data, batches, world.device), channels, *of)
     cached = data.latents
     assert cached is not None  # there is a cache, or there would be weights
@@ -110,15 +111,18 @@ def _encoded(vae: VAE, data: StageData, batches: Batches, device: torch.device) 
         yield vae.encode(images.to(device))
 
 
-def autoencoder_file(config: Config, given: str) -> Path:
-    """The safetensors file of the autoencoder to encode with: `given`, or else the configuration's.
+def find_autoencoder(config: Config, given: str) -> VAE:
+    """The frozen autoencoder to encode with: of the file `given`, or else the one that training would use.
 
-    Raises InputError when neither names one.
+    Raises InputError when there is none yet.
     """
-    weights = given or config.latents.weights
+    weights, made = given or config.latents.weights, Path(config.latents.folder) / "autoencoder.safetensors"
+    if not weights and config.latents.folder and made.is_file():
+        weights = str(made)
     if weights:
-        return Path(weights)
-    made = Path(config.latents.folder) / "autoencoder.safetensors"
-    if not config.latents.folder or not made.is_file():
+        return load_autoencoder(Path(weights), config.vae)
+    start = open_start(config)
+    vae = start_vae(start, config) if start is not None else None
+    if vae is None:
         raise InputError("no autoencoder to encode with; name its safetensors file with --weights")
-    return made
+    return vae
