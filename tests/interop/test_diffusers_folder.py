@@ -60,7 +60,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 # --- round trips ---
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     unet=unet_configs(),
     vae=vae_configs(),
