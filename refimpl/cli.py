@@ -26,6 +26,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "train_command",
         "train a configuration (also: python -m refimpl.train)",
     ),
+    "train-decoder": (
+        "refimpl.train.decoder_command",
+        "train_decoder_command",
+        "finetune an autoencoder's decoder on images",
+    ),
     "sample": (
         "refimpl.sample.command",
         "sample_command",

@@ -1,0 +1,121 @@
+"""`refimpl train-decoder`: an autoencoder's decoder finetuned on images, its encoder untouched (N §4.4, S §2.4)."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from refimpl.data.index import read_folder
+from refimpl.errors import InputError
+from refimpl.interop import safetensors_file, single_file
+from refimpl.interop.architecture import architecture_of, noted
+from refimpl.interop.checkpoint import Checkpoint
+from refimpl.interop.committed import replace_text
+from refimpl.interop.streaming import load_into
+from refimpl.latents.vae import VAE
+from refimpl.tables import to_table
+from refimpl.train.decoder import finetune_decoder, measure_decoder, without_jpeg_blocks, write_row
+from refimpl.train.decoder_config import DecoderConfig
+from refimpl.train.decoder_losses import load_features
+from refimpl.train.distributed import join_world
+
+SETTINGS = "config.json"
+
+
+@dataclass(frozen=True)
+class TrainDecoderCommand:
+    """Finetunes the decoder of an autoencoder and writes the whole autoencoder as one file that other tools load."""
+
+    weights: Annotated[str, tyro.conf.Positional]
+    """the autoencoder to start from: a safetensors file of it, or a single-file checkpoint or diffusers folder"""
+    folder: Path
+    """images to train on"""
+    out: Path
+    """run folder to make: checkpoints, metrics.jsonl, and at the end vae.safetensors"""
+    heldout: str = ""
+    """images to measure on, before and after; empty for those of `folder`"""
+    perceptual: str = ""
+    """TorchScript file of a feature network, for decoder.perceptual_weight"""
+    resume: bool = False
+    """continue the run in `out`"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """how it is trained"""
+
+
+def train_decoder_command(arguments: list[str], program: str = "refimpl train-decoder") -> None:
+    """Reads the autoencoder and the images, finetunes, measures before and after, writes the autoencoder."""
+    command = tyro.cli(TrainDecoderCommand, args=arguments, prog=program)
+    config, run = command.decoder, command.out
+    checkpoint = read_autoencoder(command.weights)
+    architecture = architecture_of(checkpoint, command.weights)
+    assert checkpoint.vae is not None
+    assert architecture.vae is not None
+    vae = VAE(architecture.vae)
+    load_into(vae, checkpoint.vae, command.weights)
+    device = join_world(command.device).device
+    features = load_features(Path(command.perceptual), config.size, device) if command.perceptual else None
+    index = read_folder(str(command.folder))
+    heldout = read_folder(command.heldout) if command.heldout else index
+    if config.max_blockiness:
+        index, left_out = without_jpeg_blocks(index, config.max_blockiness)
+        for name, value in left_out.items():
+            print(f"left out {name}: blockiness {value:.2f} is above {config.max_blockiness}")
+    _make_or_check(command)
+
+    vae.to(device)
+    before = measure_decoder(vae, heldout, config.size, device)
+    vae = finetune_decoder(vae, index, config, run, device, features)
+    after = measure_decoder(vae, heldout, config.size, device)
+    for when, step, values in (("before", 0, before), ("after", config.steps, after)):
+        write_row(run, step, values)
+        print(f"{when:<6} " + "   ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    state = {name: value.cpu().contiguous() for name, value in vae.state_dict().items()}
+    finished = run / "vae.safetensors"
+    # Without the prefix of a whole model's file: so the other tools' VAE loaders want it.
+    safetensors_file.write(finished, state, noted(checkpoint.metadata, architecture))
+    print(f"wrote {finished}")
+
+
+def read_autoencoder(weights: str) -> Checkpoint:
+    """The autoencoder, and its scale-and-shift, of a file or folder of any format.
+
+    Raises InputError when it cannot be read, or holds no autoencoder.
+    """
+    path = Path(weights)
+    if path.is_dir():
+        from refimpl.interop import diffusers_folder
+
+        checkpoint = diffusers_folder.load(path)
+    else:
+        checkpoint = single_file.load(path)
+    if checkpoint.vae is None:
+        raise InputError(f"{weights} holds no autoencoder; name its safetensors file")
+    return replace(checkpoint, unet=None, text_l=None, text_g=None, other={})
+
+
+def _make_or_check(command: TrainDecoderCommand) -> None:
+    """Makes the run folder, or checks that the one to be resumed has these settings, but for `steps`."""
+    run, table = command.out, to_table(command.decoder)
+    settings = run / SETTINGS
+    if command.resume:
+        if not settings.is_file():
+            raise InputError(f"--resume: {run} is no run of train-decoder; name the folder with --out")
+        saved = json.loads(settings.read_text(encoding="utf-8"))
+        changed = [
+            key for key in sorted(saved | table) if saved.get(key) != table.get(key) and key != "steps"
+        ]
+        if changed:
+            listing = ", ".join(f"{key} was {saved.get(key)!r}, now {table.get(key)!r}" for key in changed)
+            raise InputError(f"--resume: {run} was made with other settings: {listing}")
+        return
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"--out {run} exists; choose another folder, or --resume")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {run} cannot be made: {error.strerror}; choose another folder") from error
+    replace_text(settings, json.dumps(table, indent=1) + "\n")
