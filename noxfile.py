@@ -93,3 +93,12 @@ def bench(session: nox.Session) -> None:
     for name in ("bench_plan", "bench_unet", "bench_ops"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
     session.run("python", "-m", "benchmarks.tables")
+    # The operations once more under pytest-benchmark, saved in .benchmarks for `pytest-benchmark compare`.
+    limits = (
+        "--benchmark-max-time=0.05",
+        "--benchmark-min-rounds=3",
+        "--benchmark-columns=median,iqr,rounds",
+    )
+    session.run(
+        "pytest", "benchmarks/test_bench_ops.py", "--benchmark-enable", "--benchmark-autosave", "-q", *limits
+    )

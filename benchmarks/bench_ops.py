@@ -1,15 +1,18 @@
 """The compiled operations on this CPU against eager torch, torch.compile, diffusers and the memory's own speed.
 
-python -m benchmarks.bench_ops [--rounds N] [--threads N] [--batches 1 4 …] [--dtypes float32 …] [--out FILE]
-writes results/ops_cpu.json. Agreement with the reference is asserted before anything is timed.
+python -m benchmarks.bench_ops [--threads N] [--batches 1 4 …] [--dtypes float32 …] [--out FILE]
+writes results/ops_cpu.json. Agreement with the reference is asserted before anything is timed. The rows are those of
+op_rows.py; `pytest benchmarks/test_bench_ops.py --benchmark-enable` times the same under pytest-benchmark.
 
-The loss is timed forward and backward, as the training loop uses it. The ceiling of a row is the minimal traffic
-over the bandwidth of torch.add(x, y, out=z) on tensors of the same size, warm (the same tensors again and again)
-and cold (rotating over more memory than the caches hold).
+warm   the same function has just been called WARM_CALLS times: it finds its tensors, its code and its memory
+cold   they hold something else: a buffer larger than the last level has been read, as after a pass of the network
 
-Everything is timed twice: as processes run by default, where glibc returns large freed blocks to the system and
-each call pays for fresh pages again, and with the C library told to keep freed memory, where arithmetic and traffic
-remain.
+The ceiling of a row is its minimal traffic over the bandwidth of torch.add(x, y, out=z) on tensors of the same size,
+timed in the same rounds and in the same way.
+
+Everything is timed as processes run by default, where glibc returns large freed blocks to the system and whoever
+allocates pays for fresh pages. Large float32 batches are timed once more with the C library told to keep freed
+memory, where arithmetic and traffic remain.
 """
 
 import argparse
@@ -25,19 +28,19 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from benchmarks.shapes import BATCHES, DTYPES, LATENT_512, Inputs, inputs, minimal_bytes
+from benchmarks.op_rows import KERNEL, Columns, assert_agreement, backward, rows
+from benchmarks.shapes import BATCHES, DTYPES, LATENT_832_1216, LATENT_1024, STREAMS, inputs, minimal_bytes
 from benchmarks.timing import interleaved, summary, write
-from refimpl.ops import _kernels, load_ops
-from tests.ops import checks
+from refimpl.ops import _kernels
 
-REFERENCE, KERNEL = load_ops("reference"), load_ops("kernel")
-CACHE_BYTES = 128 * 2**20  # more than the last-level cache of the machines this was run on
-OFFSET = 0.05
-
-Columns = dict[str, Callable[[], object]]
+CACHE_BYTES = 64 * 2**20  # read to empty the caches: twice the last level of the machines this was run on
+WARM_CALLS = 5  # after fewer, last-level cache and heap still change from call to call
+LARGEST_CHECKED = 16  # the float64 truth of larger batches adds minutes and no new code path
+SMALLEST_KEPT = 64  # timed once more with freed memory kept: smaller batches came out alike
+LARGEST_WARM = 64  # the tensors of larger batches leave nothing in the caches
+WITH_CEILING = ("add_noise", "v_loss", "step", "channel_moments")
 
 
 def keep_freed_memory() -> bool:
@@ -50,101 +53,24 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_max, 0))
 
 
-def backward(loss: Tensor, prediction: Tensor) -> Tensor:
-    """The gradient of the batch's mean."""
-    return torch.autograd.grad(loss.mean(), prediction)[0]
+def temperatures(batch: int) -> dict[str, Callable]:
+    """What to do before a function is timed, for each state of the caches that this batch can find."""
+    other = torch.zeros(CACHE_BYTES // 8, dtype=torch.int64)
+
+    def warm(function: Callable[[], object]) -> None:
+        for _ in range(WARM_CALLS):
+            function()
+
+    def cold(function: Callable[[], object]) -> None:
+        other.sum()
+
+    return {"cold": cold} if batch > LARGEST_WARM else {"warm": warm, "cold": cold}
 
 
-def assert_agreement(x: Inputs) -> None:
-    """The checks of the test suite on these very tensors."""
-    incoming = torch.full_like(x.weight, 1 / len(x.weight))
-    checks.check_add_noise(KERNEL, x.x0, x.eps, x.alpha, x.sigma)
-    checks.check_v_loss(KERNEL, x.prediction, x.x0, x.eps, x.alpha, x.sigma, x.weight, incoming)
-    checks.check_add_keyed_noise(KERNEL, x.x0, x.key, x.alpha, x.sigma, OFFSET)
-    checks.check_keyed_v_loss(KERNEL, x.prediction, x.x0, x.key, x.alpha, x.sigma, x.weight, OFFSET, incoming)
-    checks.check_channel_moments(KERNEL, x.x0)
-
-
-def reference_loss(prediction, x0, eps, alpha, sigma, weight) -> Tensor:
-    """A function of its own for torch.compile, which shares no cache entry with eager calls."""
-    return REFERENCE.v_loss(prediction, x0, eps, alpha, sigma, weight).mean()
-
-
-COMPILED_ADD_NOISE = torch.compile(REFERENCE.add_noise, fullgraph=True, dynamic=True)
-COMPILED_LOSS = torch.compile(reference_loss, fullgraph=True, dynamic=True)
-
-
-def diffusers_loss(scheduler: DDPMScheduler, x: Inputs) -> Tensor:
-    """Target, weighted mean square per sample and backward, as diffusers' training scripts write it."""
-    target = scheduler.get_velocity(x.x0, x.eps, x.t)  # pyright: ignore[reportArgumentType]
-    loss = torch.nn.functional.mse_loss(x.prediction.float(), target.float(), reduction="none")
-    return backward(loss.mean(dim=(1, 2, 3)) * x.weight, x.prediction)
-
-
-def rows(x: Inputs) -> dict[str, Columns]:
-    """The columns of each operation's row."""
-    scheduler = DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-    )
-    noising = (x.alpha, x.sigma)
-    scalars = (*noising, x.weight)
-    shape = tuple(x.x0.shape[1:])
-    return {
-        "add_noise": {
-            "eager": lambda: REFERENCE.add_noise(x.x0, x.eps, *noising),
-            "compile": lambda: COMPILED_ADD_NOISE(x.x0, x.eps, *noising),
-            "diffusers": lambda: scheduler.add_noise(x.x0, x.eps, x.t),  # pyright: ignore[reportArgumentType]
-            "kernel": lambda: KERNEL.add_noise(x.x0, x.eps, *noising),
-        },
-        "v_loss": {
-            "eager": lambda: backward(REFERENCE.v_loss(x.prediction, x.x0, x.eps, *scalars), x.prediction),
-            "compile": lambda: backward(COMPILED_LOSS(x.prediction, x.x0, x.eps, *scalars), x.prediction),
-            "diffusers": lambda: diffusers_loss(scheduler, x),
-            "kernel": lambda: backward(KERNEL.v_loss(x.prediction, x.x0, x.eps, *scalars), x.prediction),
-        },
-        "keyed_normal": {
-            "randn": lambda: torch.randn(x.x0.shape),
-            "kernel": lambda: KERNEL.keyed_normal(x.key, shape),
-        },
-        "keyed step": {  # noise drawn, added, and the loss of it: what a training step asks for
-            "eager": lambda: eager_step(x),
-            "kernel": lambda: keyed_step(x),
-        },
-        "channel_moments": {
-            "eager": lambda: REFERENCE.channel_moments(x.x0),
-            "kernel": lambda: KERNEL.channel_moments(x.x0),
-        },
-    }
-
-
-def eager_step(x: Inputs) -> Tensor:
-    """randn, add_noise and v_loss, forward and backward, in eager torch."""
-    eps = torch.randn_like(x.x0)
-    REFERENCE.add_noise(x.x0, eps, x.alpha, x.sigma)
-    return backward(REFERENCE.v_loss(x.prediction, x.x0, eps, x.alpha, x.sigma, x.weight), x.prediction)
-
-
-def keyed_step(x: Inputs) -> Tensor:
-    """The same with keyed noise, which is drawn in both operations and never stored."""
-    KERNEL.add_keyed_noise(x.x0, x.key, x.alpha, x.sigma)
-    loss = KERNEL.keyed_v_loss(x.prediction, x.x0, x.key, x.alpha, x.sigma, x.weight)
-    return backward(loss, x.prediction)
-
-
-def streams(x: Tensor) -> Columns:
-    """torch.add over tensors of x's size, on the same ones and on rotating ones."""
-    sets = max(2, -(-CACHE_BYTES // (3 * x.numel() * x.element_size())))
-    buffers = [tuple(torch.ones_like(x) for _ in range(3)) for _ in range(sets)]
-    rotation = itertools.cycle(buffers)
-
-    def add(a: Tensor, b: Tensor, out: Tensor) -> None:
-        torch.add(a, b, out=out)
-
-    return {"stream warm": lambda: add(*buffers[0]), "stream cold": lambda: add(*next(rotation))}
+def stream(x: Tensor) -> Callable[[], object]:
+    """torch.add over tensors of x's size: two are read, one is written."""
+    a, b, out = (torch.ones_like(x) for _ in range(3))
+    return lambda: torch.add(a, b, out=out)
 
 
 def spread(numerator: list[float], denominator: list[float]) -> dict[str, float]:
@@ -155,35 +81,70 @@ def spread(numerator: list[float], denominator: list[float]) -> dict[str, float]
     return {"median": middle, "quartile_low": low, "quartile_high": high}
 
 
-def time_row(operation: str, columns: Columns, x: Inputs, rounds: int) -> dict:
+def rounds_of(batch: int) -> int:
+    """Timed calls of each function: fewer where one call takes a tenth of a second."""
+    return 25 if batch <= 16 else 11 if batch <= 64 else 5
+
+
+def time_row(operation: str, columns: Columns, x: Tensor, before: Callable, rounds: int) -> dict:
     """One row of the table: times, ratios to ours, and the share of the ceiling that ours reaches."""
-    stream = streams(x.x0.detach())
-    seconds = interleaved({**columns, **stream}, rounds)
+    functions = {**columns, "stream": stream(x)} if operation in WITH_CEILING else columns
+    seconds = interleaved(functions, rounds, warmup=2, before=before)
     row: dict = {"times": {name: summary(values) for name, values in seconds.items()}}
     row["kernel is faster by"] = {
-        name: spread(seconds[name], seconds["kernel"]) for name in columns if name != "kernel"
+        name: spread(seconds[name], seconds["kernel"]) for name in columns if not name.startswith("kernel")
     }
-    if operation in ("add_noise", "v_loss", "channel_moments"):
-        stream_bytes = 3 * x.x0.numel() * x.x0.element_size()
-        share = minimal_bytes(operation, x.x0) / stream_bytes
-        for temperature in ("warm", "cold"):
-            ceiling = [share * s for s in seconds[f"stream {temperature}"]]
-            row[f"share of the {temperature} ceiling"] = spread(ceiling, seconds["kernel"])
+    if operation in WITH_CEILING:
+        share = minimal_bytes(operation, x) / (sum(STREAMS["add_noise"]) * x.numel() * x.element_size())
+        ceiling = [share * s for s in seconds["stream"]]
+        row["share of the ceiling"] = {
+            name: spread(ceiling, seconds[name]) for name in columns if name.startswith("kernel")
+        }
     return row
 
 
+def time_rows(batch: int, latent: tuple[int, int, int], dtype: str, memory: str) -> list[dict]:
+    """The rows of one batch, latent and dtype, agreement asserted first."""
+    x = inputs(batch, latent, DTYPES[dtype])
+    if batch <= LARGEST_CHECKED:
+        assert_agreement(x)
+    torch.compiler.reset()  # each shape is compiled for itself
+    what = {"latent": latent, "batch": batch, "dtype": dtype, "freed memory": memory}
+    table = []
+    for operation, columns in rows(x).items():
+        if operation == "keyed_normal" and dtype != "float32":
+            continue  # the draws are float32 whatever the latents are
+        for caches, before in temperatures(batch).items():
+            row = time_row(operation, columns, x.x0, before, rounds_of(batch))
+            table.append({"operation": operation, "caches": caches, **what, **row})
+            print(line_of(table[-1]), flush=True)
+    return table
+
+
+def line_of(row: dict) -> str:
+    """One row for the terminal."""
+    ratios = ", ".join(f"{k} {v['median']:.1f}" for k, v in row["kernel is faster by"].items())
+    kernel = row["times"]["kernel"]["median_ms"]
+    shares = [f"{v['median']:.2f} ({k})" for k, v in row.get("share of the ceiling", {}).items()]
+    ceiling = f"; of the ceiling {', '.join(shares)}" if shares else ""
+    return (
+        f"{row['freed memory']:<8} {row['caches']} {row['operation']:<16} {row['dtype']:<9} "
+        f"B = {row['batch']:<4} {kernel:8.3f} ms; times {ratios}{ceiling}"
+    )
+
+
 def keyed_normal_seconds(threads: int, rounds: int) -> list[float]:
-    """Seconds of keyed_normal at batch 64, in a process that never uses another number of threads."""
+    """Seconds of keyed_normal at batch 16, in a process that never uses another number of threads."""
     torch.set_num_threads(threads)
-    key, seconds = inputs(64, LATENT_512, torch.float32).key, []
+    key, seconds = inputs(16, LATENT_1024, torch.float32).key, []
     for _ in range(rounds):
         started = time.perf_counter()
-        KERNEL.keyed_normal(key, LATENT_512)
+        KERNEL.keyed_normal(key, LATENT_1024)
         seconds.append(time.perf_counter() - started)
     return seconds
 
 
-def time_threads(rounds: int) -> dict:
+def time_threads(rounds: int = 40) -> dict:
     """keyed_normal on one thread and on two, each in processes of its own, turn by turn."""
     seconds: dict[str, list[float]] = {"one": [], "two": []}
     for _, (name, threads) in itertools.product(range(3), (("one", 1), ("two", 2))):
@@ -197,34 +158,16 @@ def time_threads(rounds: int) -> dict:
     }
 
 
-def time_rows(batch: int, dtype: str, memory: str, rounds: int) -> list[dict]:
-    """The rows of one batch and dtype, agreement asserted first."""
-    x = inputs(batch, LATENT_512, DTYPES[dtype])
-    if batch <= 16:  # the float64 truth of larger batches adds minutes and no new code path
-        assert_agreement(x)
-    table = []
-    for operation, columns in rows(x).items():
-        row = time_row(operation, columns, x, max(8, rounds // 4) if batch > 64 else rounds)
-        table.append({"operation": operation, "batch": batch, "dtype": dtype, "freed memory": memory, **row})
-        ratios = ", ".join(f"{k} {v['median']:.1f}" for k, v in row["kernel is faster by"].items())
-        kernel = row["times"]["kernel"]["median_ms"]
-        warm = row.get("share of the warm ceiling", {}).get("median")
-        ceiling = "" if warm is None else f"; {warm:.2f} of the warm ceiling"
-        print(
-            f"memory {memory:<8} {operation:<16} {dtype:<9} B = {batch:<4} {kernel:8.3f} ms; "
-            f"times {ratios}{ceiling}",
-            flush=True,
-        )
-    return table
+def time_autograd(rounds: int = 100) -> dict:
+    """What torch's mean and backward pass of four losses take, whoever computes them: no column can be without it."""
+    losses = torch.ones(4, requires_grad=True)
+    return summary(interleaved({"mean": lambda: backward(losses, losses)}, rounds)["mean"])
 
 
 def main() -> None:
     """Assert, time, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=40, help="timed calls per function (fewer at batch 512)"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
@@ -234,20 +177,23 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     load = [os.getloadavg()[0]]
     table = []
-    for memory in ("returned", "kept"):
-        if memory == "kept" and not keep_freed_memory():
-            print("this C library cannot be told to keep freed memory: timed by default only")
-            continue
-        for name, batch in itertools.product(arguments.dtypes, arguments.batches):
-            table += time_rows(batch, name, memory, arguments.rounds)
+    for name in arguments.dtypes:
+        for batch in arguments.batches:
+            table += time_rows(batch, LATENT_1024, name, "returned")
+    table += time_rows(16, LATENT_832_1216, arguments.dtypes[0], "returned")
+    threads, autograd = time_threads(), time_autograd()
+    if keep_freed_memory():  # there is no way back, so these come last
+        for batch in filter(lambda batch: batch >= SMALLEST_KEPT, arguments.batches):
+            table += time_rows(batch, LATENT_1024, arguments.dtypes[0], "kept")
+    else:
+        print("this C library cannot be told to keep freed memory: timed by default only")
     result = {
-        "latent": LATENT_512,
         "instruction_set": _kernels.isa(),
         "diffusers": importlib.metadata.version("diffusers"),
         "load average before and after": [*load, os.getloadavg()[0]],
-        "rounds": arguments.rounds,
         "rows": table,
-        "keyed_normal on two threads": time_threads(arguments.rounds),
+        "keyed_normal on two threads": threads,
+        "torch's own mean and backward": autograd,
     }
     print(f"wrote {write('ops_cpu', result, arguments.out)}")
 

@@ -45,12 +45,14 @@ def steps(out: Path, build: bool, dry_run: bool) -> list[Step]:
         plan.append(Step("build", command, 180, {"REFIMPL_CUDA": "0" if dry_run else "1", **arches}))
     if not dry_run:
         plan.append(Step("nvidia-smi", ["nvidia-smi"], 20))
-    tests = [*python, "-m", "pytest", "tests/ops", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    pytest = [*python, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider"]
+    required = {} if dry_run else {"REFIMPL_REQUIRE_CUDA": "1"}
     chosen = ["--collect-only"] if dry_run else ["-k", "cuda and not emulated"]
-    plan.append(Step("tests", [*tests, *chosen], 150, {} if dry_run else {"REFIMPL_REQUIRE_CUDA": "1"}))
+    plan.append(Step("tests", [*pytest, "tests/ops", "-m", "not slow", *chosen], 150, required))
     timing = [*python, "-m", "benchmarks.gpu_ops", *device, "--out", str(out / "ops_gpu.json")]
     plan.append(Step("timing", timing, 200))
-    plan.append(Step("training", [*python, "-m", "benchmarks.gpu_checks", "training", *device], 120))
+    training = [*pytest, "tests/ops/test_training.py", "-k", "cpu and full" if dry_run else "cuda"]
+    plan.append(Step("training", training, 120, required))
     plan.append(Step("graph", [*python, "-m", "benchmarks.gpu_checks", "graph", *device], 60))
     plan.append(Step("large", [*python, "-m", "benchmarks.gpu_checks", "large", *device], 60))
     exercise = [*python, "-m", "benchmarks.gpu_checks", "exercise", *device]

@@ -1,9 +1,8 @@
-"""Checks of the CUDA kernels that are no unit tests: python -m benchmarks.gpu_checks {exercise,graph,large,training}.
+"""Checks of the CUDA kernels that are no unit tests: python -m benchmarks.gpu_checks {exercise,graph,large}.
 
 exercise   every kernel once on odd and even sizes, for compute-sanitizer to watch
 graph      a training step of the tiny UNet captured in a CUDA graph, replayed on new data against the eager step
 large      more than 2^31 elements, against the same samples computed alone
-training   200 steps of the tiny UNet with each backend, in float32 with TF32 and under bfloat16 autocast
 """
 
 import argparse
@@ -13,15 +12,12 @@ from torch import Tensor
 
 from benchmarks.shapes import DTYPES, LATENT_1024, Inputs, inputs
 from refimpl.diffusion.philox import Purpose, draw_key
-from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.model.unet import UNet, UNetConfig
-from refimpl.ops import Ops, load_ops
+from refimpl.ops import load_ops
 from tests.ops import checks
 
 KERNEL = load_ops("kernel")
-# A change of backend changes the last bits of the gradient, which 200 steps of AdamW amplify; the losses of two runs
-# of a chaotic system agree to a few per cent, and their first steps to rounding.
-SAME_FIRST_LOSS, SAME_LAST_LOSS = 1e-5, 0.05
+REPLAYED_STEP = 1e-5  # some roundings: the graph may choose other convolution algorithms than the eager step
 
 
 def exercise(device: str, small: bool) -> None:
@@ -72,7 +68,7 @@ def graph(device: str, small: bool) -> None:
         old.detach().copy_(value)
     captured.replay()
     for replayed, eager in zip(results, step(new), strict=True):
-        assert torch.allclose(replayed, eager, rtol=SAME_FIRST_LOSS, atol=SAME_FIRST_LOSS)
+        assert torch.allclose(replayed, eager, rtol=REPLAYED_STEP, atol=REPLAYED_STEP)
 
 
 def large(device: str, small: bool) -> None:
@@ -112,59 +108,16 @@ def large(device: str, small: bool) -> None:
     print(f"{batch * 4 * side * side} elements in a batch and {one.numel()} in a sample agree")
 
 
-def train(ops: Ops, device: str, precision: str, steps: int) -> list[float]:
-    """Losses of the tiny UNet learning random latents, by keyed noise and keyed loss."""
-    torch.manual_seed(0)
-    config = UNetConfig.tiny()
-    network = UNet(config).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    schedule = zero_terminal_snr(sdxl_schedule())
-    batch = 8
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(64, 4, 16, 16, generator=generator).to(device)
-    context = torch.randn(64, 77, config.context_dim, generator=generator).to(device)
-    vector = torch.randn(64, config.vector_dim, generator=generator).to(device)
-    losses: list[Tensor] = []
-    for step in range(steps):
-        ids = (torch.arange(batch) + step * batch) % 64
-        x0 = latents[ids.to(device)]
-        t = torch.randint(0, 1000, (batch,), generator=generator)
-        alpha, sigma = (c.to(device) for c in schedule.at(t))
-        key = draw_key(0, ids, step, Purpose.NOISE).to(device)
-        x_t = ops.add_keyed_noise(x0, key, alpha, sigma, 0.05)
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            v = network(x_t, t.to(device), context[ids.to(device)], vector[ids.to(device)])
-        loss = ops.keyed_v_loss(v, x0, key, alpha, sigma, torch.ones(batch, device=device), 0.05).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return torch.stack(losses).tolist()
-
-
-def training(device: str, small: bool) -> None:
-    """Both backends, both precisions: the same first loss, and ends within rounding of each other."""
-    steps = 3 if small else 200
-    for precision in ("tf32", "bf16"):
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        reference, kernel = (train(load_ops(b), device, precision, steps) for b in ("reference", "kernel"))
-        tail = max(1, steps // 10)
-        ends = [sum(losses[-tail:]) / tail for losses in (reference, kernel)]
-        print(f"{precision}: first {reference[0]:.6f} {kernel[0]:.6f}, last {ends[0]:.6f} {ends[1]:.6f}")
-        assert abs(kernel[0] - reference[0]) <= SAME_FIRST_LOSS * reference[0]
-        assert abs(ends[1] - ends[0]) <= SAME_LAST_LOSS * ends[0]
-
-
 def main() -> None:
     """Runs the check that is named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("check", choices=("exercise", "graph", "large", "training"))
+    parser.add_argument("check", choices=("exercise", "graph", "large"))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="small tensors and few steps, to try the script")
     arguments = parser.parse_args()
-    steps = {"exercise": exercise, "graph": graph, "large": large, "training": training}
+    steps = {"exercise": exercise, "graph": graph, "large": large}
     steps[arguments.check](arguments.device, arguments.small)
     print(f"{arguments.check} passed on latents such as {LATENT_1024} on {arguments.device}")
 

@@ -4,6 +4,7 @@ python -m benchmarks.gpu_ops --out FILE [--device cuda] [--small]
 
 Our times are medians of replayed CUDA graphs (no launch gaps), on tensors that rotate over more memory than the L2
 holds (cold) or stay the same (warm); eager torch and torch.compile run as they are called, launches included.
+Launches and host time are those of an operator alone: a loss with its gradient, without torch's mean and backward.
 Agreement with the reference is asserted first.
 """
 
@@ -20,6 +21,7 @@ from benchmarks.timing import write
 from refimpl.ops import _kernels, load_ops
 from tests.ops import checks
 
+LARGEST_CHECKED = 64  # the float64 truth of larger batches takes the CPU minutes
 REFERENCE, KERNEL = load_ops("reference"), load_ops("kernel")
 ROTATED_BYTES = 512 * 2**20  # many times the L2
 Call = Callable[[Inputs], object]
@@ -41,6 +43,16 @@ def operations(ops) -> dict[str, Call]:
             ops.keyed_v_loss(x.prediction, x.x0, x.key, x.alpha, x.sigma, x.weight), x
         ),
         "channel_moments": lambda x: ops.channel_moments(x.x0),
+    }
+
+
+def without_autograd(x: Inputs) -> dict[str, Call]:
+    """The losses with their gradient as one operator: what is launched without torch's mean and backward pass."""
+    prediction, scalars = x.prediction.detach(), (x.alpha, x.sigma, x.weight)
+    loss_and_gradient = torch.ops.refimpl.v_loss_forward.default
+    return {
+        "v_loss": lambda x: loss_and_gradient(prediction, x.x0, x.eps, None, *scalars, 0.0, None),
+        "keyed_v_loss": lambda x: loss_and_gradient(prediction, x.x0, None, x.key, *scalars, 0.0, None),
     }
 
 
@@ -118,7 +130,7 @@ def copy_microseconds(x: torch.Tensor, sets: int, device: str, repeats: int) -> 
 def time_size(batch, latent, dtype, device, repeats, compiled: dict[str, Call]) -> list[dict]:
     """The rows of one batch, latent and dtype."""
     x = inputs(batch, latent, dtype, device)
-    if batch <= 16:
+    if batch <= LARGEST_CHECKED:
         checks.check_add_noise(KERNEL, x.x0, x.eps, x.alpha, x.sigma)
         incoming = torch.full_like(x.weight, 1 / batch)
         checks.check_v_loss(KERNEL, x.prediction, x.x0, x.eps, x.alpha, x.sigma, x.weight, incoming)
@@ -145,7 +157,7 @@ def time_size(batch, latent, dtype, device, repeats, compiled: dict[str, Call]) 
         if name in compiled:
             row["compile"] = timed(compiled[name], sets[:4], device, max(3, repeats // 4), graph=False)
         if batch <= 16:
-            row |= host_cost(kernel, x, device)
+            row |= host_cost(without_autograd(x).get(name, kernel), x, device)
         rows.append(row)
         print(
             f"{name:<16} {row['dtype']:<9} B = {batch:<4} {cold['median_us']:9.1f} us cold, "

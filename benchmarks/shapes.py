@@ -1,4 +1,4 @@
-"""What the operations are timed on: latents of 512² and 1024² images, batches, dtypes, and traffic in bytes."""
+"""What the operations are timed on: latents of SDXL's images, batches, dtypes, and traffic in bytes."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,7 @@ from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 
 BATCHES = (1, 4, 16, 64, 512)
-LATENT_512 = (4, 64, 64)  # the CPU's rows
-LATENT_1024 = (4, 128, 128)  # the GPU's rows
+LATENT_1024 = (4, 128, 128)
 LATENT_832_1216 = (4, 104, 152)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,6 +19,7 @@ STREAMS = {
     "add_keyed_noise": (1, 1),
     "keyed_normal": (0, 1),
     "v_loss": (3, 1),  # prediction, x0, eps; the gradient (forward and backward together)
+    "step": (5, 2),  # add_noise and v_loss: the network runs between them
     "keyed_v_loss": (2, 1),
     "channel_moments": (1, 0),
 }

@@ -15,11 +15,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 3,
+    before: Callable[[Callable[[], object]], object] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call, one call of each function per round, so that a slow moment hits them alike.
 
     The order turns from round to round: none of them always runs on the caches another has left.
+    before  called with a function just before that function is timed, to bring the caches into a known state
     """
     for _ in range(warmup):
         for function in functions.values():
@@ -29,6 +33,8 @@ def interleaved(
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            if before is not None:
+                before(functions[name])
             start = time.perf_counter()
             functions[name]()
             seconds[name].append(time.perf_counter() - start)
