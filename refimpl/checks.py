@@ -8,6 +8,8 @@ from typing import Any
 
 from refimpl.errors import InputError
 
+LARGEST_SIDE = 2**20  # of anything in a network; its square still counts bytes in 64 bits
+
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises InputError unless value is one of the choices; names the nearest."""
@@ -48,7 +50,7 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_whole_numbers(config: Any, least: Mapping[str, int] | None = None) -> None:
-    """Every field of a frozen dataclass is a whole number ≥ 1, or a non-empty tuple of them if its default is.
+    """Every field of a frozen dataclass is a whole number 1 … 2^20, or a non-empty tuple of them if its default is.
 
     config  its fields; a list, all that TOML and JSON know, becomes a tuple in place
     least   other lower bounds, by field
@@ -66,3 +68,5 @@ def check_whole_numbers(config: Any, least: Mapping[str, int] | None = None) -> 
         for number in value if several else (value,):
             if type(number) is not int or number < bound:  # True is an int, but not a number
                 raise InputError(f"{name} = {value!r}: needs whole numbers ≥ {bound}")
+            if number > LARGEST_SIDE:
+                raise InputError(f"{name} = {value!r}: no network has a side above {LARGEST_SIDE}")

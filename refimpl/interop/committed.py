@@ -195,6 +195,11 @@ def check_state(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Ten
         for key, shape in expected.items()
         if key in state and tuple(state[key].shape) != shape
     ]
+    problems += [
+        f"integers  {key}: file has {state[key].dtype}, weights are floating-point numbers"
+        for key in expected
+        if key in state and not state[key].is_floating_point()
+    ]
     if problems:
         listing = "\n  ".join(problems)
         raise InputError(

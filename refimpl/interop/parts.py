@@ -43,6 +43,7 @@ def network_state(network: nn.Module) -> dict[str, Tensor]:
 def load_network_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copies a `network_state` into a network; InputError lists every tensor that differs."""
     if adapted_layers(network):
+        check_state({name: tuple(value.shape) for name, value in lora_state(network).items()}, state, source)
         load_lora_state(network, state, source)
         return
     parameters = named_parameters(network)

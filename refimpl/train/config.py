@@ -29,6 +29,8 @@ class TrainConfig:
     """run folder; empty for runs/<preset>-001, -002, …"""
     resume: bool = False
     """continue the run in `out` from its newest checkpoint"""
+    accept_data: bool = False
+    """continue although the images, their sizes or captions are not those that the run began with"""
     init_from: str = ""
     """what this run starts from (uptraining, N §2.1): a run or one of its checkpoints, a .safetensors file or a
     diffusers folder; its autoencoder and text towers too, where latents and text name none"""

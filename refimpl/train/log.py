@@ -28,7 +28,8 @@ class RunLog:
     """Rank 0's rows and progress bar; on the other ranks every method does nothing.
 
     A row of metrics.jsonl is one JSON object with `step` and any of: loss (mean weighted v-loss of the global batch),
-    learning_rate, gradient_norm, epoch, bucket, images_per_second, heldout_loss, weight_mass. A run continued from
+    learning_rate, gradient_norm, epoch, bucket, images_per_second, loader_stall (share of the step's time that
+    rank 0 waited for its images), heldout_loss, weight_mass. A run continued from
     step `start` keeps the rows up to it and drops those of later steps, which it takes again.
     """
 
@@ -84,6 +85,7 @@ class RunLog:
             epoch=plan_step.epoch,
             bucket=list(plan_step.bucket),
             images_per_second=plan_step.images / seconds,
+            loader_stall=min(1.0, plan_step.waited / seconds),
         )
 
     def weight_mass(self, config: DiffusionConfig) -> None:
@@ -111,7 +113,13 @@ def _open_rows(path: Path, start: int) -> TextIO:
     """The file to append rows to, holding the whole rows of steps 0 … `start` if the run is continued."""
     kept = []
     if start and path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read: {error.strerror}; move away what is in its place"
+            ) from error
+        for line in text.split("\n")[:-1]:
             # A process killed while it wrote leaves half a line.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= start:

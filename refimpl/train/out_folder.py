@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError
+from refimpl.interop.committed import MANIFEST
 from refimpl.interop.run_folder import CONFIG, committed_steps
-from refimpl.tables import to_table
+from refimpl.tables import from_table, to_table
 from refimpl.train.config import Config
 from refimpl.train.distributed import World
 
 # What a resumed run may change: everything else defines the run. The loop checks that ranks times
 # train.accumulate, and so the global batches, stay what they were.
 CHANGEABLE = {
-    "train.out", "train.resume", "train.steps", "train.device", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.out", "train.resume", "train.accept_data", "train.steps", "train.device", "train.checkpoint_every",
+    "train.keep_checkpoints",
     "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
     "train.accumulate", "train.threads", "data.workers", "data.cache_megabytes",
 }  # fmt: skip
@@ -89,8 +91,10 @@ def _resumed(config: Config, label: str) -> Path:
             f"train.resume: {config.train.out or 'train.out'!r} is no run folder; name one with --train.out"
         )
     try:
-        saved = _flat(json.loads((run / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as error:
+        table = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        # Through a Config: a run of an earlier version has the defaults of what was added since.
+        saved = _flat(to_table(from_table(Config, table, str(run / CONFIG))))
+    except (OSError, ValueError) as error:
         raise InputError(f"train.resume: {run / CONFIG} cannot be read as settings ({error})") from error
     wanted = _flat(to_table(config))
     changed = [
@@ -102,6 +106,11 @@ def _resumed(config: Config, label: str) -> Path:
         )
         raise InputError(f"train.resume: {run} was made with other settings:\n  {listing}")
     steps = committed_steps(run)
+    if steps and not (run / "components" / MANIFEST).is_file():
+        raise InputError(
+            f"train.resume: {run}/components is gone: the autoencoder, its scale-and-shift and the text towers that "
+            "the run was trained with; put the folder back, or begin a new run with train.init_from"
+        )
     if steps and steps[-1] >= config.train.steps:
         raise InputError(
             f"train.resume: {run} is at step {steps[-1]} already; raise train.steps {config.train.steps}"

@@ -11,7 +11,9 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from refimpl.errors import InputError
 from refimpl.interop.parts import add_adapters, named_parameters, network_state
@@ -71,6 +73,21 @@ def make_trainable(model: Model, config: Config) -> list[Part]:
             )
         parts.append(part)
     return parts
+
+
+def check_targets(config: Config) -> None:
+    """Raises InputError, naming the nearest modules, when a LoRA target or rank fits nothing; no memory is taken."""
+    if not config.lora.rank:
+        return
+    config_l, config_g = config.text.architectures()
+    with torch.device("meta"):
+        networks: dict[str, nn.Module] = {"unet": UNet(config.unet)} if config.lora.targets else {}
+        if config.text.learning_rate_l and config_l is not None:
+            networks["text_l"] = CLIPTextModel(config_l)
+        if config.text.learning_rate_g:
+            networks["text_g"] = CLIPTextModelWithProjection(config_g)
+    for name, network in networks.items():
+        add_adapters(name, network, config.lora)
 
 
 @contextlib.contextmanager

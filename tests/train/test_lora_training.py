@@ -40,7 +40,7 @@ def sections(trained: Path, **lora: Any) -> dict[str, Any]:
 
 def with_text(trained: Path, **lora: Any) -> dict[str, Any]:
     """The same on both towers too."""
-    return {**sections(trained, **TEXT["lora"], **lora), "text": TEXT["text"]}
+    return {**sections(trained, **{**TEXT["lora"], **lora}), "text": TEXT["text"]}
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,20 @@ def test_adapters_of_another_network_are_refused(
         load_model(other)
 
 
-def test_a_target_that_matches_nothing_leaves_no_run(run: Run, trained: Path) -> None:
-    with pytest.raises(InputError, match=r"LoRA target '\*\.to_w' matches no module; the nearest are"):
-        run(**sections(trained, targets=["*.to_w"]))
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"targets": ["*.to_w"]}, r"LoRA target '\*\.to_w' matches no module; the nearest are"),
+        ({"text_targets": ["*.to_q"]}, r"LoRA target '\*\.to_q' matches no module; the nearest are"),
+        ({"rank": 1000}, "LoRA rank 1000 exceeds that of"),
+    ],
+)
+def test_adapters_that_fit_nothing_leave_no_run(
+    lora: dict[str, Any], message: str, run: Run, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(**with_text(trained, **lora))
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_adapters_train_in_bfloat16(run: Run, trained: Path) -> None:

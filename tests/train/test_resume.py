@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from refimpl.errors import InputError
+from refimpl.interop import committed
 from refimpl.interop.run_folder import committed_steps, load_model
 from refimpl.train import loop
 from tests.train import runs
@@ -131,6 +132,46 @@ def test_nothing_to_resume_is_said(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json cannot be read as settings"):
         run("broken", train={"resume": True})
+
+
+def test_components_that_are_gone_stop_the_run(run: Run) -> None:
+    """Made anew they would be another autoencoder and other towers than the weights were trained with."""
+    folder = run(train={"steps": 2})
+    shutil.rmtree(folder / "components")
+    before = contents(folder)
+    with pytest.raises(InputError, match=r"run/components is gone: the autoencoder, its scale-and-shift"):
+        run(train={"resume": True})
+    assert contents(folder) == before
+
+
+def test_a_folder_in_the_rows_place_is_named(run: Run) -> None:
+    folder = run(train={"steps": 2})
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    with pytest.raises(
+        InputError, match=r"metrics\.jsonl cannot be read: Is a directory; move away what is in its"
+    ):
+        run(train={"resume": True})
+
+
+def test_a_run_of_an_earlier_version_has_the_defaults_of_what_was_added_since(run: Run) -> None:
+    folder = run(train={"steps": 2})
+    table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del table["lora"], table["image_prompt"], table["text"]["vector"]
+    (folder / "config.json").write_text(json.dumps(table), encoding="utf-8")
+    run(train={"resume": True})
+    assert committed_steps(folder) == [2, 4]
+
+
+def test_weights_stored_as_integers_are_refused(run: Run) -> None:
+    folder = run(train={"steps": 2})
+    place = folder / "checkpoints" / "step-00000002"
+    tensors, documents = committed.read(place)
+    tensors["unet"]["out.2.bias"] = tensors["unet"]["out.2.bias"].long()
+    shutil.rmtree(place)
+    committed.write(place, tensors, documents)
+    with pytest.raises(InputError, match=r"integers  out\.2\.bias: file has torch\.int64"):
+        run(train={"resume": True})
 
 
 @pytest.mark.parametrize(("found", "what"), [("config.json", "another run"), ("notes.txt", "other files")])
