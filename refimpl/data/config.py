@@ -1,11 +1,13 @@
 """Settings of the data side (N §4.1, §4.3)."""
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
 from refimpl.checks import check_at_least, check_at_most, check_choice
 from refimpl.data.aspect_table import Metric
 from refimpl.data.buckets import PRESETS, make_buckets
+from refimpl.data.loader import Decoder
 from refimpl.data.plan import Mode
 from refimpl.data.tags import TagCounts
 from refimpl.errors import InputError
@@ -47,9 +49,9 @@ class DataConfig:
     """Where the images are and how an epoch is made of them (N §4.1, §4.3)."""
 
     folder: str = ""
-    """folder of images with .txt or .caption sidecars"""
+    """images: an index of `refimpl data index`, a folder with .txt or .caption sidecars, or what else that reads"""
     heldout: str = ""
-    """folder of the same layout, measured and never trained on; empty for none"""
+    """images likewise, measured and never trained on; empty for none"""
     demo: bool = False
     """draw the demonstration data set when `folder` does not exist"""
     tag_classes: tuple[str, ...] = ("character", "artist", "copyright", "meta")
@@ -69,7 +71,11 @@ class DataConfig:
     shuffle_tags: bool = False
     """a caption's tags in a new order at every visit"""
     keep_first_tags: int = 0
-    """tags at the front of a caption that shuffling leaves in place"""
+    """tags at the front of a caption that shuffling and dropout leave in place"""
+    tag_dropout: tuple[str, ...] = ()
+    """class:probability of leaving each tag of that class out of a visit's caption, as ["artist:0.1"]"""
+    decoder: Decoder = "pillow"
+    """pillow, or fast (JPEG by simplejpeg, Lanczos by torch: within 2 levels of 255; needs refimpl[fast])"""
     workers: int = 0
     """loader processes per rank; 0 loads in the training process"""
     cache: str = ""
@@ -83,11 +89,38 @@ class DataConfig:
         check_at_least("data.keep_first_tags", self.keep_first_tags, 0)
         check_at_least("data.workers", self.workers, 0)
         check_at_most("data.workers", self.workers, MOST_WORKERS)
+        check_choice("data.decoder", self.decoder, get_args(Decoder))
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
+        if self.decoder == "fast" and self.cache_megabytes:
+            raise InputError(
+                "data.cache_megabytes keeps what Pillow scaled; set it to 0, or data.decoder = 'pillow'"
+            )
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)
         check_at_least("data.default_score", self.default_score, 0)
         if not self.score_class:
             raise InputError("data.score_class is empty; name a class of tags, such as score")
+        self.tag_dropout_rates()
+
+    def tag_dropout_rates(self) -> dict[str, float]:
+        """Class → probability. Raises InputError for an entry that is not so written, or a class that is in two."""
+        rates: dict[str, float] = {}
+        for entry in self.tag_dropout:
+            tag_class, _, written = entry.rpartition(":")
+            try:
+                rate = float(written)
+            except ValueError:
+                rate = math.nan
+            if not tag_class or not 0 <= rate <= 1 or tag_class in rates:
+                raise InputError(
+                    f'data.tag_dropout {entry!r}: give class:probability once for each class, as "artist:0.1"'
+                )
+            rates[tag_class] = rate
+        return rates
+
+    @property
+    def varies_captions(self) -> bool:
+        """Whether a caption is another one at every visit."""
+        return self.shuffle_tags or any(self.tag_dropout_rates().values())
 
 
 @dataclass(frozen=True)

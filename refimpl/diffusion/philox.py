@@ -46,6 +46,7 @@ class Purpose(IntEnum):
     INIT_NOISE = 6  # the first noise of a sampler
     REFINER_NOISE = 7  # what a refiner is given to take away again (SDEdit)
     LORA_DROPOUT = 8  # components of the adapters' rank that an image goes without
+    TAG_DROPOUT = 9
 
 
 def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:

@@ -120,8 +120,9 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
     _say(world, {"kind": KIND, **counts, "out": str(command.out)})
     if not command.text:
         return
-    if config.data.shuffle_tags:
-        _say(world, {"text": "left out: data.shuffle_tags gives a caption other states at every visit"})
+    if config.data.varies_captions:
+        left_out = "left out: data.shuffle_tags gives a caption other states at every visit, as data.tag_dropout does"
+        _say(world, {"text": left_out})
         return
     towers = start_towers(open_start(config), config)
     for tower in filter(None, towers[1:]):

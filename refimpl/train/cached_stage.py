@@ -150,6 +150,6 @@ def cached_text(config: Config, states: TextStates, world: World) -> TextStates 
 
 def _text(config: Config) -> TextCache | None:
     """The cached states, unless a caption has other ones at every visit."""
-    if not config.data.cache or config.data.shuffle_tags or config.text.is_trained:
+    if not config.data.cache or config.data.varies_captions or config.text.is_trained:
         return None
     return open_text(Path(config.data.cache))

@@ -20,6 +20,10 @@ class VisitDraws:
         """What `shuffle_tags` draws the order of the caption's tags from."""
         return self._source(name, visit, Purpose.TAG_SHUFFLE)
 
+    def tag_dropout_source(self, name: str, visit: int) -> KeyedIntegers:
+        """What `drop_tags` draws the tags that this visit goes without from."""
+        return self._source(name, visit, Purpose.TAG_DROPOUT)
+
     def is_flipped(self, name: str, visit: int) -> bool:
         """Whether this visit shows the mirrored image."""
         return self.flip and self._source(name, visit, Purpose.FLIP).integers(0, 2) == 1
