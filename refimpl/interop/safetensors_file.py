@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -99,7 +100,7 @@ def write(
 ) -> None:
     """Writes a file tensor after tensor; `path` is at every moment the old file or the new one, whole.
 
-    tensors  key → tensor, or tensors of one dtype to be joined along their first dimension without a copy
+    tensors  key → tensor, or tensors to be joined along their first dimension without a copy
     dtypes   key → the dtype it is converted to, a piece at a time; its own where not named
     Raises InputError when the disk refuses it (the old file then stays), for a dtype that the format does not
     have, or when float16 cannot hold a value.
@@ -107,7 +108,8 @@ def write(
     plan = {}
     for key, value in tensors.items():
         parts = (value,) if isinstance(value, Tensor) else tuple(value)
-        plan[key] = (parts, (dtypes or {}).get(key, parts[0].dtype))
+        own = reduce(torch.promote_types, (part.dtype for part in parts))  # one that holds the values of all
+        plan[key] = (parts, (dtypes or {}).get(key, own))
         if plan[key][1] not in NAMES:
             raise InputError(f"{path}: tensor {key} has dtype {plan[key][1]}, which safetensors cannot hold")
     # widest first, so that every tensor starts at a multiple of its item size
