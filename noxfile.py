@@ -37,10 +37,10 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests except those marked slow."""
+    """All tests except those marked slow or fuzz."""
     install_project(session, "test")
     install(session, "--no-deps", *ORACLES)
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    session.run("pytest", "-m", "not slow and not fuzz", *session.posargs)
 
 
 @nox.session
@@ -49,6 +49,14 @@ def slow(session: nox.Session) -> None:
     install_project(session, "test")
     install(session, "--no-deps", *ORACLES)
     session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hundreds of thousands of broken files: each must end in our error or in the right result."""
+    install_project(session, "test")
+    install(session, "--no-deps", *ORACLES)
+    session.run("pytest", "-m", "fuzz", *session.posargs)
 
 
 @nox.session
