@@ -57,7 +57,7 @@ class Levels:
         t = self.schedule.sigma_edm_to_t(sigma)
         whole = t.round()
         near = self.schedule.t_to_sigma_edm(whole)
-        t = torch.where((sigma - near).abs() <= SAME_FLOAT32 * near, whole, t)
+        t = torch.where(((sigma - near).abs() <= SAME_FLOAT32 * near) & near.isfinite(), whole, t)
         return torch.where(sigma >= self.sigma_max, self.last_timestep, t)
 
     @property

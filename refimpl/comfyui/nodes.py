@@ -44,7 +44,9 @@ class ZsnrVpredConditioningNode:
                 "sigma_min": number(0.0292, 0.0, 1.0, 0.0001, "lowest level; 0 takes the schedule's own"),
                 "sigma_data": number(1.0, 0.1, 3.0, 0.1, "σd of the preconditioner; SDXL's is 1"),
                 "min_snr_gamma": number(5.0, 1.0, 20.0, 0.1, "a training weight: reported, not used"),
-                "resolution_scaling": choice(TRUE_FALSE, "true", "largest level times √(H·W)/1024"),
+                "resolution_scaling": choice(
+                    TRUE_FALSE, "true", "largest level times √(H·W)/1024; ∞ stays ∞"
+                ),
             },
             "optional": {
                 "width": number(1024, 16, LARGEST_SIDE, 8, f"width {side}"),

@@ -30,7 +30,7 @@ class SelfAttention(NamedTuple):
 
 
 def entropy_scale(tokens: int, train_tokens: int) -> float:
-    """√(log_T N) of N tokens and T in training, exactly 1 for as many; both at least 2."""
+    """√(log_T N) of N ≥ 1 tokens and T ≥ 2 in training; exactly 1 for as many."""
     # Jin et al. 2023, §3.2: λ = √(log_T N / d), where √(1 / d) is that of training
     return math.sqrt(math.log(tokens) / math.log(train_tokens))
 

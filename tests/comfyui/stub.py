@@ -268,12 +268,15 @@ def installed() -> Iterator[None]:
     for kind in (EPS, V_PREDICTION, ModelSamplingDiscrete, ModelSamplingDiscreteFlow):
         setattr(modules["comfy.model_sampling"], kind.__name__, kind)
     modules["comfy.patcher_extension"].WrappersMP = SimpleNamespace(SAMPLER_SAMPLE="sampler_sample")  # type: ignore[attr-defined]
+    before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
         yield
     finally:
-        for name in modules:
+        for name, module in before.items():
             del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
 
 
 def plain_sampling(zsnr: bool = False, v_prediction: bool = True) -> Any:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from refimpl.comfyui.levels import STAND_IN_FOR_INFINITY, levels_for
@@ -28,6 +28,10 @@ def test_only_the_stand_in_means_infinity() -> None:
     assert EXACT.level(sigma).tolist() == [sigma[0], sigma[1], math.inf, math.inf]
     trivial = levels_for(ZERO_SNR, "20000", 0.0, None)
     assert trivial.sigma_max == 20000
+    assert trivial.timestep(torch.tensor([19999.0, 20000.0])).tolist() == [
+        999 - 2254.2379783369956 / 19999,
+        999,
+    ]
     assert torch.equal(trivial.level(sigma), sigma)
 
 
@@ -39,6 +43,7 @@ def test_levels_that_went_through_float32_are_whole_timesteps(schedule) -> None:
 
 
 @given(t=st.floats(0, 999))
+@example(t=998.75)  # above the last finite level of the table, which no level is rounded over
 def test_levels_and_timesteps_are_inverse(t: float) -> None:
     sigma = EXACT.sigma(torch.tensor(t, dtype=torch.float64))
     back = float(EXACT.timestep(sigma))
