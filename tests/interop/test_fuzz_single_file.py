@@ -144,6 +144,7 @@ def fuzz(count: int, folder: Path) -> tuple[int, int]:
     mutated = folder / "mutated.safetensors"
     for number in range(count):
         wrong = mutate(random.Random(number), data)
+        mutated.unlink(missing_ok=True)  # a file written over another is put to the disk at once, and this waits
         mutated.write_bytes(wrong)
         try:
             checkpoint = single_file.load(mutated)
