@@ -29,8 +29,8 @@ class RunLog:
 
     A row of metrics.jsonl is one JSON object with `step` and any of: loss (mean weighted v-loss of the global batch),
     learning_rate, gradient_norm, epoch, bucket, images_per_second, loader_stall (share of the step's time that
-    rank 0 waited for its images), heldout_loss, weight_mass. A run continued from
-    step `start` keeps the rows up to it and drops those of later steps, which it takes again.
+    rank 0 waited for its images), heldout_loss, weight_mass. A run continued from step `start` keeps the rows up to
+    it and drops those of later steps, which it takes again.
     """
 
     def __init__(self, config: Config, run: Path, start: int, world: World):

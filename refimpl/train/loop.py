@@ -24,6 +24,7 @@ from refimpl.train.ema import ema_start, ema_update
 from refimpl.train.log import RunLog
 from refimpl.train.optimizer import make_adamw, set_rates
 from refimpl.train.prepare import Prepared
+from refimpl.train.quarantine import Quarantine
 from refimpl.train.steps import plan_steps
 from refimpl.train.validate import draw_samples, heldout_loss
 
@@ -58,11 +59,12 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
         torch.set_num_threads(settings.threads)
     log = RunLog(config, run, start, world)
     log.weight_mass(config.diffusion)
+    quarantine = Quarantine(run, world)
 
     if start == 0 and world.is_main:
         log.row(step=0, heldout_loss=heldout_loss(config, prepared, ema))
     started = time.perf_counter()
-    for step, plan_step in enumerate(plan_steps(config, prepared.stages, start, world), start):
+    for step, plan_step in enumerate(plan_steps(config, prepared.stages, start, world, quarantine), start):
         rate = set_rates(optimizer, config.optimizer, plan_step.stage.learning_rate, step, settings.steps)
         totals = [torch.zeros_like(parameter) for parameter in parameters] if ordered else []
         loss_sum = torch.zeros((), device=device)

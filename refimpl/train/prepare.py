@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from refimpl.data.buckets import assign_and_prune
 from refimpl.data.demo_images import write_demo_images
+from refimpl.data.fast_jpeg import check_fast
 from refimpl.data.index import read_source
 from refimpl.data.loader import ImageCache
 from refimpl.data.scores import take_scores
@@ -69,6 +70,8 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     """
     load_ops(config.train.backend)
     check_loggers(config)
+    if config.data.decoder == "fast":
+        check_fast()
     check_targets(config)
     world.on_main(lambda: prepare_data(config))
     cache = open_cache(config)

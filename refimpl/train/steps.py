@@ -1,5 +1,6 @@
 """The endless list of optimizer steps: which images, in which order, for which rank (N §4.1.2)."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,14 +10,15 @@ import torch
 from torch import Tensor
 
 from refimpl.data.buckets import pixel_budget_batch_sizes
-from refimpl.data.captions import shuffle_tags
+from refimpl.data.captions import drop_tags, shuffle_tags
 from refimpl.data.index import Index
-from refimpl.data.loader import Batch, Draws, ImageCache, load_batches
+from refimpl.data.loader import Batch, Draws, ImageCache, SameBucket, load_batches
 from refimpl.data.plan import Mode, Plan, plan_epoch
 from refimpl.latents.cache import Batches, CachedLatents, LatentBatch, read_batches
 from refimpl.train.config import Config, Stage
 from refimpl.train.distributed import World
 from refimpl.train.draws import VisitDraws
+from refimpl.train.quarantine import Quarantine
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,18 @@ class PlanStep:
     images_per_step: float  # mean of `images` over the epoch: what the summed loss is divided by
     names: list[str]  # ids of this rank's images
     batches: list[MicroBatch]
+    waited: float  # seconds that this rank waited for the images of the step
 
 
-def plan_steps(config: Config, stages: list[StageData], start: int, world: World) -> Iterator[PlanStep]:
+def plan_steps(
+    config: Config, stages: list[StageData], start: int, world: World, quarantine: Quarantine
+) -> Iterator[PlanStep]:
     """The optimizer steps from number `start` on, up to `train.steps`.
 
     The position is a function of the step number: earlier epochs are planned again and passed over, so a resumed run
     sees the batches that an uninterrupted one would have seen.
-    Raises InputError when a stage has fewer images than one global batch.
+    An image that turns out bad is noted in `quarantine`, and another of its bucket stands for it.
+    Raises InputError when a stage has fewer images than one global batch, or too many of them are bad.
     """
     step, epoch = 0, 0
     for number, data in enumerate(stages):
@@ -76,7 +82,7 @@ def plan_steps(config: Config, stages: list[StageData], start: int, world: World
             taken = min(len(plan), end - step)
             first = max(0, start - step)
             if first < taken:
-                yield from _epoch_steps(config, data, plan, epoch, first, taken, world)
+                yield from _epoch_steps(config, data, plan, epoch, range(first, taken), world, quarantine)
             step += taken
             epoch += 1
 
@@ -101,13 +107,19 @@ def plan_stage(config: Config, data: StageData, epoch: int, world: World) -> Pla
 
 
 def _epoch_steps(
-    config: Config, data: StageData, plan: Plan, epoch: int, first: int, end: int, world: World
+    config: Config,
+    data: StageData,
+    plan: Plan,
+    epoch: int,
+    numbers: range,
+    world: World,
+    quarantine: Quarantine,
 ) -> Iterator[PlanStep]:
     accumulate = config.train.accumulate
-    steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in range(first, end)]
+    steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in numbers]
     batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
     draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
-    load = partial(_load, config, data, epoch)
+    load = partial(_load, config, data, epoch, world.device.type == "cuda")
     loaded = (
         read_batches(data.latents, data.index, batches, epoch, draws, load)
         if data.latents
@@ -115,6 +127,11 @@ def _epoch_steps(
     )
     images_per_step = (len(data.index) - len(plan.dropped)) / len(plan)
     for bucket, share in steps:
+        started = time.perf_counter()
+        ready = [next(loaded) for _ in range(accumulate)]
+        waited = time.perf_counter() - started
+        for batch in ready:
+            quarantine.add(batch.bad, len(data.index))
         yield PlanStep(
             stage=data.stage,
             epoch=epoch,
@@ -122,11 +139,14 @@ def _epoch_steps(
             images=sum(len(micro) for micro in share) * world.size,
             images_per_step=images_per_step,
             names=[data.index.ids[int(item)] for micro in share for item in micro],
-            batches=[_micro_batch(config, data, next(loaded), draws, epoch) for _ in range(accumulate)],
+            batches=[_micro_batch(config, data, batch, draws, epoch) for batch in ready],
+            waited=waited,
         )
 
 
-def _load(config: Config, data: StageData, epoch: int, batches: Batches, draws: Draws) -> Iterator[Batch]:
+def _load(
+    config: Config, data: StageData, epoch: int, pinned: bool, batches: Batches, draws: Draws
+) -> Iterator[Batch]:
     return load_batches(
         data.index,
         batches,
@@ -134,6 +154,9 @@ def _load(config: Config, data: StageData, epoch: int, batches: Batches, draws: 
         draws,
         workers=config.data.workers,
         cache=None if config.data.workers else data.cache,
+        substitutes=SameBucket(data.bucket_of),
+        decoder=config.data.decoder,
+        pinned=pinned,
     )
 
 
@@ -149,19 +172,28 @@ def _rank_share(
     return bucket, [parts[k * world.size + world.rank] for k in range(accumulate)]
 
 
+def _caption(config: Config, index: Index, item: int, draws: VisitDraws, epoch: int) -> str:
+    """An image's caption as this visit sees it: without the tags that are dropped, the others shuffled."""
+    caption, first = index.captions[item], config.data.keep_first_tags
+    rates = config.data.tag_dropout_rates()
+    if rates:
+        source = draws.tag_dropout_source(index.ids[item], epoch)
+        caption = drop_tags(caption, index.tags[item], rates, source, first)
+    if config.data.shuffle_tags:
+        caption = shuffle_tags(caption, draws.tag_source(index.ids[item], epoch), first)
+    return caption
+
+
 def _micro_batch(config: Config, data: StageData, batch: Batch, draws: VisitDraws, epoch: int) -> MicroBatch:
     items = torch.as_tensor(batch.items)
-    captions = [data.index.captions[int(item)] for item in batch.items]
-    if config.data.shuffle_tags:
-        sources = [draws.tag_source(data.index.ids[int(item)], epoch) for item in batch.items]
-        first = config.data.keep_first_tags
-        captions = [shuffle_tags(c, source, first) for c, source in zip(captions, sources, strict=True)]
+    planned = torch.as_tensor(batch.planned)  # what stands for a bad image is noised as the one it stands for
+    captions = [_caption(config, data.index, int(item), draws, epoch) for item in batch.items]
     return MicroBatch(
         images=batch.images,
         latents=batch.latents if isinstance(batch, LatentBatch) else None,
         size_ints=batch.size_ints,
         captions=captions,
-        draw_ids=data.draw_ids[items],
+        draw_ids=data.draw_ids[planned],
         tag_weights=data.tag_weights[items],
         scores=None if data.scores is None else data.scores[items],
     )

@@ -22,7 +22,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 SIZES = ((64, 32), (32, 64), (48, 48), (40, 56))  # (width, height): several buckets in use
 WORDS = ("red", "blue", "green", "circle", "square", "dark")
-TIMES = ("images_per_second",)  # entries of a row that no two runs share
+TIMES = ("images_per_second", "loader_stall")  # entries of a row that no two runs share
 
 BUCKETS = {"max_area": 2304, "max_side": 64, "min_side": 32, "step": 16}
 VAE_TABLE = {"channels": 4, "channel_mult": [1, 1, 1, 1], "res_blocks": 1, "groups": 2}

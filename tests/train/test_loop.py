@@ -18,6 +18,7 @@ from refimpl.text.conditioning import encode_prompts, vector_conditioning
 from refimpl.train.loop import train
 from refimpl.train.out_folder import run_folder
 from refimpl.train.prepare import Prepared, prepare
+from refimpl.train.quarantine import Quarantine
 from refimpl.train.steps import plan_stage, plan_steps
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
@@ -71,7 +72,7 @@ def test_one_step_is_the_papers_formula(
     assert len(calls) == 1
     x_t, t, context, vector, output = calls[0]
 
-    step = next(plan_steps(config, prepared.stages, 0, runs.ALONE))
+    step = next(plan_steps(config, prepared.stages, 0, runs.ALONE, Quarantine(tmp_path, runs.ALONE)))
     batch, model, data = step.batches[0], prepared.model, prepared.stages[0]
     ids = torch.tensor([sample_id(name) for name in step.names])
     schedule = zero_terminal_snr(sdxl_schedule()) if ztsnr else sdxl_schedule()
@@ -114,7 +115,7 @@ def test_by_pixel_budget_the_loss_is_a_sum_over_the_mean_batch(
         diffusion={"loss_weight": "none"},
     )  # fmt: skip
     calls, prepared = spied(config, monkeypatch)
-    steps = list(plan_steps(config, prepared.stages, 0, runs.ALONE))
+    steps = list(plan_steps(config, prepared.stages, 0, runs.ALONE, Quarantine(tmp_path, runs.ALONE)))
     assert {len(call[1]) for call in calls} == {2, 3}
     plan = plan_stage(config, prepared.stages[0], 0, runs.ALONE)
     mean_batch = sum(len(plan.batch(step)[1]) for step in range(len(plan))) / len(plan)
@@ -207,7 +208,7 @@ def test_a_gradient_that_is_not_finite_names_step_and_images(
     config = runs.config(root, tmp_path / "run")
     folder = run_folder(config, "test", runs.ALONE)
     prepared = prepare(config, folder, runs.ALONE)
-    step = list(plan_steps(config, prepared.stages, 0, runs.ALONE))[2]
+    step = list(plan_steps(config, prepared.stages, 0, runs.ALONE, Quarantine(tmp_path, runs.ALONE)))[2]
     forward, calls = UNet.forward, []
 
     def poisoned(self: UNet, *arguments: torch.Tensor) -> torch.Tensor:

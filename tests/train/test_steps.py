@@ -10,6 +10,7 @@ import torch
 from refimpl.errors import InputError
 from refimpl.train.distributed import World
 from refimpl.train.prepare import read_stage
+from refimpl.train.quarantine import Quarantine
 from refimpl.train.steps import PlanStep, StageData, plan_steps
 from tests.train import runs
 
@@ -17,7 +18,8 @@ from tests.train import runs
 def steps_of(root: Path, world: int = 1, rank: int = 0, start: int = 0, **sections: Any) -> list[PlanStep]:
     config = runs.config(root, root, **sections)
     stages = [read_stage(config, stage) for stage in config.all_stages()]
-    return list(plan_steps(config, stages, start, World(rank, world, torch.device("cpu"))))
+    place = World(rank, world, torch.device("cpu"))
+    return list(plan_steps(config, stages, start, place, Quarantine(root, place)))
 
 
 def same(a: PlanStep, b: PlanStep) -> bool:
@@ -71,6 +73,11 @@ def test_tags_are_shuffled_by_seed_id_and_visit(root: Path) -> None:
     assert 8 <= len(swapped) <= 28
     assert {name for name, epoch in swapped if epoch == 0} != {name for name, epoch in swapped if epoch == 1}
     assert captions(9, shuffle_tags=True, keep_first_tags=1) == written
+    dropped = captions(9, tag_dropout=("colour:0.5",))
+    assert dropped == captions(18, tag_dropout=("colour:0.5",))
+    assert all(set(dropped[key].split(", ")) <= set(written[key].split(", ")) for key in written)
+    assert 8 <= sum(dropped[key] != written[key] for key in written) <= 28
+    assert captions(9, tag_dropout=("colour:0", "general:0")) == written
 
 
 def test_an_epoch_sees_each_image_once_or_drops_it(root: Path) -> None:
