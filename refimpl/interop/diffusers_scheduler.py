@@ -12,6 +12,7 @@ from typing import Any
 from refimpl.errors import InputError
 from refimpl.interop.checkpoint import Prediction
 from refimpl.interop.diffusers_configs import WRITER_VERSION
+from refimpl.interop.diffusers_fields import named
 
 KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SDXL_BETAS = {
@@ -77,8 +78,9 @@ def prediction_from_table(table: Mapping[str, Any], source: str) -> Prediction:
                 f"{source}: {scheduler} with prediction_type {said} and sigma_data {sigma_data!r:.80} scales the "
                 f"network's input as this project does not; it knows v_prediction with 1. {OVERRIDE}"
             )
-        sigmas = [_sigma(table, name, source) for name in ("sigma_min", "sigma_max")]
-        return Prediction(kinds[said], False, f"{reason}, {scheduler}", *sigmas)
+        sigmas = {name: _sigma(table, name, source) for name in ("sigma_min", "sigma_max")}
+        reason = f"{reason}, {scheduler}"
+        return named(source, Prediction, kind=kinds[said], zero_terminal_snr=False, reason=reason, **sigmas)
     for name, value in SDXL_BETAS.items():
         found = table.get(name, value)
         if found != value:
@@ -90,10 +92,7 @@ def prediction_from_table(table: Mapping[str, Any], source: str) -> Prediction:
         )
     if zero_snr:
         reason += ", rescale_betas_zero_snr"
-    try:
-        return Prediction(kinds[said], bool(zero_snr), reason)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
+    return named(source, Prediction, kind=kinds[said], zero_terminal_snr=bool(zero_snr), reason=reason)
 
 
 def _sigma(table: Mapping[str, Any], name: str, source: str) -> float | None:
