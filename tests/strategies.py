@@ -1,7 +1,9 @@
 """Every Hypothesis strategy of the test suite, by the concept it draws."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 
@@ -12,9 +14,11 @@ from refimpl.interop.checkpoint import Prediction
 from refimpl.interop.safetensors_header import DTYPES
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAEConfig
+from refimpl.model.lora import LoRAConfig
 from refimpl.model.unet import UNetConfig
 from refimpl.sample.config import SampleConfig
 from refimpl.text.config import TextConfig
+from refimpl.text.image_tower import ImagePromptConfig
 from refimpl.train.config import Config, Stage, TrainConfig
 from refimpl.train.optimizer import OptimizerConfig
 
@@ -412,12 +416,16 @@ def run_configs(draw: st.DrawFn) -> Config:
     sample = SampleConfig(
         prompts=tuple(draw(st.lists(names, min_size=1, max_size=3))), rescale=draw(fraction)
     )
+    way = draw(st.sampled_from(("everything", "lora", "image prompt", "towers")))
+    rates = {"learning_rate_l": draw(positive), "learning_rate_g": draw(fraction)} if way == "towers" else {}
+    if way in ("lora", "image prompt"):
+        train = replace(train, init_from="x")
     return Config(
         data,
         draw(buckets),
         VAEConfig(),
         LatentConfig(scale_shift=draw(names)),
-        TextConfig(folder=draw(names)),
+        TextConfig(folder=draw(names), **rates),
         UNetConfig.sdxl(),
         diffusion,
         TagWeightConfig(beta=draw(st.floats(0, MAX_BETA))),
@@ -425,4 +433,33 @@ def run_configs(draw: st.DrawFn) -> Config:
         train,
         sample,
         tuple(stages) if draw(st.booleans()) else (),
+        LoRAConfig(rank=draw(count), alpha=draw(positive)) if way == "lora" else LoRAConfig(),
+        ImagePromptConfig("x") if way == "image prompt" else ImagePromptConfig(),
     )
+
+
+# --- caches: shards and lookups ---
+
+SHARD_DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
+
+
+@st.composite
+def shard_tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    """Named tensors of every dtype that a cache's file has; empty ones, odd sizes and transposed views too."""
+    tensors = {}
+    for name in draw(st.lists(st.text("abü_0", min_size=1, max_size=5), max_size=4, unique=True)):
+        dtype, shape = (
+            draw(st.sampled_from(SHARD_DTYPES)),
+            draw(st.lists(st.integers(0, 5), min_size=1, max_size=3)),
+        )
+        values = torch.arange(-3, math.prod(shape) - 3).view(shape).to(dtype)
+        tensors[name] = values.transpose(0, -1) if draw(st.booleans()) else values
+    return tensors
+
+
+@st.composite
+def lookup_tables(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """A table [M, 3] and rows to ask for [N, 3], int64, of so few values that ids repeat; either may be empty."""
+    values = st.sampled_from((-(2**63), -1, 0, 1, 2**63 - 1))
+    rows = st.lists(st.tuples(values, st.integers(0, 1), st.integers(0, 1)), max_size=12)
+    return tuple(np.array(draw(rows), np.int64).reshape(-1, 3) for _ in range(2))  # pyright: ignore[reportReturnType]

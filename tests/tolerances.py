@@ -22,6 +22,10 @@ TRANSFORMER_FLOAT32 = 1e-5  # two layers at 64 channels, other batch shape: rela
 SINUSOID_FLOAT32 = 3e-4  # angle t·f near 3000 carries float32's 6e-8 relative error of t·f, so 2e-4 absolute
 SEPARATE_COLOURS = 0.35  # rms between pooled states of two colours, of rms 1; unrelated prompts are √2 apart
 UNIT_SCALE = (0.5, 2.5)  # range in which the rms of a state counts as of order one
+BICUBIC_LEVELS = (
+    1.5  # of 255: Pillow rounds to whole levels after each of its two passes, half a level each and the
+)
+# weights of the second pass, which add up to 1.25 in absolute value, on the first
 
 # --- sample ---
 PRINTED_SIGMA = 0.05  # N Fig. 6 and 7 print sigma_max as 14.6 and 29: to the last printed digit of 14.6

@@ -20,8 +20,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionM
 
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
-from refimpl.interop import committed
+from refimpl.interop import committed, safetensors_file
 from refimpl.interop.parts import PARTS, add_adapters, file_name, load_network_state
+from refimpl.interop.streaming import load_into
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.lora import LoRAConfig, merge_lora
@@ -150,9 +151,12 @@ def load_components(
 
 
 def load_base(run: Path, unet: UNet) -> None:
-    """Fills the UNet with the weights that a run's adapters adapt."""
+    """Fills the UNet with the weights that a run's adapters adapt, without a second copy in memory.
+
+    Raises InputError when the file is missing or lists every tensor that does not fit.
+    """
     path = run / "components" / BASE_UNET
-    committed.load_state(unet, read_safetensors(path), str(path))
+    load_into(unet, safetensors_file.read(path)[0], str(path))
 
 
 def base_digest(run: Path) -> str:

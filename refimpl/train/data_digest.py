@@ -1,4 +1,4 @@
-"""Whether a run goes on with the images it began with: their order is a function of seed, epoch and ids (N §4.1.2)."""
+"""Whether a run goes on with the images it began with: their order follows from seed, epoch and ids (N §4.1.2)."""
 
 import hashlib
 import json

@@ -16,6 +16,7 @@ from refimpl.interop.run_folder import load_model
 from refimpl.sample.command import sample_command
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.draw import draw_images
+from refimpl.sample.refiner import Refiner
 from refimpl.terminal import run_command
 
 PROMPTS = ["--prompts", "red circle", "dark", "--seeds", "2"]
@@ -81,6 +82,22 @@ def test_options_change_the_images(
     assert (pixels(tmp_path / "a" / "grid.png") != pixels(tmp_path / "b" / "grid.png")).any()
 
 
+@pytest.mark.parametrize("mode", ["sdedit", "last"])
+def test_a_refiner_and_how_it_is_applied_are_written_down(
+    mode: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any run can finish another's images; this one finishes its own, from half of the noise on."""
+    options = ["--refiner", str(trained), "--refiner-mode", mode, "--refiner-from", "0.5", "--steps", "4"]
+    out = tmp_path / "a"
+    assert ending([str(trained), *PROMPTS, "--out", str(out), *options], capsys)[0] == 0
+    summary = json.loads((out / "samples.json").read_text())
+    assert (summary["refiner"], summary["refiner_mode"], summary["refiner_from"]) == (str(trained), mode, 0.5)
+    model, _, _ = load_model(trained)
+    config = SampleConfig(("red circle", "dark"), seeds=2, steps=4, width=32, height=32)
+    images = draw_images(model, config, refiner=Refiner(model, mode, 0.5))
+    assert summary["mean_rgb"] == images.mean((1, 3, 4)).tolist()
+
+
 def test_an_older_checkpoint_can_be_named(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +132,24 @@ def test_an_older_checkpoint_can_be_named(
         (["{run}", "--out", "{full}/file"], "exists and is not an empty folder; choose another"),
         (["{run}", "--out", "{full}/file/below"], "full/file is no writable folder; choose another"),
         (["{run}", "--out", "x" * 300], "cannot be made: File name too long; choose another folder"),
+        (
+            ["{run}", "--refiner-from", "0.2"],
+            "--refiner-from says where a refiner starts; name it with --refiner",
+        ),
+        (["{run}", "--refiner", "{full}"], "full holds no checkpoint; give a run folder"),
+        (
+            ["{run}", "--refiner", "{run}", "--refiner-mode", "frist"],
+            "refiner mode 'frist' is unknown; use sdedit",
+        ),
+        (
+            ["{run}", "--refiner", "{run}", "--refiner-from", "2"],
+            "the refiner cannot start at 2.0 of the noise scales",
+        ),
+        (["{run}", "--image-prompt", "{full}/none.png"], "none.png"),
+        (
+            ["{run}", "--image-prompt", "{image}"],
+            "this model takes no image prompt: it was trained without an image",
+        ),
         (["{run}", "--prompts"], "prompts"),
         (["{run}", "--stpes", "3"], "--stpes"),
         ([], "run"),
@@ -123,6 +158,7 @@ def test_an_older_checkpoint_can_be_named(
 def test_bad_input_is_one_message_and_nothing_else(
     options: list[str],
     message: str,
+    root: Path,
     trained: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -132,7 +168,11 @@ def test_bad_input_is_one_message_and_nothing_else(
     full = tmp_path / "full"
     full.mkdir()
     (full / "file").write_text("x")
-    arguments = [option.replace("{run}", str(trained)).replace("{full}", str(full)) for option in options]
+    image = next((root / "train").glob("*.png"))
+    places = {"{run}": trained, "{full}": full, "{image}": image}
+    arguments = options
+    for name, place in places.items():
+        arguments = [option.replace(name, str(place)) for option in arguments]
     code, _, error = ending(arguments, capsys)
     assert code == 2
     assert message in " ".join(error.replace("│", "").split())

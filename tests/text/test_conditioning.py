@@ -235,6 +235,19 @@ def test_vector_width_is_sdxls() -> None:
     assert vector_conditioning(torch.zeros(0, 64), torch.zeros(0, 6, dtype=torch.int64)).shape == (0, 1600)
 
 
+def test_a_score_takes_the_place_of_the_target_size() -> None:
+    """S §2.5: original h, w; crop top, left; aesthetic score, which need not be whole."""
+    pooled, scores = torch.zeros(2, 1280), torch.tensor([6.0, 2.5])
+    vector = vector_conditioning(pooled, SIZES, scores)
+    assert vector.shape == (2, 2560)
+    numbers = torch.cat((SIZES[:, :4].float(), scores[:, None]), dim=1)
+    assert torch.equal(vector[:, 1280:], size_embedding(numbers))
+    assert not torch.equal(vector[0, -256:], vector[1, -256:])
+    for wrong in (scores[:1], scores[:, None]):
+        with pytest.raises(InputError, match=r"scores .* must be \[B\], one for each of 2"):
+            vector_conditioning(pooled, SIZES, wrong)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_1217_and_1216_stay_apart_under_autocast(dtype: torch.dtype) -> None:
     pooled = torch.zeros(2, 64, dtype=dtype)

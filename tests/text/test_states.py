@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from refimpl.errors import InputError
 from refimpl.text import states
-from refimpl.text.conditioning import encode_prompts
+from refimpl.text.conditioning import encode_prompts, null_condition
 from refimpl.text.config import TextConfig, Towers
 from refimpl.text.states import TextStates
 
@@ -65,3 +65,29 @@ def test_what_is_remembered_is_not_encoded_again(towers: Towers, monkeypatch: py
 def test_what_is_no_list_of_prompts_is_refused(towers: Towers, prompts: Any) -> None:
     with pytest.raises(InputError):
         TextStates(towers, "mean", 2)(prompts)
+
+
+def test_trained_towers_are_asked_anew_and_get_gradients(towers: Towers) -> None:
+    tokenizer, encoder_l, encoder_g = TextConfig(towers="tiny").load()
+    assert encoder_l is not None
+    encoder_g.requires_grad_(True)
+    trained = TextStates((tokenizer, encoder_l, encoder_g), "mean", 2, trained=True)
+    before, null = trained(["red", LONG]), trained.null("empty")
+    (before[0].sum() + before[1].sum() + null[1].sum()).backward()
+    assert encoder_g.text_projection.weight.grad is not None
+    assert torch.equal(before[0], encode_prompts(["red", LONG], *towers)[0])
+    with torch.no_grad():
+        encoder_g.text_projection.weight.mul_(2)
+    assert torch.equal(trained(["red", LONG])[1], 2 * before[1])
+    assert torch.equal(trained.null("empty")[1], 2 * null[1])
+    assert not trained.null("zeros")[1].any()
+
+
+@pytest.mark.parametrize("kind", ["zeros", "empty"])
+def test_the_null_of_frozen_towers_is_made_once(towers: Towers, kind: str) -> None:
+    remembered = TextStates(towers, "mean", 2)
+    first, again = remembered.null(kind), remembered.null(kind)
+    assert first[0] is again[0]
+    for state, wanted in zip(first, null_condition(kind, *towers), strict=True):
+        assert torch.equal(state, wanted)
+    assert not first[0].requires_grad

@@ -1,15 +1,19 @@
 """What a run trains, and that nothing else moves: towers, the image embedding, the refiner (S §2.5, §2.6)."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from refimpl.errors import InputError
 from refimpl.interop.run_folder import load_model
+from refimpl.sample.command import sample_command
 from refimpl.sample.draw import draw_images
 from refimpl.text.encoders import tiny_encoders
 from refimpl.text.tower_names import tower_parameters
@@ -175,6 +179,23 @@ def test_an_image_prompt_is_the_image_embedding_in_the_pooled_states_place(
     drawn = [draw_images(model, config, image_prompt=image) for image in images]
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], draw_images(model, config))
+
+
+def test_an_image_prompt_is_read_from_a_file(
+    run: Run, root: Path, tmp_path: Path, image_prompt: dict[str, Any]
+) -> None:
+    folder, file = run(**image_prompt), next((root / "train").glob("*.png"))
+    sample_command(
+        [str(folder), "--out", str(tmp_path / "a"), "--image-prompt", str(file), "--device", "cpu"]
+    )
+    summary = json.loads((tmp_path / "a" / "samples.json").read_text())
+    assert summary["image_prompt"] == str(file)
+    with Image.open(file) as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    drawn = draw_images(
+        load_model(folder)[0], runs.config(root, folder).sample, image_prompt=pixels.float() / 127.5 - 1
+    )
+    assert summary["mean_rgb"] == drawn.mean((1, 3, 4)).tolist()
 
 
 def test_an_image_prompt_resumes_bit_for_bit(
