@@ -1,7 +1,6 @@
 """The autoencoder against diffusers' with the same weights, and against its published size."""
 
 import dataclasses
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refimpl.errors import InputError
+from refimpl.interop.diffusers_configs import vae_table
+from refimpl.interop.diffusers_keys_vae import vae_to_diffusers
+from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from tests.strategies import vae_configs
 from tests.tolerances import BFLOAT16_ROUNDING, NETWORK_BFLOAT16_FACTOR, NETWORK_FLOAT32, NETWORK_FLOAT64
@@ -37,17 +39,6 @@ PUBLISHED_KEYS = {  # a tensor of each kind, as found in sd_xl_base_1.0.safetens
     "quant_conv.weight": (8, 8, 1, 1),
     "post_quant_conv.weight": (4, 4, 1, 1),
 }
-MIDDLE_KEYS = {
-    "mid.block_1.": "mid_block.resnets.0.",
-    "mid.block_2.": "mid_block.resnets.1.",
-    "mid.attn_1.norm.": "mid_block.attentions.0.group_norm.",
-    "mid.attn_1.q.": "mid_block.attentions.0.to_q.",
-    "mid.attn_1.k.": "mid_block.attentions.0.to_k.",
-    "mid.attn_1.v.": "mid_block.attentions.0.to_v.",
-    "mid.attn_1.proj_out.": "mid_block.attentions.0.to_out.0.",
-    "norm_out.": "conv_norm_out.",
-    "nin_shortcut.": "conv_shortcut.",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -60,37 +51,12 @@ def one_thread() -> Iterator[None]:
 
 
 def diffusers_vae(config: VAEConfig) -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=config.image_channels,
-        out_channels=config.image_channels,
-        down_block_types=("DownEncoderBlock2D",) * len(config.widths),
-        up_block_types=("UpDecoderBlock2D",) * len(config.widths),
-        block_out_channels=config.widths,
-        layers_per_block=config.res_blocks,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.groups,
-    )
+    return AutoencoderKL.from_config(vae_table(config, ScaleShift.from_factor(1, config.latent_channels)))
 
 
 def to_diffusers(state: dict[str, torch.Tensor], config: VAEConfig) -> dict[str, torch.Tensor]:
     """Every tensor under its name, and in its shape, in diffusers."""
-    levels = len(config.widths)
-
-    def up(found: re.Match[str]) -> str:
-        return f"up_blocks.{levels - 1 - int(found[1])}."
-
-    renamed = {}
-    for key, tensor in state.items():
-        name = key
-        for ours, theirs in MIDDLE_KEYS.items():
-            name = name.replace(ours, theirs)
-        name = re.sub(r"down\.(\d+)\.", r"down_blocks.\1.", name)
-        name = re.sub(r"(?<!\w)up\.(\d+)\.", up, name)
-        name = name.replace(".block.", ".resnets.")
-        name = name.replace("downsample.", "downsamplers.0.").replace("upsample.", "upsamplers.0.")
-        # its attention is written with linear layers
-        renamed[name] = tensor.flatten(1) if ".attentions.0.to_" in name and tensor.ndim == 4 else tensor
-    return renamed
+    return vae_to_diffusers(state, config, "test")
 
 
 def pair(config: VAEConfig) -> tuple[VAE, AutoencoderKL]:

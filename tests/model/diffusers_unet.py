@@ -1,95 +1,31 @@
 """The oracle of the UNet: diffusers' UNet2DConditionModel of the same shape, and where its weights come from."""
 
-import re
 from dataclasses import dataclass, replace
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from refimpl.interop.diffusers_configs import unet_table
+from refimpl.interop.diffusers_keys_unet import unet_modules
+from refimpl.interop.renaming import renamed_keys
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.text.sinusoid import sinusoidal_features
 
 SIZE_FEATURES = 8  # sinusoid features per size in these tests; 256 in SDXL
 SIZES = 6
-RES_KEYS = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-OUTER_KEYS = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "label_emb.0.0": "add_embedding.linear_1",
-    "label_emb.0.2": "add_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
 
 
 def diffusers_unet(config: UNetConfig, size_features: int = SIZE_FEATURES) -> UNet2DConditionModel:
     """diffusers' network of the same shape. It has one depth for the last level and the middle: so must config."""
-    depths = config.transformer_depth
-    assert depths[-1] in (0, config.middle_depth)
-    return UNet2DConditionModel(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=config.widths,
-        down_block_types=tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths),
-        up_block_types=tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)),
-        layers_per_block=config.res_blocks,
-        attention_head_dim=tuple(
-            max(width // config.head_dim, 1) for width in config.widths
-        ),  # heads, in fact
-        cross_attention_dim=config.context_dim,
-        transformer_layers_per_block=[*(depth or 1 for depth in depths[:-1]), config.middle_depth],
-        use_linear_projection=True,
-        norm_num_groups=config.groups,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=size_features,
-        projection_class_embeddings_input_dim=config.vector_dim,
-    )
-
-
-def diffusers_key(key: str, config: UNetConfig) -> str:
-    """The name in diffusers of a tensor of the published single file."""
-    for ours, theirs in OUTER_KEYS.items():
-        if key.startswith(ours + "."):
-            return theirs + key[len(ours) :]
-    found = re.match(r"middle_block\.(\d)\.(.*)", key)
-    if found:
-        slot, rest = int(found[1]), found[2]
-        return (
-            f"mid_block.attentions.0.{rest}" if slot == 1 else f"mid_block.resnets.{slot // 2}.{_res(rest)}"
-        )
-    found = re.match(r"(input|output)_blocks\.(\d+)\.(\d)\.(.*)", key)
-    assert found, key
-    number, slot, rest = int(found[2]), int(found[3]), found[4]
-    if found[1] == "input":  # level: its residual blocks, then a downsampling
-        level, block = divmod(number - 1, config.res_blocks + 1)
-        place = f"down_blocks.{level}"
-        if block == config.res_blocks:
-            return f"{place}.downsamplers.0.conv.{rest.removeprefix('op.')}"
-    else:
-        level, block = divmod(number, config.res_blocks + 1)
-        place = f"up_blocks.{level}"
-        if rest.startswith("conv."):
-            return f"{place}.upsamplers.0.{rest}"
-    return f"{place}.attentions.{block}.{rest}" if slot == 1 else f"{place}.resnets.{block}.{_res(rest)}"
-
-
-def _res(rest: str) -> str:
-    name, suffix = rest.rsplit(".", 1)
-    return f"{RES_KEYS[name]}.{suffix}"
+    table = {**unet_table(config), "addition_time_embed_dim": size_features}
+    return UNet2DConditionModel.from_config(table)
 
 
 def to_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
     """Every tensor under its name in diffusers."""
-    return {diffusers_key(key, config): tensor for key, tensor in state.items()}
+    names = renamed_keys(state, unet_modules(config), "test")
+    return {names[key]: tensor for key, tensor in state.items()}
 
 
 @dataclass(frozen=True)
