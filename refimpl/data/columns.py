@@ -53,6 +53,7 @@ class Column(Sequence[T]):
 def string_at(table: Table, column: str, row: int) -> str:
     """One string of a table. Raises InputError when the file's bytes are damaged."""
     ends = table.arrays[f"{column}.ends"]
+    table.has_read(1)
     return _decoded(
         table, column, table.arrays[f"{column}.bytes"], int(ends[row - 1]) if row else 0, int(ends[row])
     )
@@ -135,6 +136,7 @@ class TagLists(Column[Tags]):
         ends, ids = self.table.arrays["tag.ends"], self.table.arrays["tag.ids"]
         rows = np.arange(start, stop) if self.rows is None else np.asarray(self.rows[start:stop])
         last = ends[rows].astype(np.int64)
+        self.table.has_read(stop - start)
         first = np.where(rows > 0, ends[np.maximum(rows - 1, 0)], 0).astype(np.int64)
         return last - first, ids[places_of(first, last)].astype(np.int64)
 

@@ -67,11 +67,13 @@ def _taken(column: Sequence, rows: npt.NDArray[np.integer]) -> Sequence:
 def index_of(table: Table) -> Index:
     """The data set in a table, its sequences read as they are used."""
     problems = zip(*(strings(table, name) for name in ("bad_path", "bad_reason", "bad_kind")), strict=True)
+    widths, heights = (table.arrays[name].astype(np.int64) for name in ("width", "height"))
+    table.has_read(len(table))
     return Index(
         ids=Ids(table),
         paths=Places(table),
-        widths=table.arrays["width"].astype(np.int64),
-        heights=table.arrays["height"].astype(np.int64),
+        widths=widths,
+        heights=heights,
         captions=Captions(table),
         tags=TagLists(table),
         quarantined=[BadImage(path, reason, kind) for path, reason, kind in problems],

@@ -19,6 +19,7 @@ from refimpl.data.whole_file import written_whole
 from refimpl.errors import InputError
 
 FORMAT, VERSION = "refimpl-index", 1
+RELEASE_EVERY = 1024  # entries read; the system maps some 64 KiB around each, so at most 200 MB stay mapped
 MOST_HEADER = 2**28  # bytes; far above an index of a million archives
 _CODES = {"<i8": "I64", "<i4": "I32", "<i2": "I16", "|u1": "U8"}
 _DTYPES = {code: np.dtype(kind) for kind, code in _CODES.items()}
@@ -40,18 +41,39 @@ class Table:
     arrays  by name, see the head of this file and NUMBERS; `sha256` [N, 32] uint8 where it was asked for
     facts   containers: [kind, path, column, bytes] each; classes: names of the tag classes
     path    the file that the arrays are mapped from; empty for one in memory
+    memory  its mapping, if any
     """
 
     arrays: Mapping[str, npt.NDArray[Any]]
     facts: Mapping[str, Any]
     path: str = ""
+    memory: "_Mapping | None" = None
 
     def __len__(self) -> int:
         return len(self.arrays["width"])
 
+    def has_read(self, entries: int) -> None:
+        """Notes that so many entries were read, so that what is mapped of them does not add up in this process."""
+        if self.memory is not None:
+            self.memory.has_read(entries)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A mapped table travels to another process as its path."""
         return (read_table, (self.path,)) if self.path else (Table, (dict(self.arrays), dict(self.facts)))
+
+
+class _Mapping:
+    """A file in memory; pages that were read are let go of from time to time, and stay in the system's cache."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        self.read = 0
+
+    def has_read(self, entries: int) -> None:
+        self.read += entries
+        if self.read >= RELEASE_EVERY and hasattr(mmap, "MADV_DONTNEED"):
+            self.map.madvise(mmap.MADV_DONTNEED)
+            self.read = 0
 
 
 Shaped = tuple[
@@ -144,7 +166,7 @@ def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
                     f"{name} is not an index; make one with: refimpl data index FOLDER -o {name}"
                 )
             header = json.loads(file.read(length))
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            memory = _Mapping(file.fileno())
     except OSError as error:
         raise InputError(f"{name}: the index can't be read ({error.strerror})") from error
     except ValueError as error:
@@ -159,11 +181,12 @@ def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
                 f"version {VERSION}: update it, or index the images again"
             )
         facts = json.loads(metadata["facts"])
-        arrays = {column: _mapped(memory, 8 + length, entry) for column, entry in header.items()}
-        table = Table(arrays, facts, name)
+        arrays = {column: _mapped(memory.map, 8 + length, entry) for column, entry in header.items()}
+        table = Table(arrays, facts, name, memory)
         _check(table)
         if not mapped:
-            table = Table(_OnDisk(name, 8 + length, header), facts, name)
+            return Table(_OnDisk(name, 8 + length, header), facts, name)
+        memory.has_read(RELEASE_EVERY)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
