@@ -132,16 +132,24 @@ def test_encode_is_the_mean_and_logvar_is_clamped() -> None:
     assert (logvar[:, 1] == -30).all()
 
 
-def test_bfloat16_is_as_near_to_float64_as_diffusers() -> None:
-    ours, theirs = pair(SMALL)
-    images = normal(2, 3, 16, 24).bfloat16()
+@settings(max_examples=10)
+@given(vae_configs(), st.integers(1, 4), st.integers(1, 4))
+def test_bfloat16_is_as_near_to_float64_as_diffusers(config: VAEConfig, height: int, width: int) -> None:
+    ours, theirs = pair(config)
+    ours, theirs = ours.bfloat16(), theirs.bfloat16()
+    images = normal(2, config.image_channels, height * config.factor, width * config.factor).bfloat16()
+    latents = normal(2, config.latent_channels, height, width).bfloat16()
     with torch.no_grad():
-        exact = ours.double().encode(images.double())
-        oracle = theirs.bfloat16().encode(images).latent_dist.mean
-        mine = ours.bfloat16().encode(images)
-    assert mine.dtype == torch.bfloat16
-    allowed = NETWORK_BFLOAT16_FACTOR * relative_error(oracle.double(), exact) + BFLOAT16_ROUNDING
-    assert relative_error(mine.double(), exact) <= allowed
+        results = [
+            (ours.encode(images), theirs.encode(images).latent_dist.mean),
+            (ours.decode(latents), theirs.decode(latents).sample),
+        ]
+        wide = ours.double()
+        exact = [wide.encode(images.double()), wide.decode(latents.double())]
+    for (mine, oracle), expected in zip(results, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        allowed = NETWORK_BFLOAT16_FACTOR * relative_error(oracle.double(), expected) + BFLOAT16_ROUNDING
+        assert relative_error(mine.double(), expected) <= allowed
 
 
 def test_float16_is_refused_wherever_it_comes_from() -> None:

@@ -153,12 +153,14 @@ def test_any_latent_size_equals_diffusers(size: tuple[int, int]) -> None:
         assert relative_error(call.ours(ours), call.theirs(theirs)) <= NETWORK_FLOAT32
 
 
-def test_bfloat16_is_as_near_to_float64_as_diffusers() -> None:
-    ours, theirs = pair(SMALL)
-    call = inputs(SMALL, 6, 5, batch=4)
+@settings(max_examples=12)
+@given(strategies.unet_configs(SIZES * SIZE_FEATURES), strategies.sides(), strategies.sides())
+def test_bfloat16_is_as_near_to_float64_as_diffusers(config: UNetConfig, height: int, width: int) -> None:
+    ours, theirs = pair(config)
+    call = inputs(config, height, width, batch=4)
     with torch.no_grad():
-        exact = call.to(torch.float64).ours(ours.double())
         low = call.to(torch.bfloat16)
+        exact = low.to(torch.float64).ours(ours.bfloat16().double())
         mine = low.ours(ours.bfloat16())
         oracle = low.theirs(theirs.bfloat16())
     assert mine.dtype == torch.bfloat16
