@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from refimpl.errors import InputError
 
 CONFIG = "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers': the same settings, each named after its network
+LARGEST = torch.finfo(torch.float32).max / 2**16  # of an alpha; √rank may multiply it
 NETWORKS = ("unet.", "text_encoder.", "text_encoder_2.")
 
 
@@ -36,7 +39,7 @@ def read_alphas(path: Path, metadata: Mapping[str, str]) -> Callable[[str, int],
     def alpha(name: str, rank: int) -> float:
         network = next((prefix for prefix in NETWORKS if name.startswith(prefix)), "")
         own = settings.get(network) or settings.get("", {})
-        pattern = own.get("alpha_pattern", {})
+        pattern = own.get("alpha_pattern") or {}
         value = next(
             (pattern[key] for key in pattern if name == key or name.endswith("." + key)),
             own.get("lora_alpha", float(rank)),
@@ -76,5 +79,5 @@ def _check(own: Mapping[str, Any], where: str) -> None:
                 f"{where}: alpha_pattern {name!r:.80} is an expression; only module names are read"
             )
     for name, value in {"lora_alpha": own.get("lora_alpha", 1), **pattern}.items():
-        if type(value) not in (int, float) or not abs(value) < float("inf"):
-            raise InputError(f"{where}: alpha {value!r:.80} of {name} is not a finite number")
+        if type(value) not in (int, float) or not abs(value) <= LARGEST:
+            raise InputError(f"{where}: alpha {value!r:.80} of {name} is not a finite number of float32")

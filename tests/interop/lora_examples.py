@@ -37,13 +37,13 @@ def unet(seed: int = 0) -> UNet:
 
 
 def networks(
-    rank: int = 2, alpha: float = 3.0, targets: tuple[str, ...] = EVERYTHING, text_targets=TEXT_TARGETS
+    rank: int = 2, alpha: float = 3.0, targets: tuple[str, ...] = EVERYTHING
 ) -> dict[str, nn.Module]:
     """Part → network with adapters."""
     encoder_l, encoder_g = tiny_encoders()
     parts = {"unet": unet(), "text_l": encoder_l, "text_g": encoder_g}
     for number, (part, network) in enumerate(parts.items()):
-        add_lora(network, targets if part == "unet" else text_targets, rank, alpha, seed=number)
+        add_lora(network, targets if part == "unet" else TEXT_TARGETS, rank, alpha, seed=number)
         fill(network, number)
     return parts
 

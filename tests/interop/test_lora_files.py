@@ -52,7 +52,7 @@ def write(path: Path, tensors, metadata=None) -> Path:
     return path
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     st.integers(1, 4),
     strategies.lora_alphas(),

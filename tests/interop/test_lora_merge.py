@@ -38,7 +38,7 @@ def checkpoint(dtype: torch.dtype = torch.float32) -> Checkpoint:
     return Checkpoint(**tensors, vae={"decoder.conv_in.weight": torch.ones(1)}, metadata={"a": "b"})
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     st.integers(1, 4),
     st.sampled_from((0.25, 1.0, 7.0)),
