@@ -67,7 +67,9 @@ def _weights_file(folder: Path, stem: str, variant: str | None) -> Path:
         wanted = (
             f"has no variant {variant!r}" if variant is not None else "has several variants and no plain file"
         )
-        raise InputError(f"{folder} {wanted}; it holds {names}: choose one of these with --variant")
+        raise InputError(
+            f"{folder} {wanted}; it holds {names}: keep one of these, or name it with the argument `variant`"
+        )
     pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
     if pickles:
         raise InputError(

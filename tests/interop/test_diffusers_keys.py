@@ -4,16 +4,25 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
 from hypothesis import given, settings
 from torch import Tensor
+from transformers import CLIPTextModelWithProjection
 
 from refimpl.errors import InputError
+from refimpl.interop import safetensors_file, single_file
 from refimpl.interop.diffusers_keys_unet import unet_modules
 from refimpl.interop.diffusers_keys_vae import current_name, vae_from_diffusers, vae_to_diffusers
 from refimpl.interop.renaming import inverted, renamed_keys
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet, UNetConfig
+from refimpl.text.encoders import tiny_configs
+from tests.interop.checkpoints import same_bits, working
 from tests.strategies import unet_configs, vae_configs
 
 EARLY = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
@@ -121,3 +130,15 @@ def test_two_names_of_one_tensor_are_refused() -> None:
 def test_keys_of_nothing_are_refused(key: str) -> None:
     with pytest.raises(InputError, match="1 tensors"):
         renamed_keys([key], unet_modules(UNetConfig.tiny()), "test")
+
+
+def test_towers_are_those_of_diffusers_converters(tmp_path: Path) -> None:
+    """The single file's towers, by our reader and by diffusers', bit for bit."""
+    checkpoint = working()
+    single_file.save(checkpoint, tmp_path / "a.safetensors")
+    tensors, _ = safetensors_file.read(tmp_path / "a.safetensors")
+    found = single_file.load(tmp_path / "a.safetensors")
+    width = CLIPTextModelWithProjection(tiny_configs()[1])  # asked only for its width
+    clip_g = convert_open_clip_checkpoint(width, tensors, prefix="conditioner.embedders.1.model.")
+    for mine, theirs in ((found.text_l, convert_ldm_clip_checkpoint(tensors)), (found.text_g, clip_g)):
+        assert same_bits(mine, theirs)
