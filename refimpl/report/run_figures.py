@@ -72,21 +72,21 @@ def figure_2(model: Model, settings: SampleConfig) -> Result:
 
     From the finite level the network trusts the mean of the noise, which is grey.
     """
-    starts = (None, paper_level(model, settings, PUBLISHED_END))
+    starts = (math.inf, PUBLISHED_END)
     title = "“completely black” and “completely white” (N Fig. 2)"
     return _results(model, settings, EXTREMES, starts, title)
 
 
 def figure_3(model: Model, settings: SampleConfig) -> Result:
     """N Fig. 3: the run's own prompts; without the step from ∞ the canvas' mean is pulled to 0."""
-    starts = (None, paper_level(model, settings, PUBLISHED_END))
+    starts = (math.inf, PUBLISHED_END)
     title = "The same prompts and noise from two starts (N Fig. 3)"
     return _results(model, replace(settings, seeds=1), settings.prompts[:MOST_PROMPTS], starts, title)
 
 
 def figure_4(model: Model, settings: SampleConfig) -> Result:
-    """N Fig. 4: the first estimates of a black canvas, from ∞ and from N's σ = 56."""
-    starts = (None, paper_level(model, settings, SECOND_NATIVE_LEVEL))
+    """N Fig. 4: the first estimates of a black canvas, from ∞, from N's σ = 56 and from the published end."""
+    starts = (math.inf, SECOND_NATIVE_LEVEL, PUBLISHED_END)
     steps = range(min(SHOWN_STEPS, settings.steps))
     return _trajectories(
         model, settings, EXTREMES[0], starts, steps, "First estimates of “completely black” (N Fig. 4)"
@@ -96,7 +96,7 @@ def figure_4(model: Model, settings: SampleConfig) -> Result:
 def figure_6(model: Model, settings: SampleConfig) -> Result:
     """N Fig. 6: a canvas of twice the side, from the published schedule's end and from twice that level."""
     large = enlarged(replace(settings, seeds=1), 2)
-    starts = [paper_level(model, large, sigma) for sigma in (PUBLISHED_END, RAISED_END)]
+    starts = (PUBLISHED_END, RAISED_END)
     title = f"σ_max at {large.width}×{large.height} px (N Fig. 6)"
     return _results(model, large, settings.prompts[:MOST_PROMPTS], starts, title)
 
@@ -104,7 +104,7 @@ def figure_6(model: Model, settings: SampleConfig) -> Result:
 def figure_7(model: Model, settings: SampleConfig) -> Result:
     """N Fig. 7: estimates on the way, on the canvas and from the two levels of Fig. 6."""
     large = enlarged(settings, 2)
-    starts = [paper_level(model, large, sigma) for sigma in (PUBLISHED_END, RAISED_END)]
+    starts = (PUBLISHED_END, RAISED_END)
     last = settings.steps - 1
     steps = sorted({round(last * part / (SHOWN_STEPS - 1)) for part in range(SHOWN_STEPS)})
     prompt = settings.prompts[-1]
@@ -116,23 +116,23 @@ def _results(
     model: Model,
     settings: SampleConfig,
     prompts: Sequence[str],
-    starts: Sequence[float | None],
+    starts: Sequence[float],
     title: str,
 ) -> Result:
     """Finished images of prompts, a row for each start, with the mean of their canvas."""
     rows, numbers = [], {}
     for start in starts:
-        name = f"from {level_name(math.inf if start is None else start)}"
+        name, level = _start(model, settings, start)
         panels: list[Panel] = []
         brightness, means = {}, {}
         for prompt in prompts:
-            latents = denoising(model, settings, prompt, start).estimates[-1]
+            latents = denoising(model, settings, prompt, level).estimates[-1]
             images = decoded(model, latents)
             panels += [(image, f"mean {float(image.mean()):.2f}") for image in images]
             brightness[prompt] = float(images.mean())
             means[prompt] = float(canvas_mean(latents).mean())
         rows.append((name, panels))
-        numbers[name] = {BRIGHTNESS: brightness, CANVAS_MEAN: means}
+        numbers[name.replace("\n", " ")] = {BRIGHTNESS: brightness, CANVAS_MEAN: means}
     return panel_figure(title, rows), numbers
 
 
@@ -140,28 +140,36 @@ def _trajectories(
     model: Model,
     settings: SampleConfig,
     prompt: str,
-    starts: Sequence[float | None],
+    starts: Sequence[float],
     steps: Sequence[int],
     title: str,
 ) -> Result:
     """One image's estimates at some steps, a row for each start."""
     rows, numbers = [], {}
     for start in starts:
-        path = denoising(model, replace(settings, seeds=1), prompt, start)
+        row, level = _start(model, settings, start)
+        path = denoising(model, replace(settings, seeds=1), prompt, level)
         images = decoded(model, path.estimates[list(steps), 0])
         names = [level_name(path.sigmas[step]) for step in steps]
         panels = [
             (image, f"{name}, mean {float(image.mean()):.2f}")
             for image, name in zip(images, names, strict=True)
         ]
-        row = f"from {names[0]}"
         rows.append((row, panels))
-        numbers[row] = {
-            "sigma": [level_name(path.sigmas[step]) for step in steps],
+        numbers[row.replace("\n", " ")] = {
+            "sigma": names,
             BRIGHTNESS: images.mean((1, 2, 3)).tolist(),
             CANVAS_MEAN: canvas_mean(path.estimates[list(steps), 0]).tolist(),
         }
     return panel_figure(title, rows), numbers
+
+
+def _start(model: Model, settings: SampleConfig, paper_sigma: float) -> tuple[str, float | None]:
+    """A start at N's σ on this canvas: what the figures call it, and its level (None: the schedule's end)."""
+    if paper_sigma == math.inf:
+        return f"from {level_name(math.inf)}", None
+    level = paper_level(model, settings, paper_sigma)
+    return f"from {level_name(level)}\n(N: {paper_sigma:.3g})", level
 
 
 @styled

@@ -43,8 +43,7 @@ def test_a_run_gives_five_figures_and_their_numbers(
             assert image.width == 1800
     numbers = json.loads(paths[-1].read_text(encoding="utf-8"))
     assert list(numbers) == [f"figure {number}" for number in (2, 3, 4, 6, 7)]
-    for figure in numbers.values():
-        assert len(figure) == 2  # starts
+    assert [len(figure) for figure in numbers.values()] == [2, 2, 3, 2, 2]  # starts
 
 
 @pytest.mark.parametrize("start", [None, 3.0])
@@ -93,8 +92,10 @@ def test_figure_4_shows_the_estimates_of_each_start(model: Model) -> None:
     clean = torch.full((1, 4, 1, 1), -0.5, dtype=torch.float64)
     perfect = replace(model, unet=BlackNetwork(clean, model.diffusion.schedule()))
     _, numbers = figure_4(perfect, SETTINGS)
-    start = level_name(paper_level(model, SETTINGS, SECOND_NATIVE_LEVEL))
-    assert list(numbers) == ["from σ = ∞", f"from {start}"]
+    second, last = (
+        level_name(paper_level(model, SETTINGS, sigma)) for sigma in (SECOND_NATIVE_LEVEL, PUBLISHED_END)
+    )
+    assert list(numbers) == ["from σ = ∞", f"from {second} (N: 56.2)", f"from {last} (N: 14.6)"]
     for row in numbers.values():
         assert len(row["sigma"]) == 5
         assert row["rms of the canvas' mean latent"] == pytest.approx([0.5] * 5, abs=NETWORK_FLOAT32)
@@ -104,9 +105,9 @@ def test_figure_4_shows_the_estimates_of_each_start(model: Model) -> None:
 def test_finite_starts_are_those_of_the_published_schedule(model: Model) -> None:
     _, numbers = module.figure_2(model, SETTINGS)
     finite = level_name(paper_level(model, SETTINGS, PUBLISHED_END))
-    assert list(numbers) == ["from σ = ∞", f"from {finite}"]
+    assert list(numbers) == ["from σ = ∞", f"from {finite} (N: 14.6)"]
     _, numbers = module.figure_6(model, SETTINGS)
-    low, high = (float(name.removeprefix("from σ = ")) for name in numbers)
+    low, high = (float(name.split()[3]) for name in numbers)
     assert high / low == pytest.approx(2, abs=0.01)  # both printed with three digits
 
 
