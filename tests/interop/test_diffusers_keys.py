@@ -1,6 +1,7 @@
 """Names in diffusers against diffusers' own converters and networks, over every shape."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
