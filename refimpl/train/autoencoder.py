@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from refimpl.data.index import Index
 from refimpl.data.loader import ImageCache, load_batches
-from refimpl.data.plan import plan_epoch
 from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.latents.welford import Welford
-from refimpl.train.draws import CentreDraws, VisitDraws
+from refimpl.train.draws import CentreDraws
 from refimpl.train.ema import ema_start, ema_update
+from refimpl.train.square_crops import square_crops
 
 EMA_DECAY = 0.99
 CACHE_BYTES = 2**28  # of decoded images; a small data set is read many times
@@ -59,8 +59,9 @@ def train_autoencoder(
     )
     average = ema_start(vae)
     bar = tqdm(total=config.train_steps, desc="autoencoder", unit="step", dynamic_ncols=True)
-    for step, images in enumerate(_square_crops(index, config, seed), start=1):
-        x = images.to(device).float() / 127.5 - 1
+    crops = square_crops(index, config.train_size, config.train_batch, seed, cache=ImageCache(CACHE_BYTES))
+    for step, batch in enumerate(crops, start=1):
+        x = batch.images.to(device).float() / 127.5 - 1
         mean, logvar = vae.moments(x)
         z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=noise, device=device)
         squared_error = (vae.decode(z) - x).square().mean()
@@ -149,15 +150,3 @@ def centre_crops(
     """Centre crops as float images [B, 3, H, W] in −1 … 1."""
     for batch in load_batches(index, list(batches), 0, CentreDraws()):
         yield batch.images.float() / 127.5 - 1
-
-
-def _square_crops(index: Index, config: LatentConfig, seed: int) -> Iterator[Tensor]:
-    """Endless batches of uint8 crops [B, 3, size, size], every epoch in a new order."""
-    bucket, epoch = (config.train_size, config.train_size), 0
-    cache = ImageCache(CACHE_BYTES)
-    while True:
-        plan = plan_epoch(np.zeros(len(index), np.int64), config.train_batch, seed, epoch)
-        batches = [(bucket, items) for _, items in plan.batches()]
-        for batch in load_batches(index, batches, epoch, VisitDraws(seed, flip=False), cache=cache):
-            yield batch.images
-        epoch += 1
