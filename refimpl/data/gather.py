@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -97,16 +98,18 @@ def _read(
                 count = done.result()
                 yield running.pop(done)[0], count
         except BrokenProcessPool as error:
-            pool.shutdown(wait=False, cancel_futures=True)
             where = "\n".join(sorted({f"  {unit.root}" for unit, _ in running.values()}))
             raise InputError(
                 "a process that read images died, of too little memory or of one image that crashes a decoder; what "
                 f"is done is kept. Find the image with --processes 1; it is in:\n{where}"
             ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(options: IndexOptions) -> None:
     global _options
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started this process ends it
     _options = options
 
 

@@ -91,11 +91,19 @@ def read_index(path: str | os.PathLike[str]) -> Index:
 def read_source(source: str | os.PathLike[str], tag_classes: Collection[str] = DEFAULT_TAG_CLASSES) -> Index:
     """A data set by its path: an index file, a folder with sidecars, or any other layout of `layouts.units`.
 
-    tag_classes  classes that a tag may name as its prefix; an index has had its own when it was made
-    Raises InputError as `read_index` and `read_folder` do.
+    tag_classes  classes that a tag may name as its prefix
+    Raises InputError as `read_index` and `read_folder` do, and for an index that was made without one of the classes.
     """
     if is_index(source):
-        return read_index(source)
+        table = read_table(source)
+        known = table.facts.get("tag_classes", tag_classes)
+        missing = [name for name in tag_classes if name not in known]
+        if missing:
+            raise InputError(
+                f"{source}: the index was made without the tag class {', '.join(missing)}; index the images again "
+                f"with --tags.classes {' '.join([*known, *missing])}"
+            )
+        return index_of(table)
     if os.path.isdir(source) and not jsonl_files(os.fspath(source)):
         return read_folder(source, tag_classes)
     options = IndexOptions(TagRules(tuple(tag_classes)))

@@ -134,7 +134,11 @@ def build(
     parts = gather(where, options, parts_folder, processes, show)
     found = merged(parts)
     refuse(sources, parts, found.duplicates, max_bad_share, allow_missing)
-    write_table(out, found.columns, {**found.facts, "sources": list(where)})
+    write_table(
+        out,
+        found.columns,
+        {**found.facts, "sources": list(where), "tag_classes": list(options.rules.classes)},
+    )
     shutil.rmtree(parts_folder, ignore_errors=True)
     return read_table(out)
 

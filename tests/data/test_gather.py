@@ -4,12 +4,14 @@ import errno
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from refimpl.cli import dispatch
 from refimpl.data import gather as gathering
@@ -19,6 +21,7 @@ from refimpl.data.index_command import build, looked_at
 from refimpl.data.items import IndexOptions
 from refimpl.data.tag_rules import TagRules
 from refimpl.errors import InputError
+from tests.data.files import encoded, png_chunk
 from tests.data.test_index import add
 
 OPTIONS = IndexOptions()
@@ -239,3 +242,62 @@ def test_senseless_numbers_end_with_2(
     with pytest.raises(SystemExit, match="2"):
         dispatch(["data", "index", str(tmp_path), "-o", str(tmp_path / "index"), *words])
     assert f"{words[0]} {words[1]}" in capsys.readouterr().err
+
+
+def test_bad_files_of_every_kind_are_named(tmp_path: Path) -> None:
+    """What a collection of millions holds: each left out by its path and its reason, of a kind that is counted."""
+    folder = tmp_path / "images"
+    good = add(folder, "good.png")
+    png = good.read_bytes()
+    contents = {
+        "cut.png": (png[:20], "damaged", "can't be decoded"),
+        "empty.png": (b"", "empty", "the file is empty"),
+        "rubbish.png": (b"not an image", "not an image", "not an image of an accepted format"),
+        "moving.jpg": (
+            encoded(Image.new("P", (8, 8)), "GIF"),
+            "wrong suffix",
+            "the content is GIF, but the suffix is .jpg",
+        ),
+        "large.png": (large(14_000, 10_000), "too large", "14000x10000 pixels exceed the limit of 100000000"),
+        "giga.png": (large(40_000, 30_000), "too large", "more pixels than the limit of 100000000"),
+        "bomb.png": (large(2**31 - 1, 2**31 - 1), "too large", "more pixels than the limit of 100000000"),
+        "latin.png": (png, "caption", "latin.txt: not UTF-8 at byte 3 (0xe9)"),
+        "nul.png": (png, "caption", "nul.txt: a NUL at byte 1"),
+        "book.png": (png, "caption", "book.txt: the caption is longer than 1048576 bytes"),
+        "tab\there.png": (png, "name", "the name is not UTF-8, or holds control characters"),
+    }
+    for name, (content, _, _) in contents.items():
+        add(folder, name.replace(".jpg", ".gif") if name == "moving.jpg" else name)
+        (folder / name).write_bytes(content)
+    (folder / "moving.gif").unlink()
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "nul.txt").write_bytes(b"a\0b")
+    (folder / "book.txt").write_bytes(b"a" * (2**20 + 1))
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "gone.png").symlink_to("nothing")
+    (folder / "folder").symlink_to(folder)
+    (folder / "bom.png").write_bytes(png)
+    (folder / "bom.txt").write_bytes(b"\xef\xbb\xbfred")
+    contents["loop.png"] = b"", "unreadable", "can't be read (Too many levels of symbolic links)"
+    contents["gone.png"] = b"", "missing", "there is no such file"
+    for name in ("loop", "gone"):
+        (folder / f"{name}.txt").write_text("x")
+    with looked_at(str(folder), OPTIONS, 1) as table:
+        index = index_of(table)
+    assert list(index.ids) == ["bom", "good"]
+    assert index.captions[0] == "red"
+    found = {bad.path.stem: bad for bad in index.quarantined}
+    assert len(found) == len(index.quarantined) == len(contents)
+    for name, (_, kind, reason) in contents.items():
+        bad = found[name.rpartition(".")[0]]
+        assert (bad.kind, reason in str(bad)) == (kind, True), str(bad)
+        assert str(bad).isprintable()
+
+
+def large(width: int, height: int) -> bytes:
+    """A PNG of a header alone."""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + png_chunk(b"IDAT", b"")
+    )
