@@ -98,8 +98,6 @@ WRONG = {
     "no folder": ((0, 1, "absent/out.safetensors"), r"absent is no folder"),
     "a checkpoint as LoRA": ((0, 0, "out.safetensors"), r"model\.safetensors does not fit this model"),
     "a LoRA as checkpoint": ((1, 1, "out.safetensors"), r"lora\.safetensors"),
-    "strength nan": ((0, 1, "out.safetensors", "--strength", "nan"), r"--strength nan must be finite"),
-    "unknown dtype": ((0, 1, "out.safetensors", "--dtype", "fp8"), r"--dtype 'fp8' is unknown"),
 }
 
 
@@ -107,10 +105,24 @@ WRONG = {
 def test_what_cannot_be_merged_is_refused_and_nothing_is_written(files, tmp_path, name):
     (tmp_path / "there.safetensors").write_bytes(b"mine")
     before = contents(tmp_path)
-    (first, second, out, *options), message = WRONG[name]
+    (first, second, out), message = WRONG[name]
     paths = [str(files[p]) if isinstance(p, int) else str(tmp_path / p) for p in (first, second, out)]
     with pytest.raises(InputError, match=message):
-        cli.dispatch(["merge-lora", *paths, *options])
+        cli.dispatch(["merge-lora", *paths])
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--strength", "nan", "must be finite"), ("--dtype", "fp8", "is unknown")],
+)
+def test_an_option_that_cannot_be_exits_with_2(files, tmp_path, capsys, option, value, message):
+    model, lora = files
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.dispatch(["merge-lora", str(model), str(lora), str(tmp_path / "out.safetensors"), option, value])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
