@@ -41,7 +41,7 @@ def write_checkpoint(
     if config.lora.rank:
         state["base"] = base_digest(run)
     committed.write(folder, tensors, {"config": to_table(config), "state": state})
-    _keep_newest(run, config.train.keep_checkpoints)
+    keep_newest(run, config.train.keep_checkpoints)
     return folder
 
 
@@ -103,7 +103,7 @@ def _check_same_batches(config: Config, folder: Path, saved_ranks: int, saved: i
         )
 
 
-def _keep_newest(run: Path, keep: int) -> None:
+def keep_newest(run: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints (0 keeps all), and what killed processes left half done."""
     for step in committed_steps(run)[:-keep] if keep > 0 else []:
         folder = step_folder(run, step)

@@ -26,7 +26,7 @@ from refimpl.latents.image_quality import JPEG_BLOCK, blockiness, psnr, ssim
 from refimpl.latents.vae import VAE
 from refimpl.tables import to_table
 from refimpl.train.autoencoder import centre_crops
-from refimpl.train.checkpoint import _keep_newest
+from refimpl.train.checkpoint import keep_newest
 from refimpl.train.decoder_config import DecoderConfig
 from refimpl.train.decoder_losses import Features, l1_loss, perceptual_loss
 from refimpl.train.ema import ema_start, ema_update
@@ -198,7 +198,7 @@ class _State:
         committed.write(
             step_folder(run, step), tensors, {"config": to_table(config), "state": {"step": step}}
         )
-        _keep_newest(run, 1)
+        keep_newest(run, 1)
 
     def load(self, config: DecoderConfig, run: Path) -> int:
         """Takes the newest checkpoint's state and returns its step; 0 when there is none."""
