@@ -39,6 +39,7 @@ BLOCK_CORRELATION = 0.25  # 3.5 standard errors of a correlation of 3 · 64 inde
 NETWORK_FLOAT32 = 1e-5  # largest error over largest value, after some hundred float32 layers in another order
 NETWORK_FLOAT64 = 1e-12  # the same in float64
 BFLOAT16_LATENT = 0.05  # latents of order one after some forty layers in bfloat16 (eps 2^-8), random weights
+TWO_LEVELS_LATENT = 0.05  # latents of pictures that differ by up to 2 of 255 levels, random weights
 BFLOAT16_LOSS = 0.02  # relative: latents rounded to bfloat16 (2^-9 each) over four steps of a small network
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
@@ -87,4 +88,7 @@ PIPELINE_FLOAT32 = (
 )
 PIPELINE_CLAMPED = (
     1e-3  # diffusers starts at sigma_edm 4096 instead of ∞: 1/4096 of noise up to 4 in the first x0
+)
+FOLDED_DECODE = (
+    1e-5  # float32 through the tiny autoencoder, its two 1×1 convolutions rounded once: some hundred ulps
 )
