@@ -348,11 +348,17 @@ def test_weights_and_settings_must_be_there(part: str, stem: str, copy: Path) ->
         diffusers_folder.load(copy)
 
 
+TABLES = (
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "\xff", "[" * 10**5, '"x"'])
-@pytest.mark.parametrize(
-    "file", ["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
-             "scheduler/scheduler_config.json"],
-)  # fmt: skip
+@pytest.mark.parametrize("file", TABLES)
 def test_broken_tables_are_refused(file: str, text: str, copy: Path) -> None:
     (copy / file).write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=file):
@@ -376,6 +382,47 @@ def test_an_index_of_something_else_is_refused(changes: dict, message: str, copy
     edit(copy / "model_index.json", **changes)
     with pytest.raises(InputError, match=message):
         diffusers_folder.load(copy)
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from((0, -1, 1, 2, 10**30)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_value_of_any_field_is_read_or_refused(
+    data: st.DataObject, folder: Path, field_folder: Path
+) -> None:
+    """Settings changed at random never end in another error than ours."""
+    file = data.draw(st.sampled_from(TABLES))
+    table = json.loads((folder / file).read_text())
+    name = data.draw(st.sampled_from(sorted(table)))
+    entry = data.draw(JSON_VALUES)
+    if isinstance(table[name], list) and table[name] and data.draw(st.booleans()):
+        entry = [*table[name][:-1], entry]
+    (field_folder / file).write_text(json.dumps({**table, name: entry}))
+    complaint = f"none about {field_folder}"
+    try:
+        diffusers_folder.load(field_folder)
+    except InputError as error:
+        complaint = str(error)
+    finally:
+        shutil.copy(folder / file, field_folder / file)
+    assert str(field_folder) in complaint
+
+
+@pytest.fixture(scope="module")
+def field_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of its own, which every example leaves as it found it."""
+    return Path(shutil.copytree(folder, tmp_path_factory.mktemp("fields") / "model"))
 
 
 def test_every_tensor_that_differs_is_listed(copy: Path) -> None:
