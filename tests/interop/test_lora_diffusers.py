@@ -102,9 +102,8 @@ def test_what_peft_saves_of_a_wrapped_network_is_read(tmp_path):
 
     wanted = diffusers_spelled(lora_file(networks(2, 3.0, ("*.to_q",))).unet)
     theirs = copy.deepcopy(diffusers_unet(CONFIG))
-    config = LoraConfig(
-        r=2, lora_alpha=3, target_modules=["to_q"], alpha_pattern={"mid_block.attentions.0": 5}
-    )
+    own = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_q"], alpha_pattern={own: 5})
     wrapped = get_peft_model(theirs, config)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
