@@ -59,6 +59,7 @@ CPU_CAUSES = """What limits the rows that miss their goal:
 - torch's own `mean` and backward pass of four losses take {floor_us:.0f} µs here with warm caches, whoever computes
   the losses: {floor_share:.0%} of our v_loss at batch 4. With cold caches their code has to be fetched as well. The
   rows *alone* are without them.
+- `keyed step` draws its noise in both operations rather than store it: {draw_share:.0%} of its time at batch 4.
 - At the ceiling, the ratio to another implementation is that one's distance from the ceiling, and no code that reads
   the same tensors can exceed it. diffusers' add_noise moves seven tensors to our three.
 - Streaming stores, which spare reading the lines that are overwritten, and software prefetching were tried: neither
@@ -135,8 +136,11 @@ def cpu_goals(result: dict) -> list[str]:
 def cpu_causes(result: dict) -> str:
     """Why goals are missed, with the numbers that say so."""
     floor = result["torch's own mean and backward"]["median_ms"]
-    small = chosen(result, "v_loss", "float32", 4, "warm", "returned")[0]
-    return CPU_CAUSES.format(floor_us=1e3 * floor, floor_share=floor / small["times"]["kernel"]["median_ms"])
+    loss, drawing, keyed = (
+        chosen(result, operation, "float32", 4, "warm", "returned")[0]["times"]["kernel"]["median_ms"]
+        for operation in ("v_loss", "keyed_normal", "keyed step")
+    )
+    return CPU_CAUSES.format(floor_us=1e3 * floor, floor_share=floor / loss, draw_share=2 * drawing / keyed)
 
 
 def chosen(result: dict, operation: str, dtype: str, batch: int, caches: str, memory: str) -> list[dict]:
@@ -175,7 +179,7 @@ def plot(result: dict) -> None:
                 for row in rows
             ]
             axis.plot(batches, nanoseconds, marker="o", label=name)
-        axis.set(xscale="log", yscale="log", xlabel="batch", title=dtype)
+        axis.set(xscale="log", yscale="log", xlabel="batch", title=f"{dtype}, cold caches")
     axes[0][0].set_ylabel("v_loss forward + backward, ns per element")
     axes[0][-1].legend()
     figure.tight_layout()

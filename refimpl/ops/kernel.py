@@ -10,6 +10,8 @@ They agree with the reference within rounding, on the CPU and on CUDA. What diff
 Autocast does not change the operations: give them the tensors as autocast leaves them (a bfloat16 or float16
 prediction beside float32 latents costs no copy). Tensors of one call share a memory order, contiguous or
 channels-last; one that differs is copied into the order of the first.
+
+On the CPU, memory of results that are no longer in use waits for the next call: at most four blocks, 512 MB in all.
 """
 
 from collections.abc import Sequence
