@@ -1,6 +1,7 @@
 """Checkpoints of small models for the tests of other tools' formats, filled with numbers or with any bits."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -91,3 +92,9 @@ def bits(tensor: Tensor) -> bytes:
     return (
         tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
     )
+
+
+def private_bytes() -> int:
+    """Memory of this process that is in no file."""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024

@@ -22,7 +22,7 @@ from refimpl.model.unet import UNetConfig
 from refimpl.text.config import TextConfig, load_towers
 from refimpl.text.encoders import clip_bigg_config, tiny_configs
 from refimpl.text.tokenizer import tiny_tokenizer
-from tests.interop.checkpoints import PARTS, TINY, random_bits, same_bits, working
+from tests.interop.checkpoints import PARTS, TINY, private_bytes, random_bits, same_bits, working
 from tests.strategies import predictions, scale_shifts, unet_configs, vae_configs
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -142,12 +142,6 @@ def test_tensors_stay_in_the_file(folder: Path) -> None:
     found = diffusers_folder.load(folder)
     assert sum(part.nbytes for name in PARTS for part in getattr(found, name).values()) > 0.9 * size
     assert private_bytes() - before < 0.5 * size
-
-
-def private_bytes() -> int:
-    """Memory of this process that is in no file."""
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
 
 
 # --- layouts in the wild ---
