@@ -1,5 +1,6 @@
 """`refimpl data index`: any layout of images to one index file, in parallel, going on where a kill left it."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -131,16 +132,34 @@ def build(
     """
     parts_folder = out.with_name(f".{out.name}.parts")
     where = tuple(os.path.abspath(source) for source in sources)
-    parts = gather(where, options, parts_folder, processes, show)
-    found = merged(parts)
-    refuse(sources, parts, found.duplicates, max_bad_share, allow_missing)
-    write_table(
-        out,
-        found.columns,
-        {**found.facts, "sources": list(where), "tag_classes": list(options.rules.classes)},
-    )
-    shutil.rmtree(parts_folder, ignore_errors=True)
+    facts = {"sources": list(where), "tag_classes": list(options.rules.classes)}
+    with _alone_in(parts_folder, out):
+        parts = gather(where, options, parts_folder, processes, show)
+        found = merged(parts)
+        refuse(sources, parts, found.duplicates, max_bad_share, allow_missing)
+        write_table(out, found.columns, {**found.facts, **facts})
+        shutil.rmtree(parts_folder, ignore_errors=True)
     return read_table(out)
+
+
+@contextmanager
+def _alone_in(folder: Path, out: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system lets go with the process, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("wb")
+    except OSError as error:
+        raise InputError(
+            f"could not write {folder}: {error.strerror}; choose another place for {out}"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is indexing into {out}; wait for it, or choose another name"
+            ) from None
+        yield
 
 
 @contextmanager

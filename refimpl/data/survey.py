@@ -42,6 +42,7 @@ class Survey:
 
     percentiles  of width, height, megapixels and aspect (width / height), at PERCENTILES
     density      [bins, bins]  images by height (rows) and width, BIN_PIXELS each
+    uncaptioned  images without a caption or with an empty one, and the paths of the first of them
     problems     files that can't be used, by kind
     mean_error   mean |bucket aspect − image aspect| of the images kept, as N prints it; nan without any
     errors       [N]  the same of each image kept
@@ -51,6 +52,7 @@ class Survey:
 
     images: int
     uncaptioned: int
+    uncaptioned_paths: list[str]
     percentiles: dict[str, list[float]]
     density: npt.NDArray[np.int64]
     problems: dict[str, list[BadImage]]
@@ -72,7 +74,7 @@ def survey(
 ) -> Survey:
     """Looks at a whole data set; nothing but the table is read.
 
-    listed  most and least frequent tags that are named of each class
+    listed  tags that are named of each class, most and least frequent, and images without a caption
     Raises InputError as `buckets.assign_and_prune` does.
     """
     index = index_of(table)
@@ -90,10 +92,11 @@ def survey(
         (os.fspath(index.paths[row]), int(widths[row]), int(heights[row]), float(assigned.error[row]))
         for row in np.flatnonzero(assigned.pruned).tolist()
     ]
-    lengths = np.diff(table.arrays["caption.ends"], prepend=0)
+    uncaptioned = np.flatnonzero(np.diff(table.arrays["caption.ends"], prepend=0) == 0)
     return Survey(
         images=len(index),
-        uncaptioned=int((lengths == 0).sum()),
+        uncaptioned=len(uncaptioned),
+        uncaptioned_paths=[os.fspath(index.paths[row]) for row in uncaptioned[:listed].tolist()],
         percentiles=_percentiles(widths, heights),
         density=_density(widths, heights),
         problems=problems,

@@ -99,6 +99,11 @@ def _tables(found: Survey, listed: int) -> list[Part]:
         parts.append(
             (f"problem: {kind}, {len(problems)}", ("file and reason",), [*rows, *_more(problems, listed)])
         )
+    if found.uncaptioned:
+        named: list[tuple[Any, ...]] = [(path,) for path in found.uncaptioned_paths[:listed]]
+        if found.uncaptioned > len(named):
+            named.append((f"and {found.uncaptioned - len(named)} more",))
+        parts.append((f"without a caption, {found.uncaptioned}", ("file",), named))
     if found.pruned:
         rows = [(path, width, height, f"{error:.3f}") for path, width, height, error in found.pruned[:listed]]
         header = ("pruned", "width", "height", "log aspect error")

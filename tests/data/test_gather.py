@@ -163,6 +163,24 @@ def test_duplicates_are_counted_when_only_looked_at(tmp_path: Path) -> None:
         build_here(tmp_path, tmp_path / "index")
 
 
+def test_two_runs_into_one_index_are_refused(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = gathering.read_unit
+
+    def and_another(unit: object, options: IndexOptions) -> object:
+        with pytest.raises(InputError, match=r"another process is indexing into .*index; wait for it"):
+            build_here(images, tmp_path / "index")
+        return read(unit, options)
+
+    monkeypatch.setattr(gathering, "read_unit", and_another)
+    build_here(images, tmp_path / "index")
+    assert len(read_index(tmp_path / "index")) == 12
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"could not write .*file.*; choose another place"):
+        build_here(images, tmp_path / "file" / "index")
+
+
 def test_a_full_disk_is_named_and_leaves_no_index(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

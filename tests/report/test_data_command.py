@@ -66,6 +66,14 @@ def test_check_of_an_index_and_of_its_files(
     assert f"problem: missing, 1\n  file and reason\n  {images}/2.png: there is no such file" in out
 
 
+def test_check_names_images_without_a_caption(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("0", "2"):
+        (images / f"{name}.txt").unlink()
+    out = printed(["check", str(images), "--processes", "1", "--listed", "1"], capsys)
+    assert "without a caption: 2" in out
+    assert f"without a caption, 2\n  file\n  {images}/0.png\n  and 1 more\n" in out
+
+
 def test_tags_says_what_weighs_most(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("bad.txt", "empty.png", "1.jpg", "bad.png"):
         (images / name).unlink()
