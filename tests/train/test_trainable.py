@@ -38,6 +38,12 @@ def image_prompt(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return {"image_prompt": {"folder": str(folder)}, "train": {"init_from": str(trained)}}
 
 
+@pytest.fixture(scope="module")
+def image_run(root: Path, tmp_path_factory: pytest.TempPathFactory, image_prompt: dict[str, Any]) -> Path:
+    """A finished run of it; no test changes it."""
+    return runs.go(runs.config(root, tmp_path_factory.mktemp("image-run"), **image_prompt))
+
+
 # --- text towers ---
 
 
@@ -156,24 +162,21 @@ def test_averages_stand_in_for_the_weights_and_give_them_back(root: Path, tmp_pa
 # --- image as prompt ---
 
 
-def test_an_image_prompt_trains_the_embedding_layer_and_nothing_else(
-    run: Run, trained: Path, image_prompt: dict[str, Any]
-) -> None:
+def test_an_image_prompt_trains_the_embedding_layer_and_nothing_else(image_run: Path, trained: Path) -> None:
     start = runs.checkpoint(trained, 4)["ema"]
-    checkpoint = runs.checkpoint(run(**image_prompt), 4)
+    checkpoint = runs.checkpoint(image_run, 4)
     assert runs.differing({"x": start}, {"x": checkpoint["unet"]}) == [f"x/{name}" for name in LABEL_EMB]
     assert runs.differing({"x": start}, {"x": checkpoint["ema"]}) == [f"x/{name}" for name in LABEL_EMB]
     assert {key.rsplit(".", 1)[0] for key in checkpoint["optimizer"]} == set(LABEL_EMB)
 
 
 def test_an_image_prompt_is_the_image_embedding_in_the_pooled_states_place(
-    run: Run, root: Path, image_prompt: dict[str, Any]
+    image_run: Path, root: Path, image_prompt: dict[str, Any]
 ) -> None:
-    """Two runs that differ by the images' tower alone end apart; text alone still draws."""
-    first = run("first", **image_prompt)
-    model, table, _ = load_model(first)
+    """Another image draws another picture; text alone still draws."""
+    model, table, _ = load_model(image_run)
     assert model.image_tower is not None
-    config = runs.config(root, first, **image_prompt).sample
+    config = runs.config(root, image_run, **image_prompt).sample
     assert table["image_prompt"]["folder"] == image_prompt["image_prompt"]["folder"]
     images = [torch.full((3, 40, 32), value) for value in (-1.0, 1.0)]
     drawn = [draw_images(model, config, image_prompt=image) for image in images]
@@ -181,33 +184,30 @@ def test_an_image_prompt_is_the_image_embedding_in_the_pooled_states_place(
     assert not torch.equal(drawn[0], draw_images(model, config))
 
 
-def test_an_image_prompt_is_read_from_a_file(
-    run: Run, root: Path, tmp_path: Path, image_prompt: dict[str, Any]
-) -> None:
-    folder, file = run(**image_prompt), next((root / "train").glob("*.png"))
+def test_an_image_prompt_is_read_from_a_file(image_run: Path, root: Path, tmp_path: Path) -> None:
+    file = next((root / "train").glob("*.png"))
     sample_command(
-        [str(folder), "--out", str(tmp_path / "a"), "--image-prompt", str(file), "--device", "cpu"]
+        [str(image_run), "--out", str(tmp_path / "a"), "--image-prompt", str(file), "--device", "cpu"]
     )
     summary = json.loads((tmp_path / "a" / "samples.json").read_text())
     assert summary["image_prompt"] == str(file)
     with Image.open(file) as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
     drawn = draw_images(
-        load_model(folder)[0], runs.config(root, folder).sample, image_prompt=pixels.float() / 127.5 - 1
+        load_model(image_run)[0], runs.config(root, image_run).sample, image_prompt=pixels.float() / 127.5 - 1
     )
     assert summary["mean_rgb"] == drawn.mean((1, 3, 4)).tolist()
 
 
 def test_an_image_prompt_resumes_bit_for_bit(
-    run: Run, image_prompt: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    image_run: Path, run: Run, image_prompt: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run("whole", **image_prompt)
     stop_after(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run("parts", **image_prompt)
     monkeypatch.undo()
     parts = run("parts", **{**image_prompt, "train": image_prompt["train"] | {"resume": True}})
-    assert not runs.differing(runs.checkpoint(whole, 4), runs.checkpoint(parts, 4))
+    assert not runs.differing(runs.checkpoint(image_run, 4), runs.checkpoint(parts, 4))
 
 
 # --- contradictions ---
