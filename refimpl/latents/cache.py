@@ -25,18 +25,17 @@ from torch import Tensor
 from refimpl.data.aspect_table import Bucket
 from refimpl.data.crop import IntegerSource
 from refimpl.data.index import Index
-from refimpl.data.loader import Batch, Draws
+from refimpl.data.loader import Batch, Decoder, Draws
 from refimpl.errors import InputError
 from refimpl.latents.store import Int64s, Store, open_store
 from refimpl.latents.vae import VAE
 
 KIND = "latents"
 Batches = Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]  # (bucket, rows of the index)
-RESAMPLING = "pillow-lanczos"  # of refimpl.data.crop; another filter would need another name
 
 
 def encoding_of(
-    vae: VAE, dtype: str, tile: int, seed: int, background: tuple[int, int, int]
+    vae: VAE, dtype: str, tile: int, seed: int, background: tuple[int, int, int], decoder: Decoder
 ) -> dict[str, object]:
     """Everything a cached latent depends on, beside the image, its bucket, and the crop's number.
 
@@ -44,6 +43,7 @@ def encoding_of(
     dtype  float32 or bfloat16: of the networks' arithmetic and of the stored latents
     tile   px, as `VAE.encode` takes it; 0 for off
     seed   of the crops
+    background, decoder  as `refimpl.data.loader.load_batches` takes them
     """
     return {
         "kind": KIND,
@@ -52,7 +52,7 @@ def encoding_of(
         "tile": tile,
         "seed": seed,
         "background": list(background),
-        "resampling": RESAMPLING,
+        "decoder": decoder,
     }
 
 

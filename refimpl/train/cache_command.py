@@ -12,6 +12,7 @@ import torch
 import tyro
 
 from refimpl.checks import check_at_least, check_positive, check_seed
+from refimpl.data.fast_jpeg import check_fast
 from refimpl.errors import InputError
 from refimpl.latents.cache import KIND, encoding_of
 from refimpl.latents.store import DTYPES
@@ -98,17 +99,20 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
 
 def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -> None:
     """Latents, then text. Raises InputError for bad data, too little memory or a full disk."""
+    if config.data.decoder == "fast":
+        check_fast()
     world.on_main(lambda: prepare_data(config))
     stages = [read_stage(config, stage) for stage in config.all_stages()]
     pictures = pictures_of(stages)
     seed = config.train.seed if command.seed is None else command.seed
-    encoding = encoding_of(vae, command.dtype, command.tile, seed, BACKGROUND)
+    encoding = encoding_of(vae, command.dtype, command.tile, seed, BACKGROUND, config.data.decoder)
     cell_bytes = config.vae.latent_channels * DTYPES[command.dtype].itemsize
     options = LatentOptions(
         crops=command.crops,
         flips=command.flips,
         shard_bytes=int(command.shard_megabytes * MEGABYTE),
         seed=seed,
+        decoder=config.data.decoder,
         workers=config.data.workers,
         rehash=command.rehash,
         verify=command.verify,

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from refimpl.data.aspect_table import Bucket
 from refimpl.data.content import content, stamp
 from refimpl.data.crop import cover, cover_and_crop, crop, flip
+from refimpl.data.fast_jpeg import decode_fast
 from refimpl.data.images import WHITE, BadImage, decode
+from refimpl.data.loader import Decoder
 from refimpl.errors import InputError
 from refimpl.latents.store import DTYPES
 from refimpl.latents.vae import VAE
@@ -96,6 +99,7 @@ class _Jobs(Dataset["_Crops | BadImage"]):
     jobs: Sequence[tuple[int, Bucket, tuple[int, ...]]]  # row, bucket, variants
     flips: bool
     draws: VisitDraws
+    decoder: Decoder
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -112,27 +116,32 @@ class _Jobs(Dataset["_Crops | BadImage"]):
         source, name = self.pictures.sources[row], self.pictures.ids[row]
         before = stamp(source)
         key = content(source)
-        image = decode(source, BACKGROUND)
-        if image.size != tuple(self.pictures.sizes[row]):
+        pixels = decode_fast(source, BACKGROUND) if self.decoder == "fast" else decode(source, BACKGROUND)
+        size = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
+        if tuple(size) != tuple(self.pictures.sizes[row].tolist()):
             width, height = self.pictures.sizes[row]
             raise BadImage(
                 source,
-                f"now {image.width}x{image.height} pixels, but {width}x{height} when it was indexed (id {name!r}); "
+                f"now {size[0]}x{size[1]} pixels, but {width}x{height} when it was indexed (id {name!r}); "
                 "index the data set again",
             )
         if stamp(source) != before:
             raise BadImage(source, f"it changed while it was read (id {name!r}); run the command again")
-        scaled = cover(image, bucket)
+        scaled = cover(pixels, bucket) if isinstance(pixels, Image.Image) else None  # once for all crops
         images, size_ints = [], []
         for variant in variants:
             number, mirrored = divmod(variant, 1 + self.flips)
             rng = self.draws.crop_source(name, number)
-            cropped = crop(scaled, image.size, bucket, rng) if scaled else cover_and_crop(image, bucket, rng)
-            picture, ints = flip(*cropped) if mirrored else cropped
-            images.append(np.asarray(picture))
+            if isinstance(pixels, Image.Image):
+                cropped = crop(scaled, size, bucket, rng) if scaled else cover_and_crop(pixels, bucket, rng)
+                picture, ints = np.asarray(cropped[0]), cropped[1]
+            else:
+                picture, ints = cover_and_crop(pixels, bucket, rng, "torch")
+            picture, ints = flip(picture, ints) if mirrored else (picture, ints)
+            images.append(picture)
             size_ints.append(ints)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-        return _Crops(pixels, torch.tensor(size_ints, dtype=torch.int32), key, before)
+        crops = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        return _Crops(crops, torch.tensor(size_ints, dtype=torch.int32), key, before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +154,18 @@ class Encoded:
 
 
 def encode_units(
-    units: Sequence[Unit], pictures: Pictures, encoder: FittingEncoder, flips: bool, seed: int, workers: int
+    units: Sequence[Unit],
+    pictures: Pictures,
+    encoder: FittingEncoder,
+    flips: bool,
+    seed: int,
+    decoder: Decoder,
+    workers: int,
 ) -> Iterator[Encoded]:
     """The units in the order given, each image decoded once per unit.
 
     seed     of the crops: crop k of an image is the one that training with this seed sees at its visit k
+    decoder  "pillow" or "fast", as `refimpl.data.loader.load_batches` takes it
     workers  processes that decode and crop ahead; 0 for this one
     Raises InputError when a single image does not fit the memory.
     """
@@ -159,7 +175,7 @@ def encode_units(
         variants = np.split(unit.variants, starts[1:])
         jobs += [(int(row), unit.bucket, tuple(map(int, v))) for row, v in zip(rows, variants, strict=True)]
         per_unit.append(len(rows))
-    data = _Jobs(pictures, jobs, flips, VisitDraws(seed, flips))
+    data = _Jobs(pictures, jobs, flips, VisitDraws(seed, flips), decoder)
     loaded = iter(DataLoader(data, batch_size=None, num_workers=workers, generator=torch.Generator()))
     jobs_left = iter(jobs)
     for unit, count in zip(units, per_unit, strict=True):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from refimpl.data.content import content, stamp
 from refimpl.data.images import BadImage
 from refimpl.data.index import MAX_BAD_SHARE
+from refimpl.data.loader import Decoder
 from refimpl.errors import InputError
 from refimpl.interop.committed import replace_text, replaced_file
 from refimpl.latents.cache import KIND
@@ -61,6 +62,7 @@ class LatentOptions:
     flips: bool
     shard_bytes: int
     seed: int
+    decoder: Decoder
     workers: int
     rehash: bool
     verify: bool
@@ -101,7 +103,9 @@ def write_latents(
     ) as bar:
         for unit, encoded in zip(
             mine,
-            encode_units(mine, pictures, encoder, options.flips, options.seed, options.workers),
+            encode_units(
+                mine, pictures, encoder, options.flips, options.seed, options.decoder, options.workers
+            ),
             strict=True,
         ):
             for row, error in encoded.bad:

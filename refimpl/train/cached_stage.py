@@ -27,13 +27,20 @@ AGAIN = "run `refimpl cache` again, which encodes only these"
 def open_cache(config: Config) -> LatentCache | None:
     """The latents that `data.cache` names; None where it is empty.
 
-    Raises InputError when they can't be read, or lack the mirrored crops that the settings ask for.
+    Raises InputError when they can't be read, were decoded otherwise, or lack the mirrored crops that the settings
+    ask for.
     """
     if not config.data.cache:
         return None
     if config.image_prompt.folder:
         raise InputError("image_prompt.folder embeds the images themselves; leave data.cache empty")
     cache = open_latents(Path(config.data.cache))
+    decoder = cache.store.manifest.encoding.get("decoder")
+    if decoder != config.data.decoder:
+        raise InputError(
+            f"data.cache {config.data.cache} was made with data.decoder {decoder!r}, not {config.data.decoder!r}; "
+            "set it so, or run `refimpl cache` again"
+        )
     if config.data.horizontal_flip and not cache.flips:
         raise InputError(
             f"data.horizontal_flip needs mirrored latents, which data.cache {config.data.cache} does not hold; write "

@@ -29,7 +29,7 @@ from refimpl.text.encoders import tiny_encoders
 from refimpl.text.tokenizer import tiny_tokenizer
 from refimpl.train.cache_command import cache_command
 from refimpl.train.draws import VisitDraws
-from tests.tolerances import BFLOAT16_LATENT, NETWORK_FLOAT32
+from tests.tolerances import BFLOAT16_LATENT, NETWORK_FLOAT32, TWO_LEVELS_LATENT
 from tests.train import caches, runs
 from tests.train.processes import run_ranks
 
@@ -232,6 +232,46 @@ def test_other_buckets_encode_what_moves(
     other = caches.toml(root, tmp_path, buckets={"max_area": 2304, "max_side": 64, "min_side": 32, "step": 8})
     caches.write(other, out, *LATENTS)
     assert said(capsys)["latents"]["encoded"] == 4  # of 40×56
+
+
+def test_tiles(config: str, data: Path, tmp_path: Path) -> None:
+    """A tile that covers every bucket changes no bit; smaller ones are what the autoencoder makes of them."""
+    whole = caches.entries(caches.write(config, tmp_path / "whole", *LATENTS))
+    covered = caches.entries(caches.write(config, tmp_path / "covered", *LATENTS, "--tile", "64"))
+    assert all(torch.equal(covered[key], latent) for key, latent in whole.items())
+    tiled = caches.entries(caches.write(config, tmp_path / "tiled", *LATENTS, "--tile", "32"))
+    vae = load_autoencoder(data / "autoencoder.safetensors", from_table(VAEConfig, runs.VAE_TABLE, "test"))
+    draws = VisitDraws(0, False)
+    for name, bucket in (("000", (64, 32)), ("001", (32, 64)), ("003", (48, 48))):
+        image = decode(data / "train" / f"{name}.png")
+        picture, _ = cover_and_crop(image, bucket, draws.crop_source(name, 0))
+        x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        (latent,) = (value for key, value in tiled.items() if key[0] == sample_id(name))
+        torch.testing.assert_close(latent, vae.encode(x, tile=32)[0], rtol=0, atol=NETWORK_FLOAT32)
+        (other,) = (value for key, value in whole.items() if key[0] == sample_id(name))
+        assert not torch.equal(latent, other)
+
+
+def test_loader_processes_and_the_fast_decoder(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers change no byte; the fast decoder's latents are entries of their own, near the others."""
+    pytest.importorskip("simplejpeg")
+    runs.write_images(data / "jpegs", 3)
+    for path in (data / "jpegs").glob("*.png"):
+        Image.open(path).resize((130, 100)).save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    arguments = ("--folder", str(data / "jpegs"), "--crops", "2", *LATENTS)
+    out = caches.write(caches.toml(data, tmp_path), tmp_path / "cache", *arguments)
+    with_workers = caches.toml(data, tmp_path, data={"workers": 2})
+    assert caches.contents(caches.write(with_workers, tmp_path / "two", *arguments)) == caches.contents(out)
+    pillow = caches.entries(out)
+    said(capsys)
+    fast = caches.write(caches.toml(data, tmp_path, data={"decoder": "fast"}), tmp_path / "fast", *arguments)
+    for key, latent in caches.entries(fast).items():
+        torch.testing.assert_close(latent, pillow[key], rtol=0, atol=TWO_LEVELS_LATENT)
+    caches.write(caches.toml(data, tmp_path, data={"decoder": "fast"}), out, *arguments)
+    assert said(capsys)["latents"]["encoded"] == 6
 
 
 def test_bfloat16(config: str, tmp_path: Path) -> None:

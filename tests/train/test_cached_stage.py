@@ -171,6 +171,10 @@ def test_mirrored_visits_need_mirrored_latents(data: Path, tmp_path: Path, cache
     refused(data, tmp_path, cache, "write them with `refimpl cache --flips`", data={"horizontal_flip": True})
 
 
+def test_another_decoder_is_refused(data: Path, tmp_path: Path, cache: Path) -> None:
+    refused(data, tmp_path, cache, "made with data.decoder 'pillow', not 'fast'", data={"decoder": "fast"})
+
+
 def test_other_captions_and_towers_are_refused(data: Path, tmp_path: Path, cache: Path) -> None:
     refused(data, tmp_path, cache, "its text states are those of other towers", text={"seed": 1})
     (data / "train" / "005.txt").write_text("a caption that is new")
