@@ -81,6 +81,12 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
         raise InputError(f"--batch-size {command.batch_size} must be at least 1")
     _check_out(command.out)
     model, table, step = load_model(command.run, command.weights)
+    last = model.diffusion.last_timestep
+    if command.start_sigma is None and last < model.diffusion.schedule().timesteps - 1:
+        raise InputError(
+            f"{command.run} is a refiner, trained up to t = {last}: it cannot begin from pure noise; name it as "
+            "--refiner of another run, or give a --start-sigma that it knows"
+        )
     settings = from_table(SampleConfig, table.get("sample", {}), f"{command.run} [sample]")
     given = {f.name: getattr(command, f.name, None) for f in fields(SampleConfig)}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})

@@ -38,6 +38,10 @@ class SampleConfig:
     """px"""
     height: int = 1024
     """px"""
+    attention_train_side: int = 0
+    """px of the square canvas trained on: scales self-attention's logits elsewhere (N ref. 4); 0 is off"""
+    attention_window: int = 0
+    """px to either side that a place attends to, for very large canvases (N ref. 15); 0 is the whole canvas"""
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -50,5 +54,7 @@ class SampleConfig:
         if not math.isfinite(self.guidance):
             raise InputError(f"sample.guidance {self.guidance} must be finite")
         check_fraction("sample.rescale", self.rescale)
+        for name in ("attention_train_side", "attention_window"):
+            check_at_least(f"sample.{name}", getattr(self, name), 0)
         for name in ("aesthetic_score", "negative_aesthetic_score"):
             check_at_least(f"sample.{name}", getattr(self, name), 0)

@@ -10,6 +10,7 @@ from refimpl.diffusion.preconditioner import alpha_sigma
 from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.errors import InputError
 from refimpl.interop.run_folder import Model
+from refimpl.model.attention_options import AttentionOptions, using_attention
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.guidance import cfg, rescale
 from refimpl.sample.state import PredictV
@@ -32,6 +33,8 @@ def guided_network(
     """
     schedule, parameterisation = model.diffusion.schedule(), model.diffusion.parameterisation
     device, count = next(model.unet.parameters()).device, len(prompts)
+    cell = model.vae.config.factor
+    attention = AttentionOptions(-(-config.attention_train_side // cell), -(-config.attention_window // cell))
     sizes = torch.tensor([size] * count, device=device)
     context, pooled = encode_prompts(
         prompts, model.tokenizer, model.encoder_l, model.encoder_g, pooling=model.text.pooling
@@ -50,7 +53,8 @@ def guided_network(
     def predict_v(x: Tensor, sigma_edm: Tensor) -> Tensor:
         t = schedule.sigma_edm_to_t(sigma_edm).to(device).expand(count)
         alpha, sigma = alpha_sigma(sigma_edm)
-        outputs = [model.unet(x, t, *condition) for condition in conditions]
+        with using_attention(model.unet, attention):
+            outputs = [model.unet(x, t, *condition) for condition in conditions]
         v = [v_from_output(output, x, alpha, sigma, parameterisation) for output in outputs]
         if len(v) == 1:
             return v[0]

@@ -167,3 +167,20 @@ def test_images_that_are_not_finite_are_refused(model: Model) -> None:
         astray.unet.out[2].weight.fill_(torch.nan)
     with pytest.raises(InputError, match=r"is not finite: the weights are not, or sample\.guidance"):
         draw_images(astray, CONFIG)
+
+
+def test_attention_is_changed_while_drawing_alone(model: Model) -> None:
+    """Off, trained on another canvas, and seeing its neighbours alone; a window over the whole canvas is off."""
+    plain = draw_images(model, CONFIG)
+    scaled = draw_images(model, replace(CONFIG, attention_train_side=512))
+    near = draw_images(model, replace(CONFIG, attention_window=8))
+    assert not torch.equal(plain, scaled)
+    assert not torch.equal(plain, near)
+    assert torch.equal(plain, draw_images(model, replace(CONFIG, attention_window=4096)))
+    assert torch.equal(plain, draw_images(model, CONFIG))
+
+
+@pytest.mark.parametrize("name", ["attention_train_side", "attention_window"])
+def test_negative_attention_settings_are_named(name: str) -> None:
+    with pytest.raises(InputError, match=rf"sample\.{name} -1 must be at least 0"):
+        replace(CONFIG, **{name: -1})
