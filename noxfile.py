@@ -96,10 +96,11 @@ def cuda_build(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Planning, UNet step and ops on this CPU; each asserts agreement first and writes benchmarks/results/*.json."""
+    """Planning, indexing, UNet step and ops on this CPU; each asserts agreement first and writes benchmarks/results/*.json."""
     install_project(session, "test")
     for name in ("bench_plan", "bench_unet", "bench_ops"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
+    session.run("python", "-m", "benchmarks.bench_index")
     session.run("python", "-m", "benchmarks.tables")
     # The operations once more under pytest-benchmark, saved in .benchmarks for `pytest-benchmark compare`.
     limits = (
