@@ -147,7 +147,10 @@ def openclip_name(key: str) -> tuple[str, int | None]:
 
 
 def to_openclip(tower: Mapping[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
-    """A tower in OpenCLIP's layout; the three maps of a fused tensor come as a tuple to be joined."""
+    """A tower in OpenCLIP's layout; the three maps of a fused tensor come as a tuple to be joined.
+
+    Raises InputError for a name that no tower has, or when one of the three is missing.
+    """
     renamed: dict[str, Tensor | tuple[Tensor, ...]] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for key, tensor in tower.items():
@@ -157,6 +160,10 @@ def to_openclip(tower: Mapping[str, Tensor]) -> dict[str, Tensor | tuple[Tensor,
         else:
             thirds.setdefault(name, {})[third] = tensor
     for name, parts in thirds.items():
+        if len(parts) < 3:
+            raise InputError(
+                f"{name} needs the maps of query, key and value, and the tower has {len(parts)} of them"
+            )
         renamed[name] = tuple(parts[third] for third in range(3))
     return renamed
 

@@ -22,6 +22,7 @@ from refimpl.interop.key_report import differences
 from refimpl.interop.shapes import UNETS, VAES, State, unet_config, vae_config
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet, UNetConfig
+from refimpl.text.tower_names import PREFIX as TOWER_PREFIX
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -33,6 +34,9 @@ REFINER_CLIP_G = "conditioner.embedders.0.model."
 
 BARE_UNET = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
 BARE_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+
+# CLIP-L as transformers 5.6 and later name it in memory, and some tools then write it.
+FLAT_CLIP_L = ("embeddings.", "encoder.", "final_layer_norm.")
 
 # What belongs to no part and is kept as it is: markers, buffers, the moving average, leftovers of training.
 KEPT = re.compile(
@@ -81,8 +85,12 @@ def sort_tensors(tensors: Mapping[str, Tensor]) -> Found:
             continue
         for part, prefix in found.prefixes.items():
             bare = {"unet": BARE_UNET, "vae": BARE_VAE}.get(part, ()) if not prefix else (prefix,)
+            name = key[len(prefix) :]
+            full = TOWER_PREFIX + name
+            if part == "text_l" and name.startswith(FLAT_CLIP_L) and prefix + full not in tensors:
+                name = full
             if key.startswith(bare):
-                getattr(found, part)[key[len(prefix) :]] = tensor
+                getattr(found, part)[name] = tensor
                 break
         else:
             found.unknown[key] = tensor

@@ -90,3 +90,11 @@ def test_other_names_are_refused() -> None:
     ):
         with pytest.raises(InputError, match="no tensor of a CLIP text tower"):
             openclip_name(name)
+
+
+def test_a_lone_map_cannot_be_fused() -> None:
+    key = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(
+        InputError, match=r"in_proj_weight needs the maps of query, key and value, and .* has 1"
+    ):
+        to_openclip({key: torch.ones(2, 2)})

@@ -235,6 +235,23 @@ def test_the_moving_average_is_taken_on_request(changed, whole: Path) -> None:
         single_file.load(lacking, use_ema=True)
 
 
+def test_a_tower_without_its_prefix_is_read_and_written_with_it(changed, whole: Path, tmp_path: Path) -> None:
+    """As transformers 5.6 and later name it in memory; a name that stands in both ways is refused."""
+    path = changed(lambda t: {key.replace(CLIP_L + "text_model.", CLIP_L): value for key, value in t.items()})
+    flat, expected = single_file.load(path), single_file.load(whole)
+    assert same_bits(flat.text_l, expected.text_l)
+    single_file.save(flat, tmp_path / "written.safetensors")
+    assert (
+        CLIP_L + "text_model.final_layer_norm.bias"
+        in safetensors_file.read(tmp_path / "written.safetensors")[0]
+    )
+    twice = changed(lambda t: t.update({CLIP_L + "final_layer_norm.bias": torch.ones(32)}))
+    with pytest.raises(
+        InputError, match=r"unknown   conditioner\.embedders\.0\.transformer\.(text_model\.)?final"
+    ):
+        single_file.load(twice)
+
+
 @pytest.mark.parametrize("prefix", [UNET, ""])
 def test_a_unet_alone_is_read(prefix: str, changed, whole: Path) -> None:
     path = changed(lambda t: {prefix + key.removeprefix(UNET): t[key] for key in t if key.startswith(UNET)})
