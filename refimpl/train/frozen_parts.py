@@ -15,7 +15,7 @@ from refimpl.latents.vae import VAE
 from refimpl.tables import to_table
 from refimpl.train.autoencoder import SCALE_SHIFTS, measure_scale_shift, train_autoencoder
 from refimpl.train.config import Config
-from refimpl.train.start import start_vae
+from refimpl.train.start import say_scale_shift, start_vae
 from refimpl.train.steps import StageData
 
 
@@ -60,6 +60,8 @@ def frozen_parts(
             vae.to(device), data.index, data.buckets, data.bucket_of, device
         )
         statistics = {"count": torch.tensor(welford.count), "mean": welford.mean, "std": welford.std}
+    if start is not None:
+        say_scale_shift(start, chosen)
     if folder and settings.train_steps and not settings.weights:
         tensors = {"autoencoder": vae.state_dict(), "statistics": statistics}
         documents = {"scale_shift": json.loads(chosen.to_json()), "made_from": _made_from(config, data)}

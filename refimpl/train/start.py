@@ -12,6 +12,7 @@ from refimpl.interop.diffusers_tokenizers import find_tokenizer
 from refimpl.interop.networks import towers_of
 from refimpl.interop.run_folder import find_checkpoint
 from refimpl.interop.streaming import load_into
+from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.model.unet import UNet
 from refimpl.text.config import TextConfig, Towers
@@ -56,6 +57,16 @@ def say_start(opened: Opened, config: Config) -> None:
     tqdm.write(line)
     if found.sigma_min is not None or found.sigma_max is not None:
         tqdm.write("it is told the noise level as ¼·ln σ, and from here on as t: it has to learn that first")
+
+
+def say_scale_shift(opened: Opened, chosen: ScaleShift) -> None:
+    """Says so where the run's latents are scaled otherwise than the checkpoint's were."""
+    found = opened.checkpoint.scale_shift
+    if found != chosen:
+        tqdm.write(
+            f"its latents were scaled by mean {found.mean} and std {found.std}, this run's by mean {chosen.mean} and "
+            f"std {chosen.std}: it has to learn that first (latents.scale_shift checkpoint keeps the former)"
+        )
 
 
 def start_vae(opened: Opened, config: Config) -> VAE | None:

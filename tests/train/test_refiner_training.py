@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from refimpl.errors import InputError
+from refimpl.interop import run_checkpoint, single_file
 from refimpl.interop.run_folder import Model, load_model
 from refimpl.model.unet import UNetConfig
+from refimpl.sample.command import sample_command
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.draw import draw_images
 from refimpl.sample.refiner import Refiner, check_same_latents, finished_by_refiner
@@ -104,7 +106,35 @@ def test_a_score_that_is_no_number_names_the_image(
         read_stage(config, config.all_stages()[0])
 
 
+def test_a_refiner_starts_from_its_single_file(run: Run, refiner_run: Path, tmp_path: Path) -> None:
+    """One tower, under the refiner's keys, and the autoencoder come from the file; the tokenizer lies beside it."""
+    found, model = run_checkpoint.load(refiner_run)
+    single_file.save(found, tmp_path / "refiner.safetensors")
+    sections = SECTIONS | {"latents": {"weights": "", "scale_shift": "checkpoint"}}
+    still = {"learning_rate": 1e-30, "weight_decay": 0.0}
+    train = {"init_from": str(tmp_path / "refiner.safetensors"), "steps": 1}
+    started, _, _ = load_model(run(**sections, optimizer=still, train=train), "unet")
+    assert started.encoder_l is None
+    for ours, theirs in (
+        (started.unet, model.unet),
+        (started.vae, model.vae),
+        (started.encoder_g, model.encoder_g),
+    ):
+        assert not runs.differing({"x": ours.state_dict()}, {"x": theirs.state_dict()})
+
+
 # --- sampling ---
+
+
+def test_a_refiner_does_not_begin_from_pure_noise(refiner_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"is a refiner, trained up to t = 199: it cannot begin from pure noise"
+    ):
+        sample_command([str(refiner_run), "--out", str(tmp_path / "a")])
+    sample_command(
+        [str(refiner_run), "--out", str(tmp_path / "a"), "--start-sigma", "0.9", "--device", "cpu"]
+    )
+    assert (tmp_path / "a" / "grid.png").is_file()
 
 
 def test_a_refiner_changes_the_images_in_both_ways(models: tuple[Model, Model]) -> None:

@@ -13,7 +13,7 @@ from refimpl.errors import InputError
 from refimpl.interop import diffusers_folder, run_checkpoint, single_file
 from refimpl.interop.checkpoint import Checkpoint, Prediction
 from refimpl.interop.run_folder import Model, load_model
-from refimpl.latents.scale_shift import ScaleShift
+from refimpl.latents.scale_shift import SDXL_DEFAULT, ScaleShift
 from refimpl.text.tower_names import tower_parameters
 from tests.train import runs
 
@@ -70,17 +70,30 @@ def test_network_autoencoder_and_towers_are_the_checkpoints(
     printed = capsys.readouterr().out
     assert f"{name} ({kind}): it predicts eps on the plain schedule (" in printed
     assert "this run trains it on to v on the zero-terminal-SNR one" in printed
+    assert "its latents were scaled by" not in printed
 
 
-def test_a_lone_unet_needs_its_autoencoder_named(run: Run, places: Path, root: Path) -> None:
+def test_a_lone_unet_needs_its_autoencoder_named(
+    run: Run, places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = {"init_from": str(places / "unet.safetensors"), "steps": 1}
     folder = run("named", **STILL, train=train)
+    assert "its latents were scaled by" not in capsys.readouterr().out  # by 0.13025, as this run's
     model, _, _ = load_model(folder, "unet")
     start = single_file.load(places / "unet.safetensors")
     assert start.unet is not None
     assert not runs.differing({"x": model.unet.state_dict()}, {"x": dict(start.unet)})
     with pytest.raises(InputError, match="no autoencoder: give latents"):
         run("unnamed", train=train, latents={"weights": ""})
+
+
+def test_another_scale_of_the_latents_is_said(
+    run: Run, places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = {"init_from": str(places / "single.safetensors"), "steps": 1}
+    folder = run(train=train, latents={"weights": "", "scale_shift": "sdxl"})
+    assert load_model(folder)[0].scale_shift == SDXL_DEFAULT
+    assert f"its latents were scaled by mean {SCALE_SHIFT.mean} and std" in capsys.readouterr().out
 
 
 def test_a_start_is_resumed_without_the_checkpoint(run: Run, places: Path, tmp_path: Path) -> None:
