@@ -96,7 +96,7 @@ def cuda_build(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Plan, index, UNet step and ops on this CPU; each asserts agreement first and writes benchmarks/results/*.json."""
+    """Plan, index, UNet step and ops on this CPU; each asserts agreement first and writes to benchmarks/results."""
     install_project(session, "test")
     for name in ("bench_plan", "bench_unet", "bench_ops"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
