@@ -8,6 +8,8 @@ NEAREST = 3  # names offered
 LONGEST = 200  # characters compared; a name from a file can have any length
 MOST = 50  # unknown names that differ in more than their numbers; a file can hold any number
 
+Numbers = tuple[str, ...]
+
 
 def nearest_names(names: Iterable[str]) -> Callable[[str], list[str]]:
     """A function from an unknown name or pattern to the names whose last parts are most similar, best first.
@@ -16,30 +18,35 @@ def nearest_names(names: Iterable[str]) -> Callable[[str], list[str]]:
     names that differ in numbers alone, the one with the wanted numbers is given, or the first.
     """
     known = list(names)
-    answers: dict[str, list[str]] = {}
+    tails: dict[int, dict[str, dict[Numbers, str]]] = {}  # number of parts → masked tail → numbers → name
+    answers: dict[str, list[str]] = {}  # masked unknown name → masked tails
 
     def nearest(unknown: str) -> list[str]:
         unknown = unknown.strip("*.")[:LONGEST]
-        masked = _masked(unknown)
-        parts = unknown.count(".") + 1
+        masked, parts = _masked(unknown), unknown.count(".") + 1
         if masked not in answers:
             if len(answers) == MOST:
                 return []
-            tails = dict.fromkeys(_masked(_tail(name, parts)) for name in known)
-            answers[masked] = difflib.get_close_matches(masked, tails, NEAREST, 0.0)
-        numbers = re.findall(r"\d+", unknown)
-        found = []
-        for form in answers[masked]:
-            alike = [name for name in known if _masked(_tail(name, parts)) == form]
-            found.append(next((n for n in alike if re.findall(r"\d+", _tail(n, parts)) == numbers), alike[0]))
-        return found
+            if parts not in tails:
+                tails[parts] = _by_tail(known, parts)
+            answers[masked] = difflib.get_close_matches(masked, tails[parts], NEAREST, 0.0)
+        numbered = [tails[parts][form] for form in answers[masked]]
+        return [names.get(_numbers(unknown)) or next(iter(names.values())) for names in numbered]
 
     return nearest
+
+
+def _by_tail(known: Iterable[str], parts: int) -> dict[str, dict[Numbers, str]]:
+    tails: dict[str, dict[Numbers, str]] = {}
+    for name in known:
+        tail = ".".join(name.split(".")[-parts:])
+        tails.setdefault(_masked(tail), {}).setdefault(_numbers(tail), name)
+    return tails
 
 
 def _masked(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _tail(name: str, parts: int) -> str:
-    return ".".join(name.split(".")[-parts:])
+def _numbers(name: str) -> Numbers:
+    return tuple(re.findall(r"\d+", name))
