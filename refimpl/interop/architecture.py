@@ -8,12 +8,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig
 
 from refimpl.errors import InputError
 from refimpl.interop.checkpoint import Checkpoint
-from refimpl.interop.committed import check_state
 from refimpl.interop.shapes import (
     clip_choices,
     clip_config,
@@ -22,8 +20,8 @@ from refimpl.interop.shapes import (
     vae_config,
     vae_groups,
 )
-from refimpl.latents.vae import VAE, VAEConfig
-from refimpl.model.unet import UNet, UNetConfig
+from refimpl.latents.vae import VAEConfig
+from refimpl.model.unet import UNetConfig
 from refimpl.tables import from_table
 
 METADATA_KEY = "refimpl.architecture"
@@ -88,31 +86,6 @@ def noted(metadata: Mapping[str, str], architecture: Architecture) -> dict[str, 
     rest = {key: value for key, value in metadata.items() if key != METADATA_KEY}
     table = {name: value for name, value in asdict(notes).items() if value is not None}
     return {**rest, METADATA_KEY: json.dumps(table)} if table else rest
-
-
-def check_parts(checkpoint: Checkpoint, architecture: Architecture, source: str) -> None:
-    """Compares every part with its network; InputError lists all missing, extra and misshapen tensors."""
-    with torch.device("meta"):
-        parts = [
-            ("UNet", checkpoint.unet, architecture.unet and UNet(architecture.unet)),
-            ("autoencoder", checkpoint.vae, architecture.vae and VAE(architecture.vae)),
-            (
-                "text tower CLIP-L",
-                checkpoint.text_l,
-                architecture.text_l and CLIPTextModel(architecture.text_l),
-            ),
-            (
-                "text tower bigG",
-                checkpoint.text_g,
-                architecture.text_g and CLIPTextModelWithProjection(architecture.text_g),
-            ),
-        ]
-    for name, state, network in parts:
-        if state is not None and network is not None:
-            shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-            if name.startswith("text"):
-                shapes = {with_text_model(key): shape for key, shape in shapes.items()}
-            check_state(shapes, state, f"{source} ({name})")
 
 
 def with_text_model(key: str) -> str:

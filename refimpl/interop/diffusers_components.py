@@ -122,7 +122,7 @@ def _renamed(state: State, names: Mapping[str, str], source: str) -> State:
 
 
 def _check_blocks(blocks: int, state: State, source: str) -> None:
-    """A config.json of a billion blocks would take for ever to compare with."""
+    """A config.json of a million blocks would take for ever to compare with."""
     if blocks > len(state):
         raise InputError(
             f"{source} holds {len(state)} tensors, {CONFIG} beside it describes {blocks} blocks; they do not belong "

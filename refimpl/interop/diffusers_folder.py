@@ -51,6 +51,7 @@ CLASSES = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
 }
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 def load(path: Path | str, prediction: Prediction | None = None, variant: str | None = None) -> Checkpoint:
@@ -98,8 +99,8 @@ def save(
 
     path             must not exist yet
     dtype            of all weights: float16, bfloat16 or float32; each keeps its own where None
-    tokenizer        CLIP's, or a folder that holds it; where None the pipeline's tokenizers are left empty, and
-                     from_pretrained needs tokenizer= and tokenizer_2=
+    tokenizer        CLIP's, or a folder that holds it; where None, tokenizer/ and tokenizer_2/ have to be copied
+                     there, or given to from_pretrained
     zeros_for_empty  the null condition is zeros, as SDXL was trained (text.null); False: the empty prompt
     keep_other       also writes the tensors of no part (moving average, buffers), in their own dtype
     Raises InputError when `path` exists, the disk refuses the write, there is nothing to write, float16 cannot hold
@@ -113,16 +114,14 @@ def save(
         raise InputError(f"{path}: this checkpoint has no UNet, autoencoder or text tower to write")
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(tokenizer)
-    towers = {"tokenizer": checkpoint.text_l, "tokenizer_2": checkpoint.text_g}
-    tokenizers = tuple(name for name, tower in towers.items() if tower is not None and tokenizer is not None)
+    tokenizers = tuple(name for tower, name in TOKENIZERS.items() if tower in networks)
     scheduler = scheduler_table(checkpoint.prediction)
     metadata = dict(checkpoint.metadata)
     if checkpoint.vae is None and checkpoint.scale_shift != SDXL_DEFAULT:
         metadata[SCALE_SHIFT] = checkpoint.scale_shift.to_json()
     other = checkpoint.other if keep_other else {}
-    index = _index_table(
-        networks, tokenizers, scheduler["_class_name"], is_refiner(checkpoint), zeros_for_empty
-    )
+    names = [*networks, *tokenizers]
+    index = _index_table(names, scheduler["_class_name"], is_refiner(checkpoint), zeros_for_empty)
 
     with renamed_folder(path) as folder:
         for name, (table, state) in networks.items():
@@ -153,23 +152,17 @@ def _networks(checkpoint: Checkpoint, source: str) -> dict[str, tuple[dict[str, 
     return networks
 
 
-def _index_table(
-    networks: Mapping[str, Any],
-    tokenizers: tuple[str, ...],
-    scheduler: str,
-    refiner: bool,
-    zeros_for_empty: bool,
-) -> dict[str, Any]:
-    """model_index.json; the refiner is a pipeline of its own, that redraws images and reads an aesthetic score."""
-    components: dict[str, Any] = {
-        name: [("transformers" if name.startswith("text") else "diffusers"), classes[0]]
-        if name in networks
-        else None
-        for name, classes in CLASSES.items()
+def _index_table(names: list[str], scheduler: str, refiner: bool, zeros_for_empty: bool) -> dict[str, Any]:
+    """model_index.json; the refiner is a pipeline of its own, that redraws images and reads an aesthetic score.
+
+    names  of the components, tokenizers among them; the others are null
+    """
+    classes = {name: known[0] for name, known in CLASSES.items()} | dict.fromkeys(
+        TOKENIZERS.values(), "CLIPTokenizer"
+    )
+    table: dict[str, Any] = {
+        name: [_library(name), kind] if name in names else [None, None] for name, kind in classes.items()
     }
-    for name in ("tokenizer", "tokenizer_2"):
-        components[name] = ["transformers", "CLIPTokenizer"] if name in tokenizers else None
-    table: dict[str, Any] = {name: value or [None, None] for name, value in components.items()}
     if refiner:
         table |= {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}
     else:
@@ -180,6 +173,10 @@ def _index_table(
         "force_zeros_for_empty_prompt": zeros_for_empty and not refiner,
         "scheduler": ["diffusers", scheduler],
     }
+
+
+def _library(name: str) -> str:
+    return "transformers" if name.startswith(("text", "token")) else "diffusers"
 
 
 def _component_folders(path: Path) -> dict[str, Path]:

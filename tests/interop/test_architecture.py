@@ -7,40 +7,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from refimpl.errors import InputError
 from refimpl.interop.architecture import (
     METADATA_KEY,
     Architecture,
     architecture_of,
-    check_parts,
     noted,
-    with_text_model,
 )
 from refimpl.interop.checkpoint import Checkpoint
 from refimpl.interop.shapes import unet_config, vae_config
-from refimpl.latents.vae import VAE, VAEConfig
-from refimpl.model.unet import UNet, UNetConfig
+from refimpl.latents.vae import VAEConfig
+from refimpl.model.unet import UNetConfig
 from refimpl.text.encoders import clip_bigg_config, clip_l_config, tiny_configs
+from tests.interop.checkpoints import TINY, shapes_only
 from tests.strategies import unet_configs, vae_configs
 
 PUBLISHED = Architecture(UNetConfig.sdxl(), VAEConfig.sdxl(), clip_l_config(), clip_bigg_config())
-TINY = Architecture(UNetConfig.tiny(), VAEConfig.tiny(), *tiny_configs())
-
-
-def shapes_only(architecture: Architecture, metadata: dict[str, str] | None = None) -> Checkpoint:
-    """A checkpoint of this shape whose tensors have no values."""
-    with torch.device("meta"):
-        text_l = architecture.text_l and CLIPTextModel(architecture.text_l).state_dict()
-        text_g = architecture.text_g and CLIPTextModelWithProjection(architecture.text_g).state_dict()
-        return Checkpoint(
-            unet=architecture.unet and UNet(architecture.unet).state_dict(),
-            vae=architecture.vae and VAE(architecture.vae).state_dict(),
-            text_l=text_l and {with_text_model(key): value for key, value in text_l.items()},
-            text_g=text_g and {with_text_model(key): value for key, value in text_g.items()},
-            metadata=metadata or {},
-        )
 
 
 def same_towers(a: Architecture, b: Architecture) -> bool:
@@ -55,7 +38,6 @@ def test_presets_are_told_without_notes(architecture: Architecture) -> None:
     assert (found.unet, found.vae) == (architecture.unet, architecture.vae)
     assert same_towers(found, architecture)
     assert noted({"title": "x"}, found) == {"title": "x"}
-    check_parts(checkpoint, found, "test")
 
 
 def test_the_refiner_is_told() -> None:
@@ -70,7 +52,7 @@ def test_an_inpainting_network_keeps_the_preset_s_heads() -> None:
     assert architecture_of(shapes_only(Architecture(unet=config)), "test").unet == config
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(unet_configs(), vae_configs())
 def test_any_shape_is_told_with_its_notes(unet: UNetConfig, vae: VAEConfig) -> None:
     architecture = Architecture(unet=unet, vae=vae)
@@ -83,7 +65,6 @@ def test_any_shape_is_told_with_its_notes(unet: UNetConfig, vae: VAEConfig) -> N
     # the unit of the widths is nobody's business but the configuration's
     assert found.vae.widths == vae.widths
     assert dataclasses.replace(found.vae, channels=vae.channels, channel_mult=vae.channel_mult) == vae
-    check_parts(checkpoint, architecture, "test")
 
 
 def test_towers_of_another_kind_are_told_with_their_notes() -> None:
@@ -122,9 +103,8 @@ def without(state: dict[str, Tensor], *parts: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not any(part in key for part in parts)}
 
 
-def check_unet(state: dict[str, Tensor]) -> None:
-    checkpoint = Checkpoint(unet=state)
-    check_parts(checkpoint, architecture_of(checkpoint, "some file"), "some file")
+def told(state: dict[str, Tensor]) -> UNetConfig | None:
+    return architecture_of(Checkpoint(unet=state), "some file").unet
 
 
 @pytest.mark.parametrize(
@@ -134,37 +114,34 @@ def check_unet(state: dict[str, Tensor]) -> None:
 def test_parts_that_are_no_sdxl_unet_are_refused(missing: str) -> None:
     state = without(dict(shapes_only(TINY).unet or {}), missing)
     with pytest.raises(InputError, match="some file"):
-        check_unet(state)
+        told(state)
 
 
-@pytest.mark.parametrize("shape", [(), (128,), (128, 0), (0, 2**40), (3, 33), (1, 2, 3)])
 @pytest.mark.parametrize(
-    "key", ["time_embed.0.weight", "input_blocks.1.0.in_layers.2.weight", "out.2.weight"]
+    ("key", "shape"),
+    [
+        ("time_embed.0.weight", ()),
+        ("time_embed.0.weight", (128,)),
+        ("time_embed.0.weight", (128, 0)),
+        ("time_embed.0.weight", (0, 2**40)),
+        ("time_embed.0.weight", (128, 33)),
+        ("input_blocks.1.0.in_layers.2.weight", ()),
+        ("input_blocks.1.0.in_layers.2.weight", (33, 32, 3, 3)),
+        ("out.2.weight", (0, 32)),
+        ("out.2.weight", (2**40, 0)),
+    ],
 )
-def test_impossible_shapes_are_refused(shape: tuple[int, ...], key: str) -> None:
+def test_impossible_shapes_are_refused(key: str, shape: tuple[int, ...]) -> None:
     state = dict(shapes_only(TINY).unet or {})
     state[key] = torch.empty(shape, device="meta")
     with pytest.raises(InputError, match="some file"):
-        check_unet(state)
+        told(state)
 
 
-def test_huge_numbers_in_keys_cost_nothing() -> None:
+def test_huge_numbers_in_keys_count_once() -> None:
     state = dict(shapes_only(Architecture(unet=UNetConfig.sdxl())).unet or {})
     state["middle_block.1.transformer_blocks.99999999.norm1.weight"] = torch.empty(1280, device="meta")
-    with pytest.raises(InputError, match="99999999"):
-        check_unet(state)
-
-
-def test_every_difference_is_listed() -> None:
-    checkpoint = shapes_only(TINY)
-    vae = without(dict(checkpoint.vae or {}), "decoder.conv_in.bias")
-    vae["extra"] = torch.empty(1)
-    vae["quant_conv.bias"] = torch.empty(3)
-    broken = dataclasses.replace(checkpoint, vae=vae)
-    with pytest.raises(InputError) as caught:
-        check_parts(broken, architecture_of(broken, "some file"), "some file")
-    for text in ("decoder.conv_in.bias", "extra", "quant_conv.bias", "some file", "autoencoder"):
-        assert text in str(caught.value)
+    assert told(state) == dataclasses.replace(UNetConfig.sdxl(), middle_depth=11)
 
 
 def test_published_choices_are_arguments_too() -> None:

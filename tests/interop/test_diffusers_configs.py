@@ -132,7 +132,7 @@ def test_the_published_towers_are_written() -> None:
     assert text_table(clip_bigg_config(), projected=True)["pad_token_id"] == 0
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(unet_configs())
 def test_diffusers_builds_the_network_that_any_table_says(config: UNetConfig) -> None:
     table = through_json(unet_table(config))
@@ -144,7 +144,7 @@ def test_diffusers_builds_the_network_that_any_table_says(config: UNetConfig) ->
     assert {names[key]: value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(vae_configs())
 def test_diffusers_builds_the_autoencoder_that_any_table_says(config: VAEConfig) -> None:
     table = through_json(

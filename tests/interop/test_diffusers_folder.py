@@ -60,7 +60,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 # --- round trips ---
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     unet=unet_configs(),
     vae=vae_configs(),
@@ -390,7 +390,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_value_of_any_field_is_read_or_refused(
     data: st.DataObject, folder: Path, field_folder: Path
@@ -441,8 +441,8 @@ def test_weights_of_other_dtypes_are_refused(dtype: torch.dtype, copy: Path) -> 
         diffusers_folder.load(copy)
 
 
-def test_settings_of_a_billion_blocks_cost_nothing(copy: Path) -> None:
-    for change in ({"layers_per_block": 10**9}, {"transformer_layers_per_block": 10**9}):
+def test_settings_of_a_million_blocks_cost_nothing(copy: Path) -> None:
+    for change in ({"layers_per_block": 10**6}, {"transformer_layers_per_block": 10**6}):
         edit(copy / "unet/config.json", **change)
         with pytest.raises(InputError, match="do not belong together"):
             diffusers_folder.load(copy)

@@ -54,7 +54,7 @@ def test_unet_names_are_those_of_diffusers_converter(name: str) -> None:
     check_unet(UNETS[name])
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(unet_configs())
 def test_unet_names_of_any_shape(config: UNetConfig) -> None:
     check_unet(config)
