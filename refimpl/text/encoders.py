@@ -113,7 +113,12 @@ def load_encoder(kind: type[Encoder], folder: Path, dtype: torch.dtype = torch.f
         raise InputError(f"text encoder folder {folder}: config.json not found")
     try:
         loaded: Any = kind.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=dtype
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=dtype,
+            variant=_variant(folder),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"text encoder folder {folder}: cannot be read ({error})") from error
@@ -122,6 +127,15 @@ def load_encoder(kind: type[Encoder], folder: Path, dtype: torch.dtype = torch.f
         raise InputError(f"text encoder folder {folder}: missing tensors {sorted(report['missing_keys'])}")
     freeze(encoder)
     return encoder
+
+
+def _variant(folder: Path) -> str | None:
+    """Name of the only variant (model.fp16.safetensors) in a folder; None where it has the plain file."""
+    if any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
+        return None
+    names = (path.name.split(".") for path in folder.glob("model.*.safetensors"))
+    variants = [name[1] for name in names if len(name) == 3]
+    return variants[0] if len(variants) == 1 else None
 
 
 def freeze(encoder: torch.nn.Module) -> None:

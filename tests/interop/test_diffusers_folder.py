@@ -298,6 +298,14 @@ def test_our_towers_load_with_fewer_tokenizer_files(files: tuple[str, ...], copy
     assert rows == tiny_tokenizer().rows_l(tiny_tokenizer().chunks("a"))[0].tolist()
 
 
+def test_our_towers_load_from_a_variant(copy: Path) -> None:
+    for name in ("text_encoder", "text_encoder_2"):
+        (copy / name / "model.safetensors").rename(copy / name / "model.fp16.safetensors")
+    expected = working().text_g or {}
+    found = load_towers(copy)[2].state_dict()
+    assert torch.equal(found["text_projection.weight"], expected["text_projection.weight"])
+
+
 def test_a_tokenizer_is_found_beside_the_weights(folder: Path, copy: Path, tmp_path: Path) -> None:
     checkpoint = working()
     for number, place in enumerate((folder, folder / "tokenizer", copy)):
