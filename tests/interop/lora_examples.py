@@ -1,5 +1,6 @@
 """Small networks with adapters that have an effect, and the spellings in which other trainers store them."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -51,6 +52,12 @@ def networks(
 def lora_file(parts: Mapping[str, nn.Module], **metadata: str) -> LoRAFile:
     """What a file of these networks' adapters holds."""
     return LoRAFile(**{part: lora_state(network) for part, network in parts.items()}, metadata=metadata)
+
+
+@functools.cache
+def example() -> LoRAFile:
+    """Adapters of every kind of module of the tiny UNet and towers; not to be changed."""
+    return lora_file(networks())
 
 
 def diffusers_spelled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

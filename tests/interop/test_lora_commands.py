@@ -1,5 +1,6 @@
 """`refimpl merge-lora` and `refimpl export-lora`, on files of this project's and of other tools' layouts."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ from refimpl.interop.lora_files import LoRAFile
 from refimpl.interop.lora_merge import merge_into_checkpoint
 from refimpl.model.lora import ALPHA, LoRAConfig, lora_state
 from refimpl.tables import to_table
-from tests.interop.lora_examples import ARCHITECTURE, lora_file, networks
+from tests.interop.lora_examples import ARCHITECTURE, example, lora_file, networks
 from tests.interop.test_lora_files import assert_same
 from tests.interop.test_lora_merge import checkpoint
 
 PARTS = ("unet", "text_l", "text_g")
 
 
+@functools.cache
 def base() -> Checkpoint:
     """The tiny UNet and towers, said to predict v, with what tells their shapes."""
     plain = checkpoint()
@@ -39,7 +41,7 @@ def files(tmp_path) -> tuple[Path, Path]:
     """A single file and a LoRA for it."""
     model, lora = tmp_path / "model.safetensors", tmp_path / "lora.safetensors"
     single_file.save(base(), model)
-    lora_files.save(lora_file(networks()), lora)
+    lora_files.save(example(), lora)
     return model, lora
 
 
@@ -48,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def assert_merged(path: Path, strength: float, dtype: torch.dtype = torch.float32) -> None:
-    wanted = merge_into_checkpoint(base(), lora_file(networks()), strength)
+    wanted = merge_into_checkpoint(base(), example(), strength)
     found = any_checkpoint.load(path).checkpoint
     assert found.prediction.kind == "v"
     assert found.prediction.zero_terminal_snr
@@ -66,7 +68,7 @@ def test_a_single_file_is_merged(files, tmp_path, capsys, strength):
     cli.dispatch(["merge-lora", str(model), str(lora), str(out), "--strength", str(strength)])
     assert_merged(out, strength)
     printed = capsys.readouterr().out
-    modules = sum(key.endswith(ALPHA) for key in lora_file(networks()).unet)
+    modules = sum(key.endswith(ALPHA) for key in example().unet)
     assert f"unet: {modules} modules merged at {strength:g}\ntext_l: 12 modules" in printed
     assert "predicts v with zero terminal SNR" in printed
     after = contents(tmp_path)
@@ -149,7 +151,7 @@ def run(tmp_path) -> Path:
 def test_a_runs_adapters_are_exported(run, tmp_path, capsys):
     out = tmp_path / "mine.safetensors"
     cli.dispatch(["export-lora", str(run), str(out), "--weights", "unet", "--dtype", ""])
-    wanted = lora_file(networks())
+    wanted = example()
     assert_same(LoRAFile(unet=wanted.unet, text_l=wanted.text_l), lora_files.load(out, ARCHITECTURE))
     assert "text_l: 12 modules" in capsys.readouterr().out
     with safe_open(out, "pt") as file:
@@ -174,7 +176,7 @@ def test_a_runs_adapters_are_exported(run, tmp_path, capsys):
 def test_the_moving_average_in_half_precision_is_what_is_exported_unless_told_otherwise(run, tmp_path):
     out = tmp_path / "mine.safetensors"
     cli.dispatch(["export-lora", str(run / "checkpoints" / "step-00000001"), str(out)])
-    read, wanted = lora_files.load(out, ARCHITECTURE), lora_file(networks())
+    read, wanted = lora_files.load(out, ARCHITECTURE), example()
     for key, value in read.unet.items():
         half = wanted.unet[key] * 0.5
         assert torch.equal(value, half if key.endswith(ALPHA) else half.half())

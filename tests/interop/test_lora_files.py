@@ -11,16 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from refimpl.errors import InputError
 from refimpl.interop import lora_files
 from refimpl.interop.lora_files import LoRAFile
-from refimpl.model.lora import ALPHA, DOWN, UP
+from refimpl.model.lora import ALPHA, ATTENTION_TARGETS, DOWN, TEXT_TARGETS, UP, add_lora, lora_state
+from refimpl.model.unet import UNet, UNetConfig
+from refimpl.text.encoders import clip_bigg_config, clip_l_config
 from tests import strategies
 from tests.interop.lora_examples import (
     ARCHITECTURE,
     EVERYTHING,
     diffusers_spelled,
+    example,
     kohya,
     lora_file,
     networks,
@@ -32,10 +36,10 @@ LDM_KEY = "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q"
 TEXT_KEY = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
 
 
-@pytest.fixture(scope="module")
-def example() -> LoRAFile:
+@pytest.fixture(name="example")
+def whole_example() -> LoRAFile:
     """Adapters of every kind of module of the tiny UNet and towers."""
-    return lora_file(networks())
+    return example()
 
 
 def assert_same(ours: LoRAFile, theirs: LoRAFile) -> None:
@@ -52,7 +56,7 @@ def write(path: Path, tensors, metadata=None) -> Path:
     return path
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     st.integers(1, 4),
     strategies.lora_alphas(),
@@ -200,6 +204,33 @@ def test_full_size_names_resolve_without_a_network_in_memory(tmp_path):
     assert {f"text_projection.{UP}", f"text_model.encoder.layers.31.self_attn.out_proj.{UP}"} < set(
         read.text_g
     )
+
+
+def test_every_module_of_sdxl_comes_back_from_its_file(tmp_path):
+    """All that kohya's trainer adapts, by name and shape, at the published size and rank 1."""
+    with torch.device("meta"):
+        parts = {
+            "unet": UNet(UNetConfig.sdxl()),
+            "text_l": CLIPTextModel(clip_l_config()),
+            "text_g": CLIPTextModelWithProjection(clip_bigg_config()),
+        }
+    for part, network in parts.items():
+        add_lora(network, ATTENTION_TARGETS if part == "unet" else TEXT_TARGETS, 1, 1.0)
+    states = {
+        part: {key: torch.zeros_like(value, device="cpu") for key, value in lora_state(network).items()}
+        for part, network in parts.items()
+    }
+    assert [len(state) // 3 for state in states.values()] == [722, 72, 192]
+    path = tmp_path / "lora.safetensors"
+    lora_files.save(LoRAFile(**states), path, torch.float16)
+    with safe_open(path, "pt") as file:
+        assert len({*file.keys()}) == 3 * (722 + 72 + 192)
+    read = lora_files.load(path)
+    for part, state in states.items():
+        found = getattr(read, part)
+        assert {key: value.shape for key, value in found.items()} == {
+            key: value.shape for key, value in state.items()
+        }
 
 
 KINDS = {

@@ -15,7 +15,7 @@ from refimpl.interop.lora_merge import merge_into_checkpoint
 from refimpl.model.lora import DOWN, merge_lora
 from refimpl.text.encoders import penultimate_state, tiny_encoders
 from refimpl.text.tower_names import tower_parameters
-from tests.interop.lora_examples import CONFIG, EVERYTHING, lora_file, networks, unet
+from tests.interop.lora_examples import CONFIG, EVERYTHING, example, lora_file, networks, unet
 from tests.model.diffusers_unet import inputs
 from tests.model.test_unet import relative_error
 from tests.tolerances import NETWORK_FLOAT32
@@ -38,7 +38,7 @@ def checkpoint(dtype: torch.dtype = torch.float32) -> Checkpoint:
     return Checkpoint(**tensors, vae={"decoder.conv_in.weight": torch.ones(1)}, metadata={"a": "b"})
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(
     st.integers(1, 4),
     st.sampled_from((0.25, 1.0, 7.0)),
@@ -93,7 +93,7 @@ def test_it_is_what_merging_the_networks_gives_bit_for_bit():
 
 
 def test_strength_scales_the_update():
-    lora, before = lora_file(networks()), checkpoint(torch.float64)
+    lora, before = example(), checkpoint(torch.float64)
     weight = before.unet[f"{KEY}.weight"]
     once, twice, back = (
         merge_into_checkpoint(before, lora, strength).unet[f"{KEY}.weight"] for strength in (1.0, 2.0, -1.0)
@@ -111,7 +111,7 @@ def test_a_strength_that_is_no_number_is_refused(strength):
 
 
 def test_what_does_not_fit_is_refused_by_name():
-    lora, whole = lora_file(networks()), checkpoint()
+    lora, whole = example(), checkpoint()
     with pytest.raises(InputError, match=r"x\.safetensors adapts text_l, which the checkpoint does not hold"):
         merge_into_checkpoint(replace(whole, text_l=None), lora, source="x.safetensors")
     lacking = {key: value for key, value in whole.unet.items() if key != f"{KEY}.weight"}
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused_by_name():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e9], ids=str)
 def test_weights_that_would_not_be_finite_are_refused(value):
-    lora = lora_file(networks())
+    lora = example()
     bad = LoRAFile(unet={**lora.unet, f"{KEY}.{DOWN}": torch.full((2, 64), value)})
     with pytest.raises(InputError, match=rf"\(unet\): {KEY}\.weight would not be finite in torch\.float16"):
         merge_into_checkpoint(checkpoint(torch.float16), bad)

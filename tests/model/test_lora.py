@@ -98,7 +98,7 @@ def test_text_targets_are_the_maps_of_the_towers_layers(kind, config, count):
     assert names[0] == "text_model.encoder.layers.0.self_attn.k_proj"  # whatever transformers calls it
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     strategies.unet_configs(),
     strategies.lora_targets(),
@@ -227,9 +227,8 @@ def test_an_optimizer_step_moves_the_adapters_and_nothing_else():
     assert changed == {key for key in lora_state(unet) if not key.endswith("alpha")}
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_it_compiles_without_graph_breaks(training):
-    unet = adapted_unet(UNetConfig.tiny(), dropout=0.25).train(training)
+def test_it_compiles_without_graph_breaks():
+    unet = adapted_unet(UNetConfig.tiny(), dropout=0.25)
     call = inputs(UNetConfig.tiny(), 4, 4, size_features=256)
     draw_lora_dropout(unet, draw_key(0, torch.arange(2), 0, 0))
     stage = unet.input_blocks[3]
