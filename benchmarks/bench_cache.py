@@ -23,7 +23,7 @@ from refimpl.data.index import Index
 from refimpl.latents.cache import CachedLatents, open_latents, read_batches
 from refimpl.latents.shards import shard_bytes
 from refimpl.latents.store import open_store
-from refimpl.train.cache_latents import write_manifest, write_shard
+from refimpl.train.cache_files import write_manifest, write_shard
 from refimpl.train.draws import CentreDraws
 
 BUCKET = 1024, 1024

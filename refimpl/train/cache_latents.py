@@ -5,17 +5,13 @@ number of ranks. A shard is written whole, under a name of its content's keys; o
 writes the lookup and then the manifest. So a run may be killed at any moment and continued by another.
 """
 
-import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from refimpl.data.content import content, stamp
@@ -23,21 +19,14 @@ from refimpl.data.images import BadImage
 from refimpl.data.index import MAX_BAD_SHARE
 from refimpl.data.loader import Decoder
 from refimpl.errors import InputError
-from refimpl.interop.committed import replace_text, replaced_file
 from refimpl.latents.cache import KIND
-from refimpl.latents.shards import BadShard, Shard, shard_bytes, verify_shard
 from refimpl.latents.store import (
-    ENCODING,
-    FORMAT,
-    LOOKUP,
-    MANIFEST,
     Int64s,
-    Manifest,
-    fingerprint,
     listed,
     scan,
 )
 from refimpl.train.cache_encode import Encoded, FittingEncoder, encode_units
+from refimpl.train.cache_files import clean_folder, write_manifest, write_shard
 from refimpl.train.cache_plan import (
     Bools,
     Held,
@@ -49,9 +38,7 @@ from refimpl.train.cache_plan import (
     plan_units,
 )
 from refimpl.train.distributed import World
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from refimpl.train.shared_work import gathered, shared_out
 
 
 @dataclass(frozen=True)
@@ -136,37 +123,6 @@ def _check_share(bad: int, count: int) -> None:
         )
 
 
-def clean_folder(folder: Path, encoding: dict[str, Any], verify: bool) -> None:
-    """Removes what a killed run left half written, and damaged shards, whose entries are then encoded again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(".*.writing-*"):
-        path.unlink(missing_ok=True)
-    shards, bad = scan(folder, encoding)
-    for shard in shards if verify else ():
-        try:
-            verify_shard(shard)
-        except BadShard as error:
-            bad.append(error)
-    for error in bad:
-        tqdm.write(f"damaged, to be written again: {error}")
-        Path(str(error).split(": ")[0]).unlink(missing_ok=True)
-
-
-def gathered(world: World, value: Item) -> list[Item]:
-    """Every rank's value, in the order of ranks, on every rank."""
-    if world.size == 1:
-        return [value]
-    box: list[Any] = [None] * world.size
-    dist.all_gather_object(box, value)
-    return box
-
-
-def shared_out(world: World, items: Sequence[Item], function: Callable[[Item], Result]) -> list[Result]:
-    """`function` of every item, each computed on one rank; in the items' order, on every rank."""
-    parts = gathered(world, [function(item) for item in items[world.rank :: world.size]])
-    return [parts[i % world.size][i // world.size] for i in range(len(items))]
-
-
 def _stamps(pictures: Pictures, world: World) -> tuple[Int64s, dict[int, BadImage]]:
     """Stamps [N, 2] of the image files, and the rows whose file can't be found."""
 
@@ -212,25 +168,6 @@ def write_unit(folder: Path, encoding: dict[str, Any], encoded: Encoded) -> None
     write_shard(folder, KIND, group, encoding, encoded.tensors, b"".join(k.numpy().tobytes() for k in keys))
 
 
-def write_shard(
-    folder: Path,
-    kind: str,
-    group: str,
-    encoding: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
-    keys: bytes,
-) -> None:
-    """Writes <kind>-<group>-<hash of encoding and keys>.safetensors, whole or not at all.
-
-    Raises InputError when the disk refuses it.
-    """
-    made = fingerprint(encoding)
-    name = hashlib.sha256(made.encode() + keys).hexdigest()[:16]
-    data = shard_bytes(tensors, {"format": str(FORMAT), "group": group, ENCODING: made})
-    with replaced_file(folder / f"{kind}-{group}-{name}.safetensors") as path:
-        path.write_bytes(data)
-
-
 def _finish(
     folder: Path,
     pictures: Pictures,
@@ -273,23 +210,3 @@ def _finish(
             f"{len(changed)} images changed while they were encoded: {listed(changed)}; run the command again"
         )
     return {"images": len(rows), "entries": where[rows].size, "shards": len(used)}
-
-
-def write_manifest(
-    folder: Path,
-    encoding: dict[str, Any],
-    shards: Sequence[Shard],
-    lookup: dict[str, Any],
-    details: dict[str, Any],
-) -> None:
-    """Writes the lookup, then the manifest that names it, then removes lookups that no manifest names."""
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in lookup.items()}
-    data = shard_bytes(tensors, {"format": str(FORMAT)})
-    name = f"{LOOKUP}{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
-    with replaced_file(folder / name) as path:
-        path.write_bytes(data)
-    manifest = Manifest(FORMAT, encoding, tuple(shard.path.name for shard in shards), name, details)
-    replace_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
-    for path in folder.glob(f"{LOOKUP}*.safetensors"):
-        if path.name != name:
-            path.unlink()

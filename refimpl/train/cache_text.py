@@ -14,8 +14,9 @@ from refimpl.text.cached_states import KIND, caption_keys
 from refimpl.text.conditioning import chunk_counts, encode_prompts
 from refimpl.text.config import Towers
 from refimpl.text.tokenizer import ROW_TOKENS
-from refimpl.train.cache_latents import clean_folder, shared_out, write_manifest, write_shard
+from refimpl.train.cache_files import clean_folder, write_manifest, write_shard
 from refimpl.train.distributed import World
+from refimpl.train.shared_work import shared_out
 
 CAPTIONS_PER_CALL = 64
 

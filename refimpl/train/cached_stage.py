@@ -1,10 +1,8 @@
 """Training from a cache instead of images: what it must hold, and what makes it stale (ours)."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from tqdm import tqdm
 
 from refimpl.data.content import content, stamp
@@ -19,6 +17,7 @@ from refimpl.text.config import Towers
 from refimpl.text.states import TextStates
 from refimpl.train.config import Config
 from refimpl.train.distributed import World
+from refimpl.train.shared_work import from_main
 from refimpl.train.steps import StageData
 
 AGAIN = "run `refimpl cache` again, which encodes only these"
@@ -66,12 +65,8 @@ def find_latents(cache: LatentCache, data: StageData, where: str, world: World) 
     An image whose size and modification time are those of its entry is taken as it; of others the SHA-256 decides.
     Raises InputError, naming ids, when images are missing from the cache or have changed since.
     """
-    box: list[Any] = []
-    world.on_main(lambda: box.append(_find(cache, data, where)))
-    if world.size > 1:
-        box = box or [None]
-        dist.broadcast_object_list(box, src=0)
-    return CachedLatents(cache, box[0], data.buckets, data.bucket_of)
+    rows = from_main(world, lambda: _find(cache, data, where))
+    return CachedLatents(cache, rows, data.buckets, data.bucket_of)
 
 
 def _find(cache: LatentCache, data: StageData, where: str) -> Int64s:

@@ -12,8 +12,8 @@ from refimpl.data.shuffle import Stream, shuffled
 from refimpl.latents.cache import Batches
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.welford import Welford
-from refimpl.train.cache_latents import gathered
 from refimpl.train.distributed import World
+from refimpl.train.shared_work import gathered
 
 BATCH = 16
 PER_DECADE = 8  # points of the curve
