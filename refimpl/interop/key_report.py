@@ -4,6 +4,7 @@ import difflib
 from bisect import bisect
 from collections.abc import Iterable, Mapping
 
+COMPARED = 2000  # unknown names, more than SDXL has; a header can hold a million, at a millisecond each
 NEIGHBOURS = 6  # on either side in each order, compared letter by letter
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -12,15 +13,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 def differences(expected: Shapes, found: Shapes) -> list[str]:
     """One line per tensor that is missing, unknown or of another shape; empty where all fit.
 
-    An unknown tensor is shown with the nearest name among those missing, or among all when none is.
+    An unknown tensor is shown with the nearest name among those missing, or among all when none is; so are the
+    first 2,000 of them.
     """
     missing = [key for key in expected if key not in found]
     nearest = Nearest(missing or expected)
     lines = [f"missing   {key} {list(expected[key])}" for key in missing]
-    for key, shape in found.items():
-        if key not in expected:
-            near = nearest(key)
-            lines.append(f"unknown   {key} {list(shape)}" + (f" (the nearest is {near})" if near else ""))
+    for count, key in enumerate(key for key in found if key not in expected):
+        near = nearest(key) if count < COMPARED else None
+        lines.append(f"unknown   {key} {list(found[key])}" + (f" (the nearest is {near})" if near else ""))
     lines += [
         f"misshapen {key}: the file has {list(found[key])}, the network needs {list(shape)}"
         for key, shape in expected.items()

@@ -1,6 +1,6 @@
 """Differences between files and networks: all of them, and the nearest name to each unknown one."""
 
-from refimpl.interop.key_report import differences
+from refimpl.interop.key_report import COMPARED, differences
 from refimpl.interop.single_file_layout import unet_shapes
 from refimpl.model.unet import UNetConfig
 
@@ -42,3 +42,10 @@ def test_extra_tensors_name_their_neighbour() -> None:
     assert line.startswith("unknown   output_blocks.5.2.conv.weight [1] (the nearest is output_blocks.")
     assert line.endswith(".2.conv.weight)")
     assert differences({}, {"a": ()}) == ["unknown   a []"]
+
+
+def test_a_million_names_are_listed_without_comparing_each() -> None:
+    lines = differences({"a": (1,)}, {f"b{number}": () for number in range(COMPARED + 3)})
+    assert len(lines) == COMPARED + 4
+    assert sum("the nearest is a" in line for line in lines) == COMPARED
+    assert lines[-1] == f"unknown   b{COMPARED + 2} []"
