@@ -38,7 +38,7 @@ TWO = {"dtype": "F32", "shape": [1, 1], "data_offsets": [4, 8]}
 # --- what is written is what is read, here and by the safetensors package ---
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(max_size=8), stored_tensors(), max_size=6), st.text(max_size=5))
 def test_any_tensors_come_back_to_the_bit(
     tmp_path: Path, tensors: dict[str, torch.Tensor], note: str

@@ -117,7 +117,7 @@ def test_a_refiner_comes_back(tmp_path: Path) -> None:
 # --- round trips ---
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(unet_configs(), vae_configs(), predictions(), st.booleans(), scale_shifts(), st.integers(0, 99))
 def test_no_bit_changes(
     tmp_path: Path,
