@@ -23,6 +23,7 @@ from refimpl.text.config import TextConfig, load_towers
 from refimpl.text.encoders import clip_bigg_config, tiny_configs
 from refimpl.text.tokenizer import tiny_tokenizer
 from tests.interop.checkpoints import PARTS, TINY, private_bytes, random_bits, same_bits, working
+from tests.interop.test_committed import largest_file
 from tests.strategies import predictions, scale_shifts, unet_configs, vae_configs
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -489,6 +490,12 @@ def test_nothing_is_overwritten_and_nothing_half_written(folder: Path, tmp_path:
             dataclasses.replace(working(), unet=huge), tmp_path / "new", dtype=torch.float16
         )
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    with largest_file(100_000), pytest.raises(InputError, match=r"could not write .*: File too large"):
+        diffusers_folder.save(working(), tmp_path / "new", tokenizer=tiny_tokenizer())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
