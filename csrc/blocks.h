@@ -6,10 +6,8 @@
 #pragma once
 
 #include <c10/core/Allocator.h>
-#include <c10/util/Exception.h>
-#include <sys/mman.h>
+#include <c10/core/impl/alloc_cpu.h>
 
-#include <cstdlib>
 #include <iterator>
 #include <list>
 #include <mutex>
@@ -21,7 +19,6 @@ class Blocks final : public c10::Allocator {
   static constexpr size_t SMALLEST = 128 << 10;    // smaller blocks glibc keeps itself (M_MMAP_THRESHOLD)
   static constexpr size_t MOST_BLOCKS = 4;         // that wait: noised latents, gradient, and those before
   static constexpr size_t MOST_BYTES = 512 << 20;  // of all waiting blocks together
-  static constexpr size_t HUGE_PAGE = 2 << 20;
 
   // The one of this process; never destroyed, as tensors may outlive every static.
   static Blocks* instance() {
@@ -31,7 +28,7 @@ class Blocks final : public c10::Allocator {
 
   c10::DataPtr allocate(size_t bytes) override {
     Block* block = waiting(bytes);
-    if (block == nullptr) block = new Block{from_system(bytes), bytes};
+    if (block == nullptr) block = new Block{c10::alloc_cpu(bytes), bytes};
     return {block->data, block, &give_back, c10::Device(c10::kCPU)};
   }
 
@@ -62,17 +59,6 @@ class Blocks final : public c10::Allocator {
     return nullptr;
   }
 
-  static void* from_system(size_t bytes) {
-    void* data = nullptr;
-    const bool huge = bytes >= HUGE_PAGE;
-    TORCH_CHECK(posix_memalign(&data, huge ? HUGE_PAGE : 64, bytes) == 0, "can't allocate memory: ", bytes,
-                " bytes for the result of a kernel");
-#if defined(MADV_HUGEPAGE)
-    if (huge) madvise(data, bytes, MADV_HUGEPAGE);  // a wish: where it is refused, pages are small
-#endif
-    return data;
-  }
-
   static void give_back(void* context) {
     Blocks& self = *instance();
     std::list<Block*> surplus;  // freed after the lock is
@@ -86,7 +72,7 @@ class Blocks final : public c10::Allocator {
       }
     }
     for (Block* block : surplus) {
-      std::free(block->data);
+      c10::free_cpu(block->data);
       delete block;
     }
   }
