@@ -1,6 +1,7 @@
 """How every command ends: 0, or one message on stderr and 2 for bad input."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -17,6 +18,8 @@ OUT_OF_MEMORY = (
     "out of memory",
 )
 
+BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
+
 # The disk is full, the quota is used up, the file system or the folder takes no writes.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -25,9 +28,13 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     """Runs a command and exits: 0, 2 for an InputError or too little memory or disk, 130 when interrupted."""
     try:
         command()
+        sys.stdout.flush()
     except InputError as error:
         _say(str(error))
         sys.exit(2)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit says nothing
+        sys.exit(BROKEN_PIPE)
     except OSError as error:
         if error.errno not in REFUSED:
             raise
