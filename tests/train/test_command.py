@@ -187,7 +187,8 @@ def test_a_damaged_image_met_later_can_be_repaired_and_the_run_continued(
     toml = runs.write_toml(data, tmp_path / "a.toml", tmp_path / "out")
     code, _, message = ending([toml], capsys)
     assert code == 2
-    assert f"error: {image}: can't be decoded" in message
+    assert "bad images, more than 1% of its " in message
+    assert f"the last one is {image}: can't be decoded" in message
     assert "replace or remove it (id '004')" in message
     shutil.copy(root / "train" / "004.png", image)
     assert ending([toml, "--train.resume"], capsys)[0] == 0
@@ -224,7 +225,7 @@ def test_bad_command_lines(
 def test_help_lists_presets_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ending(["--help"], capsys)
     assert code == 0
-    assert "novelai_v3, sdxl_base, tiny" in out
+    assert "image_prompt, novelai_v3, sdxl_base, sdxl_refiner, tiny" in " ".join(out.split())
     code, out, _ = ending(["tiny", "--help"], capsys)
     assert code == 0
     assert "--train.batch-size" in out
