@@ -37,7 +37,8 @@ LOCK = ".lock"
 class CacheCommand:
     """Encodes every image and caption of all stages once. Run again, it encodes what is missing or has changed.
 
-    May be killed at any moment and continued, also with another number of processes (torchrun).
+    May be killed at any moment and continued, also with another number of processes (`torchrun --no-python
+    --nproc-per-node=N refimpl cache …`).
     """
 
     config: Annotated[str, tyro.conf.Positional]
