@@ -30,7 +30,7 @@ from refimpl.model.unet import UNet, UNetConfig
 from refimpl.tables import from_table
 from refimpl.text.conditioning import null_condition
 from refimpl.text.config import TextConfig, load_towers, save_towers
-from refimpl.text.image_tower import load_image_tower
+from refimpl.text.image_tower import load_image_tower, save_image_tower
 from refimpl.text.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -80,7 +80,7 @@ def save_components(run: Path, model: Model, with_unet: bool = False) -> None:
         (folder / "scale_shift.json").write_text(model.scale_shift.to_json(), encoding="utf-8")
         save_towers(folder, (model.tokenizer, model.encoder_l, model.encoder_g))
         if model.image_tower is not None:
-            model.image_tower.save_pretrained(str(folder / IMAGE_TOWER))
+            save_image_tower(model.image_tower, folder / IMAGE_TOWER)
         if with_unet:
             save_file(_plain(model.unet.state_dict()), str(folder / BASE_UNET))
 

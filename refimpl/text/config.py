@@ -120,7 +120,7 @@ def load_towers(folder: Path, has_l: bool = True, tokenizer: str = "") -> Towers
     tokenizer  its folder, instead of tokenizer/ or tokenizer_2/
     """
     found = load_tokenizer(tokenizer or tokenizer_in(folder) or folder / "tokenizer")
-    with _without_progress_bars():
+    with without_progress_bars():
         encoder_l = load_encoder(CLIPTextModel, folder / "text_encoder") if has_l else None
         encoder_g = load_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2")
     return found, encoder_l, encoder_g
@@ -135,14 +135,14 @@ def save_towers(folder: Path, towers: Towers) -> None:
     """Writes the subfolders that `load_towers` reads."""
     tokenizer, encoder_l, encoder_g = towers
     tokenizer.save(folder / "tokenizer")
-    with _without_progress_bars():
+    with without_progress_bars():
         if encoder_l is not None:
             encoder_l.save_pretrained(str(folder / "text_encoder"))
         encoder_g.save_pretrained(str(folder / "text_encoder_2"))
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """transformers draws a bar for every file it reads or writes, in the middle of ours."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from refimpl.errors import InputError
+from refimpl.text.config import without_progress_bars
 from refimpl.text.encoders import freeze
 
 # Of the pixels that CLIP was trained on, in 0 … 1 (Radford et al. 2021; OpenCLIP kept them).
@@ -34,10 +35,11 @@ def load_image_tower(folder: Path | str, pooled_dim: int) -> CLIPVisionModelWith
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"image tower folder {folder}: config.json not found")
     try:
-        loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with without_progress_bars():
+            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"image tower folder {folder}: cannot be read ({error})") from error
     tower, report = loaded
     if report["missing_keys"]:
@@ -52,12 +54,20 @@ def load_image_tower(folder: Path | str, pooled_dim: int) -> CLIPVisionModelWith
     return tower
 
 
+def save_image_tower(tower: CLIPVisionModelWithProjection, folder: Path) -> None:
+    """Writes the folder that `load_image_tower` reads."""
+    with without_progress_bars():
+        tower.save_pretrained(str(folder))
+
+
 def embed_images(tower: CLIPVisionModelWithProjection, images: Tensor) -> Tensor:
     """Image embeddings for the place of the pooled text states.
 
     images   [B, 3, H, W] in −1 … 1      returns  [B, P], projected and, as the pooled text states, not normalised
     """
-    return tower(pixel_values=clip_pixels(images, tower.config.image_size)).image_embeds
+    side = tower.config.image_size
+    assert isinstance(side, int)  # else transformers would not have built it
+    return tower(pixel_values=clip_pixels(images, side)).image_embeds
 
 
 def clip_pixels(images: Tensor, side: int) -> Tensor:

@@ -1,5 +1,7 @@
 """The image as prompt: what CLIP's image tower is shown, and which towers are refused (S §2.6)."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,11 @@ def test_towers_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
         load_image_tower(folder, 1280)
     with pytest.raises(InputError, match=r"absent: config\.json not found"):
         load_image_tower(tmp_path / "absent", 64)
+    shutil.copytree(folder, tmp_path / "oblong")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"image_size": [16, 16]}
+    (tmp_path / "oblong" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match="oblong: cannot be read"):
+        load_image_tower(tmp_path / "oblong", 64)
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be read"):
         load_image_tower(tmp_path, 64)
