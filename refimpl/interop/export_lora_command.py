@@ -16,9 +16,9 @@ from refimpl.model.lora import DOWN
 class ExportLoRACommand:
     """Writes the LoRA that a run has trained, with kohya's names. The output must not exist."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """a run folder (its newest checkpoint) or one of its checkpoints/step-* folders"""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """the .safetensors file to write"""
     weights: str = "ema"
     """ema, the moving average, or unet, the weights as trained"""
