@@ -60,6 +60,10 @@ class SampleCommand:
     """px"""
     height: int | None = None
     """px"""
+    attention_train_side: int | None = None
+    """px of the square canvas trained on: scales self-attention's logits for another one; 0 is off"""
+    attention_window: int | None = None
+    """px to either side that a place attends to, for very large canvases; 0 is the whole canvas"""
     refiner: Path | None = None
     """run or checkpoint of a refiner (S §2.5)"""
     refiner_mode: str = "sdedit"
