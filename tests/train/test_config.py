@@ -89,6 +89,8 @@ BAD_FILES = {
     '[diffusion]\nloss_weight = "papre"': ["papre", "'paper'"],
     '[sample]\ngrid = "leading"': ["leading", "t = 999"],
     "[sample]\nwidth = 60": ["sample.width 60", "8"],
+    "[unet]\nchannels = 1000000000000": ["UNetConfig.channels = 1000000000000", "above 1048576"],
+    "[vae]\nchannels = 1000000000000000000000000": ["VAEConfig.channels", "above 1048576"],
     "[unet]\ncontext_dim = 100": ["context_dim 100", "96"],
     "[optimizer]\nlearning_rate = nan": ["learning_rate nan"],
     "[train]\npixel_budget = 100": ["pixel_budget 100", "px"],
