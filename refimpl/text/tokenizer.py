@@ -98,7 +98,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         raise InputError(f"tokenizer folder {folder}: {files} not found; give a CLIP tokenizer's folder")
     try:
         clip = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        plain_ids = clip(string.printable, add_special_tokens=False)["input_ids"]
+        plain_ids = clip(string.printable, add_special_tokens=False, verbose=False)["input_ids"]
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
         raise InputError(
             f"tokenizer folder {folder}: cannot be read as a CLIP tokenizer ({error})"
