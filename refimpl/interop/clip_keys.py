@@ -105,10 +105,8 @@ def sizes_of(shapes: Mapping[str, tuple[int, ...]], openclip: bool) -> ClipSizes
     """The sizes of a tower under either spelling; the published ones where the tensor that tells is not there."""
     default = CLIP_BIGG if openclip else CLIP_L
     layers, fc1 = ("transformer.resblocks", "mlp.c_fc") if openclip else (LAYERS, "mlp.fc1")
-    tokens, positions = (
-        openclip_name(key)[0] if openclip else key
-        for key in (f"text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
-    )
+    tokens = "text_model.embeddings.token_embedding.weight"
+    tokens = openclip_name(tokens)[0] if openclip else tokens
     numbers = {match[1] for match in map(re.compile(re.escape(layers) + r"\.(\d+)\.").match, shapes) if match}
 
     def side(key: str, rank: int, axis: int, otherwise: int) -> int:
@@ -118,7 +116,7 @@ def sizes_of(shapes: Mapping[str, tuple[int, ...]], openclip: bool) -> ClipSizes
     projection = side("text_projection", 2, 1, default.projection or 0) if openclip else None
     return ClipSizes(
         vocabulary=side(tokens, 2, 0, default.vocabulary),
-        positions=side(positions, 2, 0, default.positions),
+        positions=default.positions,  # 77 of every CLIP: a file with two swapped embeddings is not a smaller one
         width=side(tokens, 2, 1, default.width),
         layers=len(numbers),
         hidden=side(f"{layers}.0.{fc1}.weight", 2, 0, default.hidden),

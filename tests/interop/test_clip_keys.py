@@ -55,10 +55,10 @@ def test_openclip_fuses_and_transposes() -> None:
     assert shapes["transformer.resblocks.0.attn.in_proj_bias"] == (3840,)
     assert shapes["positional_embedding"] == (77, 1280)
     assert sum(map(math.prod, shapes.values())) == CLIP_BIGG_PARAMETERS
-    uneven = ClipSizes(vocabulary=7, positions=5, width=4, layers=2, hidden=6, projection=3)
+    uneven = ClipSizes(vocabulary=7, positions=77, width=4, layers=2, hidden=6, projection=3)
     assert openclip_shapes(uneven)["text_projection"] == (4, 3)
     assert sizes_of(openclip_shapes(uneven), openclip=True) == uneven
-    assert sizes_of(tower_shapes(uneven), openclip=False) == ClipSizes(7, 5, 4, 2, 6, None)
+    assert sizes_of(tower_shapes(uneven), openclip=False) == ClipSizes(7, 77, 4, 2, 6, None)
 
 
 def test_layouts_are_views_of_each_other() -> None:

@@ -20,7 +20,7 @@ from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet, UNetConfig
 from tests.interop.checkpoints import PARTS
 
-SIZES = ClipSizes(vocabulary=5, positions=3, width=2, layers=1, hidden=3, projection=2)
+SIZES = ClipSizes(vocabulary=5, positions=77, width=2, layers=1, hidden=3, projection=2)
 NUMBERS = (-1, 0, 1, 2, 3, 4, 7, 8, 2**31, 2**53 + 1, 2**63, 2**64, 10**40)
 LITERALS = (
     b"NaN",
@@ -45,7 +45,7 @@ def small_file(path: Path) -> Checkpoint:
     vae = VAE(VAEConfig(3, 4, 1, (1,), 1, 1))
     towers = {
         name: {key: torch.rand(shape) for key, shape in tower_shapes(sizes).items()}
-        for name, sizes in (("text_l", ClipSizes(5, 3, 2, 1, 3, None)), ("text_g", SIZES))
+        for name, sizes in (("text_l", ClipSizes(5, 77, 2, 1, 3, None)), ("text_g", SIZES))
     }
     prediction = Prediction("v", True, "given")
     checkpoint = Checkpoint(
@@ -144,7 +144,9 @@ def fuzz(count: int, folder: Path) -> tuple[int, int]:
     mutated = folder / "mutated.safetensors"
     for number in range(count):
         wrong = mutate(random.Random(number), data)
-        mutated.unlink(missing_ok=True)  # a file written over another is put to the disk at once, and this waits
+        mutated.unlink(
+            missing_ok=True
+        )  # a file written over another is put to the disk at once, and this waits
         mutated.write_bytes(wrong)
         try:
             checkpoint = single_file.load(mutated)

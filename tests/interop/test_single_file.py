@@ -318,6 +318,16 @@ def test_every_tensor_that_differs_is_listed(changed) -> None:
     assert "--keep-unknown" in message
 
 
+def test_swapped_embeddings_are_no_smaller_tower(changed) -> None:
+    """Vocabulary and positions exchanged describe a tower too, but not one of CLIP's 77 positions."""
+    one, two = CLIP_G + "token_embedding.weight", CLIP_G + "positional_embedding"
+    path = changed(lambda t: t.update({one: t[two], two: t[one]}))
+    with pytest.raises(
+        InputError, match=r"misshapen .*positional_embedding: the file has .* needs \[77, 64\]"
+    ):
+        single_file.load(path)
+
+
 def test_unknown_tensors_are_kept_on_request(changed) -> None:
     path = changed(lambda tensors: tensors.update(something=torch.ones(2)))
     with pytest.raises(InputError, match=r"unknown   something \[2\]"):
