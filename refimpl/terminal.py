@@ -33,7 +33,9 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         _say(str(error))
         sys.exit(2)
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit says nothing
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that flushing at exit says nothing
         sys.exit(BROKEN_PIPE)
     except OSError as error:
         if error.errno not in REFUSED:

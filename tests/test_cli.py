@@ -134,7 +134,9 @@ def test_the_entry_point_is_installed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_a_reader_that_has_read_enough_is_no_error(lines: int) -> None:
     """As `| head` does; whether the pipe breaks while printing or at the end."""
-    code = f"from refimpl.terminal import run_command\nrun_command(lambda: [print('x') for _ in range({lines})])"
+    code = (
+        f"from refimpl.terminal import run_command\nrun_command(lambda: [print('x') for _ in range({lines})])"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None

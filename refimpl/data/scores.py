@@ -33,17 +33,18 @@ def take_scores(index: Index, score_class: str, default: float) -> tuple[Index, 
 
 
 def _score(written: tuple[str, ...], name: str, score_class: str) -> float:
-    if len(written) > 1:
+    score, *others = written
+    if others:
         raise InputError(
             f"image {name!r} has {len(written)} tags of class {score_class!r} ({', '.join(written)}); leave one"
         )
     try:
-        value = float(written[0])
+        value = float(score)
     except ValueError:
         value = math.nan
     if not abs(value) < 1e30:  # float32 still holds it; NaN is not below
         raise InputError(
-            f"image {name!r}: the aesthetic score {score_class}:{written[0]} is not a number; write one such as "
+            f"image {name!r}: the aesthetic score {score_class}:{score} is not a number; write one such as "
             f"{score_class}:6.5, or name another data.score_class"
         )
     return value
