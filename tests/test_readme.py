@@ -3,14 +3,12 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
 
-from refimpl.cli import COMMANDS
-from refimpl.sample.command import SampleCommand
-from refimpl.train.command import parse
-from refimpl.train.data_command import DataCommand
+from refimpl.cli import COMMANDS, dispatch
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,19 +25,31 @@ def test_python_examples_run(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
+class Parsed(Exception):
+    """The command line was understood; nothing is done."""
+
+
 @pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
-def test_command_lines_parse(words: list[str]) -> None:
+def test_command_lines_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] == "torchrun":
         words = words[words.index("-m") :]
     if words[0] in ("python", "-m"):
         words = words[words.index("-m") + 1 :]
         words = ["refimpl", words[0].removeprefix("refimpl."), *words[1:]]
-    name, arguments = words[1], words[2:]
-    assert name in COMMANDS
-    if name == "train":
-        parse(arguments)
-    else:
-        tyro.cli({"data": DataCommand, "sample": SampleCommand}[name], args=arguments)
+    parse = tyro.cli
+
+    def parse_only(*arguments: Any, **options: Any) -> None:
+        parse(*arguments, **options)
+        raise Parsed
+
+    monkeypatch.setattr(tyro, "cli", parse_only)
+    with pytest.raises(Parsed):
+        dispatch(words[1:])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_named(name: str) -> None:
+    assert re.search(rf"refimpl[ .]{name}\b", README)
 
 
 def test_files_of_the_table_exist() -> None:
