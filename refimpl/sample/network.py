@@ -1,6 +1,7 @@
 """A model and prompts as v(x; σ) under classifier-free guidance (N §5; S §2.5, §2.6)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def guided_network(
     def predict_v(x: Tensor, sigma_edm: Tensor) -> Tensor:
         t = schedule.sigma_edm_to_t(sigma_edm).to(device).expand(count)
         alpha, sigma = alpha_sigma(sigma_edm)
-        with using_attention(model.unet, attention):
+        with using_attention(model.unet, attention) if attention != AttentionOptions() else nullcontext():
             outputs = [model.unet(x, t, *condition) for condition in conditions]
         v = [v_from_output(output, x, alpha, sigma, parameterisation) for output in outputs]
         if len(v) == 1:
