@@ -17,17 +17,17 @@ from tests.tolerances import FLOAT64_ROUNDING
 
 ITEMS = (1_000_000, 6_000_000)
 BUCKETS = PRESETS["novelai_v3"]
-BATCH_SIZE, WORLD_SIZE = 8, 8
+BATCH_SIZE, WORLD_SIZE = 8, 256
 MOST_SECONDS, MOST_MEGABYTES = 1.0, 300.0  # at a million images
 CHECKED = 20_000  # images compared with the printed argmin
 
 
 def image_sizes(items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Widths and heights of a plausible collection: log-normal areas, aspects mostly from 1:2 to 2:1."""
+    """Widths and heights, int32 as index files hold them: log-normal areas, aspects mostly from 1:2 to 2:1."""
     generator = np.random.default_rng(0)
     area = np.exp(generator.normal(np.log(1.5e6), 0.6, items))
     aspect = np.exp(generator.normal(-0.2, 0.35, items))
-    return np.sqrt(area * aspect).astype(np.int64) + 1, np.sqrt(area / aspect).astype(np.int64) + 1
+    return np.sqrt(area * aspect).astype(np.int32) + 1, np.sqrt(area / aspect).astype(np.int32) + 1
 
 
 def assert_right(widths: np.ndarray, heights: np.ndarray, plan: Plan) -> None:

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import tyro
 
-from refimpl.checks import check_at_least
+from refimpl.checks import check_at_least, check_seed
 from refimpl.data.aspect_table import Metric
 from refimpl.data.config import BucketConfig, TagWeightConfig
 from refimpl.data.images import Accepted
 from refimpl.data.index_command import cores, index_command, looked_at
 from refimpl.data.items import IndexOptions
+from refimpl.data.plan_survey import survey_plans
 from refimpl.data.survey import changed_files, survey, weight_survey
 from refimpl.data.tags import TagCounts
 from refimpl.errors import InputError
@@ -34,6 +35,12 @@ class CheckCommand:
     """distance between aspects, as data.aspect_metric"""
     max_aspect_error: float = 0.0
     """|log aspect error| beyond which an image is pruned, as data.max_aspect_error; 0 for no limit"""
+    batch_size: int = 0
+    """images per rank and step: also report the plan of epoch 0 in both modes; 0 for no plan"""
+    world_size: int = 1
+    """ranks of that plan"""
+    seed: int = 0
+    """of that plan's shuffle, as train.seed"""
     html: Path | None = None
     """also write this page, with plots (needs refimpl[report])"""
     files: bool = False
@@ -48,6 +55,9 @@ class CheckCommand:
     """that read at once; 0 for one on each core"""
 
     def __post_init__(self) -> None:
+        check_at_least("--batch-size", self.batch_size, 0)
+        check_at_least("--world-size", self.world_size, 1)
+        check_seed("--seed", self.seed)
         check_at_least("--listed", self.listed, 1)
         check_at_least("--processes", self.processes, 0)
 
@@ -83,9 +93,13 @@ def check_command(arguments: list[str], program: str = "refimpl data check") -> 
         found = survey(table, buckets, command.aspect_metric, limit, command.listed)
         for bad in changed_files(table) if command.files else []:
             found.problems.setdefault(bad.kind, []).append(bad)
-    _show(survey_lines(command.source, found, command.listed))
+        plans = [] if not command.batch_size else survey_plans(
+            table, buckets, command.batch_size, command.world_size, command.aspect_metric, limit, command.seed,
+            command.listed,
+        )  # fmt: skip
+    _show(survey_lines(command.source, found, command.listed, plans))
     if command.html:
-        replace_text(command.html, survey_page(command.source, found, command.listed))
+        replace_text(command.html, survey_page(command.source, found, command.listed, plans))
         print(f"wrote {command.html}")
 
 

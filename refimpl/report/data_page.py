@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from refimpl.data.aspect_table import Bucket
+from refimpl.data.plan_survey import PlannedEpoch
 from refimpl.data.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Survey, WeightSurvey
 from refimpl.report import data_figures, figures
 from refimpl.report.page import Markup, image, page, paragraph, table
@@ -15,11 +17,13 @@ BAR = 40  # characters of the longest bar in the terminal
 Part = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # heading, header, rows
 
 
-def survey_lines(source: str, found: Survey, listed: int) -> Iterator[str]:
+def survey_lines(
+    source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = ()
+) -> Iterator[str]:
     """What `refimpl data check` prints."""
     yield f"{found.images} images in {shown(source)}"
     yield from _summary(found)
-    for heading, header, rows in _tables(found, listed):
+    for heading, header, rows in [*_tables(found, listed), *_plan_tables(plans, found.buckets)]:
         yield ""
         yield heading
         yield from _aligned([header, *rows])
@@ -37,7 +41,7 @@ def weight_lines(source: str, found: WeightSurvey) -> Iterator[str]:
         yield from _aligned([header, *rows])
 
 
-def survey_page(source: str, found: Survey, listed: int) -> str:
+def survey_page(source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = ()) -> str:
     """The survey as a page that needs no network. Raises InputError when matplotlib is missing."""
     source = shown(source)
     density = data_figures.size_density(found.density, BIN_PIXELS, found.buckets)
@@ -54,7 +58,8 @@ def survey_page(source: str, found: Survey, listed: int) -> str:
         ),
     ]
     opening = [paragraph(f"{found.images} images in {source}"), *map(paragraph, _summary(found))]
-    return page(f"Data set {source}", [*drawn, *_sections(_tables(found, listed))], opening)
+    tables = [*_tables(found, listed), *_plan_tables(plans, found.buckets)]
+    return page(f"Data set {source}", [*drawn, *_sections(tables)], opening)
 
 
 def weight_page(source: str, found: WeightSurvey) -> str:
@@ -123,6 +128,36 @@ def _tables(found: Survey, listed: int) -> list[Part]:
     ]  # fmt: skip
     parts.append(("buckets", ("width", "height", "aspect", "images", "share"), rows))
     return [*parts, *_class_tables(found.classes)]
+
+
+def _plan_tables(plans: Sequence[PlannedEpoch], buckets: Sequence[Bucket]) -> list[Part]:
+    if not plans:
+        return []
+    reports, modes = [each.report for each in plans], [each.mode for each in plans]
+    rows: list[tuple[Any, ...]] = [
+        ("steps", *(each.steps for each in reports)),
+        ("images dropped", *(each.dropped.size for each in reports)),
+        ("batches of leftovers, from several buckets", *(f"{each.catch_all_share:.2%}" for each in reports)),
+        ("ranks' time waiting for a step's largest shape", *(f"{each.idle_share:.2%}" for each in reports)),
+    ]
+    batches = [
+        (width, height, *counts)
+        for (width, height), counts in zip(
+            buckets, zip(*(each.batches_per_bucket.tolist() for each in reports), strict=True), strict=True
+        )
+        if any(counts)
+    ]
+    parts: list[Part] = [
+        ("plan of epoch 0, by mode", ("", *modes), rows),
+        ("batches of epoch 0, by mode", ("width", "height", *modes), batches),
+    ]
+    for each in plans:
+        if each.dropped:
+            named: list[tuple[Any, ...]] = [(name,) for name in each.dropped]
+            if each.report.dropped.size > len(named):
+                named.append((f"and {each.report.dropped.size - len(named)} more",))
+            parts.append((f"dropped in epoch 0, mode {each.mode}", ("id",), named))
+    return parts
 
 
 def _weight_tables(found: WeightSurvey) -> list[Part]:
