@@ -96,11 +96,12 @@ def cuda_build(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Plan, index, UNet step and ops on this CPU; each asserts agreement first and writes to benchmarks/results."""
+    """All on this CPU but bench_interop; each asserts agreement first and writes to benchmarks/results."""
     install_project(session, "test")
-    for name in ("bench_plan", "bench_unet", "bench_ops"):
+    for name in ("bench_plan", "bench_unet", "bench_ops", "bench_images", "bench_cache"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
-    session.run("python", "-m", "benchmarks.bench_index")
+    for name in ("bench_index", "bench_decoder"):
+        session.run("python", "-m", f"benchmarks.{name}")
     session.run("python", "-m", "benchmarks.tables")
     # The operations once more under pytest-benchmark, saved in .benchmarks for `pytest-benchmark compare`.
     limits = (

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.shapes import LATENT_1024
+from benchmarks.summaries import GOALS, decoder_table, goal_table
 from benchmarks.timing import RESULTS
 
 HERE = Path(__file__).parent
@@ -255,6 +256,8 @@ def main() -> None:
             "",
             *gpu_rows(gpu),
         ]
+    lines += goal_table({name: load(name) for name in GOALS})
+    lines += decoder_table(load("decoder"))
     (HERE / "README.md").write_text("\n".join(lines) + "\n")
     print(f"wrote {HERE / 'README.md'}")
 
