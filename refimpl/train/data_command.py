@@ -5,11 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
+import torch
 import tyro
 
+from refimpl.data.plan_report import report_plan
 from refimpl.data.tags import TagCounts, count_tags
+from refimpl.errors import InputError
+from refimpl.train.distributed import World
 from refimpl.train.prepare import prepare_data, read_stage
 from refimpl.train.presets import load_config
+from refimpl.train.steps import plan_stage
 
 TAGS_SHOWN = 5
 
@@ -45,6 +50,12 @@ def data_command(arguments: list[str], program: str = "refimpl data") -> None:
             data.buckets, np.bincount(data.bucket_of, minlength=len(data.buckets)), strict=True
         ):
             print(f"  {width:5d} × {height:<5d} {count}")
+        try:
+            plan = plan_stage(config, data, 0, World(0, 1, torch.device("cpu")))
+            planned = report_plan(plan, data.buckets).lines(data.buckets)
+        except InputError as error:  # of a data set that one process alone can't be trained on
+            planned = [str(error)]
+        print("\n".join(["plan of epoch 0 on one rank:", *planned]))
         counts = count_tags(data.index.tags, TagCounts()).counts
         for tag_class in sorted(counts):
             ranked = Counter(counts[tag_class]).most_common()

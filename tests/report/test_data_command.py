@@ -74,6 +74,31 @@ def test_check_names_images_without_a_caption(images: Path, capsys: pytest.Captu
     assert f"without a caption, 2\n  file\n  {images}/0.png\n  and 1 more\n" in out
 
 
+def test_check_reports_the_plan_of_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """11 square images and 10 upright ones on two ranks: one is dropped, and two ranks' shapes differ."""
+    for number in range(21):
+        add(tmp_path / "images", f"{number:02}.png", "x", (40, 40) if number % 2 else (32, 64))
+    page = tmp_path / "page.html"
+    words = ["check", str(tmp_path / "images"), "--processes", "1", "--batch-size", "2", "--world-size", "2"]
+    out = printed([*words, "--listed", "1", "--html", str(page)], capsys)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "plan of epoch 0, by mode" in lines
+    assert "global paper" in lines
+    assert "steps 5 5" in lines
+    assert "images dropped 1 1" in lines
+    (idle,) = [line for line in lines if line.startswith("ranks' time waiting")]
+    assert idle.split()[-2] == "0.00%"
+    at = lines.index("batches of epoch 0, by mode")
+    counts = [line.split() for line in lines[at + 2 : lines.index("", at)]]
+    assert sum(int(row[2]) for row in counts) == 5
+    assert sum(int(row[3]) for row in counts) == 10
+    assert "dropped in epoch 0, mode paper" in lines
+    assert "plan of epoch 0, by mode" in "".join(Reader(page.read_text()).visible)
+    assert "plan of epoch 0" not in printed(["check", str(tmp_path / "images"), "--processes", "1"], capsys)
+    with pytest.raises(InputError, match="2 ranks × batch size 50 = 100"):
+        dispatch(["data", *words, "--batch-size", "50"])
+
+
 def test_tags_says_what_weighs_most(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("bad.txt", "empty.png", "1.jpg", "bad.png"):
         (images / name).unlink()
@@ -150,3 +175,11 @@ def test_usage_names_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None
 def test_bad_arguments_are_named(words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         dispatch(["data", *words])
+
+
+@pytest.mark.parametrize("words", [["--batch-size", "-1"], ["--world-size", "0"], ["--seed", "-1"]])
+def test_settings_of_no_plan_are_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        dispatch(["data", "check", ".", *words])
+    assert ending.value.code == 2
+    assert " ".join(words) in capsys.readouterr().err

@@ -130,6 +130,8 @@ def test_data_command_prints_buckets_and_tags(
     assert f"stage 0: 18 images in {root}/train" in out
     assert "64 × 32    5" in out
     assert "tags of class colour" in out
+    assert "plan of epoch 0 on one rank:" in out
+    assert "batches of leftovers, from several buckets:" in out
     # Aspects 2, 1/2 and 1 have their buckets; 40 × 56 goes to 1, 2/7 away: 4 images of 18.
     assert f"mean |aspect error|: {4 / 18 * 2 / 7:.4f}" in out
     dispatch(["data", toml, "--folder", str(root / "heldout")])
