@@ -52,6 +52,6 @@ def survey_plans(
         plan = plan_epoch(
             assigned.index[kept], batch_size, seed, 0, world_size, mode, aspects, bucket_aspects
         )
-        names = [index.ids[row] for row in kept[plan.dropped[:listed]].tolist()]
+        names = [str(index.ids[row]) for row in kept[plan.dropped[:listed]].tolist()]
         planned.append(PlannedEpoch(mode, report_plan(plan, buckets), names))
     return planned

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refimpl.data.index import Index
 from refimpl.errors import InputError
 from refimpl.interop.committed import replace_text
 from refimpl.train.steps import StageData
@@ -16,12 +17,10 @@ DATA = "data.json"
 Digest = dict[str, str | int]
 
 
-def data_digest(data: StageData) -> Digest:
-    """What a stage's images are told by: their number, and SHA-256 of their ids, sizes and captions, in order."""
-    index = data.index
+def data_digest(index: Index) -> Digest:
+    """What images are told by: their number, and SHA-256 of their ids, sizes and captions, in order."""
     sizes = np.stack([index.widths, index.heights]).astype("<i8")
     return {
-        "folder": data.stage.folder,
         "images": len(index),
         "ids": _sha256(index.ids),
         "sizes": hashlib.sha256(sizes.tobytes()).hexdigest(),
@@ -35,7 +34,7 @@ def check_same_data(run: Path, stages: Sequence[StageData], accept: bool) -> Non
     accept  replaces the note where the data has changed
     Raises InputError when it has, saying for each stage what; the batches would no longer be those of the run.
     """
-    path, now = run / DATA, [data_digest(data) for data in stages]
+    path, now = run / DATA, [{"folder": data.stage.folder, **data_digest(data.index)} for data in stages]
     if path.exists() and not accept:
         changes = _changes(_read(path), now)
         if changes:

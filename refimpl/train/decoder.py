@@ -22,7 +22,7 @@ from refimpl.data.loader import ImageCache
 from refimpl.errors import InputError
 from refimpl.interop import committed
 from refimpl.interop.run_folder import committed_steps, state_number, step_folder
-from refimpl.latents.image_quality import JPEG_BLOCK, blockiness, psnr, ssim
+from refimpl.latents.image_quality import JPEG_BLOCK, SSIM_WINDOW, blockiness, psnr, ssim
 from refimpl.latents.vae import VAE
 from refimpl.tables import to_table
 from refimpl.train.autoencoder import centre_crops
@@ -57,7 +57,7 @@ def finetune_decoder(
     Data order and crops are functions of (seed, step), so a resumed run ends with the bits of an uninterrupted one.
     Raises InputError for settings that do not fit the images or the autoencoder, and when the loss is not finite.
     """
-    _check(vae, index, config, features)
+    check_fits(vae, index, config, features, run)
     vae.to(device).eval().requires_grad_(False)
     trained = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     trained.requires_grad_(True)
@@ -225,8 +225,16 @@ class _State:
         return state_number(folder, documents, "step")
 
 
-def _check(vae: VAE, index: Index, config: DecoderConfig, features: Features | None) -> None:
+def check_fits(vae: VAE, index: Index, config: DecoderConfig, features: Features | None, run: Path) -> None:
+    """Raises InputError for settings that do not fit the images, the autoencoder or what the run has done."""
+    done = max(committed_steps(run), default=0)
+    if done > config.steps:
+        raise InputError(
+            f"decoder.steps {config.steps}: the run {run} has done {done} already; give at least as many"
+        )
     factor = vae.config.factor
+    if config.size < SSIM_WINDOW:
+        raise InputError(f"decoder.size {config.size} px is below the window of SSIM, {SSIM_WINDOW} px")
     if config.size % factor:
         raise InputError(
             f"decoder.size {config.size} px is not a multiple of the autoencoder's factor {factor}"

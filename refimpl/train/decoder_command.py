@@ -7,16 +7,24 @@ from typing import Annotated
 
 import tyro
 
-from refimpl.data.index import read_folder
+from refimpl.data.index import Index, read_folder
 from refimpl.errors import InputError
 from refimpl.interop import safetensors_file, single_file
 from refimpl.interop.architecture import architecture_of, noted
 from refimpl.interop.checkpoint import Checkpoint
 from refimpl.interop.committed import replace_text
 from refimpl.interop.streaming import load_into
+from refimpl.latents.shards import digest
 from refimpl.latents.vae import VAE
 from refimpl.tables import to_table
-from refimpl.train.decoder import finetune_decoder, measure_decoder, without_jpeg_blocks, write_row
+from refimpl.train.data_digest import data_digest
+from refimpl.train.decoder import (
+    check_fits,
+    finetune_decoder,
+    measure_decoder,
+    without_jpeg_blocks,
+    write_row,
+)
 from refimpl.train.decoder_config import DecoderConfig
 from refimpl.train.decoder_losses import load_features
 from refimpl.train.distributed import join_world
@@ -64,7 +72,8 @@ def train_decoder_command(arguments: list[str], program: str = "refimpl train-de
         index, left_out = without_jpeg_blocks(index, config.max_blockiness)
         for name, value in left_out.items():
             print(f"left out {name}: blockiness {value:.2f} is above {config.max_blockiness}")
-    _make_or_check(command)
+    check_fits(vae, index, config, features, run)
+    _make_or_check(command, _told_by(vae, index))
 
     vae.to(device)
     before = measure_decoder(vae, heldout, config.size, device)
@@ -97,20 +106,36 @@ def read_autoencoder(weights: str) -> Checkpoint:
     return replace(checkpoint, unet=None, text_l=None, text_g=None, other={})
 
 
-def _make_or_check(command: TrainDecoderCommand) -> None:
+def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
+    """What a run's start and images are told by, when it is resumed."""
+    described = data_digest(index)
+    return {
+        "weights (SHA-256)": digest(vae.state_dict()),
+        "images": described["images"],
+        "ids (SHA-256)": described["ids"],
+        "sizes (SHA-256)": described["sizes"],
+    }
+
+
+def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) -> None:
     """Makes the run folder, or checks that the one to be resumed has these settings, but for `steps`."""
-    run, table = command.out, to_table(command.decoder)
+    run, table = command.out, to_table(command.decoder) | told_by
     settings = run / SETTINGS
     if command.resume:
         if not settings.is_file():
             raise InputError(f"--resume: {run} is no run of train-decoder; name the folder with --out")
-        saved = json.loads(settings.read_text(encoding="utf-8"))
+        try:
+            saved = dict(json.loads(settings.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{settings} cannot be read ({error}); choose another --out") from error
         changed = [
             key for key in sorted(saved | table) if saved.get(key) != table.get(key) and key != "steps"
         ]
         if changed:
             listing = ", ".join(f"{key} was {saved.get(key)!r}, now {table.get(key)!r}" for key in changed)
-            raise InputError(f"--resume: {run} was made with other settings: {listing}")
+            raise InputError(
+                f"--resume: {run} was begun with others: {listing}; bring them back, or begin anew"
+            )
         return
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(f"--out {run} exists; choose another folder, or --resume")

@@ -113,6 +113,7 @@ def test_jpeg_degraded_images_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"size": 8}, "decoder.size 8 px is below the window of SSIM, 11 px"),
         ({"size": 33}, "decoder.size 33 px is not a multiple of the autoencoder's factor 8"),
         ({"batch_size": 1000}, "images are fewer than one batch, decoder.batch_size 1000"),
         ({"perceptual_weight": 1.0}, "needs a feature network"),
@@ -196,3 +197,27 @@ def test_the_command_refuses_what_it_cannot_do(weights: Path, root: Path, tmp_pa
     command(weights, root, run, "--resume", "--decoder.steps", "5")
     with pytest.raises(InputError, match="does not exist"):
         command(weights, root, tmp_path / "third", "--perceptual", str(tmp_path / "none.pt"))
+
+
+def test_a_resumed_run_keeps_its_start_and_its_images(weights: Path, root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="images are fewer than one batch"):
+        command(weights, root, run, "--decoder.batch-size", "1000")
+    assert not run.exists()
+    command(weights, root, run)
+    before = (run / "vae.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="has done 3 already; give at least as many"):
+        command(weights, root, run, "--resume", "--decoder.steps", "2")
+    with pytest.raises(InputError, match="images was 18, now 4"):
+        command(weights, root, run, "--resume", "--folder", str(root / "heldout"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        state = VAE(VAE_CONFIG).state_dict()
+    other = tmp_path / "other.safetensors"
+    safetensors_file.write(other, state, noted({}, Architecture(vae=VAE_CONFIG)))
+    with pytest.raises(InputError, match=r"weights \(SHA-256\) was '\w+', now '\w+'; bring them back"):
+        command(other, root, run, "--resume")
+    assert before == ((run / "vae.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes())
+    (run / "config.json").write_text("not JSON")
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        command(weights, root, run, "--resume")
