@@ -39,7 +39,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 def _materialised(module: nn.Module, key: str, target: Tensor) -> Tensor:
     path, _, name = key.rpartition(".")
     owner = module.get_submodule(path)
-    empty = torch.empty_like(target, device="cpu")
+    empty = torch.empty(target.shape, dtype=target.dtype)
     if name in owner._parameters:
         requires_grad = owner.get_parameter(name).requires_grad
         owner.register_parameter(name, nn.Parameter(empty, requires_grad=requires_grad))
