@@ -111,7 +111,7 @@ def sizes_of(shapes: Mapping[str, tuple[int, ...]], openclip: bool) -> ClipSizes
 
     def side(key: str, rank: int, axis: int, otherwise: int) -> int:
         shape = shapes.get(key, ())
-        return shape[axis] if len(shape) == rank else otherwise
+        return shape[axis] if len(shape) == rank and shape[axis] > 0 else otherwise
 
     projection = side("text_projection", 2, 1, default.projection or 0) if openclip else None
     return ClipSizes(

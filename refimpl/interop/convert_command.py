@@ -35,7 +35,7 @@ class Output:
 
     def __post_init__(self) -> None:
         check_choice("--format", self.format, FORMATS)
-        check_choice("--dtype", self.dtype, DTYPES)
+        check_choice("--dtype", self.dtype or "fp32", [name for name in DTYPES if name])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ def load(path: Path | str, prediction: Prediction | None = None, variant: str | 
         vae=vae_state,
         text_l=l_state,
         text_g=g_state,
-        prediction=prediction or _read_prediction(path),
+        prediction=prediction or _read_prediction(path, unet is not None),
         scale_shift=scale_shift,
         metadata=noted(metadata, Architecture(unet_config, vae_config, l_config, g_config)),
         other={**kept, **other},
@@ -217,8 +217,15 @@ def _indexed(path: Path, index: Mapping[str, Any]) -> dict[str, Path]:
     return folders
 
 
-def _read_prediction(path: Path) -> Prediction:
+def _read_prediction(path: Path, has_unet: bool) -> Prediction:
+    index = path / INDEX
     if not (path / SCHEDULER).is_file():
+        named = read_json(index).get("scheduler") if has_unet and index.is_file() else None
+        if named not in (None, [None, None]):
+            raise InputError(
+                f"{path} lacks {SCHEDULER}, which its {INDEX} names: what the UNet predicts stands there; copy or "
+                "download it too, or give the prediction by hand"
+            )
         return Prediction("eps", False, f"no {SCHEDULER}: eps, as SDXL was published")
     return prediction_from_table(read_json(path / SCHEDULER), str(path / SCHEDULER))
 

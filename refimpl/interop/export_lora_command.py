@@ -26,7 +26,7 @@ class ExportLoRACommand:
     """fp16, bf16 or fp32, of the maps; empty keeps the run's"""
 
     def __post_init__(self) -> None:
-        check_choice("--dtype", self.dtype, DTYPES)
+        check_choice("--dtype", self.dtype or "fp32", [name for name in DTYPES if name])
 
 
 def export_lora_command(arguments: list[str], program: str = "refimpl export-lora") -> None:

@@ -1,11 +1,13 @@
 """What a file says of its prediction type, read and written (N §2.1, §2.2; the markers of ComfyUI and A1111).
 
 Said by: the empty tensors `v_pred` and `ztsnr`; the numbers `edm_vpred.sigma_max` and `edm_vpred.sigma_min`
-(CosXL); the metadata `modelspec.prediction_type` and, ours, `refimpl.zero_terminal_snr`; a file of the same name
-ending in .yaml, of which the lines `parameterization:`, `zero_terminal_snr:` and the name of the denoiser's scaling
-are read. v and zero terminal SNR are two facts: a v model need not end in pure noise.
+(CosXL); the metadata `modelspec.prediction_type`, `modelspec.predict_key` (ComfyUI's) and, ours,
+`refimpl.zero_terminal_snr`; a file of the same name ending in .yaml, of which the lines `parameterization:`,
+`zero_terminal_snr:` and the name of the denoiser's scaling are read. v and zero terminal SNR are two facts: a v model
+need not end in pure noise.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ MARKERS = (V_PRED, ZTSNR, EDM_MAX, EDM_MIN)
 PLAYGROUND = ("edm_mean", "edm_std")
 
 MODELSPEC = "modelspec.prediction_type"
+PREDICT_KEY = "modelspec.predict_key"  # ComfyUI's name for it in the files it writes
 OUR_ZTSNR = "refimpl.zero_terminal_snr"
 NAMES = {"eps": "epsilon", "v": "v", "x0": "sample"}  # as modelspec spells them
 SPELLINGS = {
@@ -33,7 +36,10 @@ SPELLINGS = {
 SCALINGS = {"VScaling": "v", "EpsScaling": "eps"}
 
 LARGEST_YAML = 1_000_000  # bytes
-OVERRIDE = "say what it is with --prediction eps, v or x0 (and --ztsnr), or with the argument `prediction`"
+OVERRIDE = (
+    "say what it is: `refimpl convert` with --prediction eps, v or x0 (and --ztsnr) writes a file that says so, and "
+    "in Python there is the argument `prediction`"
+)
 
 
 class Said(NamedTuple):
@@ -72,6 +78,8 @@ def detect(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Pat
     if zero_snr and kind not in ("v", "x0"):
         raise InputError(f"{path} is said to end in zero SNR ({reason}), but not to predict v; {OVERRIDE}")
     sigma_min, sigma_max = (_number(tensors, key, path) for key in (EDM_MIN, EDM_MAX))
+    if sigma_min and sigma_max and sigma_min >= sigma_max:
+        raise InputError(f"{path}: {EDM_MIN} {sigma_min} is not below {EDM_MAX} {sigma_max}; {OVERRIDE}")
     return Prediction(kind, zero_snr, reason, sigma_min, sigma_max) if kind else EPS_BY_DEFAULT
 
 
@@ -82,11 +90,12 @@ def _markers(tensors: Mapping[str, Tensor]) -> list[Said]:
 
 def _metadata(metadata: Mapping[str, str], path: Path) -> list[Said]:
     said = []
-    text = metadata.get(MODELSPEC, "").strip()
-    if text:
-        if text.lower() not in SPELLINGS:
-            raise InputError(f"{path}: {MODELSPEC} is {text!r:.80}, not epsilon, v or sample; {OVERRIDE}")
-        said.append(Said(f"{MODELSPEC} {text}", SPELLINGS[text.lower()]))
+    for key in (MODELSPEC, PREDICT_KEY):
+        text = metadata.get(key, "").strip()
+        if text and text.lower() not in SPELLINGS:
+            raise InputError(f"{path}: {key} is {text!r:.80}, not epsilon, v or sample; {OVERRIDE}")
+        if text:
+            said.append(Said(f"{key} {text}", SPELLINGS[text.lower()]))
     if OUR_ZTSNR in metadata:
         said.append(_truth(f"metadata {OUR_ZTSNR}", metadata[OUR_ZTSNR], path))
     return said
@@ -143,7 +152,10 @@ def _number(tensors: Mapping[str, Tensor], key: str, path: Path) -> float | None
         return None
     if tensors[key].numel() != 1:
         raise InputError(f"{path}: {key} must be one number, not {list(tensors[key].shape)}; {OVERRIDE}")
-    return float(tensors[key])
+    sigma = float(tensors[key])
+    if not (sigma > 0 and math.isfinite(sigma)):
+        raise InputError(f"{path}: {key} is {sigma}, and must be positive and finite; {OVERRIDE}")
+    return sigma
 
 
 def marker_tensors(prediction: Prediction, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:

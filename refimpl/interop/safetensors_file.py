@@ -24,15 +24,21 @@ from refimpl.interop.safetensors_header import MAX_HEADER, NAMES, Entry, parse_h
 
 CHUNK = 1 << 20  # elements converted at a time, so that the intermediate stays in the processor's cache
 
-# What else calls itself a checkpoint: its first bytes, and what they mean.
+PICKLED = (
+    "which can run code when it is read; it is not opened. Convert it on a machine you can lose: torch.load(FILE, "
+    "weights_only=True), then safetensors.torch.save_file of its state_dict"
+)
+# What else calls itself a checkpoint: its first bytes, what they mean, and what to do.
 FOREIGN = {
-    b"PK\x03\x04": "a zip archive, as torch.save writes .ckpt and .pt files",
-    b"\x80\x02": "a pickle",
-    b"\x80\x03": "a pickle",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
-    b"GGUF": "a GGUF file",
+    b"PK\x03\x04": f"a zip archive, as torch.save writes .ckpt and .pt files, {PICKLED}",
+    **{bytes((0x80, protocol)): f"a pickle, {PICKLED}" for protocol in range(2, 6)},
+    b"GGUF": "a GGUF file, whose weights are rounded for drawing alone; use the .safetensors it was made from",
+    b"version ": "a pointer of Git LFS, not the file itself; fetch that with git lfs pull",
+    **dict.fromkeys(
+        (b"<!DOCTYP", b"<!doctyp", b"<html"), "a web page; download the file itself, perhaps logged in"
+    ),
 }
+WEIGHTS = (torch.float16, torch.bfloat16, torch.float32)  # what weights are converted to
 
 Value = Tensor | Sequence[Tensor]
 """What is written under one key: a tensor, or tensors to be joined along their first dimension."""
@@ -64,16 +70,15 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _header_length(path: Path, start: bytes, size: int) -> int:
     for magic, what in FOREIGN.items():
         if start.startswith(magic):
-            raise InputError(
-                f"{path} is {what}, which can run code when it is read; it is not opened. Convert it on a machine "
-                "you can lose: torch.load(FILE, weights_only=True), then safetensors.torch.save_file of its "
-                "state_dict"
-            )
+            raise InputError(f"{path} is {what}")
     if size < 8:
         raise InputError(f"{path} is not safetensors: it holds {size} bytes; copy or download it again")
     length = struct.unpack("<Q", start)[0]
     if length > MAX_HEADER:
-        raise InputError(f"{path} is not safetensors: its header would be {length} bytes, above {MAX_HEADER}")
+        raise InputError(
+            f"{path} is not safetensors: its header would be {length} bytes, above {MAX_HEADER}; copy or download it "
+            "again"
+        )
     if 8 + length > size:
         raise InputError(
             f"{path} is truncated or not safetensors: its header would end at byte {8 + length} of {size}; "
@@ -101,10 +106,13 @@ def write(
     """Writes a file tensor after tensor; `path` is at every moment the old file or the new one, whole.
 
     tensors  key → tensor, or tensors to be joined along their first dimension without a copy
-    dtypes   key → the dtype it is converted to, a piece at a time; its own where not named
+    dtypes   key → the dtype of WEIGHTS it is converted to, a piece at a time; its own where not named
     Raises InputError when the disk refuses it (the old file then stays), for a dtype that the format does not
-    have, or when float16 cannot hold a value.
+    have or weights are not converted to, or when float16 cannot hold a value.
     """
+    for dtype in (dtypes or {}).values():
+        if dtype not in WEIGHTS:
+            raise InputError(f"{path}: dtype {dtype} is unknown; weights are float16, bfloat16 or float32")
     plan = {}
     for key, value in tensors.items():
         parts = (value,) if isinstance(value, Tensor) else tuple(value)

@@ -13,7 +13,13 @@ from refimpl.interop import safetensors_file
 from refimpl.interop.checkpoint import Checkpoint, Prediction
 from refimpl.interop.clip_keys import CLIP_BIGG, PROJECTION, from_openclip, to_openclip
 from refimpl.interop.folded import FOLDED, folded
-from refimpl.interop.prediction_markers import MARKERS, detect, marker_tensors, prediction_metadata
+from refimpl.interop.prediction_markers import (
+    MARKERS,
+    PREDICT_KEY,
+    detect,
+    marker_tensors,
+    prediction_metadata,
+)
 from refimpl.interop.safetensors_file import Value
 from refimpl.interop.shapes import unet_config
 from refimpl.interop.single_file_layout import (
@@ -72,7 +78,12 @@ def _take_ema(found: Found, source: str) -> None:
     """Puts the moving average in the UNet's place; InputError unless the file holds all of it."""
     names = {key: EMA + key.replace(".", "") for key in found.unet}
     missing = [name for name in names.values() if name not in found.other]
-    if missing or not names:
+    if len(missing) == len(names):
+        lack = "moving average of its UNet (model_ema.…)" if names else "UNet beside its moving average"
+        raise InputError(
+            f"{source} holds no {lack}; read it without use_ema, or name the file it was made from"
+        )
+    if missing:
         listing = "\n  ".join(missing)
         raise InputError(
             f"{source} holds no whole moving average of its UNet; {len(missing)} tensors are missing:\n  {listing}\n"
@@ -147,6 +158,9 @@ def is_refiner(checkpoint: Checkpoint) -> bool:
 def _metadata(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
     metadata = dict(checkpoint.metadata)
     metadata.pop("modelspec.hash_sha256", None)  # of the tensors the file came with
+    metadata.pop(
+        PREDICT_KEY, None
+    )  # it would stand against what `prediction_metadata` says of another prediction
     metadata.pop(SCALE_SHIFT, None)
     if checkpoint.scale_shift != SDXL_DEFAULT:
         metadata[SCALE_SHIFT] = checkpoint.scale_shift.to_json()

@@ -335,6 +335,15 @@ def test_a_part_that_the_index_names_must_be_there(name: str, copy: Path) -> Non
         diffusers_folder.load(copy)
 
 
+def test_the_scheduler_that_the_index_names_must_be_there_or_its_prediction_given(copy: Path) -> None:
+    """Without it a v model would pass for an eps model."""
+    shutil.rmtree(copy / "scheduler")
+    with pytest.raises(InputError, match=r"lacks scheduler/scheduler_config\.json, which its model_index"):
+        diffusers_folder.load(copy)
+    given = Prediction("v", True, "given")
+    assert diffusers_folder.load(copy, given).prediction == given
+
+
 @pytest.mark.parametrize(
     ("part", "stem"),
     [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")],

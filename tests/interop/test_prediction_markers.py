@@ -40,6 +40,8 @@ SGM_YAML = """model:
         ({}, {"modelspec.prediction_type": "sample"}, "x0", False, "modelspec.prediction_type sample"),
         ({}, {"modelspec.prediction_type": ""}, "eps", False, "no marker: eps, as SDXL was published"),
         (V, {"modelspec.prediction_type": "v"}, "v", False, "marker v_pred, modelspec.prediction_type v"),
+        ({}, {"modelspec.predict_key": "v"}, "v", False, "modelspec.predict_key v"),
+        ({}, {"modelspec.predict_key": "epsilon"}, "eps", False, "modelspec.predict_key epsilon"),
     ],
 )  # fmt: skip
 def test_statements_are_understood(
@@ -90,10 +92,13 @@ def test_a_sidecar_is_read(text: str, kind: str, zero_snr: bool, tmp_path: Path)
         ({}, {}, "zero_terminal_snr: true", "said to end in zero SNR .*but not to predict v"),
         ({}, {}, "parameterization: eps\nzero_terminal_snr: true", "but not to predict v"),
         ({}, {"modelspec.prediction_type": "flow"}, "", "is 'flow', not epsilon, v or sample"),
+        (V, {"modelspec.predict_key": "epsilon"}, "", "marker v_pred against modelspec.predict_key epsilon"),
         ({}, {}, "parameterization: mu", "'mu' is not eps, v or x0"),
         ({}, {}, "zero_terminal_snr: maybe", "'maybe', not true or false"),
         ({"edm_mean": EMPTY}, {}, "", "edm_mean marks an EDM model"),
         ({"edm_vpred.sigma_max": torch.ones(2)}, {}, "", r"must be one number, not \[2\]"),
+        ({"edm_vpred.sigma_max": torch.zeros(1)}, {}, "", r"sigma_max is 0\.0, and must be positive and finite"),
+        (EDM | {"edm_vpred.sigma_min": torch.tensor(120)}, {}, "", r"sigma_min 120\.0 is not below .*sigma_max 120"),
     ],
 )  # fmt: skip
 def test_contradictions_name_both_sides_and_the_way_out(

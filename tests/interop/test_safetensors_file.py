@@ -221,5 +221,22 @@ def test_pickles_are_refused_with_the_way_out(start: bytes, tmp_path: Path) -> N
         safetensors_file.read(path)
 
 
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"GGUF\3", "a GGUF file.* use the .safetensors it was made from"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"anything else", "not safetensors: .* copy or download it again"),
+    ],
+)
+def test_other_files_are_told_from_weights(start: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(start + b"\xff" * 100)
+    with pytest.raises(InputError, match=message) as error:
+        safetensors_file.read(path)
+    assert "run code" not in str(error.value)
+
+
 def test_every_dtype_has_one_name() -> None:
     assert len(set(DTYPES.values())) == len(DTYPES)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,13 @@ def test_the_moving_average_is_taken_on_request(changed, whole: Path) -> None:
     assert average.unet is not None
     assert all((value == 3).all() for value in average.unet.values())
     assert not any(key.startswith("model_ema") for key in average.other)
+    with pytest.raises(InputError, match=r"holds no moving average of its UNet \(model_ema"):
+        single_file.load(whole, use_ema=True)
+    alone = changed(
+        lambda tensors: (add(tensors), [tensors.pop(k) for k in list(tensors) if k.startswith(UNET)])
+    )
+    with pytest.raises(InputError, match="holds no UNet beside its moving average"):
+        single_file.load(alone, use_ema=True)
     lacking = changed(lambda tensors: (add(tensors), tensors.pop("model_ema.diffusion_modelout2bias")))
     with pytest.raises(InputError, match=r"1 tensors are missing:\n  model_ema\.diffusion_modelout2bias\n"):
         single_file.load(lacking, use_ema=True)
@@ -328,6 +336,32 @@ def test_swapped_embeddings_are_no_smaller_tower(changed) -> None:
         single_file.load(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        (CLIP_L + "text_model.embeddings.token_embedding.weight", (0, 32)),
+        (CLIP_G + "token_embedding.weight", (0, 64)),
+        (CLIP_G + "text_projection", (64, 0)),
+    ],
+)
+def test_a_tower_of_nothing_is_none(key: str, shape: tuple[int, ...], changed) -> None:
+    path = changed(lambda tensors: tensors.update({key: torch.empty(shape)}))
+    with pytest.raises(
+        InputError, match=rf"misshapen {re.escape(key)}: the file has {re.escape(str(list(shape)))}"
+    ):
+        single_file.load(path)
+
+
+def test_what_comfyui_says_of_a_prediction_is_not_left_against_another(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    source = single_file.load(whole)
+    tensors = {UNET + key: value for key, value in (source.unet or {}).items()}
+    safetensors_file.write(path, tensors, {"modelspec.predict_key": "epsilon"})
+    assert single_file.load(path).prediction.reason == "modelspec.predict_key epsilon"
+    single_file.save(single_file.load(path, V_ZTSNR), path)
+    assert replace(single_file.load(path).prediction, reason="given") == V_ZTSNR
+
+
 def test_unknown_tensors_are_kept_on_request(changed) -> None:
     path = changed(lambda tensors: tensors.update(something=torch.ones(2)))
     with pytest.raises(InputError, match=r"unknown   something \[2\]"):
@@ -407,5 +441,10 @@ def test_what_cannot_be_written_leaves_the_old_file(whole: Path, tmp_path: Path)
     unet = {**(single_file.load(whole).unet or {}), "out.2.bias": torch.full((4,), 1e5)}
     with pytest.raises(InputError, match=r"out\.2\.bias has values beyond float16"):
         single_file.save(Checkpoint(unet=unet), path, torch.float16)
+    for dtype in (torch.float64, torch.int8):
+        with pytest.raises(
+            InputError, match=rf"dtype {dtype} is unknown; weights are float16, bfloat16 or float32"
+        ):
+            single_file.save(single_file.load(whole), path, dtype)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
