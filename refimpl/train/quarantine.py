@@ -1,5 +1,6 @@
 """Images that turn out bad while a run reads them: named, stood in for, and a stop when they are many (N §4.1.3)."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,36 +16,56 @@ from refimpl.train.distributed import World
 class Quarantine:
     """The bad images that this rank has met, in `run`/quarantine-rank<r>.jsonl, one JSON object each.
 
-    images  of the data set. A rank reads 1 / world of them in an epoch, and stops at more than 1 % bad of those
+    images  of the data set. A rank reads 1 / world of them in an epoch, and stops at more than 1 % bad of those.
+    What earlier processes noted is not written again, and counts once it is met again: it may have been repaired.
     """
 
     def __init__(self, run: Path, world: World) -> None:
         self._path = run / f"quarantine-rank{world.rank}.jsonl"
         self._world = world
-        self._known: set[str] = set()
-        if self._path.is_file():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                self._known.add(json.loads(line)["path"])
+        self._met: set[str] = set()
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
+        self._noted = _noted(text)
+        self._lead = (
+            "" if text.endswith("\n") or not text else "\n"
+        )  # ends a line that a kill or a full disk cut
 
     def add(self, bad: Sequence[BadImage], images: int) -> None:
-        """Notes those not yet known.
+        """Notes those not yet noted.
 
-        Raises InputError when they are more than 1 % of this rank's share of the data set's `images`.
+        Raises InputError when those that this process has met are more than 1 % of this rank's share of `images`.
         """
         for image in bad:
             name = str(image.path)
-            if name in self._known:
+            if name in self._met:
                 continue
-            self._known.add(name)
+            self._met.add(name)
             tqdm.write(f"another image of its bucket stands for {image}")
-            try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"path": name, "kind": image.kind, "reason": image.reason}) + "\n")
-            except OSError as error:
-                raise InputError(f"could not write {self._path}: {error.strerror}; free space") from error
+            self._note(name, image)
             share = images / self._world.size
-            if len(self._known) > MAX_BAD_SHARE * share:
+            if len(self._met) > MAX_BAD_SHARE * share:
                 raise InputError(
-                    f"rank {self._world.rank}: {len(self._known)} bad images, more than {MAX_BAD_SHARE:.0%} of its "
+                    f"rank {self._world.rank}: {len(self._met)} bad images, more than {MAX_BAD_SHARE:.0%} of its "
                     f"{share:.0f}; they are listed in {self._path}, the last one is {image}. Repair or remove them"
                 )
+
+    def _note(self, name: str, image: BadImage) -> None:
+        if name in self._noted:
+            return
+        line = json.dumps({"path": name, "kind": image.kind, "reason": image.reason})
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{self._lead}{line}\n")
+        except OSError as error:
+            raise InputError(f"could not write {self._path}: {error.strerror}; free space") from error
+        self._noted.add(name)
+        self._lead = ""
+
+
+def _noted(text: str) -> set[str]:
+    """Paths in the file's whole lines."""
+    found = set()
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found.add(json.loads(line)["path"])
+    return found

@@ -39,6 +39,27 @@ def test_more_than_a_hundredth_of_a_ranks_share_stops_it(ranks: int, allowed: in
         quarantine.add([bad("last")], 300)
 
 
+def test_a_run_of_too_many_bad_images_stops_again_until_they_are_repaired(tmp_path: Path) -> None:
+    for _ in range(2):
+        quarantine = Quarantine(tmp_path, runs.ALONE)
+        quarantine.add([bad("a")], 100)
+        with pytest.raises(InputError, match="2 bad images, more than 1% of its 100"):
+            quarantine.add([bad("b")], 100)
+    Quarantine(tmp_path, runs.ALONE).add([bad("c")], 100)  # a and b are whole again
+
+
+@pytest.mark.parametrize("torn", ['{"path": "images/b.p', "[1]\n", '"x"\n{}\n', "\udcff"])
+def test_a_line_that_was_cut_is_passed_over(torn: str, tmp_path: Path) -> None:
+    Quarantine(tmp_path, runs.ALONE).add([bad("a")], 1000)
+    path = tmp_path / "quarantine-rank0.jsonl"
+    path.write_bytes(path.read_bytes() + torn.encode("utf-8", "surrogateescape"))
+    Quarantine(tmp_path, runs.ALONE).add([bad("a"), bad("b")], 1000)
+    lines = path.read_text(errors="replace").splitlines()
+    assert json.loads(lines[0])["path"] == "images/a.png"
+    assert json.loads(lines[-1])["path"] == "images/b.png"
+    assert sum("images/a.png" in line for line in lines) == 1
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"could not write .*quarantine-rank0\.jsonl"):
         Quarantine(tmp_path / "gone", runs.ALONE).add([bad("a")], 1000)
