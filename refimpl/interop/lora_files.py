@@ -91,7 +91,11 @@ def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile
             f"{place.module}.{UP}": up.reshape(place.shape[0], -1, *(1 for _ in place.shape[2:])),
             f"{place.module}.{ALPHA}": slots[ALPHA],
         }
-    if problems or not modules:
+    if not modules:
+        raise InputError(
+            f"{path} holds no LoRA: none of its {len(tensors)} tensors is named lora_down or lora_A; name another"
+        )
+    if problems:
         raise InputError(_report(str(path), problems, tensors))
     return LoRAFile(**states, metadata=metadata)
 
@@ -173,8 +177,6 @@ def _fits(slots: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
 
 
 def _report(path: str, problems: list[str], keys: Mapping[str, Tensor]) -> str:
-    if not problems:
-        return f"{path} holds no LoRA: none of its {len(keys)} tensors is named lora_down or lora_A"
     network = other_network(keys)
     told = f"It looks like a LoRA for {network}. " if network else ""
     listing = "\n  ".join(problems)

@@ -365,7 +365,11 @@ def test_every_fault_is_named(tmp_path, example, name):
     assert told in str(error.value)
 
 
-@pytest.mark.parametrize("tensors", [{}, {"v_pred": torch.zeros(0)}], ids=["empty", "marker alone"])
+@pytest.mark.parametrize(
+    "tensors",
+    [{}, {"v_pred": torch.zeros(0)}, {"model.diffusion_model.out.2.bias": torch.zeros(4)}],
+    ids=["empty", "marker alone", "a checkpoint"],
+)
 def test_a_file_without_adapters_is_none(tmp_path, tensors):
     path = write(tmp_path / "lora.safetensors", tensors)
     with pytest.raises(InputError, match=r"lora\.safetensors holds no LoRA: none of its \d tensors"):
