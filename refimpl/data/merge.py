@@ -1,5 +1,6 @@
 """Tables of the pieces of a data set to one table, sorted by id, with every id once."""
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,9 @@ def _distinct(
         other = first.setdefault(folded(identifier), path)
         if other is not path:
             dropped.append(position)
-            reason = f"two images have the id {identifier!r}: {other} and {path}; rename one of them"
+            alike = unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", path)
+            why = " (they look the same, but are written in two Unicode normal forms)" if alike else ""
+            reason = f"two images have the id {identifier!r}: {other} and {path}{why}; rename one of them"
             problems.append(BadImage(path, reason, "duplicate id"))
     return np.delete(order, dropped), problems
 

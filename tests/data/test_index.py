@@ -179,6 +179,7 @@ def test_ids_that_could_be_confused_are_named_with_both_paths(
     with pytest.raises(InputError, match="two images have the id") as caught:
         read_folder(tmp_path)
     assert all(str(path) in str(caught.value) for path in paths)
+    assert ("two Unicode normal forms" in str(caught.value)) == (second == "e\u0301.png")
 
 
 def test_ids_are_in_one_normal_form(tmp_path: Path) -> None:
