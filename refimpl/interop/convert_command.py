@@ -149,7 +149,7 @@ def write_opened(command: Output, opened: Opened, source: Path, out: Path, singl
         if checkpoint.scale_shift != SDXL_DEFAULT:
             print(
                 f"{out} keeps its scale-and-shift in its metadata; tools that know only 0.13025 will decode it "
-                "wrongly: --fold-scale-shift writes one they decode"
+                "wrongly: `refimpl convert --fold-scale-shift` writes one they decode"
             )
     else:
         tokenizer = _tokenizer(command.tokenizer, opened, source)
