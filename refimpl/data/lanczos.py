@@ -26,7 +26,9 @@ def lanczos(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArr
     filters the rows first; where Pillow starts with the columns, so does this.
     """
     own_height, own_width = pixels.shape[:2]
-    x = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # torch warns of what it must not write to
+    x = torch.from_numpy(
+        np.require(pixels, requirements=["C", "W"])
+    )  # torch warns of what it must not write to
     x = x[None].permute(0, 3, 1, 2)  # channels-last in torch's eyes too: neither copied in nor out
     if own_height - height > max(0, 2 * (own_width - width)):  # Pillow's rule, found by comparing both orders
         x = interpolate(x, (height, own_width), mode="lanczos", antialias=True)
