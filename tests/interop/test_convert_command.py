@@ -110,7 +110,7 @@ def test_there_and_back_changes_no_bit(
     convert_command([str(single), str(folder)])
     assert "folder has no tokenizer; --tokenizer FOLDER writes one" in capsys.readouterr().out
     convert_command([str(folder), str(back)])
-    assert "--fold-scale-shift writes one they decode" in capsys.readouterr().out
+    assert "`refimpl convert --fold-scale-shift` writes one they decode" in capsys.readouterr().out
     one, two = single_file.load(single), single_file.load(back)
     assert same_parts(one, two)
     assert same_bits(one.other, two.other)
