@@ -31,6 +31,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except InputError as error:
         _say(str(error))
+        _end_rank(2)
         sys.exit(2)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(
@@ -54,6 +55,17 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _end_rank(status: int) -> None:
+    """Ends a process that is one of several (torchrun) at once; does nothing where it is alone.
+
+    Taking torch's process group and its threads down can wait for the other ranks, while these wait for this one.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _say(message: str) -> None:

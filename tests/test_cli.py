@@ -1,6 +1,7 @@
 """`refimpl COMMAND`: every command exists, explains itself, and ends as commands do."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,19 @@ def test_a_reader_that_has_read_enough_is_no_error(lines: int) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 141
+
+
+def test_one_rank_of_several_ends_at_once_with_its_message() -> None:
+    """Also where threads are left that would keep the process alive."""
+    code = (
+        "import threading, time\n"
+        "from refimpl.errors import InputError\n"
+        "from refimpl.terminal import run_command\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "def command():\n"
+        "    raise InputError('sizes differ')\n"
+        "run_command(command)\n"
+    )
+    environment = {**os.environ, "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, b"error: sizes differ\n\n")
