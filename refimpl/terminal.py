@@ -31,8 +31,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except InputError as error:
         _say(str(error))
-        _end_rank(2)
-        sys.exit(2)
+        _fail()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
@@ -44,28 +43,29 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         _say(
             f"could not write {error.filename or 'a file'}: {error.strerror}; free space or choose another folder"
         )
-        sys.exit(2)
+        _fail()
     except (MemoryError, RuntimeError) as error:
         reason = (str(error) or "out of memory").splitlines()[0]
         if not isinstance(error, MemoryError) and not any(sign in reason for sign in OUT_OF_MEMORY):
             raise
         _say(f"not enough memory for this; lower the batch, the images' size or the network's ({reason})")
-        sys.exit(2)
+        _fail()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 
 
-def _end_rank(status: int) -> None:
-    """Ends a process that is one of several (torchrun) at once; does nothing where it is alone.
+def _fail() -> NoReturn:
+    """Exits with 2; at once where this process is one of several (torchrun).
 
     Taking torch's process group and its threads down can wait for the other ranks, while these wait for this one.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(2)
+    sys.exit(2)
 
 
 def _say(message: str) -> None:
