@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.data.images import DEFAULT_ACCEPTED, WHITE, Accepted, _opened, _orientation, decode
+from refimpl.data.images import DEFAULT_ACCEPTED, WHITE, Accepted, decode, exif_orientation, opened_image
 from refimpl.data.lanczos import check_torch_lanczos
 from refimpl.data.packed import ImageSource
 from refimpl.errors import InputError
@@ -33,10 +33,10 @@ def decode_fast(
     """
     import simplejpeg
 
-    with _opened(path, accepted) as image:
+    with opened_image(path, accepted) as image:
         is_plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
         if is_plain and "icc_profile" not in image.info and image.fp is not None:
-            turn = _orientation(image)
+            turn = exif_orientation(image)
             image.fp.seek(0)
             try:
                 return upright(simplejpeg.decode_jpeg(image.fp.read(), "RGB"), turn)
@@ -45,12 +45,12 @@ def decode_fast(
     return np.asarray(decode(path, background, accepted))
 
 
-def upright(pixels: Pixels, exif_orientation: int) -> Pixels:
-    """Turn an image as its EXIF orientation asks for. pixels [H, W, 3] → a view of them."""
-    if exif_orientation in (5, 6, 7, 8):
+def upright(pixels: Pixels, turn: int) -> Pixels:
+    """Turn an image as its EXIF orientation, 1 to 8, asks for. pixels [H, W, 3] → a view of them."""
+    if turn in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
-    if exif_orientation in (3, 4, 7, 8):
+    if turn in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    if exif_orientation in (2, 3, 6, 7):
+    if turn in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels

@@ -100,9 +100,9 @@ def decode(
     returns  PIL image of mode RGB without metadata
     Raises BadImage for anything that is not a whole image of an accepted kind.
     """
-    with _opened(path, accepted) as image:
+    with opened_image(path, accepted) as image:
         pixels = to_srgb(image, background)
-        orientation = _orientation(image)
+        orientation = exif_orientation(image)
         if orientation in _UPRIGHT:
             pixels = pixels.transpose(_UPRIGHT[orientation])
     pixels.info = {}
@@ -126,11 +126,11 @@ def read_size(path: ImageSource, accepted: Accepted = DEFAULT_ACCEPTED) -> tuple
             if image.format == "PNG" and "exif" not in image.info and _metadata_follows_pixels(image.fp):
                 image.load()
             width, height = image.size
-            return (height, width) if _orientation(image) in _SWAPS_SIDES else (width, height)
+            return (height, width) if exif_orientation(image) in _SWAPS_SIDES else (width, height)
 
 
 @contextmanager
-def _opened(path: ImageSource, accepted: Accepted) -> Iterator[ImageFile.ImageFile]:
+def opened_image(path: ImageSource, accepted: Accepted) -> Iterator[ImageFile.ImageFile]:
     """An accepted image, its header read; whatever Pillow raises inside the block becomes a BadImage."""
     with _readable(path, accepted) as file, _image(path, file, accepted) as image:
         yield image
@@ -214,7 +214,7 @@ def _is_empty(path: ImageSource) -> bool:
     return os.path.getsize(path) == 0
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """EXIF orientation still to be applied; Pillow applies a TIFF's own when it decodes."""
     if image.format == "TIFF":
         return 1
