@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import interleaved, summary, write
-from refimpl.data.index import Index
-from refimpl.latents.cache import CachedLatents, open_latents, read_batches
-from refimpl.latents.shards import shard_bytes
-from refimpl.latents.store import open_store
-from refimpl.train.cache_files import write_manifest, write_shard
-from refimpl.train.draws import CentreDraws
+from refimpl.cache.files import write_manifest, write_shard
+from refimpl.cache.latents import CachedLatents, open_latents, read_batches
+from refimpl.data.index.data_set import Index
+from refimpl.run.visit_draws import CentreDraws
+from refimpl.storage.shards import shard_bytes
+from refimpl.storage.store import open_store
 
 BUCKET = 1024, 1024
 SHAPE = 4, 128, 128
@@ -69,7 +69,7 @@ def write_both(folder: Path, images: int) -> Tensor:
 
 def write_lookup(folder: Path, images: int, names: list[str]) -> None:
     """Lookup and manifest of images that lie in their order in the shards."""
-    from refimpl.latents.shards import map_shard
+    from refimpl.storage.shards import map_shard
 
     rows = np.arange(images)
     lookup = {

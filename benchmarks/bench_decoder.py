@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import write
-from refimpl.data.demo_images import write_demo_images
-from refimpl.data.index import Index, read_folder
+from refimpl.autoencoder.decoder import finetune_decoder, measure_decoder, without_jpeg_blocks
+from refimpl.autoencoder.decoder_config import DecoderConfig
+from refimpl.autoencoder.training import train_autoencoder
+from refimpl.data.demo.data_set import write_demo_images
+from refimpl.data.index.data_set import Index, read_folder
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAE, VAEConfig
-from refimpl.train.autoencoder import train_autoencoder
-from refimpl.train.decoder import finetune_decoder, measure_decoder, without_jpeg_blocks
-from refimpl.train.decoder_config import DecoderConfig
 
 KINDS = ("gradient", "landscape", "photo")  # pictures whose tones change slowly, where blocks show
 SIDE = 64

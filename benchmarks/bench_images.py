@@ -17,8 +17,8 @@ from skimage import data
 
 from benchmarks.timing import interleaved, summary, write
 from refimpl.data.crop import cover_and_crop
-from refimpl.data.fast_jpeg import decode_fast
-from refimpl.data.images import decode
+from refimpl.data.images.decode import decode
+from refimpl.data.images.fast_jpeg import decode_fast
 from tests.tolerances import LANCZOS_LEVELS
 
 BUCKET = (832, 1216)

@@ -19,15 +19,15 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.timing import write
+from refimpl.commands.data.index import build
 from refimpl.data.captions import parse_caption
-from refimpl.data.columns import FILES
-from refimpl.data.gather import read_unit
-from refimpl.data.index import read_folder, read_index
-from refimpl.data.index_command import build
-from refimpl.data.items import IndexOptions
-from refimpl.data.layout_folder import units
-from refimpl.data.rows import packed_strings
-from refimpl.data.table import NUMBERS, Shaped, write_table
+from refimpl.data.index.builder import packed_strings
+from refimpl.data.index.columns import FILES
+from refimpl.data.index.data_set import read_folder, read_index
+from refimpl.data.index.index_file import NUMBERS, Shaped, write_table
+from refimpl.data.index.layouts.folder import units
+from refimpl.data.index.parallel_read import read_unit
+from refimpl.data.index.record import IndexOptions
 
 LEAST_RATE = 5_000  # images per second and core, from headers on warm storage
 MOST_BYTES = 200  # resident per image at the paper's size
@@ -146,7 +146,7 @@ MEASURED = """
 import gc, json, os, sys, time
 import numpy as np
 from refimpl.data.buckets import PRESETS, assign_and_prune
-from refimpl.data.index import read_index
+from refimpl.data.index.data_set import read_index
 from refimpl.data.plan import plan_epoch
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 

@@ -28,9 +28,9 @@ from safetensors import safe_open
 from benchmarks.timing import write
 from refimpl.interop import diffusers_folder, single_file
 from refimpl.interop.checkpoint import Checkpoint
-from refimpl.interop.clip_keys import CLIP_BIGG, CLIP_L, tower_shapes
-from refimpl.interop.networks import unet_of
-from refimpl.interop.single_file_layout import UNET, unet_shapes, vae_shapes
+from refimpl.interop.network.clip_keys import CLIP_BIGG, CLIP_L, tower_shapes
+from refimpl.interop.network.networks import unet_of
+from refimpl.interop.single_file.layout import UNET, unet_shapes, vae_shapes
 from refimpl.latents.vae import VAEConfig
 from refimpl.model.unet import UNet, UNetConfig
 

@@ -1,5 +1,13 @@
-"""Hypothesis profile: reproducible examples, no deadline (the machines' clocks are noisy). One thread per test."""
+"""Hypothesis profile: reproducible examples, no deadline (the machines' clocks are noisy). One thread per test.
 
+The data sets and the finished run that all tests share are made when the first test asks for them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +22,35 @@ settings.load_profile("refimpl")
 
 # Tests compute on small tensors, where a second thread only waits; on a busy machine it waits ten times as long.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train/ (18 images), heldout/ (4) and autoencoder.safetensors; no test changes it."""
+    from tests.train import runs
+
+    folder = tmp_path_factory.mktemp("data")
+    runs.write_images(folder / "train", 18)
+    runs.write_images(folder / "heldout", 4, seed=1)
+    runs.write_autoencoder(folder / "autoencoder.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the plain `runs.table`: 4 steps, checkpoints 2 and 4; no test changes it."""
+    from tests.train import runs
+
+    return runs.go(runs.config(root, tmp_path_factory.mktemp("trained")))
+
+
+@pytest.fixture
+def run(root: Path, tmp_path: Path) -> Callable[..., Path]:
+    """run(name, **sections): trains `runs.table` changed by the sections; returns the run folder."""
+
+    from tests.train import runs
+
+    def make(name: str = "run", **sections: Any) -> Path:
+        return runs.go(runs.config(root, tmp_path / name, **sections))
+
+    return make

@@ -11,16 +11,16 @@ from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.data.tags import MAX_BETA
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.interop.checkpoint import Prediction
-from refimpl.interop.safetensors_header import DTYPES
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAEConfig
-from refimpl.model.lora import LoRAConfig
+from refimpl.model.lora.adapters import LoRAConfig
 from refimpl.model.unet import UNetConfig
+from refimpl.run.adamw import OptimizerConfig
+from refimpl.run.config import Config, Stage, TrainConfig
 from refimpl.sample.config import SampleConfig
+from refimpl.storage.safetensors_header import DTYPES
 from refimpl.text.config import TextConfig
 from refimpl.text.image_tower import ImagePromptConfig
-from refimpl.train.config import Config, Stage, TrainConfig
-from refimpl.train.optimizer import OptimizerConfig
 
 # --- diffusion: noise levels and latents ---
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tyro
 
-from refimpl.cli import COMMANDS, dispatch
+from refimpl.commands.main import COMMANDS, dispatch
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.errors import InputError
+from refimpl.run.config import Config, Stage
 from refimpl.tables import from_table, to_table
-from refimpl.train.config import Config, Stage
 from tests.strategies import run_configs
 
 

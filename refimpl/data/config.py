@@ -7,7 +7,7 @@ from typing import get_args
 from refimpl.checks import check_at_least, check_at_most, check_choice
 from refimpl.data.aspect_table import Metric
 from refimpl.data.buckets import PRESETS, make_buckets
-from refimpl.data.loader import Decoder
+from refimpl.data.loading.loader import Decoder
 from refimpl.data.plan import Mode
 from refimpl.data.tags import TagCounts
 from refimpl.errors import InputError

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from refimpl.data.aspect_table import Bucket
-from refimpl.data.lanczos import lanczos
+from refimpl.data.images.lanczos import lanczos
 from refimpl.errors import InputError
 
 SCALED_WHOLE = 8  # bucket areas that a scaled image may have before the crop

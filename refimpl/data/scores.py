@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.data.index import Index
+from refimpl.data.index.data_set import Index
 from refimpl.errors import InputError
 
 

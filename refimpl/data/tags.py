@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.data.columns import TagLists
+from refimpl.data.index.columns import TagLists
 from refimpl.errors import InputError
 
 TagsByClass = Mapping[str, Sequence[str]]

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refimpl.errors import InputError
-from refimpl.interop import committed, diffusers_folder, run_checkpoint, single_file
+from refimpl.interop import diffusers_folder, single_file
 from refimpl.interop.checkpoint import Checkpoint, Prediction
-from refimpl.interop.diffusers_weights import read_json
-from refimpl.interop.run_folder import CONFIG
+from refimpl.interop.diffusers_folder.weights import read_json
+from refimpl.interop.run import as_checkpoint as run_checkpoint
+from refimpl.interop.run.run_folder import CONFIG
+from refimpl.storage import committed
 from refimpl.text.tokenizer import Tokenizer
 
 FILE, FOLDER, RUN = "single file", "diffusers folder", "run"
@@ -49,7 +51,7 @@ def load(
 
     prediction    overrides what is said there
     weights       of a run: "ema" or "unet"
-    use_ema, keep_unknown  of a single file, as in refimpl.interop.single_file.load
+    use_ema, keep_unknown  of a single file, as in refimpl.interop.single_file.read_write.load
     Raises InputError when nothing is there, or it cannot be read.
     """
     path = Path(path)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from refimpl.data.aspect_table import Bucket
-from refimpl.data.plan_survey import PlannedEpoch
-from refimpl.data.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Survey, WeightSurvey
+from refimpl.data.survey.plan_survey import PlannedEpoch
+from refimpl.data.survey.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Survey, WeightSurvey
 from refimpl.report import data_figures, figures
 from refimpl.report.page import Markup, image, page, paragraph, table
 from refimpl.report.style import png_bytes

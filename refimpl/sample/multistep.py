@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from refimpl.sample.state import Callback, Noise, PredictV, begin, check_eta, draw_noise, noise_source
+from refimpl.sample.stepping import Callback, Noise, PredictV, begin, check_eta, draw_noise, noise_source
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 from refimpl.diffusion.preconditioner import alpha_sigma
 from refimpl.errors import InputError
 from refimpl.sample.multistep import dpmpp_2m, dpmpp_2m_sde, unipc
-from refimpl.sample.state import Callback, Noise, PredictV, begin, check_eta, draw_noise, noise_source
+from refimpl.sample.stepping import Callback, Noise, PredictV, begin, check_eta, draw_noise, noise_source
 
 
 @torch.no_grad()

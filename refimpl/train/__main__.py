@@ -1,6 +1,6 @@
 """`python -m refimpl.train PRESET [--section.field value …]`, or under torchrun with any number of processes."""
 
-from refimpl.train.command import main
+from refimpl.commands.train import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: checkpoints/step-NNNNNNNN, each whole or absent (refimpl.interop.committed).
+"""Checkpoints of a run: checkpoints/step-NNNNNNNN, each whole or absent (refimpl.storage.committed).
 
 The state is the weights, their moving average, AdamW's moments and the step. Data order and every draw are functions
 of (seed, epoch, id), so no generator state exists and resuming continues the same batches with the same noise.
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from refimpl.errors import InputError
-from refimpl.interop import committed
-from refimpl.interop.parts import file_name, load_network_state
-from refimpl.interop.run_folder import base_digest, check_base, committed_steps, state_number, step_folder
+from refimpl.interop.run.run_folder import base_digest, check_base, committed_steps, state_number, step_folder
+from refimpl.interop.run.trained_parts import file_name, load_network_state
+from refimpl.run.adamw import load_optimizer_state, optimizer_state
+from refimpl.run.config import Config
+from refimpl.storage import committed
 from refimpl.tables import to_table
-from refimpl.train.config import Config
-from refimpl.train.optimizer import load_optimizer_state, optimizer_state
-from refimpl.train.trainable import Averages, Part
+from refimpl.train.setup.trainable import Averages, Part
 
 
 def write_checkpoint(

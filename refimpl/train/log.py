@@ -15,11 +15,11 @@ from tqdm import tqdm
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.min_snr import weight_mass
 from refimpl.errors import InputError
-from refimpl.interop.committed import replace_text
+from refimpl.run.config import Config
+from refimpl.run.world import World
+from refimpl.storage.committed import replace_text
 from refimpl.tables import to_table
-from refimpl.train.config import Config
-from refimpl.train.distributed import World
-from refimpl.train.steps import PlanStep
+from refimpl.train.step_plan import PlanStep
 
 WEIGHT_MASS_FROM = 950  # spec'd timestep: ZTSNR trains nothing there if the loss weight is 0 (N §2.2, §2.4)
 

@@ -13,26 +13,26 @@ from torch.nn.parallel import DistributedDataParallel
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_uniform
 from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.errors import InputError
-from refimpl.model.lora import draw_lora_dropout
+from refimpl.model.lora.adapters import draw_lora_dropout
 from refimpl.ops import load_ops
+from refimpl.run.adamw import make_adamw, set_rates
+from refimpl.run.config import Config
+from refimpl.run.ema import ema_start, ema_update
+from refimpl.run.world import World, add_in_order, gradient_sync, mean_gradients
 from refimpl.text.conditioning import apply_dropout, vector_conditioning
 from refimpl.text.image_tower import embed_images
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
-from refimpl.train.config import Config
-from refimpl.train.distributed import World, add_in_order, gradient_sync, mean_gradients
-from refimpl.train.ema import ema_start, ema_update
 from refimpl.train.log import RunLog
-from refimpl.train.optimizer import make_adamw, set_rates
-from refimpl.train.prepare import Prepared
 from refimpl.train.quarantine import Quarantine
-from refimpl.train.steps import plan_steps
+from refimpl.train.setup.prepare import Prepared
+from refimpl.train.step_plan import plan_steps
 from refimpl.train.validate import draw_samples, heldout_loss
 
 
 def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     """Trains until `config.train.steps` and leaves checkpoints, metrics.jsonl and samples in the run folder.
 
-    run       the run folder, made by `refimpl.train.prepare`; continued from its newest checkpoint if it has one
+    run       the run folder, made by `refimpl.train.setup.prepare`; continued from its newest checkpoint, if any
     prepared  the networks and the stages' images
     Raises InputError when an image cannot be read or the loss stops being finite (naming the step and the images).
     """

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from refimpl.data.images import BadImage
-from refimpl.data.index import MAX_BAD_SHARE
+from refimpl.data.images.decode import BadImage
+from refimpl.data.index.data_set import MAX_BAD_SHARE
 from refimpl.errors import InputError
-from refimpl.train.distributed import World
+from refimpl.run.world import World
 
 
 class Quarantine:

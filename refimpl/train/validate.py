@@ -4,20 +4,20 @@ from pathlib import Path
 
 import torch
 
-from refimpl.data.loader import load_batches
+from refimpl.autoencoder.training import bucket_batches
+from refimpl.data.loading.loader import load_batches
 from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.ops import load_ops
-from refimpl.sample.draw import draw_images
-from refimpl.sample.pictures import write_grid
+from refimpl.run.config import Config
+from refimpl.run.visit_draws import CentreDraws
+from refimpl.sample.images.draw import draw_images
+from refimpl.sample.images.picture_files import write_grid
 from refimpl.text.conditioning import vector_conditioning
 from refimpl.text.image_tower import embed_images
-from refimpl.train.autoencoder import bucket_batches
-from refimpl.train.config import Config
-from refimpl.train.draws import CentreDraws
-from refimpl.train.prepare import Prepared
-from refimpl.train.steps import StageData
-from refimpl.train.trainable import Averages, averaged
+from refimpl.train.setup.prepare import Prepared
+from refimpl.train.setup.trainable import Averages, averaged
+from refimpl.train.step_plan import StageData
 
 TIMESTEPS = (49, 149, 249, 349, 449, 549, 649, 749, 849, 949)  # the middles of ten equal parts
 MEASURING_SEED = 0x6865_6C64  # apart from every training seed's noise: held-out ids are not trained on anyway

@@ -10,7 +10,7 @@ from refimpl.comfyui.nodes import NAINativeSchedulerNode
 from refimpl.errors import InputError
 from refimpl.sample.grids import native
 from refimpl.sample.samplers import SAMPLERS
-from refimpl.sample.state import sdedit_start
+from refimpl.sample.stepping import sdedit_start
 from tests.comfyui import stub
 from tests.comfyui.gaussian_model import DATA, model, network, noise, zsnr_model
 from tests.sample.schedules import ZERO_SNR

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from refimpl.interop.architecture import Architecture, noted, with_text_model
 from refimpl.interop.checkpoint import Checkpoint
+from refimpl.interop.network.architecture import Architecture, noted, with_text_model
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.text.encoders import tiny_configs, tiny_encoders

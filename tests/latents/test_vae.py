@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refimpl.errors import InputError
-from refimpl.interop.diffusers_configs import vae_table
-from refimpl.interop.diffusers_keys_vae import vae_to_diffusers
+from refimpl.interop.diffusers_folder.configs import vae_table
+from refimpl.interop.diffusers_folder.vae_keys import vae_to_diffusers
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from tests.strategies import vae_configs

@@ -6,9 +6,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from refimpl.interop.diffusers_configs import unet_table
-from refimpl.interop.diffusers_keys_unet import unet_modules
-from refimpl.interop.renaming import renamed_keys
+from refimpl.interop.diffusers_folder.configs import unet_table
+from refimpl.interop.diffusers_folder.unet_keys import unet_modules
+from refimpl.interop.network.renaming import renamed_keys
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.text.sinusoid import sinusoidal_features
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from refimpl.train.distributed import World
+from refimpl.run.world import World
 from refimpl.train.loop import train
-from refimpl.train.out_folder import run_folder
-from refimpl.train.prepare import prepare
+from refimpl.train.setup.out_folder import run_folder
+from refimpl.train.setup.prepare import prepare
 from tests.tolerances import BACKEND_ROUNDINGS, STILL_ONE_RUN
 from tests.train import runs
 

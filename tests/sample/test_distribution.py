@@ -18,7 +18,7 @@ from refimpl.sample.samplers import (
     sample_by_name,
     unipc,
 )
-from refimpl.sample.state import sdedit_start
+from refimpl.sample.stepping import sdedit_start
 from tests.sample.gaussian import FlatCanvas, Gaussian
 from tests.sample.schedules import PLAIN, ZERO_SNR
 from tests.tolerances import FIRST_ORDER_GAIN, FLOAT64_ROUNDING, SECOND_ORDER_GAIN, STANDARD_ERRORS

@@ -9,7 +9,7 @@ from diffusers import UniPCMultistepScheduler
 from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.sample.grids import native
 from refimpl.sample.samplers import SAMPLERS, STOCHASTIC, sample_by_name, unipc
-from refimpl.sample.state import noise_source
+from refimpl.sample.stepping import noise_source
 from tests.sample.gaussian import Gaussian
 from tests.sample.schedules import FINITE_GRIDS, ZERO_SNR
 from tests.tolerances import FLOAT64_ROUNDING

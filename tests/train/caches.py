@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from refimpl.latents.shards import map_shard
-from refimpl.train import cache_latents
-from refimpl.train.cache_command import cache_command
+from refimpl.cache import encode_latents as cache_latents
+from refimpl.commands.data.cache import cache_command
+from refimpl.storage.shards import map_shard
 from tests.train import runs
 from tests.train.processes import run_and_kill
 

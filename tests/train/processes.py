@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from refimpl.interop import committed
-from refimpl.terminal import run_command
-from refimpl.train.command import train_command
+from refimpl.commands.terminal import run_command
+from refimpl.commands.train import train_command
+from refimpl.storage import committed
 
 PATIENCE = 90  # s; a rank still running after that hangs
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -76,7 +76,7 @@ def run_and_kill(job: Callable[..., Any], *arguments: Any) -> int:
 def train_until_killed(arguments: Sequence[str], at: str, count: int) -> None:
     """Trains, and kills itself with SIGKILL at the `count`-th call of one of committed.py's steps `at`.
 
-    at  "fsync", "save_file", "rename" (in refimpl.interop.committed), or "step": AdamW's
+    at  "fsync", "save_file", "rename" (in refimpl.storage.committed), or "step": AdamW's
     """
     place: Any = {
         "fsync": os, "rename": os, "save_file": committed, "step": torch.optim.AdamW,

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.run.config import Config
+from refimpl.run.world import World
 from refimpl.tables import from_table
-from refimpl.train.config import Config
-from refimpl.train.distributed import World
 from refimpl.train.loop import train
-from refimpl.train.out_folder import run_folder
-from refimpl.train.prepare import prepare
+from refimpl.train.setup.out_folder import run_folder
+from refimpl.train.setup.prepare import prepare
 
 ALONE = World(0, 1, torch.device("cpu"))
 

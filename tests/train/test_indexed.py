@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from refimpl.data.index_command import build
-from refimpl.data.items import IndexOptions
-from refimpl.data.loader import load_batches
+from refimpl.commands.data.index import build
+from refimpl.data.index.record import IndexOptions
+from refimpl.data.loading.loader import load_batches
 from refimpl.data.tag_rules import TagRules
 from refimpl.errors import InputError
-from refimpl.train.draws import CentreDraws
-from refimpl.train.prepare import read_stage
-from refimpl.train.steps import StageData
+from refimpl.run.visit_draws import CentreDraws
+from refimpl.train.setup.prepare import read_stage
+from refimpl.train.step_plan import StageData
 from tests.train import runs
 
 COLOURS = IndexOptions(TagRules(("colour",)))

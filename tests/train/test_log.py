@@ -9,7 +9,7 @@ import pytest
 
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.min_snr import weight_mass
-from refimpl.train.distributed import World
+from refimpl.run.world import World
 from refimpl.train.log import RunLog
 from tests.tolerances import FLOAT64_ROUNDING
 from tests.train import runs

@@ -16,10 +16,10 @@ from refimpl.errors import InputError
 from refimpl.model.unet import UNet
 from refimpl.text.conditioning import encode_prompts, vector_conditioning
 from refimpl.train.loop import train
-from refimpl.train.out_folder import run_folder
-from refimpl.train.prepare import Prepared, prepare
 from refimpl.train.quarantine import Quarantine
-from refimpl.train.steps import plan_stage, plan_steps
+from refimpl.train.setup.out_folder import run_folder
+from refimpl.train.setup.prepare import Prepared, prepare
+from refimpl.train.step_plan import plan_stage, plan_steps
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
 

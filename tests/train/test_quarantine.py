@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from refimpl.data.images import BadImage
+from refimpl.data.images.decode import BadImage
 from refimpl.errors import InputError
-from refimpl.train.distributed import World
+from refimpl.run.world import World
 from refimpl.train.loop import train
-from refimpl.train.out_folder import run_folder
-from refimpl.train.prepare import prepare
 from refimpl.train.quarantine import Quarantine
+from refimpl.train.setup.out_folder import run_folder
+from refimpl.train.setup.prepare import prepare
 from tests.train import runs
 
 

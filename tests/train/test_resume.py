@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from refimpl.errors import InputError
-from refimpl.interop import committed
-from refimpl.interop.run_folder import committed_steps, load_model
+from refimpl.interop.run.run_folder import committed_steps, load_model
+from refimpl.storage import committed
 from refimpl.train import loop
 from tests.train import runs
 from tests.train.processes import run_and_kill, train_until_killed

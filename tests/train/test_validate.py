@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from refimpl.autoencoder.training import bucket_batches, centre_crops
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import v_target
-from refimpl.train.autoencoder import bucket_batches, centre_crops
-from refimpl.train.config import Config
-from refimpl.train.ema import ema_start
-from refimpl.train.prepare import Prepared, prepare
-from refimpl.train.trainable import Averages
+from refimpl.run.config import Config
+from refimpl.run.ema import ema_start
+from refimpl.train.setup.prepare import Prepared, prepare
+from refimpl.train.setup.trainable import Averages
 from refimpl.train.validate import MEASURING_SEED, TIMESTEPS, draw_samples, heldout_loss
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs

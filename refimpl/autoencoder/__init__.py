@@ -1,0 +1,1 @@
+"""Autoencoders: trained from scratch, their decoders finetuned, the statistics of their latents."""

@@ -1,0 +1,142 @@
+"""Mean and spread of a data set's latents as more images are seen, over any number of ranks (N App. B, Fig. 8)."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from refimpl.cache.latents import Batches
+from refimpl.data.shuffle import Stream, shuffled
+from refimpl.latents.scale_shift import ScaleShift
+from refimpl.latents.welford import Welford
+from refimpl.run.shared_work import gathered
+from refimpl.run.world import World
+
+BATCH = 16
+PER_DECADE = 8  # points of the curve
+STANDARDISED_IMAGES = 2000  # of which the statistics are taken once more, after standardising
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Statistics of a data set.
+
+    curve         (images, Welford) at logarithmically spaced numbers of images in random order; the last has all
+    standardised  (images, Welford) of the first images of that order, after standardising with the last
+    """
+
+    curve: list[tuple[int, Welford]]
+    standardised: tuple[int, Welford]
+
+    @property
+    def statistics(self) -> Welford:
+        """Of all images."""
+        return self.curve[-1][1]
+
+    @property
+    def scale_shift(self) -> ScaleShift:
+        """The map that gives every channel mean 0 and std 1."""
+        return ScaleShift.from_welford(self.statistics)
+
+    def document(self) -> dict[str, Any]:
+        """The preset as a JSON object: mean, std, and under `measured` where they come from."""
+        images, after = self.standardised
+        return {
+            "mean": list(self.scale_shift.mean),
+            "std": list(self.scale_shift.std),
+            "measured": {
+                "images": self.curve[-1][0],
+                "latent_cells": self.statistics.count,
+                "curve": [{"images": n, **_table(w)} for n, w in self.curve],
+                "standardised": {"images": images, **_table(after)},
+            },
+        }
+
+
+def measure_latents(
+    read: Callable[[Batches], Iterable[Tensor]],
+    channels: int,
+    buckets: Sequence[tuple[int, int]],
+    bucket_of: np.ndarray,
+    seed: int,
+    world: World,
+) -> Measured:
+    """Welford's streaming average over every image once, by Chan's rule across ranks; every rank calls it.
+
+    read     latents [B, C, h, w], one tensor for each batch, in order
+    seed     of the order in which the curve sees the images
+    returns  the same on every rank, and to rounding on any number of them
+    Raises InputError when there is no image, or `read` does.
+    """
+    order = shuffled(len(bucket_of), seed, 0, Stream.ITEMS)
+    ends = curve_points(len(order))
+    parts = np.split(order, ends[:-1])
+    curve: list[tuple[int, Welford]] = []
+    total = Welford(channels)
+    for end, part in zip(
+        ends, _by_part(read, channels, buckets, bucket_of, parts, "latents", world), strict=True
+    ):
+        total.merge(part)
+        curve.append((end, Welford.from_state(total.state())))
+    scale_shift = ScaleShift.from_welford(total)
+    some = order[:STANDARDISED_IMAGES]
+
+    def standardised(batches: Batches) -> Iterator[Tensor]:
+        return (scale_shift.standardise(latents) for latents in read(batches))
+
+    (after,) = _by_part(standardised, channels, buckets, bucket_of, [some], "standardised", world)
+    return Measured(curve, (len(some), after))
+
+
+def curve_points(count: int) -> list[int]:
+    """PER_DECADE numbers of images per decade, from 1 to `count`, rounded, each once."""
+    steps = int(np.ceil(np.log10(max(count, 1)) * PER_DECADE))
+    points = {round(10 ** (step / PER_DECADE)) for step in range(steps)} | {count}
+    return sorted(point for point in points if point <= count)
+
+
+def _by_part(
+    read: Callable[[Batches], Iterable[Tensor]],
+    channels: int,
+    buckets: Sequence[tuple[int, int]],
+    bucket_of: np.ndarray,
+    parts: Sequence[np.ndarray],
+    label: str,
+    world: World,
+) -> list[Welford]:
+    """Statistics of each part; its batches are shared out among the ranks and merged in their order."""
+    mine = [_batches(buckets, bucket_of, part)[world.rank :: world.size] for part in parts]
+    every = [batch for batches in mine for batch in batches]
+    latents = iter(read(every))
+    own = []
+    with tqdm(total=sum(len(items) for _, items in every), desc=label, unit="image", dynamic_ncols=True,
+              disable=not world.is_main) as bar:  # fmt: skip
+        for batches in mine:
+            statistics = Welford(channels)
+            for _, items in batches:
+                statistics.update(next(latents).cpu())
+                bar.update(len(items))
+            own.append(statistics.state())
+    merged = [Welford(channels) for _ in parts]
+    for states in gathered(world, own):
+        for statistics, state in zip(merged, states, strict=True):
+            statistics.merge(Welford.from_state(state))
+    return merged
+
+
+def _batches(
+    buckets: Sequence[tuple[int, int]], bucket_of: np.ndarray, items: np.ndarray
+) -> list[tuple[tuple[int, int], np.ndarray]]:
+    """The items by bucket, in batches."""
+    result = []
+    for bucket in np.unique(bucket_of[items]).tolist():
+        own = items[bucket_of[items] == bucket]
+        result += [(buckets[bucket], own[i : i + BATCH]) for i in range(0, len(own), BATCH)]
+    return result
+
+
+def _table(statistics: Welford) -> dict[str, list[float]]:
+    return {"mean": statistics.mean.tolist(), "std": statistics.std.tolist()}

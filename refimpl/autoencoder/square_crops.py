@@ -1,0 +1,27 @@
+"""Endless batches of square crops, each epoch in a new order: what autoencoders are trained on (S §2.4)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from refimpl.data.index.data_set import Index
+from refimpl.data.loading.loader import Batch, ImageCache, load_batches
+from refimpl.data.plan import plan_epoch
+from refimpl.run.visit_draws import VisitDraws
+
+
+def square_crops(
+    index: Index, size: int, batch_size: int, seed: int, start: int = 0, cache: ImageCache | None = None
+) -> Iterator[Batch]:
+    """Batches from step `start` on; order and crops are functions of (seed, step) and the images' ids.
+
+    size, batch_size  px of a side, images        cache  keeps decoded images of a small data set
+    Raises InputError when there are fewer images than one batch, and BadImage for one that cannot be read.
+    """
+    epoch_steps = len(index) // batch_size or 1  # plan_epoch refuses fewer images than one batch
+    epoch, cursor = divmod(start, epoch_steps)
+    while True:
+        plan = plan_epoch(np.zeros(len(index), np.int64), batch_size, seed, epoch)
+        batches = [((size, size), items) for _, items in plan.batches(start=cursor)]
+        yield from load_batches(index, batches, epoch, VisitDraws(seed, flip=False), cache=cache)
+        epoch, cursor = epoch + 1, 0

@@ -1,0 +1,1 @@
+"""Latents and text states, encoded once and read in every epoch."""

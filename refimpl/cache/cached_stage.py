@@ -1,0 +1,157 @@
+"""Training from a cache instead of images: what it must hold, and what makes it stale (ours)."""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from refimpl.cache.latents import CachedLatents, LatentCache, encoder_fingerprint, open_latents
+from refimpl.cache.text_states import CachedTextStates, TextCache, open_text, text_encoding
+from refimpl.data.images.decode import BadImage
+from refimpl.data.index.content import content, stamp
+from refimpl.data.index.data_set import Index
+from refimpl.errors import InputError
+from refimpl.latents.vae import VAE
+from refimpl.run.config import Config
+from refimpl.run.shared_work import from_main
+from refimpl.run.world import World
+from refimpl.storage.store import Int64s, find_rows, listed
+from refimpl.text.config import Towers
+from refimpl.text.states import TextStates
+from refimpl.train.step_plan import StageData
+
+AGAIN = "run `refimpl cache` again, which encodes only these"
+
+
+def open_cache(config: Config) -> LatentCache | None:
+    """The latents that `data.cache` names; None where it is empty.
+
+    Raises InputError when they can't be read, were decoded otherwise, or lack the mirrored crops that the settings
+    ask for.
+    """
+    if not config.data.cache:
+        return None
+    if config.image_prompt.folder:
+        raise InputError("image_prompt.folder embeds the images themselves; leave data.cache empty")
+    cache = open_latents(Path(config.data.cache))
+    decoder = cache.store.manifest.encoding.get("decoder")
+    if decoder != config.data.decoder:
+        raise InputError(
+            f"data.cache {config.data.cache} was made with data.decoder {decoder!r}, not {config.data.decoder!r}; "
+            "set it so, or run `refimpl cache` again"
+        )
+    if config.data.horizontal_flip and not cache.flips:
+        raise InputError(
+            f"data.horizontal_flip needs mirrored latents, which data.cache {config.data.cache} does not hold; write "
+            "them with `refimpl cache --flips`"
+        )
+    return cache
+
+
+def without_quarantined(cache: LatentCache | None, index: Index) -> Index:
+    """The index without the images that could not be encoded, each named."""
+    if cache is None or not cache.quarantined:
+        return index
+    for name in index.ids:
+        if name in cache.quarantined:
+            tqdm.write(f"left out: {name}: {cache.quarantined[name]}")
+    return index.take([row for row, name in enumerate(index.ids) if name not in cache.quarantined])
+
+
+def find_latents(cache: LatentCache, data: StageData, where: str, world: World) -> CachedLatents:
+    """The cache's rows of a stage's images; rank 0 looks, and compares every image with what was encoded.
+
+    where  the cache's folder, for messages
+    An image whose size and modification time are those of its entry is taken as it; of others the SHA-256 decides.
+    Raises InputError, naming ids, when images are missing from the cache or have changed since.
+    """
+    rows = from_main(world, lambda: _find(cache, data, where))
+    return CachedLatents(cache, rows, data.buckets, data.bucket_of)
+
+
+def _find(cache: LatentCache, data: StageData, where: str) -> Int64s:
+    lookup, index = cache.store.lookup, data.index
+    found = np.full(len(index), -1, np.int64)
+    missing, changed = [], []
+    for number, (width, height) in enumerate(data.buckets):
+        items = np.flatnonzero(data.bucket_of == number)
+        rows = cache.rows_of((width, height))
+        ids = data.draw_ids.numpy()[items]
+        table = lookup["sample_ids"][rows]
+        there = np.isin(ids, table)
+        missing += items[~there].tolist()
+        items, ids = items[there], ids[there]
+        stamps = np.array([_stamp(index, item) for item in items.tolist()], np.int64).reshape(-1, 2)
+        same = find_rows(table, lookup["stamps"][rows], ids, stamps)
+        touched = np.flatnonzero(same < 0)
+        contents = np.array([_content(index, items[i]) for i in touched.tolist()], np.int64).reshape(-1, 2)
+        same[touched] = find_rows(table, lookup["contents"][rows], ids[touched], contents)
+        changed += items[same < 0].tolist()
+        found[items] = np.where(same < 0, -1, same + rows.start)
+    problems = [
+        f"{what} {listed([index.ids[item] for item in sorted(items)])}"
+        for what, items in (
+            (f"it lacks {len(missing)} of {len(index)} images (in their buckets):", missing),
+            (f"{len(changed)} images have changed since they were encoded:", changed),
+        )
+        if items
+    ]
+    if problems:
+        raise InputError(f"data.cache {where} does not fit these images: {'; '.join(problems)}; {AGAIN}")
+    return found
+
+
+def _stamp(index: Index, item: int) -> tuple[int, int]:
+    try:
+        return stamp(index.paths[item])
+    except BadImage:
+        return -1, -1  # gone: its content will say so
+
+
+def _content(index: Index, item: int) -> tuple[int, int]:
+    try:
+        return content(index.paths[item])
+    except BadImage as error:
+        raise BadImage(index.paths[item], f"{error.reason} (id {index.ids[item]!r})") from error
+
+
+def check_cache(
+    config: Config, cache: LatentCache, stages: list[StageData], vae: VAE, towers: Towers
+) -> None:
+    """Raises InputError unless this autoencoder and these towers encoded the cache, and it holds every caption."""
+    where = config.data.cache
+    if cache.store.manifest.encoding.get("encoder") != encoder_fingerprint(vae):
+        raise InputError(
+            f"data.cache {where} was encoded by another autoencoder than this run's; run `refimpl cache` with the "
+            "run's weights, or into another folder"
+        )
+    text = _text(config)
+    if text is None:
+        return
+    made_by = text.store.manifest.encoding
+    if made_by != text_encoding(towers, config.text.pooling, str(made_by.get("dtype"))):
+        raise InputError(
+            f"data.cache {where}: its text states are those of other towers, or of another text.pooling; run "
+            "`refimpl cache` again"
+        )
+    for data in stages:
+        lacking = np.flatnonzero(text.rows(list(data.index.captions)) < 0)
+        if len(lacking):
+            names = listed([data.index.ids[item] for item in lacking.tolist()])
+            raise InputError(
+                f"data.cache {where} lacks the captions of {len(lacking)} images, which are new or have changed: "
+                f"{names}; {AGAIN}"
+            )
+
+
+def cached_text(config: Config, states: TextStates, world: World) -> TextStates | CachedTextStates:
+    """Text states read from the cache where it holds them and they can be; else `states`, which asks the towers."""
+    text = _text(config)
+    return states if text is None else CachedTextStates(text, states, world.device)
+
+
+def _text(config: Config) -> TextCache | None:
+    """The cached states, unless a caption has other ones at every visit."""
+    if not config.data.cache or config.data.varies_captions or config.text.is_trained:
+        return None
+    return open_text(Path(config.data.cache))

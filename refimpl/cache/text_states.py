@@ -1,0 +1,107 @@
+"""Text states encoded once and read by memory map (ours; the towers are frozen, S Tab. 1).
+
+A caption's key is (encoding, SHA-256 of the caption). Text dropout is drawn at every visit, and never cached.
+
+Tensors of a shard of n captions that fill c chunks each:
+    context [n, 77·c, D]   float32 or bfloat16
+    pooled [n, P]
+    captions [n, 2]        int64: first 16 bytes of the caption's SHA-256
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refimpl.storage.store import Int64s, Store, find_rows, open_store
+from refimpl.text.config import Towers
+from refimpl.text.states import TextStates
+
+KIND = "text"
+
+
+def text_encoding(towers: Towers, pooling: str, dtype: str) -> dict[str, object]:
+    """Everything that a cached caption's states depend on, beside the caption."""
+    tokenizer, encoder_l, encoder_g = towers
+    state = hashlib.sha256()
+    for encoder in filter(None, (encoder_l, encoder_g)):
+        for name, value in sorted(encoder.state_dict().items()):
+            plain = value.detach().cpu().contiguous()
+            state.update(f"{name} {list(plain.shape)} {plain.dtype}\n".encode())
+            state.update(plain.flatten().view(torch.uint8).numpy().data)
+    special = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_l_id, tokenizer.pad_g_id)
+    vocabulary = repr((special, sorted(tokenizer.clip.get_vocab().items()))).encode()
+    return {
+        "kind": KIND,
+        "towers": state.hexdigest(),
+        "tokenizer": hashlib.sha256(vocabulary).hexdigest(),
+        "pooling": pooling,
+        "dtype": dtype,
+    }
+
+
+def caption_keys(captions: Sequence[str]) -> Int64s:
+    """[N, 2] first 16 bytes of each caption's SHA-256, little-endian."""
+    digests = b"".join(
+        hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16] for text in captions
+    )
+    return np.frombuffer(digests, "<i8").reshape(-1, 2).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class TextCache:
+    """A finished cache of text states; the lookup ascends in the first half of the keys."""
+
+    store: Store
+
+    def rows(self, captions: Sequence[str]) -> Int64s:
+        """[N] lookup row of each caption, −1 where it is not cached."""
+        keys, table = caption_keys(captions), self.store.lookup["captions"]
+        return find_rows(table[:, 0], table[:, 1:], keys[:, 0], keys[:, 1:])
+
+    def states(self, row: int) -> tuple[Tensor, Tensor]:
+        """Context [77·c, D] and pooled state [P]: views of the mapped file."""
+        lookup = self.store.lookup
+        shard = self.store.shard(int(lookup["shards"][row]))
+        place = int(lookup["rows"][row])
+        return shard.tensors["context"][place], shard.tensors["pooled"][place]
+
+
+def open_text(folder: Path) -> TextCache | None:
+    """The text states of a cache folder; None where it was written without them.
+
+    Raises InputError when they are unfinished, damaged, or of another version.
+    """
+    return TextCache(open_store(folder / KIND)) if (folder / KIND).is_dir() else None
+
+
+class CachedTextStates:
+    """In the place of refimpl.text.states.TextStates: reads what is cached, and asks `towers` for other prompts."""
+
+    def __init__(self, cache: TextCache, towers: TextStates, device: torch.device):
+        self._cache, self._towers, self._device = cache, towers, device
+        self._empty, _ = cache.states(int(cache.rows([""])[0]))
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Context [B, 77·n, D] and pooled state [B, P], float32, n the largest chunk count of these prompts.
+
+        Where all prompts are cached in float32, the bits are those of the towers.
+        """
+        rows = self._cache.rows(prompts)
+        if (rows < 0).any():
+            return self._towers(prompts)
+        states = [self._cache.states(row) for row in rows.tolist()]
+        length, chunk = max(len(context) for context, _ in states), len(self._empty)
+        contexts = [
+            torch.cat([context, *[self._empty] * ((length - len(context)) // chunk)]) for context, _ in states
+        ]
+        context, pooled = torch.stack(contexts), torch.stack([pooled for _, pooled in states])
+        return context.to(self._device).float(), pooled.to(self._device).float()
+
+    def null(self, kind: str) -> tuple[Tensor, Tensor]:
+        """As `TextStates.null`."""
+        return self._towers.null(kind)

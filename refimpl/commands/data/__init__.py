@@ -1,0 +1,1 @@
+"""`refimpl data`, `refimpl cache` and `refimpl stats`: what a run would be trained on."""

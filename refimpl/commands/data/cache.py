@@ -1,0 +1,172 @@
+"""`refimpl cache`: latents and text states of a data set, encoded once (N App. B; R's chunked processing)."""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from refimpl.cache.encode import BACKGROUND, FittingEncoder
+from refimpl.cache.encode_latents import LatentOptions, write_latents
+from refimpl.cache.encode_text import write_text
+from refimpl.cache.latents import KIND, encoding_of
+from refimpl.cache.plan import pictures_of
+from refimpl.cache.text_states import text_encoding
+from refimpl.checks import check_at_least, check_positive, check_seed
+from refimpl.commands.data.stats import find_autoencoder
+from refimpl.data.images.fast_jpeg import check_fast
+from refimpl.errors import InputError
+from refimpl.latents.vae import VAE
+from refimpl.run.config import Config
+from refimpl.run.presets import load_config
+from refimpl.run.world import World, join_world, leave_world, lost_peers_named
+from refimpl.storage.store import DTYPES
+from refimpl.train.setup.init_from import open_start, start_towers
+from refimpl.train.setup.prepare import prepare_data, read_stage
+
+MEGABYTE = 2**20
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class CacheCommand:
+    """Encodes every image and caption of all stages once. Run again, it encodes what is missing or has changed.
+
+    May be killed at any moment and continued, also with another number of processes (`torchrun --no-python
+    --nproc-per-node=N refimpl cache …`).
+    """
+
+    config: Annotated[str, tyro.conf.Positional]
+    """preset or TOML file: its data, buckets, autoencoder and text towers are used"""
+    out: Path
+    """the cache folder; a configuration uses it as data.cache"""
+    crops: int = 1
+    """K crops of each image: visit v of training sees crop v mod K"""
+    flips: bool = False
+    """also the mirrored crops, as entries of their own; data.horizontal_flip needs them"""
+    text: bool = True
+    """also the captions' states, for towers that stay frozen"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the autoencoder's arithmetic and of everything stored"""
+    seed: int | None = None
+    """of the crops; left out for the configuration's train.seed"""
+    tile: int = 0
+    """px: larger images go through the autoencoder in overlapping tiles of this side; 0 for off"""
+    batch_pixels: int = 4 * MEGABYTE
+    """px of the images that are encoded at once; halved when the memory does not suffice"""
+    text_rows: int = 1
+    """chunks of 75 tokens that the towers take at once; more is faster on a GPU, and may differ in the last bit"""
+    shard_megabytes: float = 128.0
+    """size of a file; what one process may lose when it is killed"""
+    rehash: bool = False
+    """compare the SHA-256 of every image, also where its size and modification time have not changed"""
+    verify: bool = False
+    """first read every shard and compare it with its SHA-256"""
+    folder: str = ""
+    """images to encode, instead of the configuration's"""
+    weights: str = ""
+    """autoencoder's safetensors file, instead of the configuration's"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def __post_init__(self) -> None:
+        for name in ("crops", "batch_pixels", "text_rows"):
+            check_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        check_positive("--shard-megabytes", self.shard_megabytes)
+        check_at_least("--tile", self.tile, 0)
+        if self.seed is not None:
+            check_seed("--seed", self.seed)
+
+
+def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
+    """Writes or continues a cache, and prints what it holds; every process of a torchrun calls it."""
+    command = tyro.cli(CacheCommand, args=arguments, prog=program)
+    config = load_config(command.config)
+    if command.folder:
+        config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
+    vae = find_autoencoder(config, command.weights)
+    world = join_world(command.device)
+    try:
+        with lost_peers_named(world), alone_in(command.out, world):
+            write_cache(command, config, vae, world)
+    finally:
+        leave_world(world)
+
+
+def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -> None:
+    """Latents, then text. Raises InputError for bad data, too little memory or a full disk."""
+    if config.data.decoder == "fast":
+        check_fast()
+    world.on_main(lambda: prepare_data(config))
+    stages = [read_stage(config, stage) for stage in config.all_stages()]
+    pictures = pictures_of(stages)
+    seed = config.train.seed if command.seed is None else command.seed
+    encoding = encoding_of(vae, command.dtype, command.tile, seed, BACKGROUND, config.data.decoder)
+    cell_bytes = config.vae.latent_channels * DTYPES[command.dtype].itemsize
+    options = LatentOptions(
+        crops=command.crops,
+        flips=command.flips,
+        shard_bytes=int(command.shard_megabytes * MEGABYTE),
+        seed=seed,
+        decoder=config.data.decoder,
+        workers=config.data.workers,
+        rehash=command.rehash,
+        verify=command.verify,
+    )
+    encoder = FittingEncoder(vae, world.device, command.dtype, command.tile, command.batch_pixels)
+    counts = write_latents(
+        command.out, pictures, encoding, encoder, cell_bytes, config.vae.factor, options, world
+    )
+    _say(world, {"kind": KIND, **counts, "out": str(command.out)})
+    if not command.text:
+        return
+    if config.data.varies_captions:
+        left_out = "left out: data.shuffle_tags gives a caption other states at every visit, as data.tag_dropout does"
+        _say(world, {"text": left_out})
+        return
+    towers = start_towers(open_start(config), config)
+    for tower in filter(None, towers[1:]):
+        torch.nn.Module.to(tower, world.device)
+    made_by = text_encoding(towers, config.text.pooling, command.dtype)
+    captions = [caption for data in stages for caption in data.index.captions]
+    size = int(command.shard_megabytes * MEGABYTE)
+    told = write_text(command.out, captions, towers, made_by, size, command.text_rows, command.verify, world)
+    _say(world, {"kind": "text", **told, "out": str(command.out)})
+
+
+@contextlib.contextmanager
+def alone_in(out: Path, world: World) -> Iterator[None]:
+    """Holds the cache folder's lock on rank 0; the system lets it go with the process, however that ends.
+
+    Raises InputError on every rank when another run holds it, or the folder can't be made.
+    """
+    held = []
+
+    def lock() -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.append((out / LOCK).open("w"))
+            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another run is writing to {out}; wait for it, end it, or name another folder"
+            ) from error
+        except OSError as error:
+            raise InputError(f"--out {out} can't be written to ({error.strerror}); name another") from error
+
+    try:
+        world.on_main(lock)
+        yield
+    finally:
+        for file in held:
+            file.close()
+
+
+def _say(world: World, row: dict[str, object]) -> None:
+    if world.is_main:
+        print(json.dumps(row))

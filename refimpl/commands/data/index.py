@@ -1,0 +1,183 @@
+"""`refimpl data index`: any layout of images to one index file, in parallel, going on where a kill left it."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from refimpl.checks import check_at_least, check_fraction
+from refimpl.data.captions import DEFAULT_TAG_CLASSES
+from refimpl.data.images.decode import Accepted
+from refimpl.data.index.data_set import index_of
+from refimpl.data.index.index_file import Table, is_index, read_table, write_table
+from refimpl.data.index.merge import merged
+from refimpl.data.index.parallel_read import LISTED, MAX_BAD_SHARE, gather, refuse
+from refimpl.data.index.record import IndexOptions
+from refimpl.data.tag_rules import TagRules, read_tag_table
+from refimpl.errors import InputError
+
+
+@dataclass(frozen=True)
+class TagArguments:
+    """How captions and records become tags."""
+
+    classes: tuple[str, ...] = DEFAULT_TAG_CLASSES
+    """classes that a tag may name as its prefix, as in `character:alice`"""
+    table: Path | None = None
+    """tag → class, as JSON or as CSV with the columns name and category (a name, or Danbooru's number)"""
+    underscores_to_spaces: bool = False
+    """write long_hair as `long hair`; ^_^ stays"""
+    rating: bool = False
+    """add a tag of class rating where a record has a rating"""
+    quality: tuple[str, ...] = ()
+    """score:tag, the highest first: the tag of the first score that a record's reaches, of class quality"""
+
+
+@dataclass(frozen=True)
+class IndexCommand:
+    """Reads images' headers, captions and tags into one index file that training reads in place of the folder.
+
+    A source is a folder of images with .txt or .caption sidecars or with metadata.jsonl, a .jsonl, kohya's
+    metadata .json, a .parquet, or a .tar that is read in place. Killed, it goes on where it was.
+    """
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """folders and files to read"""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """the index file to write"""
+    processes: int = 0
+    """that read at once; 0 for one on each core"""
+    replace: bool = False
+    """write over an index that is there"""
+    allow_missing: bool = False
+    """take an image without a caption as one with an empty caption"""
+    max_bad_share: float = MAX_BAD_SHARE
+    """largest share of images that may be left out as unusable"""
+    verify: bool = False
+    """decode every image in full, to find all damage now"""
+    sha256: bool = False
+    """keep the SHA-256 of every image's bytes"""
+    max_pixels: int = Accepted.max_pixels
+    """width · height of the largest image let in"""
+    any_suffix: bool = False
+    """take files whose suffix is that of another format"""
+    tags: TagArguments = field(default_factory=TagArguments)
+    """captions and tags"""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise InputError("no source; name a folder of images, or a .jsonl, .json, .parquet or .tar file")
+        check_at_least("--processes", self.processes, 0)
+        check_fraction("--max-bad-share", self.max_bad_share)
+
+    def options(self) -> IndexOptions:
+        """What these settings mean."""
+        tags = self.tags
+        rules = TagRules(
+            tags.classes,
+            read_tag_table(tags.table) if tags.table else {},
+            tags.underscores_to_spaces,
+            tags.rating,
+            tuple(_bound(text) for text in tags.quality),
+        )
+        accepted = Accepted(max_pixels=self.max_pixels, any_suffix=self.any_suffix)
+        return IndexOptions(rules, accepted, self.verify, self.sha256)
+
+
+def _bound(text: str) -> tuple[float, str]:
+    score, colon, tag = text.partition(":")
+    try:
+        if colon and tag.strip():
+            return float(score), tag.strip()
+    except ValueError:
+        pass
+    raise InputError(f"--tags.quality {text!r}: give score:tag, as 150:masterpiece")
+
+
+def index_command(arguments: list[str], program: str = "refimpl data index") -> None:
+    """Writes the index and says what is in it."""
+    command = tyro.cli(IndexCommand, args=arguments, prog=program)
+    if command.out.exists() and not command.replace:
+        raise InputError(f"{command.out} exists; choose another name, or write over it with --replace")
+    table = build(command.sources, command.out, command.options(), command.processes or cores(),
+                  command.allow_missing, command.max_bad_share)  # fmt: skip
+    bad = index_of(table).quarantined
+    size = command.out.stat().st_size
+    print(f"{len(table)} images in {command.out} ({size / 2**20:.1f} MiB); {len(bad)} left out")
+    for problem in bad[:LISTED]:
+        print(f"  left out: {problem}")
+    print(f"look at it: refimpl data check {command.out}")
+
+
+def build(
+    sources: tuple[str, ...],
+    out: Path,
+    options: IndexOptions,
+    processes: int,
+    allow_missing: bool = False,
+    max_bad_share: float = MAX_BAD_SHARE,
+    show: bool = True,
+) -> Table:
+    """Indexes data sets into one file, which appears whole or not at all; returns its table.
+
+    What is read is kept beside the file until that is written, so that a killed run goes on where it was.
+    Raises InputError for what `gather` and `refuse` name.
+    """
+    parts_folder = out.with_name(f".{out.name}.parts")
+    where = tuple(os.path.abspath(source) for source in sources)
+    facts = {"sources": list(where), "tag_classes": list(options.rules.classes)}
+    with _alone_in(parts_folder, out):
+        parts = gather(where, options, parts_folder, processes, show)
+        found = merged(parts)
+        refuse(sources, parts, found.duplicates, max_bad_share, allow_missing)
+        write_table(out, found.columns, {**found.facts, **facts})
+        shutil.rmtree(parts_folder, ignore_errors=True)
+    return read_table(out)
+
+
+@contextmanager
+def _alone_in(folder: Path, out: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system lets go with the process, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("wb")
+    except OSError as error:
+        raise InputError(
+            f"could not write {folder}: {error.strerror}; choose another place for {out}"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is indexing into {out}; wait for it, or choose another name"
+            ) from None
+        yield
+
+
+@contextmanager
+def looked_at(source: str, options: IndexOptions, processes: int) -> Iterator[Table]:
+    """The table of an index, or of any data set whatever its problems: for looking, not for training.
+
+    Raises InputError for what `read_table` and `gather` name.
+    """
+    if is_index(source):
+        yield read_table(source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = merged(gather((source,), options, Path(folder), processes))
+        path = Path(folder) / "index"
+        write_table(path, found.columns, found.facts)
+        yield read_table(path)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,128 @@
+"""`refimpl stats`: a data set's scale-and-shift by Welford's streaming average (N App. B, Fig. 8)."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from refimpl.autoencoder.latent_statistics import Measured, measure_latents
+from refimpl.autoencoder.training import centre_crops
+from refimpl.cache.cached_stage import open_cache
+from refimpl.cache.latents import Batches, LatentBatch, read_batches
+from refimpl.checks import check_seed
+from refimpl.data.loading.loader import Batch, Draws, load_batches
+from refimpl.errors import InputError
+from refimpl.interop.run.run_folder import load_autoencoder
+from refimpl.latents.vae import VAE
+from refimpl.run.config import Config
+from refimpl.run.presets import load_config
+from refimpl.run.visit_draws import CentreDraws
+from refimpl.run.world import World, join_world, leave_world, lost_peers_named
+from refimpl.storage.committed import replace_text
+from refimpl.train.setup.init_from import open_start, start_vae
+from refimpl.train.setup.prepare import prepare_data, read_stage
+from refimpl.train.step_plan import StageData
+
+
+@dataclass(frozen=True)
+class StatsCommand:
+    """Takes every image of a data set once, over any number of processes (torchrun), and writes the mean and std of
+    each latent channel as a preset, with the number of images and the way there (`refimpl figures --statistics`).
+    """
+
+    config: Annotated[str, tyro.conf.Positional]
+    """preset or TOML file: its data, buckets and autoencoder are used"""
+    out: Path = Path("scale_shift.json")
+    """the preset to write; a configuration uses it as latents.scale_shift"""
+    folder: str = ""
+    """images to measure, instead of the configuration's"""
+    cache: str = ""
+    """folder of `refimpl cache` to read latents from, instead of encoding (crop 0); the images must fit it"""
+    weights: str = ""
+    """autoencoder's safetensors file, instead of the configuration's"""
+    seed: int = 0
+    """of the order of the images, which the curve depends on"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def __post_init__(self) -> None:
+        check_seed("--seed", self.seed)
+
+
+def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
+    """Measures, prints the table of N Fig. 8 for this data set, and writes the preset."""
+    command = tyro.cli(StatsCommand, args=arguments, prog=program)
+    if command.out.exists():
+        raise InputError(f"--out {command.out} exists; choose another name")
+    config = load_config(command.config)
+    if command.folder:
+        config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
+    if command.cache:
+        config = replace(config, data=replace(config.data, cache=command.cache, horizontal_flip=False))
+    vae = None if config.data.cache else find_autoencoder(config, command.weights)
+    world = join_world(command.device)
+    try:
+        with lost_peers_named(world):
+            world.on_main(lambda: prepare_data(config))
+            cache = open_cache(config)
+            data = read_stage(config, config.all_stages()[-1], cache, world)
+            measured = _measured(command, config, data, vae, world)
+            world.on_main(lambda: replace_text(command.out, json.dumps(measured.document()) + "\n"))
+    finally:
+        leave_world(world)
+    if world.is_main:
+        count, total = measured.curve[-1][0], measured.statistics.count
+        print(json.dumps({"images": count, "latent_cells": total, "out": str(command.out)}))
+        table = zip(measured.scale_shift.mean, measured.scale_shift.std, strict=True)
+        for channel, (mean, std) in enumerate(table):
+            print(f"channel {channel}: mean {mean:9.4f}   std {std:9.4f}")
+
+
+def _measured(
+    command: StatsCommand, config: Config, data: StageData, vae: VAE | None, world: World
+) -> Measured:
+    channels, of = config.vae.latent_channels, (data.buckets, data.bucket_of, command.seed, world)
+    if vae is not None:
+        vae.to(world.device)
+        return measure_latents(lambda batches: _encoded(vae, data, batches, world.device), channels, *of)
+    cached = data.latents
+    assert cached is not None  # there is a cache, or there would be weights
+
+    def no_images(batches: Batches, draws: Draws) -> Iterator[Batch]:
+        return load_batches(data.index, batches, 0, draws)
+
+    def read(batches: Batches) -> Iterator[Tensor]:
+        for batch in read_batches(cached, data.index, batches, 0, CentreDraws(), no_images):
+            assert isinstance(batch, LatentBatch)  # every image is in its own bucket
+            yield batch.latents.float()
+
+    return measure_latents(read, channels, *of)
+
+
+@torch.no_grad()
+def _encoded(vae: VAE, data: StageData, batches: Batches, device: torch.device) -> Iterator[Tensor]:
+    """Latents of centre crops."""
+    for images in centre_crops(data.index, batches):
+        yield vae.encode(images.to(device))
+
+
+def find_autoencoder(config: Config, given: str) -> VAE:
+    """The frozen autoencoder to encode with: of the file `given`, or else the one that training would use.
+
+    Raises InputError when there is none yet.
+    """
+    weights, made = given or config.latents.weights, Path(config.latents.folder) / "autoencoder.safetensors"
+    if not weights and config.latents.folder and made.is_file():
+        weights = str(made)
+    if weights:
+        return load_autoencoder(Path(weights), config.vae)
+    start = open_start(config)
+    vae = start_vae(start, config) if start is not None else None
+    if vae is None:
+        raise InputError("no autoencoder to encode with; name its safetensors file with --weights")
+    return vae

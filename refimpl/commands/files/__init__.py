@@ -1,0 +1,1 @@
+"""Commands over files of other programs: inspect, convert, export, merge."""

@@ -1,0 +1,40 @@
+"""`refimpl export-lora`: the adapters of a run as the file that ComfyUI, A1111, Forge and diffusers load."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from refimpl.checks import check_choice
+from refimpl.commands.files.convert import DTYPES
+from refimpl.interop.lora import files as lora_files
+from refimpl.interop.run import lora as run_lora
+from refimpl.model.lora.adapters import DOWN
+
+
+@dataclass(frozen=True)
+class ExportLoRACommand:
+    """Writes the LoRA that a run has trained, with kohya's names. The output must not exist."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """a run folder (its newest checkpoint) or one of its checkpoints/step-* folders"""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """the .safetensors file to write"""
+    weights: str = "ema"
+    """ema, the moving average, or unet, the weights as trained"""
+    dtype: str = "fp16"
+    """fp16, bf16 or fp32, of the maps; empty keeps the run's"""
+
+    def __post_init__(self) -> None:
+        check_choice("--dtype", self.dtype or "fp32", [name for name in DTYPES if name])
+
+
+def export_lora_command(arguments: list[str], program: str = "refimpl export-lora") -> None:
+    """Reads the run's checkpoint, writes the file."""
+    command = tyro.cli(ExportLoRACommand, args=arguments, prog=program)
+    lora = run_lora.load(command.run, command.weights)
+    named = replace(lora, metadata={**lora.metadata, "modelspec.title": command.out.stem})
+    lora_files.save(named, command.out, DTYPES[command.dtype])
+    for part, state in lora.parts().items():
+        print(f"{part}: {sum(key.endswith(DOWN) for key in state)} modules in {command.out}")

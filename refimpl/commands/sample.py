@@ -1,0 +1,165 @@
+"""The command line of sampling."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from refimpl.commands.terminal import run_command
+from refimpl.data.images.decode import decode
+from refimpl.errors import InputError
+from refimpl.interop.run.run_folder import load_model
+from refimpl.sample.config import SampleConfig
+from refimpl.sample.images.draw import draw_images
+from refimpl.sample.images.picture_files import write_grid, write_image
+from refimpl.sample.images.refiner import Refiner
+from refimpl.storage.committed import replace_text
+from refimpl.tables import from_table, to_table
+
+
+@dataclass(frozen=True)
+class SampleCommand:
+    """Draws images from a run folder or one of its checkpoints; what is left out is taken from the run's settings."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """run folder (newest checkpoint) or checkpoints/step-* folder"""
+    out: Path = Path("samples")
+    """folder for grid.png, the single images and samples.json; made when absent, refused when it holds files"""
+    weights: str = "ema"
+    """ema (moving average) or unet (as trained)"""
+    start_sigma: float | None = None
+    """start at this finite sigma_edm; without it at the schedule's end, which is ∞ with zero terminal SNR"""
+    batch_size: int = 16
+    """images per network call; changes no image"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    prompts: tuple[str, ...] | None = None
+    """what to draw, one or more prompts"""
+    seeds: int | None = None
+    """images per prompt"""
+    seed: int | None = None
+    """seed of the initial noise"""
+    steps: int | None = None
+    """sampling steps"""
+    grid: str | None = None
+    """native, trailing, leading, karras, exponential, laplace or community_trainer"""
+    sampler: str | None = None
+    """euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc"""
+    guidance: float | None = None
+    """classifier-free guidance scale; 1 for none"""
+    rescale: float | None = None
+    """CFG rescale factor"""
+    width: int | None = None
+    """px"""
+    height: int | None = None
+    """px"""
+    attention_train_side: int | None = None
+    """px of the square canvas trained on: scales self-attention's logits for another one; 0 is off"""
+    attention_window: int | None = None
+    """px to either side that a place attends to, for very large canvases; 0 is the whole canvas"""
+    refiner: Path | None = None
+    """run or checkpoint of a refiner (S §2.5)"""
+    refiner_mode: str = "sdedit"
+    """sdedit (noise the finished latents and denoise them again) or last (take over for the grid's last steps)"""
+    refiner_from: float | None = None
+    """share of the noise scales that the refiner works on: 0.2 is t < 200; without it all that it was trained on"""
+    aesthetic_score: float | None = None
+    """score that the refiner is asked for"""
+    negative_aesthetic_score: float | None = None
+    """score of the guidance's other half"""
+    image_prompt: Path | None = None
+    """image whose CLIP embedding replaces the prompts' pooled state (S §2.6); for runs trained so"""
+
+
+def sample_command(arguments: list[str], program: str = "python -m refimpl.sample") -> None:
+    """Draws, and writes grid.png (a row per prompt), PROMPT-SEED.png for each image, and samples.json."""
+    command = tyro.cli(SampleCommand, args=arguments, prog=program)
+    if command.batch_size < 1:
+        raise InputError(f"--batch-size {command.batch_size} must be at least 1")
+    _check_out(command.out)
+    model, table, step = load_model(command.run, command.weights)
+    last = model.diffusion.last_timestep
+    if command.start_sigma is None and last < model.diffusion.schedule().timesteps - 1:
+        raise InputError(
+            f"{command.run} is a refiner, trained up to t = {last}: it cannot begin from pure noise; name it as "
+            "--refiner of another run, or give a --start-sigma that it knows"
+        )
+    settings = from_table(SampleConfig, table.get("sample", {}), f"{command.run} [sample]")
+    given = {f.name: getattr(command, f.name, None) for f in fields(SampleConfig)}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    device = _device(command.device)
+    images = draw_images(
+        model.to(device),
+        settings,
+        start_sigma=command.start_sigma,
+        batch_size=command.batch_size,
+        refiner=_refiner(command, device),
+        image_prompt=_read_image(command.image_prompt) if command.image_prompt else None,
+    )
+    write_grid(images, command.out / "grid.png")
+    for row, prompt_images in enumerate(images):
+        for number, image in enumerate(prompt_images):
+            write_image(image, command.out / f"prompt{row:02d}-{number:02d}.png")
+    summary = {
+        "run": str(command.run),
+        "step": step,
+        "weights": command.weights,
+        "start_sigma": command.start_sigma,
+        "refiner": str(command.refiner) if command.refiner else None,
+        "refiner_mode": command.refiner_mode if command.refiner else None,
+        "refiner_from": command.refiner_from,
+        "image_prompt": str(command.image_prompt) if command.image_prompt else None,
+        "settings": to_table(settings),
+        "mean_rgb": images.mean(dim=(1, 3, 4)).tolist(),  # by prompt
+    }
+    replace_text(command.out / "samples.json", json.dumps(summary, indent=1) + "\n")
+    print(f"wrote {images.shape[0] * images.shape[1]} images and a grid to {command.out}")
+
+
+def _refiner(command: SampleCommand, device: torch.device) -> Refiner | None:
+    if command.refiner is None:
+        if command.refiner_from is not None:
+            raise InputError("--refiner-from says where a refiner starts; name it with --refiner")
+        return None
+    model, _, _ = load_model(command.refiner, command.weights)
+    return Refiner(model.to(device), command.refiner_mode, command.refiner_from)
+
+
+def _read_image(path: Path) -> Tensor:
+    """[3, H, W] in −1 … 1."""
+    pixels = np.array(decode(path))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _check_out(out: Path) -> None:
+    """Raises InputError unless images can go to `out`: found before they are drawn, and nothing is made yet."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"--out {out} exists and is not an empty folder; choose another")
+        nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from error
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--out {out} cannot be made: {nearest} is no writable folder; choose another folder"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name!r} is unknown; use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda was asked for, but torch sees no GPU; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Entry point of `python -m refimpl.sample`."""
+    run_command(lambda: sample_command(sys.argv[1:]))

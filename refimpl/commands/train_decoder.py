@@ -1,0 +1,147 @@
+"""`refimpl train-decoder`: an autoencoder's decoder finetuned on images, its encoder untouched (N §4.4, S §2.4)."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from refimpl.autoencoder.decoder import (
+    check_fits,
+    finetune_decoder,
+    measure_decoder,
+    without_jpeg_blocks,
+    write_row,
+)
+from refimpl.autoencoder.decoder_config import DecoderConfig
+from refimpl.autoencoder.decoder_losses import load_features
+from refimpl.data.index.data_set import Index, read_folder
+from refimpl.errors import InputError
+from refimpl.interop import single_file
+from refimpl.interop.checkpoint import Checkpoint
+from refimpl.interop.network.architecture import architecture_of, noted
+from refimpl.latents.vae import VAE
+from refimpl.run.data_digest import data_digest
+from refimpl.run.world import join_world
+from refimpl.storage import safetensors_file
+from refimpl.storage.committed import replace_text
+from refimpl.storage.shards import digest
+from refimpl.storage.streaming import load_into
+from refimpl.tables import to_table
+
+SETTINGS = "config.json"
+
+
+@dataclass(frozen=True)
+class TrainDecoderCommand:
+    """Finetunes the decoder of an autoencoder and writes the whole autoencoder as one file that other tools load."""
+
+    weights: Annotated[str, tyro.conf.Positional]
+    """the autoencoder to start from: a safetensors file of it, or a single-file checkpoint or diffusers folder"""
+    folder: Path
+    """images to train on"""
+    out: Path
+    """run folder to make: checkpoints, metrics.jsonl, and at the end vae.safetensors"""
+    heldout: str = ""
+    """images to measure on, before and after; empty for those of `folder`"""
+    perceptual: str = ""
+    """TorchScript file of a feature network, for decoder.perceptual_weight"""
+    resume: bool = False
+    """continue the run in `out`"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """how it is trained"""
+
+
+def train_decoder_command(arguments: list[str], program: str = "refimpl train-decoder") -> None:
+    """Reads the autoencoder and the images, finetunes, measures before and after, writes the autoencoder."""
+    command = tyro.cli(TrainDecoderCommand, args=arguments, prog=program)
+    config, run = command.decoder, command.out
+    checkpoint = read_autoencoder(command.weights)
+    architecture = architecture_of(checkpoint, command.weights)
+    assert checkpoint.vae is not None
+    assert architecture.vae is not None
+    vae = VAE(architecture.vae)
+    load_into(vae, checkpoint.vae, command.weights)
+    device = join_world(command.device).device
+    features = load_features(Path(command.perceptual), config.size, device) if command.perceptual else None
+    index = read_folder(str(command.folder))
+    heldout = read_folder(command.heldout) if command.heldout else index
+    if config.max_blockiness:
+        index, left_out = without_jpeg_blocks(index, config.max_blockiness)
+        for name, value in left_out.items():
+            print(f"left out {name}: blockiness {value:.2f} is above {config.max_blockiness}")
+    check_fits(vae, index, config, features, run)
+    _make_or_check(command, _told_by(vae, index))
+
+    vae.to(device)
+    before = measure_decoder(vae, heldout, config.size, device)
+    vae = finetune_decoder(vae, index, config, run, device, features)
+    after = measure_decoder(vae, heldout, config.size, device)
+    for when, step, values in (("before", 0, before), ("after", config.steps, after)):
+        write_row(run, step, values)
+        print(f"{when:<6} " + "   ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    state = {name: value.cpu().contiguous() for name, value in vae.state_dict().items()}
+    finished = run / "vae.safetensors"
+    # Without the prefix of a whole model's file: so the other tools' VAE loaders want it.
+    safetensors_file.write(finished, state, noted(checkpoint.metadata, architecture))
+    print(f"wrote {finished}")
+
+
+def read_autoencoder(weights: str) -> Checkpoint:
+    """The autoencoder, and its scale-and-shift, of a file or folder of any format.
+
+    Raises InputError when it cannot be read, or holds no autoencoder.
+    """
+    path = Path(weights)
+    if path.is_dir():
+        from refimpl.interop import diffusers_folder
+
+        checkpoint = diffusers_folder.load(path)
+    else:
+        checkpoint = single_file.load(path)
+    if checkpoint.vae is None:
+        raise InputError(f"{weights} holds no autoencoder; name its safetensors file")
+    return replace(checkpoint, unet=None, text_l=None, text_g=None, other={})
+
+
+def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
+    """What a run's start and images are told by, when it is resumed."""
+    described = data_digest(index)
+    return {
+        "weights (SHA-256)": digest(vae.state_dict()),
+        "images": described["images"],
+        "ids (SHA-256)": described["ids"],
+        "sizes (SHA-256)": described["sizes"],
+    }
+
+
+def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) -> None:
+    """Makes the run folder, or checks that the one to be resumed has these settings, but for `steps`."""
+    run, table = command.out, to_table(command.decoder) | told_by
+    settings = run / SETTINGS
+    if command.resume:
+        if not settings.is_file():
+            raise InputError(f"--resume: {run} is no run of train-decoder; name the folder with --out")
+        try:
+            saved = dict(json.loads(settings.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{settings} cannot be read ({error}); choose another --out") from error
+        changed = [
+            key for key in sorted(saved | table) if saved.get(key) != table.get(key) and key != "steps"
+        ]
+        if changed:
+            listing = ", ".join(f"{key} was {saved.get(key)!r}, now {table.get(key)!r}" for key in changed)
+            raise InputError(
+                f"--resume: {run} was begun with others: {listing}; bring them back, or begin anew"
+            )
+        return
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"--out {run} exists; choose another folder, or --resume")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {run} cannot be made: {error.strerror}; choose another folder") from error
+    replace_text(settings, json.dumps(table, indent=1) + "\n")

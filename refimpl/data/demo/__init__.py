@@ -1,0 +1,1 @@
+"""The demo's pictures: drawings and photographs, with captions."""

@@ -1,0 +1,1 @@
+"""Image files to RGB pixels, safely, whatever wrote them."""

@@ -1,0 +1,63 @@
+"""JPEG to upright sRGB pixels by libjpeg-turbo's own interface, three times as fast as through Pillow (N §4.1.3)."""
+
+import importlib.util
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.data.images.archives import ImageSource
+from refimpl.data.images.decode import (
+    DEFAULT_ACCEPTED,
+    WHITE,
+    Accepted,
+    decode,
+    exif_orientation,
+    opened_image,
+)
+from refimpl.data.images.lanczos import check_torch_lanczos
+from refimpl.errors import InputError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def check_fast() -> None:
+    """Raises InputError where simplejpeg is not installed, or torch has no Lanczos filter."""
+    if importlib.util.find_spec("simplejpeg") is None:
+        raise InputError(
+            "the fast decoder needs simplejpeg: pip install 'refimpl[fast]', or data.decoder = 'pillow'"
+        )
+    check_torch_lanczos()
+
+
+def decode_fast(
+    path: ImageSource, background: tuple[int, int, int] = WHITE, accepted: Accepted = DEFAULT_ACCEPTED
+) -> Pixels:
+    """What `images.decode` gives, as an array [H, W, 3].
+
+    Plain JPEGs, grey or YCbCr without a colour profile, are decoded by simplejpeg. Any other image, and one
+    that simplejpeg refuses, goes through Pillow, whose word on it counts.
+    Raises BadImage as `images.decode` does.
+    """
+    import simplejpeg
+
+    with opened_image(path, accepted) as image:
+        is_plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+        if is_plain and "icc_profile" not in image.info and image.fp is not None:
+            turn = exif_orientation(image)
+            image.fp.seek(0)
+            try:
+                return upright(simplejpeg.decode_jpeg(image.fp.read(), "RGB"), turn)
+            except ValueError:
+                pass
+    return np.asarray(decode(path, background, accepted))
+
+
+def upright(pixels: Pixels, turn: int) -> Pixels:
+    """Turn an image as its EXIF orientation, 1 to 8, asks for. pixels [H, W, 3] → a view of them."""
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels

@@ -1,0 +1,1 @@
+"""Five layouts of a data set on disk."""

@@ -1,0 +1,1 @@
+"""Batches of pixels, read ahead by worker processes."""

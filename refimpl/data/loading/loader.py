@@ -1,0 +1,239 @@
+"""Batches of images from disk, the same for any number of worker processes (N §4.1.3)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from refimpl.data.aspect_table import Bucket
+from refimpl.data.crop import IntegerSource, SizeInts, cover, cover_and_crop, crop, flip
+from refimpl.data.images.archives import ImageSource
+from refimpl.data.images.decode import DEFAULT_ACCEPTED, WHITE, Accepted, BadImage, decode
+from refimpl.data.images.fast_jpeg import check_fast, decode_fast
+from refimpl.data.index.data_set import Index
+from refimpl.errors import InputError
+
+Decoder = Literal["pillow", "fast"]
+Decoded = TypeVar("Decoded", Image.Image, npt.NDArray[np.uint8])
+Loaded = tuple[int, npt.NDArray[np.uint8], SizeInts]  # row of the index, [H, W, 3], its integers
+SUBSTITUTES_TRIED = 16  # bad images in a row, of one bucket, after which something else is wrong
+
+
+class Draws(Protocol):
+    """All randomness of loading, as functions of (sample id, visit); picklable when there are workers."""
+
+    def crop_source(self, name: str, visit: int) -> IntegerSource:
+        """What the crop is drawn from."""
+        ...
+
+    def is_flipped(self, name: str, visit: int) -> bool:
+        """Whether the image is mirrored."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of one bucket.
+
+    images     [B, 3, H, W] uint8, sRGB
+    size_ints  [B, 6] int64, rows of SizeInts
+    items      [B] int64, rows of the Index that these are images of
+    planned    [B] int64, rows that were asked for: others than in `items` where those are bad
+    bucket     (width, height)
+    bad        what is wrong with the images that others stand for
+    """
+
+    images: torch.Tensor
+    size_ints: torch.Tensor
+    items: npt.NDArray[np.int64]
+    planned: npt.NDArray[np.int64]
+    bucket: Bucket
+    bad: tuple[BadImage, ...] = ()
+
+    def pin_memory(self) -> "Batch":
+        """The same, its images where a GPU can fetch them while it computes; called by torch's DataLoader."""
+        return replace(self, images=self.images.pin_memory(), size_ints=self.size_ints.pin_memory())
+
+
+@dataclass(frozen=True, eq=False)
+class SameBucket:
+    """What stands for a bad image: the images of its bucket that follow it, by row, round to the first.
+
+    bucket_of  [N]  bucket of each row of the index
+    A function of the data set alone, so workers, ranks and batches change nothing.
+    """
+
+    bucket_of: npt.NDArray[np.integer]
+
+    def __call__(self, item: int) -> list[int]:
+        """Rows to try in turn."""
+        rows = np.flatnonzero(self.bucket_of == self.bucket_of[item])
+        after = int(np.searchsorted(rows, item)) + 1
+        return np.roll(rows, -after)[:-1][:SUBSTITUTES_TRIED].tolist()
+
+
+class ImageCache:
+    """Images of a small data set, decoded and scaled to their buckets, up to `max_bytes` in all.
+
+    Full, it keeps what it has: every epoch visits every image once, so replacing one would never pay. It lives
+    in one process: pass it with workers = 0.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._kept: dict[tuple[ImageSource, Bucket], tuple[Image.Image, tuple[int, int]]] = {}
+
+    def covering(
+        self, path: ImageSource, bucket: Bucket, read: Callable[[], Image.Image]
+    ) -> tuple[Image.Image, tuple[int, int]] | None:
+        """The image scaled to cover `bucket`, and its own size; None for those too long to scale whole."""
+        if (path, bucket) in self._kept:
+            return self._kept[path, bucket]
+        image = read()
+        scaled = cover(image, bucket)
+        if scaled is None:
+            return None
+        size = scaled.width * scaled.height * len(scaled.getbands())
+        if self.bytes + size <= self.max_bytes:
+            self._kept[path, bucket] = scaled, image.size
+            self.bytes += size
+        return scaled, image.size
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches(Dataset[Batch | BadImage]):
+    index: Index
+    batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]
+    visit: int
+    draws: Draws
+    background: tuple[int, int, int]
+    accepted: Accepted
+    cache: ImageCache | None
+    substitutes: Callable[[int], Sequence[int]] | None
+    decoder: Decoder
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> Batch | BadImage:
+        """A batch, or the error as a value: raised in a worker it would lose its class on the way."""
+        bucket, items = self.batches[step]
+        bad: list[BadImage] = []
+        try:
+            loaded = [self._load_or_substitute(int(item), bucket, bad) for item in items]
+        except BadImage as error:
+            return error
+        images = torch.from_numpy(np.stack([image for _, image, _ in loaded]))
+        return Batch(
+            images.permute(0, 3, 1, 2).contiguous(),
+            torch.tensor([size_ints for _, _, size_ints in loaded], dtype=torch.int64),
+            np.array([item for item, _, _ in loaded], np.int64),
+            np.asarray(items, np.int64),
+            bucket,
+            tuple(bad),
+        )
+
+    def _load_or_substitute(self, planned: int, bucket: Bucket, bad: list[BadImage]) -> Loaded:
+        """The planned image or what stands for it, drawn as the planned one; adds to `bad` those passed over."""
+        name = self.index.ids[planned]
+        try:
+            return planned, *self._load(planned, name, bucket)
+        except BadImage as error:
+            found = [error]
+        for item in self.substitutes(planned) if self.substitutes else ():
+            try:
+                loaded = self._load(item, name, bucket)
+            except BadImage as error:
+                found.append(error)
+            else:
+                bad += found
+                return item, *loaded
+        raise found[0]
+
+    def _load(self, item: int, drawn_as: str, bucket: Bucket) -> tuple[npt.NDArray[np.uint8], SizeInts]:
+        rng = self.draws.crop_source(drawn_as, self.visit)
+        if self.decoder == "fast":
+            cropped = cover_and_crop(self._read(item, decode_fast), bucket, rng, "torch")
+        else:
+            image, size_ints = self._crop_by_pillow(item, bucket, rng)
+            cropped = np.asarray(image), size_ints
+        return flip(*cropped) if self.draws.is_flipped(drawn_as, self.visit) else cropped
+
+    def _crop_by_pillow(self, item: int, bucket: Bucket, rng: IntegerSource) -> tuple[Image.Image, SizeInts]:
+        if self.cache:
+            kept = self.cache.covering(self.index.paths[item], bucket, lambda: self._read(item, decode))
+            if kept:
+                return crop(*kept, bucket, rng)
+        return cover_and_crop(self._read(item, decode), bucket, rng)
+
+    def _read(self, item: int, decoder: Callable[..., Decoded]) -> Decoded:
+        path, identifier = self.index.paths[item], self.index.ids[item]
+        try:
+            image = decoder(path, self.background, self.accepted)
+        except BadImage as error:
+            raise BadImage(path, f"{error.reason} (id {identifier!r})", error.kind) from error
+        found = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+        indexed = int(self.index.widths[item]), int(self.index.heights[item])
+        if found != indexed:
+            reason = (
+                f"now {found[0]}x{found[1]} pixels, but {indexed[0]}x{indexed[1]} when it was indexed (id "
+                f"{identifier!r}); index the data set again"
+            )
+            raise BadImage(path, reason, "changed")
+        return image
+
+
+def load_batches(
+    index: Index,
+    batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]],
+    visit: int,
+    draws: Draws,
+    workers: int = 0,
+    background: tuple[int, int, int] = WHITE,
+    accepted: Accepted = DEFAULT_ACCEPTED,
+    cache: ImageCache | None = None,
+    substitutes: Callable[[int], Sequence[int]] | None = None,
+    decoder: Decoder = "pillow",
+    pinned: bool = False,
+) -> Iterator[Batch]:
+    """Load, crop and, where drawn, mirror the images of each batch, in the order given.
+
+    batches  of ((width, height) of the bucket, rows of the index)
+    visit    how often the samples have been visited before, as `draws` counts it
+    draws    all randomness: crop and flip of (id, visit)
+    background, accepted  as `decode` takes them
+    cache    keeps images for the next call
+    workers  processes that load ahead; 0 loads here. The result is the same.
+    substitutes  row → rows to show instead, in turn, where an image vanished, broke or changed since it was
+             indexed (`SameBucket`); picklable. Crop and flip stay those of the image planned. Without it, or
+             when all of them are bad too, such an image is an error.
+    decoder  "pillow", or "fast": JPEG by simplejpeg and Lanczos by torch, within 2 levels of it
+    pinned   put the batches where a GPU can fetch them while it computes
+    Raises BadImage, with path and id, for a bad image, and InputError for negative workers, a cache with workers
+    or with the fast decoder, and a fast decoder that is not installed.
+    """
+    if workers < 0 or (workers and cache is not None):
+        raise InputError(f"workers = {workers}: give 0 or more, and no image cache unless it is 0")
+    if decoder == "fast":
+        check_fast()
+        if cache is not None:
+            raise InputError("the image cache keeps what Pillow scaled: give it decoder = 'pillow'")
+    data = _Batches(index, batches, visit, draws, background, accepted, cache, substitutes, decoder)
+    # Its own generator: DataLoader draws a seed for its workers, by default from torch's global state.
+    loader = DataLoader(
+        data, batch_size=None, num_workers=workers, generator=torch.Generator(), pin_memory=pinned
+    )
+    return _raising(loader)
+
+
+def _raising(loader: DataLoader[Batch | BadImage]) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, BadImage):
+            raise batch
+        yield batch

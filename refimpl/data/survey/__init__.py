@@ -1,0 +1,1 @@
+"""What a data set would be trained as, before it is."""

@@ -1,0 +1,146 @@
+"""The weights of each part of a diffusers folder, read under our names and written under diffusers' (spec 7.2)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig
+
+from refimpl.errors import InputError
+from refimpl.interop.diffusers_folder.configs import heads_and_activation, unet_from_table, vae_from_table
+from refimpl.interop.diffusers_folder.unet_keys import unet_modules
+from refimpl.interop.diffusers_folder.vae_keys import (
+    current_name,
+    vae_from_diffusers,
+    vae_to_diffusers,
+)
+from refimpl.interop.diffusers_folder.weights import read_json, read_weights
+from refimpl.interop.network.architecture import with_text_model
+from refimpl.interop.network.clip_keys import PROJECTION, sizes_of, tower_shapes
+from refimpl.interop.network.renaming import inverted, renamed_keys
+from refimpl.interop.network.shapes import clip_config
+from refimpl.interop.single_file.layout import CLIP_L_PREFIX, unet_shapes
+from refimpl.latents.scale_shift import ScaleShift
+from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.model.unet import UNetConfig
+from refimpl.storage import safetensors_file
+from refimpl.storage.key_report import differences
+
+CONFIG = "config.json"
+NETWORK_STEM = "diffusion_pytorch_model"
+TOWER_STEM = "model"
+POSITION_IDS = "text_model.embeddings.position_ids"
+"""0 … 76, which older files hold and no model reads"""
+
+Shapes = dict[str, tuple[int, ...]]
+State = dict[str, Tensor]
+
+
+def read_unet(folder: Path, variant: str | None) -> tuple[State, UNetConfig]:
+    """The UNet under our keys, memory-mapped, and its shape.
+
+    Raises InputError when a file is missing or broken, or listing every tensor that differs from config.json.
+    """
+    config = unet_from_table(read_json(folder / CONFIG), str(folder / CONFIG))
+    state, source = read_weights(folder, NETWORK_STEM, variant)
+    blocks = sum(config.res_blocks * (1 + depth) for depth in config.transformer_depth) + config.middle_depth
+    _check_blocks(blocks, state, source)
+    modules = unet_modules(config)
+    shapes = dict(unet_shapes(config))
+    names = renamed_keys(shapes, modules, source)
+    _check_whole({names[key]: shape for key, shape in shapes.items()}, state, source)
+    names = renamed_keys(state, inverted(modules), source)
+    return {names[key]: tensor for key, tensor in state.items()}, config
+
+
+def read_vae(folder: Path, variant: str | None) -> tuple[State, VAEConfig, ScaleShift]:
+    """The autoencoder under our keys, its shape, and what its latents are scaled by; errors as in `read_unet`."""
+    config, scale_shift = vae_from_table(read_json(folder / CONFIG), str(folder / CONFIG))
+    found, source = read_weights(folder, NETWORK_STEM, variant)
+    state = _renamed(found, {key: current_name(key) for key in found}, source)
+    _check_blocks(len(config.widths) * config.res_blocks, state, source)
+    with torch.device("meta"):
+        expected = vae_to_diffusers(VAE(config).state_dict(), config, source)
+    _check_whole({key: tuple(value.shape) for key, value in expected.items()}, state, source)
+    return vae_from_diffusers(state, config, source), config, scale_shift
+
+
+def read_tower(folder: Path, variant: str | None, projected: bool) -> tuple[State, CLIPTextConfig, State]:
+    """A text tower under transformers' names with `text_model.`, which files of transformers ≥ 5.6 may lack.
+
+    projected  bigG, which ends in a projection
+    returns    its tensors, its shape, and what is kept for an unchanged round trip, by single-file key
+    Errors as in `read_unet`.
+    """
+    heads, activation = heads_and_activation(read_json(folder / CONFIG), str(folder / CONFIG))
+    found, source = read_weights(folder, TOWER_STEM, variant)
+    state = _renamed(found, {key: with_text_model(key) for key in found}, source)
+    extra = {key: state.pop(key) for key in (POSITION_IDS,) if key in state}
+    if not projected and PROJECTION in state:
+        extra[PROJECTION] = state.pop(PROJECTION)
+    sizes = sizes_of({key: tuple(tensor.shape) for key, tensor in state.items()}, openclip=False)
+    if projected:
+        known = state[PROJECTION].shape if PROJECTION in state else ()
+        sizes = replace(sizes, projection=known[0] if len(known) == 2 else sizes.width)
+    _check_whole(tower_shapes(sizes), state, source)
+    kept = {} if projected else {CLIP_L_PREFIX + key: tensor for key, tensor in extra.items()}
+    return state, clip_config(state, source, heads, activation), kept
+
+
+def write_network(
+    folder: Path, table: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, stem: str
+) -> None:
+    """Writes config.json and one safetensors file, tensor after tensor; `dtype` None keeps each one's own."""
+    folder.mkdir()
+    write_json(folder / CONFIG, table)
+    dtypes = {} if dtype is None else dict.fromkeys(state, dtype)
+    # transformers refuses a file that does not say "pt"
+    safetensors_file.write(folder / f"{stem}.safetensors", state, {"format": "pt"}, dtypes)
+
+
+def unet_for_diffusers(state: Mapping[str, Tensor], config: UNetConfig) -> State:
+    """The UNet's tensors under diffusers' names."""
+    names = renamed_keys(state, unet_modules(config), "UNet")
+    return {names[key]: tensor for key, tensor in state.items()}
+
+
+def write_json(path: Path, table: Mapping[str, Any]) -> None:
+    """Writes a table as diffusers does: sorted, indented by 2."""
+    path.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _renamed(state: State, names: Mapping[str, str], source: str) -> State:
+    renamed = {names[key]: tensor for key, tensor in state.items()}
+    if len(renamed) < len(state):
+        twice = [key for key in state if names[key] != key and names[key] in state]
+        raise InputError(f"{source} holds a tensor under two names: {', '.join(twice)}; remove one of them")
+    return renamed
+
+
+def _check_blocks(blocks: int, state: State, source: str) -> None:
+    """A config.json of a million blocks would take for ever to compare with."""
+    if blocks > len(state):
+        raise InputError(
+            f"{source} holds {len(state)} tensors, {CONFIG} beside it describes {blocks} blocks; they do not belong "
+            "together"
+        )
+
+
+def _check_whole(expected: Shapes, state: State, source: str) -> None:
+    problems = differences(expected, {key: tuple(tensor.shape) for key, tensor in state.items()})
+    if problems:
+        listing = "\n  ".join(problems)
+        raise InputError(
+            f"{source} does not fit the {CONFIG} beside it; {len(problems)} of its tensors differ:\n  {listing}\n"
+            "Copy or download this part again."
+        )
+    for key, tensor in state.items():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise InputError(
+                f"{source}: {key} is stored as {tensor.dtype}; weights are read from float16, bfloat16 and float32: "
+                "use the files these were made from"
+            )

@@ -1,0 +1,1 @@
+"""LoRA files, as the other trainers and samplers name them."""

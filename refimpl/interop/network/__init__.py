@@ -1,0 +1,1 @@
+"""Shapes and names of the networks in files."""

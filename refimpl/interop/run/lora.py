@@ -1,0 +1,60 @@
+"""The adapters of a run that trains LoRA, as a file for other tools (spec 7.3)."""
+
+from pathlib import Path
+
+from refimpl.diffusion.config import DiffusionConfig
+from refimpl.errors import InputError
+from refimpl.interop.checkpoint import Prediction
+from refimpl.interop.lora.files import PARTS, LoRAFile
+from refimpl.interop.run.run_folder import CONFIG, WEIGHTS, find_checkpoint
+from refimpl.interop.run.trained_parts import file_name
+from refimpl.interop.single_file.prediction_markers import prediction_metadata
+from refimpl.model.lora.adapters import LoRAConfig
+from refimpl.storage import committed
+from refimpl.tables import from_table
+
+
+def load(path: Path | str, weights: str = "ema") -> LoRAFile:
+    """The adapters of a run's newest checkpoint, or of a checkpoints/step-* folder.
+
+    weights  "ema", the moving average, or "unet", the weights as trained
+    returns  with the metadata that kohya's trainer writes
+    Raises InputError when something is missing or damaged, or the run trains no adapters.
+    """
+    if weights not in WEIGHTS:
+        raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
+    folder = find_checkpoint(Path(path))
+    held = {Path(name).stem for name in committed.read_manifest(folder)}
+    kind = "ema" if weights == "ema" else "weights"
+    files = {part: file_name(part, kind) for part in PARTS if part in held}
+    tensors, documents = committed.read(folder, {*files.values(), "config"})
+    table, where = documents["config"], f"{folder}/{CONFIG}"
+    if not isinstance(table, dict):
+        raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")
+    if not from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]").rank:
+        raise InputError(f"{folder} is of a run that trains whole weights; `refimpl export` writes those")
+    diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
+    prediction = Prediction(
+        diffusion.parameterisation, diffusion.zero_terminal_snr, "the run's configuration"
+    )
+    states = {part: tensors[file] for part, file in files.items()}
+    return LoRAFile(**states, metadata=training_metadata(prediction))
+
+
+def training_metadata(prediction: Prediction) -> dict[str, str]:
+    """What tools look for in a LoRA's metadata: the family of its base, and what that predicts.
+
+    ss_* as kohya's trainer writes them, modelspec.* as the model specification names them.
+    """
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_v2": "False",
+        "ss_v_parameterization": str(prediction.kind == "v"),
+        "ss_zero_terminal_snr": str(prediction.zero_terminal_snr),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.resolution": "1024x1024",
+        **prediction_metadata(prediction),
+    }

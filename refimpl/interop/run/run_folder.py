@@ -1,0 +1,228 @@
+"""A run folder: the settings, the frozen parts and the checkpoints that together make a model.
+
+config.json              the run's configuration
+components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, where training began;
+                         of runs that train adapters also the UNet that they adapt
+checkpoints/step-N/      the trained weights, their moving average, optimizer state (trained_parts.py)
+metrics.jsonl, samples/  what the run wrote about itself
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from refimpl.diffusion.config import DiffusionConfig
+from refimpl.errors import InputError
+from refimpl.interop.run.trained_parts import PARTS, add_adapters, file_name, load_network_state
+from refimpl.latents.scale_shift import ScaleShift
+from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.model.lora.adapters import LoRAConfig, merge_lora
+from refimpl.model.unet import UNet, UNetConfig
+from refimpl.storage import committed, safetensors_file
+from refimpl.storage.streaming import load_into
+from refimpl.tables import from_table
+from refimpl.text.conditioning import null_condition
+from refimpl.text.config import TextConfig, load_towers, save_towers
+from refimpl.text.image_tower import load_image_tower, save_image_tower
+from refimpl.text.tokenizer import Tokenizer
+
+CONFIG = "config.json"
+SINGLE_FILE_VAE = "first_stage_model."
+WEIGHTS = ("ema", "unet")
+IMAGE_TOWER, BASE_UNET = "image_encoder", "unet.safetensors"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything between a prompt and an image, and what the numbers in it mean."""
+
+    unet: UNet
+    vae: VAE
+    scale_shift: ScaleShift
+    tokenizer: Tokenizer
+    encoder_l: CLIPTextModel | None
+    encoder_g: CLIPTextModelWithProjection
+    text: TextConfig
+    diffusion: DiffusionConfig
+    image_tower: CLIPVisionModelWithProjection | None = None
+
+    def to(self, device: torch.device) -> "Model":
+        """Moves every network to the device; returns self."""
+        for network in (self.unet, self.vae, self.encoder_l, self.encoder_g, self.image_tower):
+            if network is not None:
+                torch.nn.Module.to(network, device)
+        return self
+
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """The networks that can be trained, by refimpl.interop.run.trained_parts' names."""
+        networks = zip(PARTS, (self.unet, self.encoder_l, self.encoder_g), strict=True)
+        return {name: network for name, network in networks if network is not None}
+
+    def null_condition(self) -> tuple[Tensor, Tensor]:
+        """Context [1, 77, D] and pooled state [1, P] of no prompt, as trained."""
+        return null_condition(self.text.null, self.tokenizer, self.encoder_l, self.encoder_g)
+
+
+def save_components(run: Path, model: Model, with_unet: bool = False) -> None:
+    """Commits what a run starts from to `run`/components.
+
+    with_unet  the UNet too: checkpoints of adapters hold nothing of it
+    """
+    with committed.committed_folder(run / "components") as folder:
+        save_file(_plain(model.vae.state_dict()), str(folder / "autoencoder.safetensors"))
+        (folder / "scale_shift.json").write_text(model.scale_shift.to_json(), encoding="utf-8")
+        save_towers(folder, (model.tokenizer, model.encoder_l, model.encoder_g))
+        if model.image_tower is not None:
+            save_image_tower(model.image_tower, folder / IMAGE_TOWER)
+        if with_unet:
+            save_file(_plain(model.unet.state_dict()), str(folder / BASE_UNET))
+
+
+def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any], int]:
+    """The model of a checkpoint.
+
+    path     a run folder (its newest checkpoint) or one of its checkpoints/step-* folders
+    weights  "ema", the moving average, or "unet", the weights as trained
+    returns  the model on the CPU in eval mode, the run's configuration as a table, the checkpoint's step
+    Raises InputError when something is missing, damaged, or does not fit, listing every tensor that differs.
+    """
+    if weights not in WEIGHTS:
+        raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
+    folder = find_checkpoint(Path(path))
+    run = folder.resolve().parent.parent  # resolved: "." inside checkpoints/step-N has no parent in its name
+    held = {Path(name).stem for name in committed.read_manifest(folder)}
+    files = {
+        part: file_name(part, "ema" if weights == "ema" else "weights") for part in PARTS if part in held
+    }
+    tensors, documents = committed.read(folder, {*files.values(), "config", "state"})
+    table = documents["config"]
+    where = f"{folder}/{CONFIG}"
+    if not isinstance(table, dict):
+        raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")
+    unet_config = from_table(UNetConfig, table.get("unet"), f"{where} [unet]")
+    text = from_table(TextConfig, table.get("text"), f"{where} [text]")
+    diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
+    vae_config = from_table(VAEConfig, table.get("vae"), f"{where} [vae]")
+    lora = from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]")
+    unet = UNet(unet_config)
+    if lora.rank:
+        check_base(run, folder, documents["state"])
+        load_base(run, unet)
+    model = load_components(run, unet, vae_config, text, diffusion)
+    for part, file in files.items():
+        network = model.parts()[part]
+        if lora.rank:
+            add_adapters(part, network, lora)
+        load_network_state(network, tensors[file], str(folder / f"{file}.safetensors"))
+        merge_lora(network)
+        network.eval().requires_grad_(False)
+    return model, table, state_number(folder, documents, "step")
+
+
+def state_number(folder: Path, documents: Mapping[str, Any], name: str) -> int:
+    """A whole number of a checkpoint's state.json; InputError when it is not there."""
+    state = documents["state"]
+    if not isinstance(state, dict) or type(state.get(name)) is not int:
+        raise InputError(f"{folder}/state.json holds no whole number {name!r}; use another checkpoint")
+    return state[name]
+
+
+def load_components(
+    run: Path, unet: UNet, vae_config: VAEConfig, text: TextConfig, diffusion: DiffusionConfig
+) -> Model:
+    """The model of a run around `unet`, its other networks as the run began with them.
+
+    Raises InputError when a component is missing or differs from the manifest.
+    """
+    folder = run / "components"
+    committed.verify(folder)
+    vae = load_autoencoder(folder / "autoencoder.safetensors", vae_config)
+    scale_shift = ScaleShift.from_json((folder / "scale_shift.json").read_text(encoding="utf-8"))
+    has_image_tower = (folder / IMAGE_TOWER).is_dir()
+    image_tower = load_image_tower(folder / IMAGE_TOWER, text.pooled_dim) if has_image_tower else None
+    return Model(unet, vae, scale_shift, *load_towers(folder, text.has_l), text, diffusion, image_tower)
+
+
+def load_base(run: Path, unet: UNet) -> None:
+    """Fills the UNet with the weights that a run's adapters adapt, without a second copy in memory.
+
+    Raises InputError when the file is missing or lists every tensor that does not fit.
+    """
+    path = run / "components" / BASE_UNET
+    load_into(unet, safetensors_file.read(path)[0], str(path))
+
+
+def base_digest(run: Path) -> str:
+    """SHA-256 of the UNet that a run's adapters adapt, from the components' manifest."""
+    return committed.read_manifest(run / "components").get(BASE_UNET, {}).get("sha256", "")
+
+
+def check_base(run: Path, folder: Path, state: Mapping[str, Any]) -> None:
+    """Raises InputError when a checkpoint's adapters were trained on another UNet than the run's."""
+    if state.get("base") != base_digest(run):
+        raise InputError(
+            f"{folder} holds adapters of another UNet than {run}/components/{BASE_UNET} (its state.json says "
+            f"{state.get('base')!r}); put the checkpoint back into its own run folder"
+        )
+
+
+def load_autoencoder(path: Path, config: VAEConfig) -> VAE:
+    """A frozen autoencoder from a safetensors file, with or without the single file's key prefix.
+
+    Raises InputError when the file cannot be read, or lists every tensor that does not fit.
+    """
+    state = read_safetensors(path)
+    prefixed = {k.removeprefix(SINGLE_FILE_VAE): v for k, v in state.items() if k.startswith(SINGLE_FILE_VAE)}
+    vae = VAE(config)
+    committed.load_state(vae, prefixed or state, str(path))
+    return vae.eval().requires_grad_(False)
+
+
+def read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    """All tensors of a safetensors file; InputError says when it is absent or not one."""
+    try:
+        return load_file(str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except Exception as error:  # safetensors raises its own class and, on a folder, OSError
+        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` optimizer steps lives in a run folder."""
+    return Path(run) / "checkpoints" / f"step-{step:08d}"
+
+
+def committed_steps(run: Path) -> list[int]:
+    """Steps of all whole checkpoints of a run, ascending."""
+    names = [folder.name.removeprefix("step-") for folder in (Path(run) / "checkpoints").glob("step-*")]
+    steps = sorted(int(name) for name in names if name.isdecimal())
+    return [step for step in steps if (step_folder(run, step) / committed.MANIFEST).is_file()]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest of the run folder it names."""
+    if (path / committed.MANIFEST).is_file():
+        return path
+    steps = committed_steps(path)
+    if not steps:
+        raise InputError(
+            f"{path} holds no checkpoint; give a run folder or one of its checkpoints/step-* folders"
+        )
+    return step_folder(path, steps[-1])
+
+
+def write_config(run: Path, table: Mapping[str, Any]) -> None:
+    """Writes the run's configuration beside its checkpoints, whole or not at all."""
+    committed.replace_text(Path(run) / CONFIG, json.dumps(table, indent=1) + "\n")
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}

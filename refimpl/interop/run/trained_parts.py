@@ -1,0 +1,60 @@
+"""The networks of a run that can be trained, and what of each a checkpoint holds.
+
+For the UNet a checkpoint has unet.safetensors (as trained), ema.safetensors (moving average) and
+optimizer.safetensors; for the text towers that are trained too the same under text_l and text_g: text_l, ema_text_l,
+optimizer_text_l. Of a network with LoRA adapters they hold the adapters alone.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from refimpl.model.lora.adapters import LoRAConfig, adapted_layers, add_lora, load_lora_state, lora_state
+from refimpl.storage.committed import check_state
+from refimpl.text.tower_names import tower_parameters
+
+PARTS = ("unet", "text_l", "text_g")
+
+
+def file_name(part: str, kind: str) -> str:
+    """Name of a checkpoint's file without suffix; kind "weights", "ema" or "optimizer"."""
+    if kind == "weights":
+        return part
+    return kind if part == "unet" else f"{kind}_{part}"
+
+
+def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter under the name that files have for it."""
+    if isinstance(network, CLIPTextModel | CLIPTextModelWithProjection):
+        return tower_parameters(network)
+    return dict(network.named_parameters())
+
+
+def network_state(network: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a network: its adapters where it has some, else all parameters."""
+    if adapted_layers(network):
+        return lora_state(network)
+    return {name: parameter.detach() for name, parameter in named_parameters(network).items()}
+
+
+@torch.no_grad()
+def load_network_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies a `network_state` into a network; InputError lists every tensor that differs."""
+    if adapted_layers(network):
+        check_state({name: tuple(value.shape) for name, value in lora_state(network).items()}, state, source)
+        load_lora_state(network, state, source)
+        return
+    parameters = named_parameters(network)
+    check_state({name: tuple(parameter.shape) for name, parameter in parameters.items()}, state, source)
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])
+
+
+def add_adapters(part: str, network: nn.Module, lora: LoRAConfig, seed: int = 0) -> None:
+    """Adapts a part's layers as the settings say. Dropout is the UNet's alone."""
+    if part == "unet":
+        add_lora(network, lora.targets, lora.rank, lora.alpha, lora.dropout, seed)
+    else:
+        add_lora(network, lora.text_targets, lora.rank, lora.alpha, 0.0, seed)

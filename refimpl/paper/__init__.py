@@ -1,0 +1,1 @@
+"""The claims of the reports, computed and measured."""

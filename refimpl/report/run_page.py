@@ -1,0 +1,209 @@
+"""report.html of a run: plain numbers and images in, one self-contained page out."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from refimpl.data.demo.photographs import Licence
+from refimpl.diffusion.schedule import NoiseSchedule
+from refimpl.errors import InputError
+from refimpl.report import figures, pictures
+from refimpl.report.noised_image import noised_image
+from refimpl.report.page import Markup, image, page, paragraph, table, verdict
+from refimpl.report.style import png_bytes
+
+PAGE_WIDTH = 980  # CSS pixels of a figure
+Section = tuple[str, list[Markup]]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that the run had to reach."""
+
+    name: str
+    measured: str | float
+    wanted: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Images of one kind, each with its caption."""
+
+    title: str
+    images: Sequence[Any]  # uint8 [H, W, 3] each, sizes may differ
+    captions: Sequence[str]
+    note: str = ""
+    columns: int | None = None
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """What a report says, as plain data. A part that is left out (None or empty) has no section."""
+
+    title: str
+    summary: Sequence[str] = ()  # paragraphs
+    criteria: Sequence[Criterion] = ()
+    losses: Sequence[Mapping[str, Any]] = ()  # step, loss, heldout_loss: the rows of the metrics file
+    samples: Sequence[Grid] = ()
+    buckets: Sequence[tuple[int, int]] = ()  # (width, height)
+    bucket_counts: Sequence[int] = ()
+    mean_aspect_error: float = float("nan")
+    schedules: tuple[NoiseSchedule, NoiseSchedule] | None = None  # as published, with zero terminal SNR
+    noised: Image.Image | None = None  # the picture that N Fig. 1 is drawn with; needs schedules
+    latents_before: tuple[Any, Any] | None = None  # mean[C], std[C] as encoded
+    latents_after: tuple[Any, Any] | None = None  # mean[C], std[C] standardised
+    latents_reference: tuple[Any, Any] | None = None  # N Fig. 8
+    weights: Mapping[str, Any] = field(default_factory=dict)  # policy → weight[T]
+    weights_note: str = ""  # which policy trained, and why
+    originals: Sequence[Any] = ()  # uint8 [H, W, 3], held out
+    reconstructions: Sequence[Any] = ()  # the same through the VAE
+    psnr: Sequence[float] = ()  # dB, one for each original
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)  # stage → seconds
+    licences: Sequence[Licence] = ()
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _figure(figure: Any, alt: str, caption: str = "") -> Markup:
+    return image(png_bytes(figure), alt, caption, PAGE_WIDTH)
+
+
+def _criteria(content: ReportContent) -> Section:
+    rows = [(c.name, _number(c.measured), c.wanted, verdict(c.passed)) for c in content.criteria]
+    reached = sum(criterion.passed for criterion in content.criteria)
+    line = paragraph(f"{reached} of {len(rows)} criteria reached.")
+    return "Criteria", [line, table(("criterion", "measured", "wanted", "result"), rows)]
+
+
+def _grid(grid: Grid) -> Markup:
+    picture = pictures.sample_grid(grid.images, grid.captions, grid.columns)
+    alt = f"{grid.title}: " + "; ".join(grid.captions)
+    caption = f"{grid.title}. {grid.note}" if grid.note else grid.title
+    return image(pictures.png(picture), alt, caption)
+
+
+def _buckets(content: ReportContent) -> Section:
+    drawn = figures.bucket_histogram(content.buckets, content.bucket_counts, content.mean_aspect_error)
+    line = paragraph(
+        f"{sum(content.bucket_counts)} images in {sum(count > 0 for count in content.bucket_counts)} of "
+        f"{len(content.buckets)} buckets; mean aspect error {content.mean_aspect_error:.4f} "
+        f"(N's data set: {figures.N_MEAN_ASPECT_ERROR})."
+    )
+    return "Buckets", [line, _figure(drawn, "images in each bucket")]
+
+
+def _schedule(content: ReportContent, plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> Section:
+    caption = "N Fig. 5: the published schedule stops short of pure noise; rescaled, it reaches σ = ∞."
+    drawn = figures.schedule_figure(plain, zero_terminal)
+    parts = [_figure(drawn, "noise level over timestep, two schedules", caption)]
+    if content.noised is not None:
+        caption = (
+            "N Fig. 1: at σ = 14.6, where the published schedule ends, the lowest frequencies of a 512 × 512 "
+            "image are still there; at σ = ∞ they are gone."
+        )
+        drawn = noised_image(content.noised, plain, zero_terminal)
+        parts.append(_figure(drawn, "an image under growing noise", caption))
+    return "Schedule", parts
+
+
+def _latents(content: ReportContent, before: tuple[Any, Any], after: tuple[Any, Any]) -> Section:
+    drawn = figures.latent_statistics(before, after, content.latents_reference)
+    tables = [("encoded", before), ("standardised", after)]
+    if content.latents_reference is not None:
+        tables.append(("N Fig. 8", content.latents_reference))
+    rows = [
+        (label, symbol, *(f"{value:.4f}" for value in np.asarray(values, dtype=np.float64)))
+        for label, moments in tables
+        for symbol, values in zip("μσ", moments, strict=True)
+    ]
+    header = ("latents", "", *(f"channel {number}" for number in range(len(rows[0]) - 2)))
+    return "Latent statistics", [_figure(drawn, "mean and std of each latent channel"), table(header, rows)]
+
+
+def _weights(content: ReportContent) -> Section:
+    parts = [paragraph(content.weights_note)] if content.weights_note else []
+    return "Loss weight by timestep", [
+        *parts,
+        _figure(figures.weight_mass(content.weights), "weight by timestep"),
+    ]
+
+
+def _reconstructions(content: ReportContent) -> Section:
+    counts = {len(content.originals), len(content.reconstructions), len(content.psnr)}
+    if len(counts) > 1:
+        raise InputError(
+            f"{len(content.originals)} originals, {len(content.reconstructions)} reconstructions and "
+            f"{len(content.psnr)} PSNR values: give one of each for every image"
+        )
+    pairs = zip(content.originals, content.reconstructions, strict=True)
+    images = [pictures.above(original, rebuilt) for original, rebuilt in pairs]
+    grid = Grid("Held-out images above, below them what the VAE makes of them", images,
+                [f"{psnr:.1f} dB" for psnr in content.psnr])  # fmt: skip
+    mean = float(np.mean(content.psnr))
+    return "VAE reconstructions", [paragraph(f"Mean PSNR of those shown: {mean:.2f} dB."), _grid(grid)]
+
+
+def _sections(content: ReportContent) -> list[Section]:
+    sections: list[Section] = []
+    if content.criteria:
+        sections.append(_criteria(content))
+    if content.samples:
+        sections.append(("Samples", [_grid(grid) for grid in content.samples]))
+    if content.losses:
+        sections.append(("Loss", [_figure(figures.loss_curve(content.losses), "loss over step")]))
+    if content.buckets:
+        sections.append(_buckets(content))
+    if content.schedules is not None:
+        sections.append(_schedule(content, *content.schedules))
+    if content.latents_before is not None and content.latents_after is not None:
+        sections.append(_latents(content, content.latents_before, content.latents_after))
+    if content.weights:
+        sections.append(_weights(content))
+    if content.originals:
+        sections.append(_reconstructions(content))
+    if content.environment:
+        sections.append(("Environment", [table(("what", "value"), content.environment.items())]))
+    if content.timings:
+        rows = [*content.timings.items(), ("together", sum(content.timings.values()))]
+        seconds = [(stage, f"{time:.1f}") for stage, time in rows]
+        sections.append(("Timings", [table(("stage", "seconds"), seconds)]))
+    if content.licences:
+        rows = [(each.name, each.author, each.licence, each.source) for each in content.licences]
+        header = ("photograph", "author", "licence", "source")
+        sections.append(("Licences of the photographs", [table(header, rows)]))
+    return sections
+
+
+def render_report(content: ReportContent) -> str:
+    """The report as one HTML page.
+
+    Raises InputError when parts that belong together differ in length, and when matplotlib is missing.
+    """
+    return page(content.title, _sections(content), [paragraph(line) for line in content.summary])
+
+
+def write_report(path: str | os.PathLike[str], content: ReportContent) -> Path:
+    """Write the report; the file appears whole or not at all. Raises as `render_report` does."""
+    path = Path(path)
+    markup = render_report(content).encode("utf-8", "backslashreplace")  # file names may hold surrogates
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(markup)
+        os.chmod(partial, 0o644)  # mkstemp makes it private to this user
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    return path

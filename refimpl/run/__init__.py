@@ -1,0 +1,1 @@
+"""What caching, autoencoder training and training share: settings, processes, keyed draws."""

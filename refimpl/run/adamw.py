@@ -1,0 +1,115 @@
+"""AdamW and its learning rate (S §2.5; N §4 trains in float32 with TF32 matmuls)."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refimpl.errors import InputError
+from refimpl.storage.committed import check_state
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up; the learning rate is per optimizer step of the whole global batch."""
+
+    learning_rate: float = 1e-4
+    """peak learning rate"""
+    warmup_steps: int = 0
+    """optimizer steps over which the rate rises linearly from 0"""
+    decay: str = "constant"
+    """constant, or cosine (falls to 0 at the run's last step)"""
+    beta1: float = 0.9
+    """decay of the first moment"""
+    beta2: float = 0.999
+    """decay of the second moment"""
+    epsilon: float = 1e-8
+    """added to the root of the second moment"""
+    weight_decay: float = 1e-2
+    """decoupled weight decay, on tensors of two and more dimensions only"""
+    clip_norm: float = 1.0
+    """largest global gradient norm; 0 switches clipping off"""
+
+    def __post_init__(self) -> None:
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise InputError(f"optimizer.learning_rate {self.learning_rate} must be positive and finite")
+        if self.warmup_steps < 0:
+            raise InputError(f"optimizer.warmup_steps {self.warmup_steps} must not be negative")
+        if self.decay not in ("constant", "cosine"):
+            raise InputError(f"optimizer.decay {self.decay!r} is unknown; use constant or cosine")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"optimizer.{name} {getattr(self, name)} is outside [0, 1)")
+        for name in ("epsilon", "weight_decay", "clip_norm"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise InputError(f"optimizer.{name} {getattr(self, name)} must be finite and not negative")
+
+
+def make_adamw(
+    parts: Iterable[tuple[float, Iterable[torch.nn.Parameter]]], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW over the parameters of each part; biases and norm gains are not decayed.
+
+    parts  (own peak learning rate, trained parameters); a peak of 0 is that of the stage, see `set_rates`
+    """
+    groups = []
+    for peak, parameters in parts:
+        trained = list(parameters)
+        matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, "peak": peak})
+        groups.append({"params": vectors, "weight_decay": 0.0, "peak": peak})
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def set_rates(
+    optimizer: torch.optim.AdamW, config: OptimizerConfig, stage_peak: float, step: int, steps: int
+) -> float:
+    """Gives every group its rate of optimizer step `step`, and returns that of the stage's peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, group["peak"] or stage_peak, step, steps)
+    return learning_rate(config, stage_peak, step, steps)
+
+
+def learning_rate(config: OptimizerConfig, peak: float, step: int, steps: int) -> float:
+    """Rate of optimizer step `step` (0 … steps − 1) for the stage's peak rate."""
+    rate = peak
+    if config.decay == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / steps))
+    if step < config.warmup_steps:
+        rate *= (step + 1) / (config.warmup_steps + 1)
+    return rate
+
+
+def optimizer_state(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW
+) -> dict[str, Tensor]:
+    """AdamW's moments and step count as named tensors: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`."""
+    return {
+        f"{name}.{kind}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_state(
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    state: Mapping[str, Tensor],
+    source: str,
+) -> None:
+    """Puts back what `optimizer_state` gave; InputError lists every missing, extra or misshapen tensor."""
+    expected = {
+        f"{name}.{kind}": () if kind == "step" else tuple(parameter.shape)
+        for name, parameter in parameters.items()
+        for kind in ("exp_avg", "exp_avg_sq", "step")
+    }
+    check_state(expected, state, source)
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            "step": state[f"{name}.step"].to(parameter.device),
+            "exp_avg": state[f"{name}.exp_avg"].to(parameter.device),
+            "exp_avg_sq": state[f"{name}.exp_avg_sq"].to(parameter.device),
+        }

@@ -1,0 +1,239 @@
+"""The configuration of a run: one frozen dataclass per section of the TOML file (N §4, S §2.5).
+
+Every field is checked when the object is built, so a run that starts is a run whose settings make sense.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from refimpl.checks import check_at_least, check_at_most, check_choice, check_fraction, check_seed
+from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
+from refimpl.diffusion.config import DiffusionConfig
+from refimpl.errors import InputError
+from refimpl.latents.config import LatentConfig
+from refimpl.latents.vae import VAEConfig
+from refimpl.model.lora.adapters import LoRAConfig
+from refimpl.model.unet import UNetConfig
+from refimpl.run.adamw import OptimizerConfig
+from refimpl.sample.config import SampleConfig
+from refimpl.text.config import TextConfig
+from refimpl.text.image_tower import ImagePromptConfig
+
+MOST_THREADS = 4096  # more than any machine has; torch asks the system for every one of them
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: how long, how large, how exact (N §4, S §2.5)."""
+
+    out: str = ""
+    """run folder; empty for runs/<preset>-001, -002, …"""
+    resume: bool = False
+    """continue the run in `out` from its newest checkpoint"""
+    accept_data: bool = False
+    """continue although the images, their sizes or captions are not those that the run began with"""
+    init_from: str = ""
+    """what this run starts from (uptraining, N §2.1): a run or one of its checkpoints, a .safetensors file or a
+    diffusers folder; its autoencoder and text towers too, where latents and text name none"""
+    seed: int = 0
+    """of data order, crops, noise, timesteps, dropout and initial weights"""
+    steps: int = 1000
+    """optimizer steps in all stages together"""
+    batch_size: int = 16
+    """images per micro-batch on one rank"""
+    accumulate: int = 1
+    """micro-batches per optimizer step on one rank; global batch = world · accumulate · batch_size"""
+    pixel_budget: int = 0
+    """px per micro-batch (S §2.3): a bucket's batch is budget // area instead of batch_size; 0 for off"""
+    caption_dropout: float = 0.1
+    """probability that a visit sees the null condition (classifier-free guidance)"""
+    ema_decay: float = 0.9999
+    """decay of the weights' moving average"""
+    backend: str = "reference"
+    """reference (torch) or kernel (compiled): which refimpl.ops the loss and the noise go through"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    threads: int = 0
+    """CPU threads of a rank in the loop; 0 leaves torch's choice (1 when `ordered`). A small
+    network gains nothing from more than one"""
+    precision: str = "tf32"
+    """tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)"""
+    reduction: str = "fast"
+    """fast (DDP all-reduce) or ordered (gradients summed in global order, one thread unless `threads` says more:
+    the same bits on 1, 2, 4 ranks)"""
+    checkpoint_every: int = 1000
+    """optimizer steps between checkpoints; the last step always writes one"""
+    activation_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, the same gradients"""
+    keep_checkpoints: int = 3
+    """newest checkpoints to keep; 0 keeps all"""
+    validate_every: int = 1000
+    """optimizer steps between measurements of the held-out loss (first and last step included)"""
+    sample_every: int = 0
+    """optimizer steps between grids of the fixed prompts; 0 for none"""
+    log_every: int = 10
+    """optimizer steps between rows of metrics.jsonl"""
+    tensorboard: bool = False
+    """also write TensorBoard events (needs refimpl[tensorboard])"""
+    wandb_project: str = ""
+    """also log to this Weights & Biases project (needs refimpl[wandb])"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every"):
+            check_at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("pixel_budget", "keep_checkpoints", "sample_every", "threads"):
+            check_at_least(f"train.{name}", getattr(self, name), 0)
+        check_at_most("train.threads", self.threads, MOST_THREADS)
+        check_seed("train.seed", self.seed)
+        if not self.out.isprintable():  # what the tokenizers write goes through UTF-8
+            raise InputError(f"train.out {self.out!r} is not UTF-8, or holds control characters; rename it")
+        check_fraction("train.caption_dropout", self.caption_dropout)
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"train.ema_decay {self.ema_decay} is outside [0, 1)")
+        check_choice("train.backend", self.backend, ("reference", "kernel"))
+        check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("train.precision", self.precision, ("tf32", "fp32", "bf16"))
+        check_choice("train.reduction", self.reduction, ("fast", "ordered"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of the run with its own resolution, data and rate (S §2.5: 256 → 512 → multi-aspect 1024)."""
+
+    from_step: int
+    """first optimizer step of the stage; the first stage begins at 0"""
+    buckets: BucketConfig = field(default_factory=BucketConfig)
+    """the stage's resolutions"""
+    folder: str = ""
+    """the stage's images (N §4: later stages are more curated); empty for data.folder"""
+    batch_size: int = 0
+    """images per micro-batch; 0 for train.batch_size"""
+    learning_rate: float = 0.0
+    """peak learning rate; 0 for optimizer.learning_rate"""
+
+    offset_noise: float | None = None
+    """s of offset noise in this stage (S §2.5); left out for diffusion.offset_noise"""
+
+    def __post_init__(self) -> None:
+        check_at_least("stages.from_step", self.from_step, 0)
+        check_at_least("stages.batch_size", self.batch_size, 0)
+        check_at_least("stages.learning_rate", self.learning_rate, 0)
+        check_at_least("stages.offset_noise", self.offset_noise or 0.0, 0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run; saved as config.json in the run folder and in each checkpoint."""
+
+    data: DataConfig
+    """images and captions"""
+    buckets: BucketConfig
+    """training resolutions"""
+    vae: VAEConfig
+    """autoencoder architecture"""
+    latents: LatentConfig
+    """autoencoder weights, scale and shift"""
+    text: TextConfig
+    """text towers and tokenizer"""
+    unet: UNetConfig
+    """network architecture"""
+    diffusion: DiffusionConfig
+    """schedule, parameterisation, loss weight"""
+    tag_weights: TagWeightConfig
+    """tag-based loss weight (N §4.3)"""
+    optimizer: OptimizerConfig
+    """AdamW"""
+    train: TrainConfig
+    """the loop"""
+    sample: SampleConfig
+    """sampling"""
+    stages: tuple[Stage, ...] = ()
+    """staged runs; empty for one stage made of `buckets` and `data.folder`"""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """low-rank adapters instead of the weights"""
+    image_prompt: ImagePromptConfig = field(default_factory=ImagePromptConfig)
+    """an image as prompt (S §2.6)"""
+
+    def __post_init__(self) -> None:
+        factor = self.vae.factor
+        for stage in self.all_stages():
+            for width, height in stage.buckets.sizes():
+                if width % factor or height % factor:
+                    raise InputError(
+                        f"bucket {width}×{height} is not a multiple of the VAE's factor {factor}; "
+                        f"make buckets.step a multiple of {factor}, not {stage.buckets.step}"
+                    )
+        starts = [stage.from_step for stage in self.all_stages()]
+        if starts[0] != 0 or sorted(set(starts)) != starts:
+            raise InputError(f"stages.from_step {starts} must begin with 0 and increase")
+        if self.sample.grid == "leading" and self.diffusion.zero_terminal_snr:
+            raise InputError(
+                "sample.grid 'leading' skips t = 999, the one timestep that zero terminal SNR is about; "
+                "use native or trailing, or diffusion.zero_terminal_snr = false"
+            )
+        for name in ("width", "height"):
+            if getattr(self.sample, name) % factor:
+                raise InputError(
+                    f"sample.{name} {getattr(self.sample, name)} is not a multiple of the VAE's {factor}"
+                )
+        wanted = (self.text.context_dim, self.text.vector_dim)
+        if (self.unet.context_dim, self.unet.vector_dim) != wanted:
+            raise InputError(
+                f"unet.context_dim {self.unet.context_dim} and vector_dim {self.unet.vector_dim} do not fit the "
+                f"{self.text.towers} text towers with text.vector {self.text.vector!r}, which need {wanted[0]} and "
+                f"{wanted[1]}"
+            )
+        if (
+            self.unet.in_channels != self.vae.latent_channels
+            or self.unet.out_channels != self.vae.latent_channels
+        ):
+            raise InputError(
+                f"unet.in_channels {self.unet.in_channels} and out_channels {self.unet.out_channels} must be "
+                f"vae.latent_channels {self.vae.latent_channels}"
+            )
+        if self.train.pixel_budget:
+            for width, height in (size for stage in self.all_stages() for size in stage.buckets.sizes()):
+                if self.train.pixel_budget < width * height:
+                    raise InputError(
+                        f"train.pixel_budget {self.train.pixel_budget} is less than one {width}×{height} image "
+                        f"({width * height} px); raise it or drop the bucket"
+                    )
+            if self.data.plan != "global":
+                raise InputError(
+                    "train.pixel_budget needs data.plan = 'global'; N's per-rank plan has one batch size"
+                )
+
+        self._check_what_trains()
+
+    def _check_what_trains(self) -> None:
+        """Refuses ways of training that contradict each other."""
+        if (self.lora.rank or self.image_prompt.folder) and not self.train.init_from:
+            what = "lora.rank" if self.lora.rank else "image_prompt.folder"
+            raise InputError(
+                f"{what} trains a small part of a finished network; name that network with train.init_from"
+            )
+        if self.image_prompt.folder and (self.lora.rank or self.text.is_trained):
+            raise InputError(
+                "image_prompt.folder trains the UNet's label_emb and nothing else (S §2.6); leave lora.rank, "
+                "text.learning_rate_l and text.learning_rate_g at 0"
+            )
+        if self.lora.rank and bool(self.lora.text_targets) != self.text.is_trained:
+            raise InputError(
+                "lora.text_targets says what of a text tower is adapted, text.learning_rate_l and learning_rate_g "
+                f"which tower; got targets {list(self.lora.text_targets)} and rates {self.text.learning_rate_l} "
+                f"and {self.text.learning_rate_g}: give both or neither"
+            )
+
+    def all_stages(self) -> tuple[Stage, ...]:
+        """The stages of the run with every default filled in; a run without `stages` is one stage."""
+        return tuple(
+            replace(
+                stage,
+                folder=stage.folder or self.data.folder,
+                batch_size=stage.batch_size or self.train.batch_size,
+                learning_rate=stage.learning_rate or self.optimizer.learning_rate,
+                offset_noise=self.diffusion.offset_noise
+                if stage.offset_noise is None
+                else stage.offset_noise,
+            )
+            for stage in self.stages or (Stage(from_step=0, buckets=self.buckets),)
+        )

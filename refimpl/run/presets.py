@@ -1,0 +1,50 @@
+"""A preset's name or a TOML file's path → Config."""
+
+import difflib
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+from refimpl.errors import InputError
+from refimpl.run.config import Config
+from refimpl.tables import from_table
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("refimpl") / "configs"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_config(name_or_path: str) -> Config:
+    """The Config of a preset (`tiny`, `sdxl_base`, …) or of a TOML file.
+
+    Raises InputError for an unknown name, invalid TOML, an unknown key (naming the nearest), a value of the wrong
+    type, or a combination that cannot be trained.
+    """
+    if name_or_path in preset_names():
+        text = (resources.files("refimpl") / "configs" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            near = difflib.get_close_matches(name_or_path, preset_names(), 1, 0.0)
+            raise InputError(
+                f"{name_or_path!r} is neither a preset ({', '.join(preset_names())}) nor a TOML file; "
+                f"the nearest preset is {near[0]!r}"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"could not read {path}: {error}") from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name_or_path} is not valid TOML: {error}") from error
+    return from_table(Config, table, name_or_path)
+
+
+def preset_label(name_or_path: str) -> str:
+    """What runs of this configuration are called: the preset's name or the file's stem."""
+    return Path(name_or_path).stem

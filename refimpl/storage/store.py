@@ -1,0 +1,138 @@
+"""A folder of shards with a manifest and lookup arrays: what latents and text states are cached in (ours).
+
+    <folder>/<kind>-<group>-<hash>.safetensors   shards, each written once, whole or absent
+    <folder>/lookup-<hash>.safetensors           where each entry lies, memory-mapped like the shards
+    <folder>/cache.json                          the manifest, replaced last
+
+A shard names the encoding (networks and settings) that made it, and each of its rows names what it was made
+from; so the folder's shards say by themselves which entries exist, whatever killed the process that wrote them.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from refimpl.errors import InputError
+from refimpl.storage.shards import BadShard, Shard, map_shard
+from refimpl.tables import from_table
+
+FORMAT = 1
+MANIFEST = "cache.json"
+LOOKUP = "lookup-"
+ENCODING = "encoding"  # metadata key of a shard: fingerprint of what made it
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """cache.json: what a finished run of `refimpl cache` left."""
+
+    format: int
+    """version of everything in the folder"""
+    encoding: dict
+    """the networks and settings that the entries depend on"""
+    shards: tuple[str, ...]
+    """file names; the lookup counts them from 0"""
+    lookup: str
+    """file name of the lookup arrays"""
+    details: dict
+    """what the reader of this kind of cache needs besides"""
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """A finished cache, open for reading. Shards are mapped when first used."""
+
+    folder: Path
+    manifest: Manifest
+    lookup: dict[str, npt.NDArray[Any]]
+    _mapped: dict[int, Shard] = field(default_factory=dict)
+
+    def shard(self, number: int) -> Shard:
+        """Shard by its number in the manifest. Raises InputError when it is gone or damaged."""
+        if number not in self._mapped:
+            try:
+                self._mapped[number] = map_shard(self.folder / self.manifest.shards[number])
+            except BadShard as error:
+                raise InputError(f"{error}; run `refimpl cache` again, which replaces it") from error
+        return self._mapped[number]
+
+
+def open_store(folder: Path) -> Store:
+    """Opens a cache for reading.
+
+    Raises InputError when the folder holds no finished cache, a damaged one, or one of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} holds no finished cache ({MANIFEST} is missing); write it, or continue it, with "
+            "`refimpl cache`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read ({error}); run `refimpl cache` again") from error
+    version = table.get("format") if isinstance(table, dict) else None
+    if version != FORMAT:
+        raise InputError(
+            f"{path} is of format {version!r}, this version reads {FORMAT}; write the cache again, into a new folder"
+        )
+    manifest = from_table(Manifest, table, str(path))
+    try:
+        lookup = map_shard(folder / manifest.lookup)
+    except BadShard as error:
+        raise InputError(f"{error}; run `refimpl cache` again, which replaces it") from error
+    return Store(folder, manifest, {name: tensor.numpy() for name, tensor in lookup.tensors.items()})
+
+
+def scan(folder: Path, encoding: Mapping[str, Any]) -> tuple[list[Shard], list[BadShard]]:
+    """The shards that an encoding has made so far, by name, and the files that are damaged."""
+    wanted, shards, bad = fingerprint(encoding), [], []
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name.startswith(LOOKUP):
+            continue
+        try:
+            shard = map_shard(path)
+            if shard.metadata.get(ENCODING) == wanted:
+                shards.append(shard)
+        except BadShard as error:
+            bad.append(error)
+    return shards, bad
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a document of plain JSON values, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def find_rows(
+    sorted_ids: Int64s, columns: npt.NDArray[np.integer], ids: Int64s, wanted: npt.NDArray[np.integer]
+) -> Int64s:
+    """First row of a table that has each id and, beside it, the wanted values; −1 where there is none.
+
+    sorted_ids [M] ascending; columns [M, C]        ids [N]; wanted [N, C]        returns [N]
+    """
+    left = np.searchsorted(sorted_ids, ids, "left")
+    right = np.searchsorted(sorted_ids, ids, "right")
+    found = np.full(len(ids), -1, np.int64)
+    for step in range(int((right - left).max(initial=0))):  # once, unless ids occur more than once
+        asked = np.flatnonzero((found < 0) & (left + step < right))
+        rows = left[asked] + step
+        equal = (columns[rows] == wanted[asked]).all(1)
+        found[asked[equal]] = rows[equal]
+    return found
+
+
+def listed(names: Sequence[object], shown: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + more

@@ -1,0 +1,58 @@
+"""Weights into networks without a second copy: a piece is read, converted and put in its place, then the next."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from refimpl.errors import InputError
+from refimpl.storage.key_report import differences
+from refimpl.storage.safetensors_file import CHUNK, Scratch
+
+
+@torch.no_grad()
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies a state dict into a module, each tensor converted to the dtype the module has there.
+
+    module  on any device, or on `meta`: what lies there gets memory on the CPU, one tensor at a time
+    state   tensors by the module's own keys, as a rule memory-mapped
+    source  the file or folder they come from, for messages
+    Takes no more memory than the module itself, and a piece of 2²⁰ values. Raises InputError listing every missing,
+    unknown and misshapen tensor, before anything is copied, and when float16 cannot hold a value.
+    """
+    own = module.state_dict()
+    expected = {key: tuple(value.shape) for key, value in own.items()}
+    problems = differences(expected, {key: tuple(value.shape) for key, value in state.items()})
+    if problems:
+        listing = "\n  ".join(problems)
+        raise InputError(
+            f"{source} does not fit this network; {len(problems)} of its tensors differ:\n  {listing}\n"
+            "Use the configuration the checkpoint was written with, or another checkpoint."
+        )
+    scratch = Scratch()
+    for key, target in own.items():
+        if target.is_meta:
+            target = _materialised(module, key, target)
+        _copy(target, state[key].detach(), f"{source}: {key}", scratch)
+
+
+def _materialised(module: nn.Module, key: str, target: Tensor) -> Tensor:
+    path, _, name = key.rpartition(".")
+    owner = module.get_submodule(path)
+    empty = torch.empty(target.shape, dtype=target.dtype)
+    if name in owner._parameters:
+        requires_grad = owner.get_parameter(name).requires_grad
+        owner.register_parameter(name, nn.Parameter(empty, requires_grad=requires_grad))
+    else:
+        owner.register_buffer(name, empty)
+    return empty
+
+
+def _copy(target: Tensor, source: Tensor, name: str, scratch: Scratch) -> None:
+    plain = source.dtype == target.dtype or not target.is_contiguous() or not source.is_floating_point()
+    if plain or target.device.type != "cpu":
+        target.copy_(source)
+        return
+    given, filled = source.contiguous().view(-1), target.view(-1)
+    for begin in range(0, len(given), CHUNK):
+        scratch.convert(given[begin : begin + CHUNK], filled[begin : begin + CHUNK], name)

@@ -1,0 +1,115 @@
+"""The autoencoder and the scale-and-shift that a run keeps: read, trained and measured, or its start's (N App. B)."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from refimpl.autoencoder.training import SCALE_SHIFTS, measure_scale_shift, train_autoencoder
+from refimpl.errors import InputError
+from refimpl.interop.any_checkpoint import Opened
+from refimpl.interop.run.run_folder import load_autoencoder
+from refimpl.latents.scale_shift import ScaleShift
+from refimpl.latents.vae import VAE
+from refimpl.run.config import Config
+from refimpl.storage import committed
+from refimpl.tables import to_table
+from refimpl.train.setup.init_from import say_scale_shift, start_vae
+from refimpl.train.step_plan import StageData
+
+
+def frozen_parts(
+    config: Config, data: StageData, device: torch.device, start: Opened | None = None
+) -> tuple[VAE, ScaleShift, dict[str, Tensor]]:
+    """The autoencoder and its scale-and-shift: read, or made from the data and kept in `latents.folder`.
+
+    start    what train.init_from names: its autoencoder is taken where the settings name and make none
+    returns  both, and the measured statistics (count, mean, std) where they were measured
+    """
+    settings, folder = config.latents, Path(config.latents.folder) if config.latents.folder else None
+    chosen = _chosen_scale_shift(config, start)
+    statistics: dict[str, Tensor] = {}
+    if settings.weights:
+        vae = load_autoencoder(Path(settings.weights), config.vae)
+    elif folder and (folder / committed.MANIFEST).is_file():
+        contents = committed.read(folder)
+        if contents.documents["made_from"] != _made_from(config, data):
+            raise InputError(
+                f"latents.folder {folder} was made with other data or settings; delete it or name another folder"
+            )
+        vae = VAE(config.vae)
+        committed.load_state(vae, contents.tensors["autoencoder"], str(folder))
+        scale_shift = ScaleShift.from_json(json.dumps(contents.documents["scale_shift"]))
+        return vae.eval().requires_grad_(False), scale_shift, contents.tensors["statistics"]
+    elif folder and folder.exists():
+        raise InputError(
+            f"latents.folder {folder} exists and holds no autoencoder; delete it or name another"
+        )
+    elif settings.train_steps:
+        vae = train_autoencoder(data.index, config.vae, settings, config.train.seed, device)
+    else:
+        vae = start_vae(start, config) if start is not None else None
+        if vae is None:
+            raise InputError(
+                "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or "
+                "start from a checkpoint that has one (train.init_from)"
+            )
+    if chosen is None:
+        chosen, welford = measure_scale_shift(
+            vae.to(device), data.index, data.buckets, data.bucket_of, device
+        )
+        statistics = {"count": torch.tensor(welford.count), "mean": welford.mean, "std": welford.std}
+    if start is not None:
+        say_scale_shift(start, chosen)
+    if folder and settings.train_steps and not settings.weights:
+        tensors = {"autoencoder": vae.state_dict(), "statistics": statistics}
+        documents = {"scale_shift": json.loads(chosen.to_json()), "made_from": _made_from(config, data)}
+        committed.write(folder, tensors, documents)
+    return vae.cpu(), chosen, statistics
+
+
+def _chosen_scale_shift(config: Config, start: Opened | None) -> ScaleShift | None:
+    """The scale-and-shift that the settings name; None where it is to be measured."""
+    choice = config.latents.scale_shift
+    if choice == "measure":
+        return None
+    if choice == "checkpoint":
+        if start is None:
+            raise InputError(
+                "latents.scale_shift 'checkpoint' takes what train.init_from was trained with; name a checkpoint, or "
+                "another scale_shift"
+            )
+        chosen = start.checkpoint.scale_shift
+    elif choice in SCALE_SHIFTS:
+        chosen = SCALE_SHIFTS[choice]
+    else:
+        try:
+            chosen = ScaleShift.from_json(Path(choice).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"latents.scale_shift {choice!r} is neither measure, checkpoint, {', '.join(SCALE_SHIFTS)} nor a "
+                "readable file"
+            ) from error
+        except InputError as error:
+            raise InputError(f"latents.scale_shift {choice!r} is not a preset: {error}") from error
+    if chosen.channels != config.vae.latent_channels:
+        raise InputError(
+            f"latents.scale_shift {choice!r} has {chosen.channels} channels, vae.latent_channels is "
+            f"{config.vae.latent_channels}; use measure, or statistics of this autoencoder"
+        )
+    return chosen
+
+
+def _made_from(config: Config, data: StageData) -> dict[str, object]:
+    """What the trained autoencoder and its statistics depend on."""
+    table = to_table(config)
+    latents = {key: value for key, value in table["latents"].items() if key != "folder"}
+    buckets = [list(bucket) for bucket in data.buckets]
+    return {
+        "vae": table["vae"],
+        "latents": latents,
+        "seed": config.train.seed,
+        "ids": list(data.index.ids),
+        "buckets": buckets,
+    }

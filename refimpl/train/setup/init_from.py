@@ -1,0 +1,132 @@
+"""Where a run starts from: another run, or a checkpoint of any tool (N §2.1: SDXL, uptrained to v-prediction)."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import CLIPTextConfig
+
+from refimpl.errors import InputError
+from refimpl.interop import any_checkpoint
+from refimpl.interop.any_checkpoint import Opened
+from refimpl.interop.diffusers_folder.tokenizers import find_tokenizer
+from refimpl.interop.network.networks import towers_of
+from refimpl.interop.run.run_folder import find_checkpoint
+from refimpl.latents.scale_shift import ScaleShift
+from refimpl.latents.vae import VAE
+from refimpl.model.unet import UNet
+from refimpl.run.config import Config
+from refimpl.storage.streaming import load_into
+from refimpl.text.config import TextConfig, Towers
+from refimpl.text.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
+
+SAME_TOWER = ("hidden_size", "num_hidden_layers", "projection_dim", "vocab_size")
+TIME = {True: "zero-terminal-SNR", False: "plain"}
+
+
+def open_start(config: Config) -> Opened | None:
+    """What `train.init_from` names, unread but for its headers; None where it is empty.
+
+    Raises InputError when it is neither a run, a single file nor a diffusers folder, or holds no UNet.
+    """
+    if not config.train.init_from:
+        return None
+    path = Path(config.train.init_from)
+    if path.is_dir() and not any((path / name).exists() for name in ("model_index.json", "config.json")):
+        find_checkpoint(path)  # says what a run has to hold
+    opened = any_checkpoint.load(path)
+    if opened.checkpoint.unet is None:
+        raise InputError(f"train.init_from {path} holds no UNet; give a checkpoint that does")
+    return opened
+
+
+def fill_unet(unet: UNet, opened: Opened, config: Config) -> None:
+    """Copies the checkpoint's UNet into the run's; InputError lists every tensor that differs."""
+    assert opened.checkpoint.unet is not None  # open_start
+    load_into(unet, opened.checkpoint.unet, config.train.init_from)
+
+
+def say_start(opened: Opened, config: Config) -> None:
+    """Says what the checkpoint predicts and what this run trains it to, where the two differ above all."""
+    found, wanted = opened.checkpoint.prediction, config.diffusion
+    line = (
+        f"starts from {config.train.init_from} ({opened.kind}): it predicts {found.kind} on the "
+        f"{TIME[found.zero_terminal_snr]} schedule ({found.reason})"
+    )
+    if (found.kind, found.zero_terminal_snr) != (wanted.parameterisation, wanted.zero_terminal_snr):
+        line += f"; this run trains it on to {wanted.parameterisation} on the {TIME[wanted.zero_terminal_snr]} one"
+    tqdm.write(line)
+    if found.sigma_min is not None or found.sigma_max is not None:
+        tqdm.write("it is told the noise level as ¼·ln σ, and from here on as t: it has to learn that first")
+
+
+def say_scale_shift(opened: Opened, chosen: ScaleShift) -> None:
+    """Says so where the run's latents are scaled otherwise than the checkpoint's were."""
+    found = opened.checkpoint.scale_shift
+    if found != chosen:
+        tqdm.write(
+            f"its latents were scaled by mean {found.mean} and std {found.std}, this run's by mean {chosen.mean} and "
+            f"std {chosen.std}: it has to learn that first (latents.scale_shift checkpoint keeps the former)"
+        )
+
+
+def start_vae(opened: Opened, config: Config) -> VAE | None:
+    """The checkpoint's autoencoder in float32, frozen; None where it has none.
+
+    Raises InputError when it is of another shape than `vae`, listing every tensor that differs.
+    """
+    if opened.checkpoint.vae is None:
+        return None
+    vae = VAE(config.vae)
+    load_into(vae, opened.checkpoint.vae, config.train.init_from)
+    return vae.eval().requires_grad_(False)
+
+
+def start_towers(opened: Opened | None, config: Config) -> Towers:
+    """Tokenizer and text towers, frozen: those of text.folder, or else those that the checkpoint holds.
+
+    Raises InputError when they are nowhere, or the checkpoint's are other towers than `text.towers`.
+    """
+    text, source = config.text, config.train.init_from
+    if opened is None or text.folder or not (opened.checkpoint.text_l or opened.checkpoint.text_g):
+        return text.load()
+    encoder_l, encoder_g = towers_of(opened.checkpoint, source)
+    wanted_l, wanted_g = text.architectures()
+    if encoder_g is None or (encoder_l is None and wanted_l is not None):
+        raise InputError(
+            f"train.init_from {source} lacks a text tower that text.towers {text.towers!r} needs; name a folder with "
+            "text.folder"
+        )
+    for name, tower, architecture in (("CLIP-L", encoder_l, wanted_l), ("bigG", encoder_g, wanted_g)):
+        if tower is not None and architecture is not None:
+            _check_tower(name, tower.float().config, architecture, source)
+    return _tokenizer(opened, text, source), (encoder_l if text.has_l else None), encoder_g
+
+
+def _check_tower(name: str, found: CLIPTextConfig, wanted: CLIPTextConfig, source: str) -> None:
+    differing = [
+        f"{field} {getattr(found, field)} in place of {getattr(wanted, field)}"
+        for field in SAME_TOWER
+        if getattr(found, field) != getattr(wanted, field)
+    ]
+    if differing:
+        raise InputError(
+            f"the {name} text tower of train.init_from {source} is not that of text.towers: {', '.join(differing)}; "
+            "name the run's towers with text.towers, or a folder with text.folder"
+        )
+
+
+def _tokenizer(opened: Opened, text: TextConfig, source: str) -> Tokenizer:
+    """text.tokenizer, or the checkpoint's own, or one beside it."""
+    if text.tokenizer:
+        return load_tokenizer(text.tokenizer)
+    if isinstance(opened.tokenizer, Tokenizer):
+        return opened.tokenizer
+    if text.is_tiny:
+        return tiny_tokenizer()
+    try:
+        return find_tokenizer(opened.tokenizer or Path(source).parent)
+    except InputError as error:
+        raise InputError(
+            f"train.init_from {source} comes without a tokenizer, and there is none beside it; name the folder of "
+            "CLIP's (vocab.json and merges.txt) with text.tokenizer"
+        ) from error

@@ -1,0 +1,199 @@
+"""The endless list of optimizer steps: which images, in which order, for which rank (N §4.1.2)."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refimpl.cache.latents import Batches, CachedLatents, LatentBatch, read_batches
+from refimpl.data.buckets import pixel_budget_batch_sizes
+from refimpl.data.captions import drop_tags, shuffle_tags
+from refimpl.data.index.data_set import Index
+from refimpl.data.loading.loader import Batch, Draws, ImageCache, SameBucket, load_batches
+from refimpl.data.plan import Mode, Plan, plan_epoch
+from refimpl.run.config import Config, Stage
+from refimpl.run.visit_draws import VisitDraws
+from refimpl.run.world import World
+from refimpl.train.quarantine import Quarantine
+
+
+@dataclass(frozen=True)
+class StageData:
+    """One stage's images, assigned to its buckets, and what is precomputed for each image."""
+
+    stage: Stage
+    index: Index
+    buckets: list[tuple[int, int]]
+    bucket_of: np.ndarray  # [N] int64
+    draw_ids: Tensor  # [N] int64: refimpl.diffusion.philox.sample_id of each id
+    tag_weights: Tensor  # [N] float32, mean 1
+    scores: Tensor | None  # [N] float32: aesthetic scores, where the network is conditioned on them
+    cache: ImageCache | None  # decoded images, where this process loads them itself
+    latents: CachedLatents | None = None  # what is trained on instead of the images
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass sees."""
+
+    images: Tensor  # [B, 3, H, W] uint8; of no size where there are latents
+    latents: Tensor | None  # [B, C, h, w] from a cache, unscaled, in the dtype they are stored in
+    size_ints: Tensor  # [B, 6] int64
+    captions: list[str]
+    draw_ids: Tensor  # [B] int64
+    tag_weights: Tensor  # [B] float32
+    scores: Tensor | None  # [B] float32
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One optimizer step of this rank."""
+
+    stage: Stage
+    epoch: int  # also the visit number of its images
+    bucket: tuple[int, int]
+    images: int  # of all ranks in this step
+    images_per_step: float  # mean of `images` over the epoch: what the summed loss is divided by
+    names: list[str]  # ids of this rank's images
+    batches: list[MicroBatch]
+    waited: float  # seconds that this rank waited for the images of the step
+
+
+def plan_steps(
+    config: Config, stages: list[StageData], start: int, world: World, quarantine: Quarantine
+) -> Iterator[PlanStep]:
+    """The optimizer steps from number `start` on, up to `train.steps`.
+
+    The position is a function of the step number: earlier epochs are planned again and passed over, so a resumed run
+    sees the batches that an uninterrupted one would have seen.
+    An image that turns out bad is noted in `quarantine`, and another of its bucket stands for it.
+    Raises InputError when a stage has fewer images than one global batch, or too many of them are bad.
+    """
+    step, epoch = 0, 0
+    for number, data in enumerate(stages):
+        is_last = number + 1 == len(stages)
+        end = config.train.steps if is_last else min(config.train.steps, stages[number + 1].stage.from_step)
+        while step < end:
+            plan = plan_stage(config, data, epoch, world)
+            taken = min(len(plan), end - step)
+            first = max(0, start - step)
+            if first < taken:
+                yield from _epoch_steps(config, data, plan, epoch, range(first, taken), world, quarantine)
+            step += taken
+            epoch += 1
+
+
+def plan_stage(config: Config, data: StageData, epoch: int, world: World) -> Plan:
+    """One epoch of a stage. Raises InputError when the stage has fewer images than one global batch."""
+    aspects = data.index.widths / data.index.heights
+    bucket_aspects = np.array([width / height for width, height in data.buckets])
+    per_rank = data.stage.batch_size
+    if config.train.pixel_budget:
+        per_rank = np.asarray(pixel_budget_batch_sizes(data.buckets, config.train.pixel_budget))
+    return plan_epoch(
+        data.bucket_of,
+        per_rank * config.train.accumulate,
+        config.train.seed,
+        epoch,
+        world_size=world.size,
+        mode=config.data.plan,
+        aspects=aspects,
+        bucket_aspects=bucket_aspects,
+    )
+
+
+def _epoch_steps(
+    config: Config,
+    data: StageData,
+    plan: Plan,
+    epoch: int,
+    numbers: range,
+    world: World,
+    quarantine: Quarantine,
+) -> Iterator[PlanStep]:
+    accumulate = config.train.accumulate
+    steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in numbers]
+    batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
+    draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
+    load = partial(_load, config, data, epoch, world.device.type == "cuda")
+    loaded = (
+        read_batches(data.latents, data.index, batches, epoch, draws, load)
+        if data.latents
+        else load(batches, draws)
+    )
+    images_per_step = (len(data.index) - len(plan.dropped)) / len(plan)
+    for bucket, share in steps:
+        started = time.perf_counter()
+        ready = [next(loaded) for _ in range(accumulate)]
+        waited = time.perf_counter() - started
+        for batch in ready:
+            quarantine.add(batch.bad, len(data.index))
+        yield PlanStep(
+            stage=data.stage,
+            epoch=epoch,
+            bucket=data.buckets[bucket],
+            images=sum(len(micro) for micro in share) * world.size,
+            images_per_step=images_per_step,
+            names=[data.index.ids[int(item)] for micro in share for item in micro],
+            batches=[_micro_batch(config, data, batch, draws, epoch) for batch in ready],
+            waited=waited,
+        )
+
+
+def _load(
+    config: Config, data: StageData, epoch: int, pinned: bool, batches: Batches, draws: Draws
+) -> Iterator[Batch]:
+    return load_batches(
+        data.index,
+        batches,
+        epoch,
+        draws,
+        workers=config.data.workers,
+        cache=None if config.data.workers else data.cache,
+        substitutes=SameBucket(data.bucket_of),
+        decoder=config.data.decoder,
+        pinned=pinned,
+    )
+
+
+def _rank_share(
+    plan: Plan, step: int, mode: Mode, accumulate: int, world: World
+) -> tuple[int, list[np.ndarray]]:
+    """Bucket and micro-batches of this rank: number k·world + rank of a global batch, k = 0, 1, …"""
+    if mode == "paper":
+        bucket, items = plan.batch(step, world.rank)
+        return bucket, np.split(np.asarray(items), accumulate)
+    bucket, items = plan.global_batch(step)
+    parts = np.split(np.asarray(items), accumulate * world.size)
+    return bucket, [parts[k * world.size + world.rank] for k in range(accumulate)]
+
+
+def _caption(config: Config, index: Index, item: int, draws: VisitDraws, epoch: int) -> str:
+    """An image's caption as this visit sees it: without the tags that are dropped, the others shuffled."""
+    caption, first = index.captions[item], config.data.keep_first_tags
+    rates = config.data.tag_dropout_rates()
+    if rates:
+        source = draws.tag_dropout_source(index.ids[item], epoch)
+        caption = drop_tags(caption, index.tags[item], rates, source, first)
+    if config.data.shuffle_tags:
+        caption = shuffle_tags(caption, draws.tag_source(index.ids[item], epoch), first)
+    return caption
+
+
+def _micro_batch(config: Config, data: StageData, batch: Batch, draws: VisitDraws, epoch: int) -> MicroBatch:
+    items = torch.as_tensor(batch.items)
+    planned = torch.as_tensor(batch.planned)  # what stands for a bad image is noised as the one it stands for
+    captions = [_caption(config, data.index, int(item), draws, epoch) for item in batch.items]
+    return MicroBatch(
+        images=batch.images,
+        latents=batch.latents if isinstance(batch, LatentBatch) else None,
+        size_ints=batch.size_ints,
+        captions=captions,
+        draw_ids=data.draw_ids[planned],
+        tag_weights=data.tag_weights[items],
+        scores=None if data.scores is None else data.scores[items],
+    )

@@ -1,0 +1,185 @@
+"""`refimpl data check` and `tags`: what they print and the pages they write."""
+
+from pathlib import Path
+
+import pytest
+
+from refimpl.commands.data.index import build
+from refimpl.commands.main import dispatch
+from refimpl.data.index.record import IndexOptions
+from refimpl.data.tags import TagCounts
+from refimpl.errors import InputError
+from refimpl.report import style
+from refimpl.report.data_page import survey_lines, survey_page, weight_lines, weight_page
+from tests.data.index.test_data_set import add
+from tests.data.survey.test_survey import BUCKETS, survey, table_of, weight_survey
+from tests.report.test_run_page import HOSTILE, Reader
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three good images, one pruned at a limit, and problems of three kinds."""
+    for number, size in enumerate([(64, 64), (64, 32), (20, 40), (400, 10)]):
+        add(
+            tmp_path / "images", f"{number}.png", f"artist:bob, tag {number}, <script>alert(1)</script>", size
+        )
+    add(tmp_path / "images", "empty.png").write_bytes(b"")
+    add(tmp_path / "images", "bad.png", b"caf\xe9")
+    add(tmp_path / "images", "1.jpg", "again")
+    return tmp_path / "images"
+
+
+def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    dispatch(["data", *words])
+    return capsys.readouterr().out
+
+
+def test_check_says_everything_of_a_source(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", str(images), "--max-aspect-error", "1", "--processes", "1", "--listed", "2"]
+    out = printed(words, capsys)
+    assert f"4 images in {images}" in out
+    assert "(N §4.1.3: 0.033)" in out
+    assert "left out: 3; pruned, too far from every bucket: 1" in out
+    assert "smaller than their bucket, and so enlarged: 3; without a caption: 0" in out
+    assert f"problem: caption, 1\n  file and reason\n  {images}/bad.txt: not UTF-8 at byte 3 (0xe9)" in out
+    assert f"two images have the id '1': {images}/1.jpg and {images}/1.png" in out
+    assert f"{images}/empty.png: the file is empty" in out
+    assert f"{images}/3.png" in out
+    assert "artist" in out
+    assert "bob (3)" in out
+    assert "width (px)" in out
+    (row,) = [line.split() for line in out.splitlines() if line.split()[:2] == ["1024", "1024"]]
+    assert row[3:] == ["1", "33.33%"]
+
+
+def test_check_of_an_index_and_of_its_files(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bad.txt", "empty.png", "1.jpg", "bad.png"):
+        (images / name).unlink()
+    build((str(images),), tmp_path / "index", IndexOptions(), 1, show=False)
+    assert "left out: 0" in printed(["check", str(tmp_path / "index"), "--buckets", "sdxl"], capsys)
+    (images / "2.png").unlink()
+    out = printed(["check", str(tmp_path / "index"), "--files"], capsys)
+    assert f"problem: missing, 1\n  file and reason\n  {images}/2.png: there is no such file" in out
+
+
+def test_check_names_images_without_a_caption(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("0", "2"):
+        (images / f"{name}.txt").unlink()
+    out = printed(["check", str(images), "--processes", "1", "--listed", "1"], capsys)
+    assert "without a caption: 2" in out
+    assert f"without a caption, 2\n  file\n  {images}/0.png\n  and 1 more\n" in out
+
+
+def test_check_reports_the_plan_of_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """11 square images and 10 upright ones on two ranks: one is dropped, and two ranks' shapes differ."""
+    for number in range(21):
+        add(tmp_path / "images", f"{number:02}.png", "x", (40, 40) if number % 2 else (32, 64))
+    page = tmp_path / "page.html"
+    words = ["check", str(tmp_path / "images"), "--processes", "1", "--batch-size", "2", "--world-size", "2"]
+    out = printed([*words, "--listed", "1", "--html", str(page)], capsys)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "plan of epoch 0, by mode" in lines
+    assert "global paper" in lines
+    assert "steps 5 5" in lines
+    assert "images dropped 1 1" in lines
+    (idle,) = [line for line in lines if line.startswith("ranks' time waiting")]
+    assert idle.split()[-2] == "0.00%"
+    at = lines.index("batches of epoch 0, by mode")
+    counts = [line.split() for line in lines[at + 2 : lines.index("", at)]]
+    assert sum(int(row[2]) for row in counts) == 5
+    assert sum(int(row[3]) for row in counts) == 10
+    assert "dropped in epoch 0, mode paper" in lines
+    assert "plan of epoch 0, by mode" in "".join(Reader(page.read_text()).visible)
+    assert "plan of epoch 0" not in printed(["check", str(tmp_path / "images"), "--processes", "1"], capsys)
+    with pytest.raises(InputError, match="2 ranks × batch size 50 = 100"):
+        dispatch(["data", *words, "--batch-size", "50"])
+
+
+def test_tags_says_what_weighs_most(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("bad.txt", "empty.png", "1.jpg", "bad.png"):
+        (images / name).unlink()
+    (images / "3.txt").write_text("artist:bob, artist:ann, rare")
+    out = printed(["tags", str(images), "--weights.beta", "1", "--processes", "1", "--listed", "1"], capsys)
+    assert "4 images in" in out
+    assert "heaviest images" in out
+    assert "  general  5     6     <script>alert(1)</script> (2)  tag 2 (1)" in out
+    assert "█" in out
+
+
+@pytest.mark.parametrize("command", ["check", "tags"])
+def test_pages_hold_no_script(
+    command: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    out = printed([command, str(images), "--html", str(page), "--processes", "1"], capsys)
+    assert f"wrote {page}" in out
+    reader = Reader(page.read_text())
+    assert not [name for name, _ in reader.elements if name == "script"]
+    assert "<script>alert(1)</script>" in "".join(reader.visible)
+    sources = [attributes["src"] for name, attributes in reader.elements if name == "img"]
+    assert len(sources) == {"check": 3, "tags": 1}[command]
+    assert all(str(source).startswith("data:image/png;base64,") for source in sources)
+
+
+def test_hostile_names_stay_text() -> None:
+    hostile = {HOSTILE: (HOSTILE, "\x1b[31mred\x07")}
+    table = table_of([(9, 9)], [hostile], {HOSTILE: HOSTILE, "caf\udce9\x1b": "empty"})
+    found, weights = survey(table, BUCKETS), weight_survey(table, TagCounts())
+    for markup in (survey_page(HOSTILE, found, 5), weight_page(HOSTILE, weights)):
+        reader = Reader(markup)
+        assert not {"script", "b"} & {name for name, _ in reader.elements}
+        assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
+        assert HOSTILE in "".join(reader.visible)
+        markup.encode()
+    for line in (*survey_lines(HOSTILE, found, 5), *weight_lines("\x1b", weights)):
+        assert line.isprintable()
+
+
+def test_pages_of_nothing_are_drawn() -> None:
+    assert "0 images" in survey_page("empty", survey(table_of([]), BUCKETS), 5)
+    assert "0 images" in weight_page("empty", weight_survey(table_of([]), TagCounts()))
+
+
+def test_plots_without_matplotlib_say_what_to_install(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise InputError("matplotlib is not installed; run: pip install 'refimpl[report]'")
+
+    monkeypatch.setattr(style, "matplotlib_module", missing)
+    with pytest.raises(InputError, match="matplotlib is not installed"):
+        dispatch(["data", "check", str(images), "--processes", "1", "--html", str(tmp_path / "page.html")])
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_usage_names_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"]):
+        out = printed(words, capsys)
+        assert all(f"  {name}" in out for name in ("index", "check", "tags"))
+        assert "CONFIG" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["check", "nowhere"], "nowhere: there is no such folder"),
+        (["check", ".", "--html", "."], r"--html \. is a folder"),
+        (["check", ".", "--buckets", "novelai"], "the nearest is 'novelai_v"),
+        (["tags", "nowhere"], "nowhere: there is no such folder"),
+    ],
+)
+def test_bad_arguments_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dispatch(["data", *words])
+
+
+@pytest.mark.parametrize("words", [["--batch-size", "-1"], ["--world-size", "0"], ["--seed", "-1"]])
+def test_settings_of_no_plan_are_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        dispatch(["data", "check", ".", *words])
+    assert ending.value.code == 2
+    assert " ".join(words) in capsys.readouterr().err

@@ -1,0 +1,224 @@
+"""`python -m refimpl.sample`: images from a run folder, and one message for everything else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from refimpl.commands.sample import sample_command
+from refimpl.commands.terminal import run_command
+from refimpl.interop.run.run_folder import load_model
+from refimpl.sample.config import SampleConfig
+from refimpl.sample.images.draw import draw_images
+from refimpl.sample.images.refiner import Refiner
+
+PROMPTS = ["--prompts", "red circle", "dark", "--seeds", "2"]
+FILES = {
+    "grid.png", "samples.json", "prompt00-00.png", "prompt00-01.png", "prompt01-00.png", "prompt01-01.png",
+}  # fmt: skip
+
+
+def ending(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: sample_command(arguments))
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_images_grid_and_summary_are_written(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "samples"
+    code, printed, _ = ending([str(trained), "--out", str(out), *PROMPTS, "--guidance", "2"], capsys)
+    assert code == 0
+    assert printed == f"wrote 4 images and a grid to {out}\n"
+    assert {path.name for path in out.iterdir()} == FILES
+    model, _, _ = load_model(trained)
+    config = SampleConfig(("red circle", "dark"), seeds=2, steps=2, guidance=2.0, width=32, height=32)
+    images = draw_images(model, config)
+    for row in range(2):
+        for number in range(2):
+            wanted = (images[row, number] * 255).round().byte().permute(1, 2, 0).numpy()
+            assert (pixels(out / f"prompt{row:02d}-{number:02d}.png") == wanted).all()
+    grid = pixels(out / "grid.png")
+    assert grid.shape == (66, 66, 3)
+    assert (grid[34:, :32] == pixels(out / "prompt01-00.png")).all()
+    summary = json.loads((out / "samples.json").read_text())
+    assert summary["mean_rgb"] == images.mean(dim=(1, 3, 4)).tolist()
+    assert (summary["step"], summary["weights"], summary["start_sigma"]) == (4, "ema", None)
+    assert summary["settings"]["prompts"] == ["red circle", "dark"]
+    assert summary["settings"]["width"] == 32  # from the run's settings
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--weights", "unet"],
+        ["--start-sigma", "2.0"],
+        ["--sampler", "dpmpp_2m_sde"],
+        ["--seed", "1"],
+        ["--rescale", "1"],
+    ],
+)
+def test_options_change_the_images(
+    options: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [str(trained), *PROMPTS, "--guidance", "3", "--steps", "3"]
+    assert ending([*common, "--out", str(tmp_path / "a")], capsys)[0] == 0
+    assert ending([*common, "--out", str(tmp_path / "b"), *options], capsys)[0] == 0
+    assert (pixels(tmp_path / "a" / "grid.png") != pixels(tmp_path / "b" / "grid.png")).any()
+
+
+@pytest.mark.parametrize("mode", ["sdedit", "last"])
+def test_a_refiner_and_how_it_is_applied_are_written_down(
+    mode: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any run can finish another's images; this one finishes its own, from half of the noise on."""
+    options = ["--refiner", str(trained), "--refiner-mode", mode, "--refiner-from", "0.5", "--steps", "4"]
+    out = tmp_path / "a"
+    assert ending([str(trained), *PROMPTS, "--out", str(out), *options], capsys)[0] == 0
+    summary = json.loads((out / "samples.json").read_text())
+    assert (summary["refiner"], summary["refiner_mode"], summary["refiner_from"]) == (str(trained), mode, 0.5)
+    model, _, _ = load_model(trained)
+    config = SampleConfig(("red circle", "dark"), seeds=2, steps=4, width=32, height=32)
+    images = draw_images(model, config, refiner=Refiner(model, mode, 0.5))
+    assert summary["mean_rgb"] == images.mean((1, 3, 4)).tolist()
+
+
+def test_an_older_checkpoint_can_be_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = trained / "checkpoints" / "step-00000002"
+    assert ending([str(checkpoint), "--out", str(tmp_path / "a")], capsys)[0] == 0
+    assert json.loads((tmp_path / "a" / "samples.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["{run}/nothing"],
+            "nothing holds no checkpoint; give a run folder or one of its checkpoints/step-*",
+        ),
+        (["{run}", "--device", "tpu"], "--device 'tpu' is unknown; use auto, cpu or cuda"),
+        (["{run}", "--weights", "best"], "weights 'best' are unknown; use ema or unet"),
+        (["{run}", "--sampler", "eular"], "sample.sampler 'eular' is unknown; use euler"),
+        (["{run}", "--grid", "natve"], "sample.grid 'natve' is unknown"),
+        (["{run}", "--grid", "leading"], "leading"),
+        (["{run}", "--steps", "0"], "sample.steps 0 must be at least 1"),
+        (["{run}", "--seeds", "0"], "sample.seeds 0 must be at least 1"),
+        (["{run}", "--seed", "-1"], "sample.seed -1 must lie in 0 … 2^63 − 1"),
+        (["{run}", "--width", "60"], "60×32 px is not a multiple of the VAE's 8"),
+        (["{run}", "--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["{run}", "--guidance", "nan"], "sample.guidance nan must be finite"),
+        (["{run}", "--start-sigma", "-1"], "-1"),
+        (["{run}", "--start-sigma", "nan"], "nan"),
+        (["{run}", "--seeds", "100000000000"], "not enough memory for this; lower"),
+        (["{run}", "--width", "10000000", "--height", "10000000"], "not enough memory for this; lower"),
+        (["{run}", "--out", "{full}"], "exists and is not an empty folder; choose another"),
+        (["{run}", "--out", "{full}/file"], "exists and is not an empty folder; choose another"),
+        (["{run}", "--out", "{full}/file/below"], "full/file is no writable folder; choose another"),
+        (["{run}", "--out", "x" * 300], "cannot be made: File name too long; choose another folder"),
+        (
+            ["{run}", "--refiner-from", "0.2"],
+            "--refiner-from says where a refiner starts; name it with --refiner",
+        ),
+        (["{run}", "--refiner", "{full}"], "full holds no checkpoint; give a run folder"),
+        (
+            ["{run}", "--refiner", "{run}", "--refiner-mode", "frist"],
+            "refiner mode 'frist' is unknown; use sdedit",
+        ),
+        (
+            ["{run}", "--refiner", "{run}", "--refiner-from", "2"],
+            "the refiner cannot start at 2.0 of the noise scales",
+        ),
+        (["{run}", "--image-prompt", "{full}/none.png"], "none.png"),
+        (
+            ["{run}", "--image-prompt", "{image}"],
+            "this model takes no image prompt: it was trained without an image",
+        ),
+        (["{run}", "--prompts"], "prompts"),
+        (["{run}", "--stpes", "3"], "--stpes"),
+        ([], "run"),
+    ],
+)
+def test_bad_input_is_one_message_and_nothing_else(
+    options: list[str],
+    message: str,
+    root: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").write_text("x")
+    image = next((root / "train").glob("*.png"))
+    places = {"{run}": trained, "{full}": full, "{image}": image}
+    arguments = options
+    for name, place in places.items():
+        arguments = [option.replace(name, str(place)) for option in arguments]
+    code, _, error = ending(arguments, capsys)
+    assert code == 2
+    assert message in " ".join(error.replace("│", "").split())
+    assert "Traceback" not in error
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "full",
+        "full/file",
+    ]
+
+
+def test_cuda_is_asked_for_where_there_is_none(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, error = ending([str(trained), "--device", "cuda", "--out", str(tmp_path / "a")], capsys)
+    assert (code, "torch sees no GPU; use --device cpu" in error) == (2, True)
+
+
+def test_a_damaged_run_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    weights = run / "checkpoints" / "step-00000004" / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    code, _, error = ending([str(run), "--out", str(tmp_path / "a")], capsys)
+    assert code == 2
+    assert f"error: {weights} differs from its manifest: it is damaged" in error
+    assert not (tmp_path / "a").exists()
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ending(["--help"], capsys)
+    assert code == 0
+    for option in ("--out", "--start-sigma", "--prompts", "--guidance", "--sampler"):
+        assert option in out
+
+
+def test_the_module_is_a_program(trained: Path, tmp_path: Path) -> None:
+    """One real process draws the bits that this one draws."""
+    call = [sys.executable, "-m", "refimpl.sample", str(trained), "--out", "a", *PROMPTS, "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
+    images = draw_images(
+        load_model(trained)[0], SampleConfig(("red circle", "dark"), seeds=2, steps=2, width=32, height=32)
+    )
+    assert (
+        json.loads((tmp_path / "a" / "samples.json").read_text())["mean_rgb"]
+        == images.mean((1, 3, 4)).tolist()
+    )

@@ -1,0 +1,56 @@
+"""The moving average of the weights (S §2.5)."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl.errors import InputError
+from refimpl.run.ema import ema_decay, ema_start, ema_update
+from tests.tolerances import FLOAT32_ROUNDING, FLOAT64_ROUNDING
+
+
+def test_decay_ramps_up() -> None:
+    assert ema_decay(1, 0.9999) == pytest.approx(2 / 11, rel=FLOAT64_ROUNDING)
+    assert ema_decay(10, 0.9999) == pytest.approx(11 / 20, rel=FLOAT64_ROUNDING)
+    assert ema_decay(10**6, 0.9999) == 0.9999
+    decays = [ema_decay(step, 0.995) for step in range(1, 3000)]
+    assert decays == sorted(decays)
+    assert decays[-1] == 0.995
+
+
+@given(st.floats(0, 0.9999), st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=6))
+def test_average_is_the_recursion(decay: float, weights: list[float]) -> None:
+    """ema ← d·ema + (1 − d)·w, in float64 beside it; with decay 0 it is the last weights exactly."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        module.weight.fill_(0.5)
+    average, wanted = ema_start(module), 0.5
+    for step, w in enumerate(weights, start=1):
+        with torch.no_grad():
+            module.weight.fill_(w)
+        ema_update(average, module, step, decay)
+        d = min(decay, (1 + step) / (10 + step))
+        wanted = d * wanted + (1 - d) * w
+    assert abs(float(average["weight"]) - wanted) <= FLOAT32_ROUNDING
+    if decay == 0:
+        assert torch.equal(average["weight"], module.weight.detach())
+
+
+def test_start_is_a_float32_copy() -> None:
+    module = torch.nn.Linear(2, 2).to(torch.bfloat16)
+    average = ema_start(module)
+    before = average["weight"].clone()
+    assert average["weight"].dtype == torch.float32
+    with torch.no_grad():
+        module.weight.add_(1)
+    assert torch.equal(average["weight"], before)
+    ema_update(average, module, 1, 0.5)
+    assert not average["weight"].requires_grad
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_decay_outside_0_to_1_is_refused(decay: float) -> None:
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match=f"EMA decay {decay} is outside"):
+        ema_update(ema_start(module), module, 1, decay)

@@ -1,0 +1,127 @@
+"""Ranks: the same bits in `ordered`, the same numbers in `fast`, and an error of one that does not hang the others.
+
+Spec 6.1, 6.2; the global batch is 4 images in every test, whoever computes them.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from refimpl.errors import InputError
+from refimpl.run.world import World, add_in_order, join_world
+from tests.tolerances import FLOAT32_ROUNDING
+from tests.train import runs
+from tests.train.processes import run_ranks
+
+PLAIN = {"epsilon": 1.0, "learning_rate": 0.1, "weight_decay": 0.0}  # AdamW as good as linear in the gradient
+Start = Callable[..., Path]
+
+
+@pytest.fixture
+def start(root: Path, tmp_path: Path) -> Start:
+    """start(world, **sections): trains on `world` processes, which must all end with 0."""
+
+    def make(world: int, **sections: Any) -> Path:
+        name = f"run-{len(list(tmp_path.glob('*.toml')))}"
+        arguments = [runs.write_toml(root, tmp_path / f"{name}.toml", tmp_path / name, **sections)]
+        codes = run_ranks(arguments, world, tmp_path / f"{name}-output")
+        printed = "\n".join(p.read_text() for p in sorted((tmp_path / f"{name}-output").iterdir()))
+        assert codes == [0] * world, printed
+        return tmp_path / name
+
+    return make
+
+
+def test_ordered_gives_the_same_bits_on_1_2_and_4_ranks(start: Start) -> None:
+    results = {}
+    for world, accumulate in ((1, 4), (2, 2), (4, 1)):
+        train = {"reduction": "ordered", "batch_size": 1, "accumulate": accumulate, "steps": 2}
+        results[world] = runs.checkpoint(start(world, train=train), 2)
+    assert not runs.differing(results[1], results[2])
+    assert not runs.differing(results[1], results[4])
+
+
+def test_fast_agrees_with_one_rank_to_rounding(start: Start) -> None:
+    one, two = (
+        runs.checkpoint(start(world, train={"batch_size": 4 // world, "steps": 3}, optimizer=PLAIN), 3)
+        for world in (1, 2)
+    )
+    assert runs.farthest(one["unet"], two["unet"]) <= FLOAT32_ROUNDING
+
+
+def test_paper_plan_trains_on_two_ranks(start: Start) -> None:
+    """Each rank has buckets of its own, so the shapes of a step differ (N §4.1.2)."""
+    run = start(2, data={"plan": "paper"}, train={"batch_size": 2})
+    assert [row["step"] for row in runs.rows(run) if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_a_run_may_go_on_with_other_ranks_on_the_same_batches(
+    start: Start, root: Path, tmp_path: Path
+) -> None:
+    whole = start(1, train={"reduction": "ordered", "batch_size": 2, "accumulate": 2})
+    half = start(1, train={"reduction": "ordered", "batch_size": 2, "accumulate": 2, "keep_checkpoints": 0})
+    shutil.rmtree(half / "checkpoints" / "step-00000004")
+    options = ["--train.resume", "--train.out", str(half)]
+    toml = runs.write_toml(
+        root, tmp_path / "a.toml", half, train={"reduction": "ordered", "batch_size": 2, "accumulate": 1}
+    )
+    assert run_ranks([toml, *options], 1, tmp_path / "one") == [2]
+    assert "1 ranks × train.accumulate 2 = 2 micro-batches a step; 1 × 1 = 1" in (
+        (tmp_path / "one" / "rank0.txt").read_text()
+    )
+    assert run_ranks([toml, *options], 2, tmp_path / "two") == [0, 0]
+    assert not runs.differing(runs.checkpoint(whole, 4), runs.checkpoint(half, 4))
+
+
+def test_rank_0s_problem_ends_every_rank_with_its_message(root: Path, tmp_path: Path) -> None:
+    """No autoencoder: only rank 0 would make one, the others wait for it."""
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path / "run", latents={"weights": ""})
+    assert run_ranks([toml], 2, tmp_path / "output") == [2, 2]
+    for rank in range(2):
+        printed = (tmp_path / "output" / f"rank{rank}.txt").read_text()
+        assert "no autoencoder: give latents.weights" in printed
+        assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_ranks_problem_does_not_hang_the_others(root: Path, tmp_path: Path) -> None:
+    """An image whose pixels are damaged is met by the rank that loads it."""
+    shutil.copytree(root, tmp_path / "data")
+    damaged = sorted((tmp_path / "data" / "train").glob("*.png"))[3]
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    toml = runs.write_toml(tmp_path / "data", tmp_path / "a.toml", tmp_path / "run", train={"batch_size": 2})
+    codes = run_ranks([toml], 2, tmp_path / "output")
+    printed = [(tmp_path / "output" / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert codes == [2, 2]
+    assert sum(f"the last one is {damaged}: can't be decoded" in text for text in printed) == 1
+    assert sum("stops because another rank has stopped" in text for text in printed) == 1
+    assert "Traceback" not in "".join(printed)
+
+
+def test_gradients_are_added_in_order() -> None:
+    """1 + 1e8 − 1e8 is 0 in float32, 1e8 − 1e8 + 1 is 1."""
+    for gradients, total in (([1.0, 1e8, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
+        totals = [torch.zeros(1)]
+        for gradient in gradients:
+            add_in_order(totals, [torch.tensor([gradient])], runs.ALONE)
+        assert totals[0].item() == total
+
+
+def test_alone_there_is_nobody_to_wait_for() -> None:
+    world = World(0, 1, torch.device("cpu"))
+    world.barrier()
+    assert world.share("a") == "a"
+    assert world.mean(torch.ones(2)).tolist() == [1, 1]
+    assert world.on_main(lambda: "b") == "b"
+
+
+def test_unknown_and_absent_devices_are_named() -> None:
+    with pytest.raises(InputError, match="device 'tpu' is unknown; use auto, cpu or cuda"):
+        join_world("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"torch sees no GPU; use --train.device cpu"):
+            join_world("cuda")

@@ -1,0 +1,194 @@
+"""What the samplers share: the step from ∞, the noise of stochastic steps, the start of image-to-image."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, philox4x32
+from refimpl.errors import InputError
+from refimpl.sample.grids import native
+from refimpl.sample.samplers import euler
+from refimpl.sample.stepping import (
+    LARGEST_SIGMA,
+    Step,
+    begin,
+    check_eta,
+    draw_noise,
+    noise_source,
+    sdedit_start,
+)
+from tests.sample.gaussian import Gaussian
+from tests.sample.schedules import ZERO_SNR
+from tests.strategies import grid_levels, latents
+from tests.tolerances import FLOAT64_ROUNDING, STANDARD_ERRORS
+
+SHAPE = (2, 3, 4, 5)
+KEYS = draw_key(7, torch.arange(5), 0, Purpose.INIT_NOISE)
+
+
+@given(latents(SHAPE), latents(SHAPE), grid_levels(from_infinity=True))
+def test_the_step_from_infinity_is_equation_18_to_the_bit(n, v, grid):
+    seen = []
+
+    def network(x, sigma_edm):
+        seen.append((x, sigma_edm))
+        return v
+
+    run = begin(network, n, grid, None)
+    assert torch.equal(run.y, grid[1] * n - v)
+    (x, sigma_edm), *others = seen
+    assert not others
+    assert torch.equal(x, n)
+    assert sigma_edm == math.inf
+    assert sigma_edm.shape == ()
+    assert sigma_edm.dtype == torch.float64
+    assert run.steps == [Step(i, float(grid[i]), float(grid[i + 1])) for i in range(1, len(grid) - 1)]
+
+
+@given(latents(SHAPE), grid_levels(from_infinity=False))
+def test_a_finite_start_scales_to_variance_exploding_and_asks_nothing(x, grid):
+    run = begin(lambda *_: pytest.fail("no network call is due"), x, grid, None)
+    torch.testing.assert_close(run.y, x * math.hypot(1, float(grid[0])), rtol=FLOAT64_ROUNDING, atol=0)
+    assert len(run.steps) == len(grid) - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_network_gets_the_callers_dtype_and_the_state_is_float64(dtype):
+    data = Gaussian(0.5, 1.0)
+    dtypes = []
+
+    def network(x, sigma_edm):
+        dtypes.append(x.dtype)
+        return data.predict_v(x.double(), sigma_edm).to(dtype)
+
+    run = begin(network, torch.randn(SHAPE).to(dtype), native(ZERO_SNR, 4), None)
+    assert run.y.dtype == torch.float64
+    assert run.begin_step(run.y, run.steps[0])[0].dtype == torch.float64
+    assert run.finish(run.y).dtype == dtype
+    assert dtypes == [dtype, dtype]
+
+
+def test_why_the_state_is_not_half_precision():
+    """The numbers of the docstring: what rounding the variance-exploding state itself would cost."""
+    n = keyed_normal(KEYS, (4, 64, 64)).double()
+    y = 4096 * n
+    assert round(float((y.bfloat16().double() - y).square().mean().sqrt()), 1) == 6.7
+    assert torch.isinf((20000 * n).half()).any()
+
+
+@pytest.mark.parametrize(
+    ("x", "grid", "message"),
+    [
+        (torch.zeros(SHAPE, dtype=torch.int64), [math.inf, 0], "floating point"),
+        (torch.zeros(SHAPE, dtype=torch.complex64), [math.inf, 0], "floating point"),
+        (torch.zeros(()), [math.inf, 0], "floating point"),
+        (torch.full(SHAPE, math.inf), [math.inf, 0], "variance-preserving"),
+        (torch.full(SHAPE, math.nan), [3.0, 0], "variance-preserving"),
+        (torch.zeros(SHAPE), [2 * LARGEST_SIGMA, 0], "use inf"),
+        (torch.zeros(SHAPE), [math.inf, 2 * LARGEST_SIGMA, 0], "use inf"),
+        (torch.zeros(SHAPE), [3.0, 1.0], "sigmas: the last entry"),
+        (torch.zeros(SHAPE), [3.0, math.nan, 0.0], "sigmas: entry 1 is NaN"),
+        (torch.zeros(SHAPE), [3.0, math.inf, 0.0], "sigmas: entries 0 and 1"),
+        (torch.zeros(SHAPE), [1.0, 3.0, 0.0], "sigmas: entries 0 and 1"),
+    ],
+)
+def test_bad_starts_are_refused_before_the_network_is_asked(x, grid, message):
+    with pytest.raises(InputError, match=message):
+        begin(
+            lambda *_: pytest.fail("no network call is due"), x, torch.tensor(grid, dtype=torch.float64), None
+        )
+
+
+@pytest.mark.parametrize("grid", [[math.inf, 1.0, 0.0], [3.0, 1.0, 0.0]])
+def test_a_network_of_another_shape_is_refused(grid):
+    with pytest.raises(InputError, match=r"predict_v at sigma_edm .*returned shape \[2, 1, 4, 5\]"):
+        euler(lambda x, _: x[:, :1], torch.zeros(SHAPE), torch.tensor(grid))
+
+
+def test_keyed_noise_is_a_function_of_sample_and_step():
+    like = torch.zeros(5, 4, 3, 7, dtype=torch.float64)
+    source = noise_source(None, KEYS, like)
+    z = source(3, like)
+    assert torch.equal(z, source(3, like))
+    # its definition, which other implementations may repeat
+    step_keys = philox4x32(torch.tensor([3, 0, 0, 1]).expand(5, 4), KEYS)[:, :2]
+    assert torch.equal(z, keyed_normal(step_keys, (4, 3, 7)))
+    one_by_one = [noise_source(None, KEYS[i : i + 1], like[:1])(3, like[:1]) for i in range(5)]
+    assert torch.equal(z, torch.cat(one_by_one))
+    others = [source(step, like) for step in (0, 1, 2, 4)] + [keyed_normal(KEYS, (4, 3, 7))]
+    assert all((z != other).all() for other in others)
+
+
+def test_keyed_noise_is_standard_normal_and_uncorrelated_with_the_first_noise():
+    like = torch.zeros(5, 4, 64, 64)
+    source = noise_source(None, KEYS, like)
+    draws = (
+        torch.stack([keyed_normal(KEYS, (4, 64, 64)), source(0, like), source(1, like)]).flatten(1).double()
+    )
+    error = STANDARD_ERRORS / math.sqrt(draws.shape[1])
+    assert (draws.mean(1).abs() < error).all()
+    assert ((draws.cov() - torch.eye(3)).abs() < math.sqrt(2) * error).all()
+
+
+@pytest.mark.parametrize(
+    ("noise", "key", "message"),
+    [
+        (lambda step, like: like, KEYS[:2], "both of noise= and key="),
+        (None, KEYS, r"key: shape \[5, 2\] for x of shape \[2, 3, 4, 5\]"),
+        (None, KEYS[:2, :1], "key: shape"),
+        (None, KEYS[0], "key: shape"),
+        (None, KEYS[:2].double(), "int64"),
+    ],
+)
+def test_noise_comes_from_one_place_that_fits(noise, key, message):
+    x = torch.zeros(SHAPE)
+    with pytest.raises(InputError, match=message):
+        noise_source(noise, key, x)(0, x)
+
+
+def test_noise_without_a_source_is_keyed_by_the_place_in_the_batch():
+    like = torch.zeros(5, 4, 3, 7)
+    places = draw_key(0, torch.arange(5), 0, Purpose.INIT_NOISE)
+    assert torch.equal(noise_source(None, None, like)(3, like), noise_source(None, places, like)(3, like))
+
+
+def test_keyed_noise_of_any_shape_is_the_same_row_of_numbers():
+    like = torch.zeros(5, 4, 3, 7)
+    z = noise_source(None, KEYS, like)(3, like)
+    for shape in ((5, 84), (5, 12, 7)):
+        assert torch.equal(noise_source(None, KEYS, like.view(shape))(3, like.view(shape)), z.view(shape))
+    assert noise_source(None, KEYS, torch.zeros(5))(3, torch.zeros(5)).shape == (5,)
+
+
+def test_noise_of_another_shape_is_refused():
+    with pytest.raises(InputError, match="noise at step 4: shape"):
+        draw_noise(lambda _, like: like[:1], Step(4, 2.0, 1.0), torch.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan, math.inf])
+def test_eta_outside_its_range_is_refused(eta):
+    with pytest.raises(InputError, match="eta is"):
+        check_eta(eta, most=1)
+
+
+@given(latents(SHAPE), latents(SHAPE), st.floats(0, 1e6))
+def test_image_to_image_starts_from_the_noised_image(x0, noise, sigma):
+    x = sdedit_start(x0, noise, sigma)
+    expected = (x0 + sigma * noise) / math.hypot(1, sigma)
+    scale = (x0.abs().max() + sigma * noise.abs().max()) / math.hypot(1, sigma)
+    assert ((x - expected).abs() <= FLOAT64_ROUNDING * scale).all()
+
+
+def test_image_to_image_at_the_ends_of_the_noise():
+    x0, noise = torch.randn(2, *SHAPE)
+    assert torch.equal(sdedit_start(x0, noise, 0.0), x0)
+    assert torch.equal(sdedit_start(x0, noise, math.inf), noise)
+    assert sdedit_start(x0.bfloat16(), noise, 1.0).dtype == torch.bfloat16
+    with pytest.raises(InputError, match="shape"):
+        sdedit_start(x0, noise[:1], 1.0)
+    for sigma in (-1.0, math.nan):
+        with pytest.raises(InputError, match="sigma_edm"):
+            sdedit_start(x0, noise, sigma)

@@ -1,0 +1,167 @@
+"""What happens before the first step: data, weights, and commands that look at them."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from refimpl.commands.main import dispatch
+from refimpl.errors import InputError
+from refimpl.latents.scale_shift import ScaleShift
+from refimpl.train.setup.out_folder import removed_if_empty, run_folder
+from refimpl.train.setup.prepare import frozen_parts, prepare, prepare_data, read_stage
+from tests.train import runs
+
+
+def test_initial_weights_are_a_function_of_the_seed_alone(root: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    torch.manual_seed(1)
+    first = prepare(runs.config(root, tmp_path), tmp_path / "a", runs.ALONE).model.unet.state_dict()
+    torch.manual_seed(2)
+    again = prepare(runs.config(root, tmp_path), tmp_path / "b", runs.ALONE).model.unet.state_dict()
+    other = prepare(runs.config(root, tmp_path, train={"seed": 1}), tmp_path / "c", runs.ALONE)
+    assert not runs.differing({"x": first}, {"x": again})
+    assert runs.differing({"x": first}, {"x": other.model.unet.state_dict()})
+
+
+def test_components_hold_everything_between_prompt_and_image(trained: Path, root: Path) -> None:
+    folder = trained / "components"
+    assert {path.name for path in folder.iterdir()} == {
+        "autoencoder.safetensors", "scale_shift.json", "manifest.json", "tokenizer", "text_encoder", "text_encoder_2",
+    }  # fmt: skip
+    written = load_file(folder / "autoencoder.safetensors")
+    given = load_file(root / "autoencoder.safetensors")
+    assert not runs.differing({"x": written}, {"x": given})
+
+
+def test_images_far_from_every_bucket_are_pruned_and_reported(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(root / "train", tmp_path / "train")
+    Image.new("RGB", (300, 30)).save(tmp_path / "train" / "wide.png")
+    (tmp_path / "train" / "wide.txt").write_text("red")
+    config = runs.config(tmp_path, tmp_path, data={"max_aspect_error": 0.5})
+    data = read_stage(config, config.all_stages()[0])
+    assert len(data.index) == len(data.bucket_of) == len(data.draw_ids) == len(data.tag_weights) == 18
+    assert "wide" not in data.index.ids
+    assert (
+        f"pruned {tmp_path}/train/wide.png: 300×30 is 1.609 from the nearest bucket"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_quarantined_image_is_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bad file of 120 is below the share that stops a run."""
+    runs.write_images(tmp_path / "train", 120)
+    (tmp_path / "train" / "017.png").write_bytes(b"x")
+    config = runs.config(tmp_path, tmp_path)
+    data = read_stage(config, config.all_stages()[0])
+    assert len(data.index) == 119
+    assert f"left out: {tmp_path}/train/017.png: not an image" in capsys.readouterr().out
+
+
+def test_tag_weights_can_be_switched_off(root: Path) -> None:
+    config = runs.config(root, root, tag_weights={"enabled": False})
+    assert (read_stage(config, config.all_stages()[0]).tag_weights == 1).all()
+
+
+def test_demonstration_data_is_drawn_only_where_asked_and_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "refimpl.train.setup.prepare.write_demo_images", lambda folder, progress: drawn.append(folder)
+    )
+    (tmp_path / "there" / "train").mkdir(parents=True)
+    for name, demo in (("there", True), ("absent", False), ("absent", True)):
+        folder = str(tmp_path / name / "train")
+        prepare_data(runs.config(tmp_path, tmp_path, data={"folder": folder, "demo": demo}))
+    assert drawn == [tmp_path / "absent"]
+
+
+def test_a_run_that_never_started_leaves_no_folder(root: Path, tmp_path: Path) -> None:
+    run = run_folder(runs.config(root, tmp_path / "run"), "x", runs.ALONE)
+    assert run.is_dir()
+    with pytest.raises(KeyboardInterrupt), removed_if_empty(run, runs.ALONE):
+        raise KeyboardInterrupt
+    assert not run.exists()
+    run.mkdir()
+    (run / "something").write_text("")
+    with pytest.raises(InputError), removed_if_empty(run, runs.ALONE):
+        raise InputError("x")
+    assert (run / "something").exists()
+
+
+def test_a_full_disk_leaves_neither_settings_nor_components(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == "components":
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    config = runs.config(root, tmp_path / "run")
+    run = run_folder(config, "x", runs.ALONE)
+    with pytest.raises(InputError, match=r"could not write .*components: No space left on device"):
+        prepare(config, run, runs.ALONE)
+    assert not list(run.iterdir())
+
+
+# --- refimpl data, refimpl stats ---
+
+
+def test_data_command_prints_buckets_and_tags(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path)
+    dispatch(["data", toml])
+    out = capsys.readouterr().out
+    assert f"stage 0: 18 images in {root}/train" in out
+    assert "64 × 32    5" in out
+    assert "tags of class colour" in out
+    assert "plan of epoch 0 on one rank:" in out
+    assert "batches of leftovers, from several buckets:" in out
+    # Aspects 2, 1/2 and 1 have their buckets; 40 × 56 goes to 1, 2/7 away: 4 images of 18.
+    assert f"mean |aspect error|: {4 / 18 * 2 / 7:.4f}" in out
+    dispatch(["data", toml, "--folder", str(root / "heldout")])
+    assert f"stage 0: 4 images in {root}/heldout" in capsys.readouterr().out
+
+
+def test_stats_command_writes_a_preset(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml, out = runs.write_toml(root, tmp_path / "a.toml", tmp_path), tmp_path / "mine.json"
+    dispatch(["stats", toml, "--out", str(out), "--device", "cpu"])
+    preset = ScaleShift.from_json(out.read_text())
+    printed = capsys.readouterr().out.splitlines()
+    assert json.loads(printed[0])["images"] == 18
+    assert printed[1] == f"channel 0: mean {preset.mean[0]:9.4f}   std {preset.std[0]:9.4f}"
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r"mine\.json exists; choose another name"):
+        dispatch(["stats", toml, "--out", str(out)])
+    assert out.read_bytes() == before
+    with pytest.raises(InputError, match=r"could not write .*absent/mine\.json"):
+        dispatch(["stats", toml, "--out", str(tmp_path / "absent" / "mine.json"), "--device", "cpu"])
+    bare = runs.write_toml(root, tmp_path / "b.toml", tmp_path, latents={"weights": ""})
+    with pytest.raises(InputError, match="no autoencoder to encode with; name its safetensors file"):
+        dispatch(["stats", bare, "--out", str(tmp_path / "other.json")])
+
+
+def test_a_scale_shift_file_that_is_no_preset_is_named(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("not JSON")
+    config = runs.config(root, tmp_path, latents={"folder": "", "scale_shift": str(tmp_path / "a.json")})
+    with pytest.raises(
+        InputError, match=r"latents\.scale_shift .*a\.json' is not a preset: ScaleShift: not JSON"
+    ):
+        frozen_parts(config, read_stage(config, config.all_stages()[0]), torch.device("cpu"))

@@ -1,0 +1,143 @@
+"""Which images a rank sees at which step (spec 2.3, 6.1, 6.2)."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from refimpl.errors import InputError
+from refimpl.run.world import World
+from refimpl.train.quarantine import Quarantine
+from refimpl.train.setup.prepare import read_stage
+from refimpl.train.step_plan import PlanStep, StageData, plan_steps
+from tests.train import runs
+
+
+def steps_of(root: Path, world: int = 1, rank: int = 0, start: int = 0, **sections: Any) -> list[PlanStep]:
+    config = runs.config(root, root, **sections)
+    stages = [read_stage(config, stage) for stage in config.all_stages()]
+    place = World(rank, world, torch.device("cpu"))
+    return list(plan_steps(config, stages, start, place, Quarantine(root, place)))
+
+
+def same(a: PlanStep, b: PlanStep) -> bool:
+    tensors = zip(a.batches, b.batches, strict=True)
+    return (a.names, a.epoch, a.bucket, a.images) == (b.names, b.epoch, b.bucket, b.images) and all(
+        torch.equal(x.images, y.images) and torch.equal(x.size_ints, y.size_ints) and x.captions == y.captions
+        for x, y in tensors
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_processes_change_nothing(workers: int, root: Path) -> None:
+    alone = steps_of(root, data={"horizontal_flip": True})
+    helped = steps_of(root, data={"horizontal_flip": True, "workers": workers})
+    cached = steps_of(root, data={"horizontal_flip": True, "cache_megabytes": 1})
+    assert len(alone) == 4
+    assert all(same(a, b) and same(a, c) for a, b, c in zip(alone, helped, cached, strict=True))
+
+
+@pytest.mark.parametrize("start", [1, 4, 5, 9])
+def test_the_position_is_a_function_of_the_step(start: int, root: Path) -> None:
+    stages = [
+        {"from_step": 0, "buckets": {**runs.BUCKETS, "max_side": 32}},
+        {"from_step": 6, "buckets": runs.BUCKETS, "batch_size": 2},
+    ]
+    settings = {"train": {"steps": 11}, "stages": stages}
+    whole, rest = steps_of(root, **settings), steps_of(root, start=start, **settings)
+    assert len(whole) == 11
+    assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
+    assert [step.epoch for step in whole] == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2]
+    assert {step.bucket for step in whole[:6]} == {(32, 32)}
+
+
+def test_tags_are_shuffled_by_seed_id_and_visit(root: Path) -> None:
+    """Two tags each: about half of the visits swap them, the same ones in any batch."""
+
+    def captions(batch_size: int, **data: Any) -> dict[tuple[str, int], str]:
+        steps = steps_of(root, data=data, train={"batch_size": batch_size, "steps": 36 // batch_size})
+        return {
+            (name, step.epoch): caption
+            for step in steps
+            for batch in step.batches
+            for name, caption in zip(step.names, batch.captions, strict=True)
+        }
+
+    written, shuffled = captions(9), captions(9, shuffle_tags=True)
+    assert shuffled == captions(9, shuffle_tags=True, workers=1)
+    assert shuffled == captions(18, shuffle_tags=True)
+    assert all(sorted(shuffled[key].split(", ")) == sorted(written[key].split(", ")) for key in written)
+    swapped = {key for key in written if shuffled[key] != written[key]}
+    assert 8 <= len(swapped) <= 28
+    assert {name for name, epoch in swapped if epoch == 0} != {name for name, epoch in swapped if epoch == 1}
+    assert captions(9, shuffle_tags=True, keep_first_tags=1) == written
+    dropped = captions(9, tag_dropout=("colour:0.5",))
+    assert dropped == captions(18, tag_dropout=("colour:0.5",))
+    assert all(set(dropped[key].split(", ")) <= set(written[key].split(", ")) for key in written)
+    assert 8 <= sum(dropped[key] != written[key] for key in written) <= 28
+    assert captions(9, tag_dropout=("colour:0", "general:0")) == written
+
+
+def test_an_epoch_sees_each_image_once_or_drops_it(root: Path) -> None:
+    epoch = steps_of(root)
+    counts = Counter(name for step in epoch for name in step.names)
+    assert len(counts) == 16
+    assert set(counts.values()) == {1}
+    assert all(step.images_per_step == 4 == step.images for step in epoch)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 4), (2, 2), (4, 1)])
+def test_ranks_and_accumulation_slice_one_global_batch(world: int, accumulate: int, root: Path) -> None:
+    """Micro-batch j of a global batch is number j = k·world + rank, whoever computes it."""
+    train = {"batch_size": 1, "accumulate": accumulate}
+    whole = steps_of(root, train={"batch_size": 1, "accumulate": 4})
+    ranks = [steps_of(root, world, rank, train=train) for rank in range(world)]
+    for step, plan_step in enumerate(whole):
+        micro = [
+            ranks[rank][step].batches[k].draw_ids.tolist() for k in range(accumulate) for rank in range(world)
+        ]
+        assert micro == [batch.draw_ids.tolist() for batch in plan_step.batches]
+
+
+def test_paper_plan_gives_each_rank_its_share(root: Path) -> None:
+    ranks = [
+        steps_of(root, 2, rank, data={"plan": "paper"}, train={"batch_size": 2, "accumulate": 2})
+        for rank in range(2)
+    ]
+    names = [[name for step in steps for name in step.names] for steps in ranks]
+    assert len(names[0]) == len(names[1]) == 16
+    assert not set(names[0][:8]) & set(names[1][:8])  # two steps of four are an epoch of 16 of the 18 images
+    assert any(a.bucket != b.bucket for a, b in zip(*ranks, strict=True))
+
+
+def test_by_pixel_budget_every_image_weighs_the_same(root: Path) -> None:
+    """S §2.3: small buckets get larger batches; the loss is a sum over one number for the whole epoch."""
+    budget = 3 * 2048
+    steps = steps_of(root, train={"pixel_budget": budget, "steps": 30})
+    epoch = [step for step in steps if step.epoch == 0]
+    sizes = {step.bucket: max(s.images for s in epoch if s.bucket == step.bucket) for step in epoch}
+    assert all(width * height * count <= budget for (width, height), count in sizes.items())
+    assert len(set(sizes.values())) > 1
+    per_step = {step.images_per_step for step in steps if step.epoch == 0}
+    assert len(per_step) == 1
+    seen = sum(step.images for step in epoch)
+    assert per_step.pop() == pytest.approx(seen / len(epoch))
+    assert all(sum(len(batch.captions) for batch in step.batches) == step.images for step in epoch)
+
+
+def test_too_few_images_give_the_arithmetic(root: Path) -> None:
+    with pytest.raises(InputError, match=r"18 images .*2 ranks × batch size 12 = 24\. Add 6 images"):
+        steps_of(root, world=2, train={"batch_size": 6, "accumulate": 2})
+
+
+def test_a_stage_carries_what_training_needs(root: Path) -> None:
+    config = runs.config(root, root)
+    data: StageData = read_stage(config, config.all_stages()[0])
+    assert len(data.index) == 18
+    assert data.tag_weights.mean().item() == pytest.approx(1)
+    assert data.draw_ids.dtype == torch.int64
+    assert len(data.draw_ids.unique()) == 18
+    assert [data.buckets[b] for b in data.bucket_of[:3]] == [(64, 32), (32, 64), (48, 48)]
+    assert all("colour:" not in caption for caption in data.index.captions)
