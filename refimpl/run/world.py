@@ -1,21 +1,14 @@
-"""Processes of one run, and the two ways to add up their gradients (N §4: 256 GPUs is the design point).
-
-A global batch is cut into micro-batches numbered j = k·world + rank (k the gradient-accumulation step), so any
-number of ranks sees the same micro-batches. `fast` leaves the sum to DDP's all-reduce, whose order depends on the
-number of ranks. `ordered` adds the micro-batch gradients one by one in the order of j, so 1, 2 and 4 ranks end with
-the same bits; it costs world times the gradient traffic and is meant for proofs and debugging.
-"""
+"""The processes of one run: how they find each other, wait, share values, and notice that one has stopped."""
 
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from refimpl.errors import InputError
 
@@ -111,34 +104,3 @@ def lost_peers_named(world: World) -> Iterator[None]:
         raise InputError(
             f"rank {world.rank} stops because another rank has stopped; that one's message says why"
         ) from error
-
-
-def gradient_sync(network: torch.nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
-    """DDP sums gradients over ranks in the last micro-batch's backward pass only; elsewhere nothing to do."""
-    if isinstance(network, DistributedDataParallel) and not is_last:
-        return network.no_sync()
-    return contextlib.nullcontext()
-
-
-@torch.no_grad()
-def mean_gradients(parameters: Sequence[torch.nn.Parameter], world: World) -> None:
-    """The mean over ranks of gradients that DDP does not see, in place (`fast` reduction)."""
-    for parameter in parameters:
-        assert parameter.grad is not None  # every trained parameter takes part in every step
-        parameter.grad.copy_(world.mean(parameter.grad))
-
-
-@torch.no_grad()
-def add_in_order(accumulated: Sequence[Tensor], gradients: Sequence[Tensor], world: World) -> None:
-    """Adds one micro-batch gradient of every rank to `accumulated`, in rank order (`ordered` reduction).
-
-    Called once per accumulation step k, so the additions follow j = k·world + rank exactly, whatever the world size.
-    """
-    for total, gradient in zip(accumulated, gradients, strict=True):
-        if world.size == 1:
-            total.add_(gradient)
-            continue
-        parts = [torch.empty_like(gradient) for _ in range(world.size)]
-        dist.all_gather(parts, gradient.contiguous())
-        for part in parts:
-            total.add_(part)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from refimpl.errors import InputError
-from refimpl.run.world import World, add_in_order, join_world
+from refimpl.run.world import World, join_world
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
 from tests.train.processes import run_ranks
@@ -100,15 +100,6 @@ def test_one_ranks_problem_does_not_hang_the_others(root: Path, tmp_path: Path) 
     assert sum(f"the last one is {damaged}: can't be decoded" in text for text in printed) == 1
     assert sum("stops because another rank has stopped" in text for text in printed) == 1
     assert "Traceback" not in "".join(printed)
-
-
-def test_gradients_are_added_in_order() -> None:
-    """1 + 1e8 − 1e8 is 0 in float32, 1e8 − 1e8 + 1 is 1."""
-    for gradients, total in (([1.0, 1e8, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
-        totals = [torch.zeros(1)]
-        for gradient in gradients:
-            add_in_order(totals, [torch.tensor([gradient])], runs.ALONE)
-        assert totals[0].item() == total
 
 
 def test_alone_there_is_nobody_to_wait_for() -> None:

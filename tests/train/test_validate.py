@@ -95,6 +95,6 @@ def test_training_lowers_it(run: Run, root: Path) -> None:
 def test_sample_grids_have_a_row_per_prompt_and_a_column_per_seed(root: Path, tmp_path: Path) -> None:
     sample = {"prompts": ["red", "blue"], "seeds": 3}
     parts, weights, config = prepared(root, tmp_path, sample=sample)
-    draw_samples(config, parts, weights, tmp_path / "samples" / "a.png")
+    draw_samples(parts, weights, config.sample, tmp_path / "samples" / "a.png")
     with Image.open(tmp_path / "samples" / "a.png") as image:
         assert image.size == (3 * 32 + 2 * 2, 2 * 32 + 2)

@@ -1,0 +1,37 @@
+"""The two ways to add up gradients, on one process; for several ranks see tests/run/test_world.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from refimpl.train.gradients import add_in_order, make_gradients
+from refimpl.train.setup.trainable import Part
+from tests.train import runs
+
+
+def test_gradients_are_added_in_order() -> None:
+    """1 + 1e8 − 1e8 is 0 in float32, 1e8 − 1e8 + 1 is 1."""
+    for gradients, total in (([1.0, 1e8, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
+        totals = [torch.zeros(1)]
+        for gradient in gradients:
+            add_in_order(totals, [torch.tensor([gradient])], runs.ALONE)
+        assert totals[0].item() == total
+
+
+@pytest.mark.parametrize("reduction", ["fast", "ordered"])
+def test_micro_batches_add_up(reduction: str) -> None:
+    network = nn.Linear(1, 1, bias=False)
+    gradients = make_gradients(reduction, network, [Part("unet", network, 0.0)], runs.ALONE)
+    for step in range(2):  # totals begin anew with every step
+        for k, x in enumerate((1.0, 2.0, 4.0)):
+            with gradients.micro_batch(is_last=k == 2):
+                gradients.backward(gradients.network(torch.tensor([[x]])).sum())
+        gradients.finish()
+        assert network.weight.grad is not None
+        assert network.weight.grad.item() == 7.0, step
+        network.weight.grad = None
+
+
+def test_an_unknown_reduction_is_no_default() -> None:
+    with pytest.raises(KeyError):
+        make_gradients("mean", nn.Linear(1, 1), [], runs.ALONE)
