@@ -25,14 +25,14 @@ from refimpl.data.images.decode import BadImage, decode
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import ImageCache
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import committed_steps, state_number, step_folder
+from refimpl.interop.run.run_folder import committed_steps, keep_newest, state_number, step_folder
 from refimpl.latents.image_quality import JPEG_BLOCK, SSIM_WINDOW, blockiness, psnr, ssim
+from refimpl.latents.pixels import from_pixels
 from refimpl.latents.vae import VAE
 from refimpl.run.adamw import load_optimizer_state, optimizer_state
 from refimpl.run.ema import ema_start, ema_update
 from refimpl.storage import committed
 from refimpl.tables import to_table
-from refimpl.train.checkpoint import keep_newest
 
 CACHE_BYTES = 2**28  # of decoded images; a small data set is read many times
 CLIP_NORM = 1.0
@@ -75,7 +75,7 @@ def finetune_decoder(
     for step, batch in enumerate(batches, start):
         if step >= config.steps:
             break
-        x = batch.images.to(device).float() / 127.5 - 1
+        x = from_pixels(batch.images.to(device))
         with torch.no_grad():
             z = vae.encode(x)
         with autocast:

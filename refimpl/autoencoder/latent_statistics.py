@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from refimpl.cache.latents import Batches
+from refimpl.data.loading.loader import Batches
 from refimpl.data.shuffle import Stream, shuffled
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.welford import Welford

@@ -18,6 +18,7 @@ from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import ImageCache, load_batches
 from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig
+from refimpl.latents.pixels import from_pixels
 from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.latents.welford import Welford
@@ -61,7 +62,7 @@ def train_autoencoder(
     bar = tqdm(total=config.train_steps, desc="autoencoder", unit="step", dynamic_ncols=True)
     crops = square_crops(index, config.train_size, config.train_batch, seed, cache=ImageCache(CACHE_BYTES))
     for step, batch in enumerate(crops, start=1):
-        x = batch.images.to(device).float() / 127.5 - 1
+        x = from_pixels(batch.images.to(device))
         mean, logvar = vae.moments(x)
         z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=noise, device=device)
         squared_error = (vae.decode(z) - x).square().mean()
@@ -149,4 +150,4 @@ def centre_crops(
 ) -> Iterator[Tensor]:
     """Centre crops as float images [B, 3, H, W] in −1 … 1."""
     for batch in load_batches(index, list(batches), 0, CentreDraws()):
-        yield batch.images.float() / 127.5 - 1
+        yield from_pixels(batch.images)

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from refimpl.cache.plan import Pictures, Unit
-from refimpl.commands.terminal import OUT_OF_MEMORY
 from refimpl.data.aspect_table import Bucket
 from refimpl.data.crop import cover, cover_and_crop, crop, flip
 from refimpl.data.images.decode import WHITE, BadImage, decode
 from refimpl.data.images.fast_jpeg import decode_fast
 from refimpl.data.index.content import content, stamp
 from refimpl.data.loading.loader import Decoder
-from refimpl.errors import InputError
+from refimpl.errors import OUT_OF_MEMORY, InputError
+from refimpl.latents.pixels import from_pixels
 from refimpl.latents.vae import VAE
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.storage.store import DTYPES
@@ -68,7 +68,7 @@ class FittingEncoder:
         return torch.cat(parts)
 
     def _encode(self, batch: Tensor) -> Tensor:
-        x = batch.to(self._device).float() / 127.5 - 1
+        x = from_pixels(batch.to(self._device))
         tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
         try:
             latents = self._vae.encode(x, self._tile)

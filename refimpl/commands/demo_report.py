@@ -20,13 +20,14 @@ from refimpl.data.demo.photographs import PHOTOGRAPHS, locate
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.min_snr import POLICIES
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
+from refimpl.latents.pixels import to_pixels
 from refimpl.latents.scale_shift import NOVELAI_ANIME, ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.latents.welford import Welford
 from refimpl.model.unet import UNet
 from refimpl.report.run_page import Grid, ReportContent
 from refimpl.run.config import Config
-from refimpl.train.step_plan import StageData
+from refimpl.run.stage import StageData
 
 
 def report_content(
@@ -118,7 +119,7 @@ def _reconstructions(vae: VAE, heldout: StageData, count: int = 16):
         restored = vae.decode(vae.encode(images)).clamp(-1, 1)
         psnr.append(psnr_from_error(float((restored - images).square().mean())))
         for target, image in ((originals, images), (rebuilt, restored)):
-            target.append(((image[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+            target.append(to_pixels(image[0].permute(1, 2, 0)).numpy())
     return originals, rebuilt, psnr
 
 

@@ -16,6 +16,7 @@ from refimpl.commands.terminal import run_command
 from refimpl.data.images.decode import decode
 from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import load_model
+from refimpl.latents.pixels import from_pixels
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.images.draw import draw_images
 from refimpl.sample.images.picture_files import write_grid, write_image
@@ -135,7 +136,7 @@ def _refiner(command: SampleCommand, device: torch.device) -> Refiner | None:
 def _read_image(path: Path) -> Tensor:
     """[3, H, W] in −1 … 1."""
     pixels = np.array(decode(path))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+    return from_pixels(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def _check_out(out: Path) -> None:

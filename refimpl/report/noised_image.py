@@ -12,6 +12,7 @@ from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.diffusion.v_prediction import add_noise
 from refimpl.errors import InputError
+from refimpl.latents.pixels import from_pixels
 from refimpl.report.style import new_figure, styled
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _square(image: Image.Image) -> Tensor:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     cut = image.convert("RGB").crop((left, top, left + side, top + side)).resize((SHOWN, SHOWN))
-    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).double() / 127.5 - 1
+    return from_pixels(torch.from_numpy(np.array(cut)).permute(2, 0, 1), torch.float64)
 
 
 def noised_levels(plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> list[tuple[float, Tensor, Tensor]]:
