@@ -1,4 +1,4 @@
-"""The one error class for bad input: its message is all the user sees."""
+"""The one error class for bad input, whose message is all the user sees, and how torch says memory is short."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,12 @@ class InputError(ValueError):
 
     Library callers may catch it as ValueError; the command line prints the message and exits with 2.
     """
+
+
+# How torch words it: on the CPU, of a size beyond counting, on the GPU.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+    "out of memory",
+)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from refimpl.cache.latents import CachedLatents, LatentCache, encoder_fingerprint, open_latents
 from refimpl.cache.text_states import CachedTextStates, TextCache, open_text, text_encoding
@@ -14,11 +13,11 @@ from refimpl.errors import InputError
 from refimpl.latents.vae import VAE
 from refimpl.run.config import Config
 from refimpl.run.shared_work import from_main
+from refimpl.run.stage import StageData
 from refimpl.run.world import World
 from refimpl.storage.store import Int64s, find_rows, listed
 from refimpl.text.config import Towers
 from refimpl.text.states import TextStates
-from refimpl.train.step_plan import StageData
 
 AGAIN = "run `refimpl cache` again, which encodes only these"
 
@@ -46,16 +45,6 @@ def open_cache(config: Config) -> LatentCache | None:
             "them with `refimpl cache --flips`"
         )
     return cache
-
-
-def without_quarantined(cache: LatentCache | None, index: Index) -> Index:
-    """The index without the images that could not be encoded, each named."""
-    if cache is None or not cache.quarantined:
-        return index
-    for name in index.ids:
-        if name in cache.quarantined:
-            tqdm.write(f"left out: {name}: {cache.quarantined[name]}")
-    return index.take([row for row, name in enumerate(index.ids) if name not in cache.quarantined])
 
 
 def find_latents(cache: LatentCache, data: StageData, where: str, world: World) -> CachedLatents:

@@ -25,13 +25,12 @@ from torch import Tensor
 from refimpl.data.aspect_table import Bucket
 from refimpl.data.crop import IntegerSource
 from refimpl.data.index.data_set import Index
-from refimpl.data.loading.loader import Batch, Decoder, Draws
+from refimpl.data.loading.loader import Batch, Batches, Decoder, Draws
 from refimpl.errors import InputError
 from refimpl.latents.vae import VAE
 from refimpl.storage.store import Int64s, Store, open_store
 
 KIND = "latents"
-Batches = Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]  # (bucket, rows of the index)
 
 
 def encoding_of(

@@ -10,9 +10,9 @@ import torch
 from refimpl.data.aspect_table import Bucket
 from refimpl.data.images.archives import ImageSource
 from refimpl.errors import InputError
+from refimpl.run.stage import StageData
 from refimpl.storage.shards import Shard
 from refimpl.storage.store import Int64s, find_rows
-from refimpl.train.step_plan import StageData
 
 SIZE_INTS_BYTES = 24
 Bools = npt.NDArray[np.bool_]

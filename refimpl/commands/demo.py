@@ -26,11 +26,13 @@ from refimpl.errors import InputError
 from refimpl.report.run_page import Criterion, write_report
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
+from refimpl.run.stage import read_stage, write_demo_data
 from refimpl.run.world import World
 from refimpl.sample.grids import scale_sigma_max
 from refimpl.train.loop import train
+from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.out_folder import removed_if_empty, run_folder
-from refimpl.train.setup.prepare import frozen_parts, prepare, prepare_data, read_stage
+from refimpl.train.setup.prepare import prepare
 
 COLOUR_PROMPTS = ("completely black", "completely white", "completely red")
 FIXED_PROMPTS = (
@@ -71,7 +73,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     timings: dict[str, float] = {}
 
     with removed_if_empty(out, world), _stage(timings, 0):
-        prepare_data(config)
+        write_demo_data(config.data)
         data = read_stage(config, config.all_stages()[-1])
         heldout = read_stage(config, replace(config.all_stages()[-1], folder=config.data.heldout))
     with _stage(timings, 1):

@@ -1,14 +1,18 @@
 """`refimpl figures`: N's figures that need no trained network, those of a run, and those of measured latents."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from refimpl.errors import InputError
-from refimpl.paper.experiments import run_figures
+from refimpl.paper.experiments import run_experiments
 from refimpl.report.measured_latents import measured_figures
+from refimpl.report.panels import panel_figure
 from refimpl.report.paper_figures import paper_figures
+from refimpl.report.style import png_bytes
+from refimpl.storage.committed import replace_text
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,23 @@ def figures_command(arguments: list[str], program: str = "refimpl figures") -> N
         paths = paper_figures(command.out)
     for path in paths:
         print(path)
+
+
+def run_figures(run: Path, folder: Path, weights: str = "ema") -> list[Path]:
+    """Draws the five experiments of a run into a folder, and experiments.json with their numbers; returns the paths.
+
+    Raises InputError as `run_experiments` does, and when the folder's place is taken by a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the figures")
+    experiments = run_experiments(run, weights)
+    contents = {
+        f"run_figure_{number}.png": png_bytes(panel_figure(experiment.title, experiment.rows))
+        for number, experiment in experiments.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    numbers = {f"figure {number}": experiment.numbers for number, experiment in experiments.items()}
+    replace_text(folder / "experiments.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    return [*(folder / name for name in contents), folder / "experiments.json"]

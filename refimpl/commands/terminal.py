@@ -8,15 +8,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from refimpl.errors import InputError
-
-# How torch words it: on the CPU, of a size beyond counting, on the GPU.
-OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "Storage size calculation overflowed",
-    "out of memory",
-)
+from refimpl.errors import OUT_OF_MEMORY, InputError
 
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
 

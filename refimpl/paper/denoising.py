@@ -8,7 +8,7 @@ from torch import Tensor
 
 from refimpl.data.crop import conditioning_at_inference
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
-from refimpl.interop.run.run_folder import Model
+from refimpl.model.pipeline import Model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.grids import native, scale_sigma_max
 from refimpl.sample.images.guided_network import guided_network

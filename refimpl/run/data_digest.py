@@ -9,8 +9,8 @@ import numpy as np
 
 from refimpl.data.index.data_set import Index
 from refimpl.errors import InputError
+from refimpl.run.stage import StageData
 from refimpl.storage.committed import replace_text
-from refimpl.train.step_plan import StageData
 
 DATA = "data.json"
 

@@ -4,7 +4,6 @@ The state is the weights, their moving average, AdamW's moments and the step. Da
 of (seed, epoch, id), so no generator state exists and resuming continues the same batches with the same noise.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,14 @@ import torch
 from torch import Tensor
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import base_digest, check_base, committed_steps, state_number, step_folder
+from refimpl.interop.run.run_folder import (
+    base_digest,
+    check_base,
+    committed_steps,
+    keep_newest,
+    state_number,
+    step_folder,
+)
 from refimpl.interop.run.trained_parts import file_name, load_network_state
 from refimpl.run.adamw import load_optimizer_state, optimizer_state
 from refimpl.run.config import Config
@@ -101,14 +107,3 @@ def _check_same_batches(config: Config, folder: Path, saved_ranks: int, saved: i
             f"micro-batches a step; {ranks} × {accumulate} = {ranks * accumulate} would change the batches; "
             "keep the product"
         )
-
-
-def keep_newest(run: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints (0 keeps all), and what killed processes left half done."""
-    for step in committed_steps(run)[:-keep] if keep > 0 else []:
-        folder = step_folder(run, step)
-        folder.rename(
-            folder.with_name(f".{folder.name}.deleting")
-        )  # so that a half-deleted one is no checkpoint
-    for leftover in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # what stays is tried again with the next checkpoint

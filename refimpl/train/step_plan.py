@@ -1,39 +1,26 @@
 """The endless list of optimizer steps: which images, in which order, for which rank (N §4.1.2)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from refimpl.cache.latents import Batches, CachedLatents, LatentBatch, read_batches
+from refimpl.cache.latents import CachedLatents, LatentBatch, read_batches
 from refimpl.data.buckets import pixel_budget_batch_sizes
 from refimpl.data.captions import drop_tags, shuffle_tags
 from refimpl.data.index.data_set import Index
-from refimpl.data.loading.loader import Batch, Draws, ImageCache, SameBucket, load_batches
+from refimpl.data.loading.loader import Batch, Batches, Draws, SameBucket, load_batches
 from refimpl.data.plan import Mode, Plan, plan_epoch
 from refimpl.run.config import Config, Stage
+from refimpl.run.stage import StageData
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.run.world import World
 from refimpl.train.quarantine import Quarantine
-
-
-@dataclass(frozen=True)
-class StageData:
-    """One stage's images, assigned to its buckets, and what is precomputed for each image."""
-
-    stage: Stage
-    index: Index
-    buckets: list[tuple[int, int]]
-    bucket_of: np.ndarray  # [N] int64
-    draw_ids: Tensor  # [N] int64: refimpl.diffusion.philox.sample_id of each id
-    tag_weights: Tensor  # [N] float32, mean 1
-    scores: Tensor | None  # [N] float32: aesthetic scores, where the network is conditioned on them
-    cache: ImageCache | None  # decoded images, where this process loads them itself
-    latents: CachedLatents | None = None  # what is trained on instead of the images
 
 
 @dataclass(frozen=True)
@@ -64,17 +51,23 @@ class PlanStep:
 
 
 def plan_steps(
-    config: Config, stages: list[StageData], start: int, world: World, quarantine: Quarantine
+    config: Config,
+    stages: Sequence[StageData],
+    start: int,
+    world: World,
+    quarantine: Quarantine,
+    latents: Sequence[CachedLatents | None] = (),
 ) -> Iterator[PlanStep]:
     """The optimizer steps from number `start` on, up to `train.steps`.
 
     The position is a function of the step number: earlier epochs are planned again and passed over, so a resumed run
     sees the batches that an uninterrupted one would have seen.
-    An image that turns out bad is noted in `quarantine`, and another of its bucket stands for it.
+    latents  of each stage, what is trained on instead of its images; none where left out
+    An image that turns out bad is noted in `quarantine`, and another image from its bucket replaces it.
     Raises InputError when a stage has fewer images than one global batch, or too many of them are bad.
     """
     step, epoch = 0, 0
-    for number, data in enumerate(stages):
+    for number, (data, cached) in enumerate(zip_longest(stages, latents)):
         is_last = number + 1 == len(stages)
         end = config.train.steps if is_last else min(config.train.steps, stages[number + 1].stage.from_step)
         while step < end:
@@ -82,7 +75,9 @@ def plan_steps(
             taken = min(len(plan), end - step)
             first = max(0, start - step)
             if first < taken:
-                yield from _epoch_steps(config, data, plan, epoch, range(first, taken), world, quarantine)
+                yield from _epoch_steps(
+                    config, data, cached, plan, epoch, range(first, taken), world, quarantine
+                )
             step += taken
             epoch += 1
 
@@ -109,6 +104,7 @@ def plan_stage(config: Config, data: StageData, epoch: int, world: World) -> Pla
 def _epoch_steps(
     config: Config,
     data: StageData,
+    cached: CachedLatents | None,
     plan: Plan,
     epoch: int,
     numbers: range,
@@ -120,11 +116,7 @@ def _epoch_steps(
     batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
     draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
     load = partial(_load, config, data, epoch, world.device.type == "cuda")
-    loaded = (
-        read_batches(data.latents, data.index, batches, epoch, draws, load)
-        if data.latents
-        else load(batches, draws)
-    )
+    loaded = read_batches(cached, data.index, batches, epoch, draws, load) if cached else load(batches, draws)
     images_per_step = (len(data.index) - len(plan.dropped)) / len(plan)
     for bucket, share in steps:
         started = time.perf_counter()

@@ -23,10 +23,10 @@ from refimpl.latents.config import LatentConfig
 from refimpl.latents.scale_shift import NOVELAI_ANIME, ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.run.config import Config
+from refimpl.run.stage import StageData, read_stage
 from refimpl.storage import committed
 from refimpl.tables import from_table
-from refimpl.train.setup.prepare import frozen_parts, read_stage
-from refimpl.train.step_plan import StageData
+from refimpl.train.setup.frozen_parts import frozen_parts
 from tests.tolerances import FLOAT32_ROUNDING, FLOAT64_ROUNDING
 from tests.train import runs
 

@@ -146,7 +146,7 @@ def test_missing_and_changed_images_are_named(data: Path, tmp_path: Path, cache:
 def test_an_image_that_is_gone_is_named(data: Path, tmp_path: Path, cache: Path) -> None:
     config = runs.config(data, tmp_path / "run", data={"cache": str(cache)})
     stage = config.all_stages()[0]
-    from refimpl.train.setup.prepare import read_stage
+    from refimpl.run.stage import read_stage
 
     read = read_stage(config, stage)
     (data / "train" / "004.png").unlink()

@@ -12,7 +12,7 @@ from refimpl.cache.plan import Pictures, pictures_of, plan_units
 from refimpl.data.index.data_set import Index
 from refimpl.errors import InputError
 from refimpl.run.config import Stage
-from refimpl.train.step_plan import StageData
+from refimpl.run.stage import StageData
 
 BUCKETS = [(8, 8), (16, 8), (8, 24)]
 CELL_BYTES = 16

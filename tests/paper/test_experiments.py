@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from refimpl.commands.figures import figures_command
+from refimpl.commands.figures import figures_command, run_figures
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import Model, load_model
+from refimpl.interop.run.run_folder import load_model
+from refimpl.model.pipeline import Model
 from refimpl.paper import experiments as module
 from refimpl.paper.denoising import canvas_mean, decoded, denoising, level_name, paper_level
-from refimpl.paper.experiments import PUBLISHED_END, SECOND_NATIVE_LEVEL, figure_4, run_figures
+from refimpl.paper.experiments import PUBLISHED_END, SECOND_NATIVE_LEVEL, figure_4
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.images.draw import draw_images
 from tests.tolerances import FLOAT64_ROUNDING, NETWORK_FLOAT32
@@ -91,7 +92,7 @@ class BlackNetwork(torch.nn.Module):
 def test_figure_4_shows_the_estimates_of_each_start(model: Model) -> None:
     clean = torch.full((1, 4, 1, 1), -0.5, dtype=torch.float64)
     perfect = replace(model, unet=BlackNetwork(clean, model.diffusion.schedule()))
-    _, numbers = figure_4(perfect, SETTINGS)
+    numbers = figure_4(perfect, SETTINGS).numbers
     second, last = (
         level_name(paper_level(model, SETTINGS, sigma)) for sigma in (SECOND_NATIVE_LEVEL, PUBLISHED_END)
     )
@@ -103,10 +104,10 @@ def test_figure_4_shows_the_estimates_of_each_start(model: Model) -> None:
 
 
 def test_finite_starts_are_those_of_the_published_schedule(model: Model) -> None:
-    _, numbers = module.figure_2(model, SETTINGS)
+    numbers = module.figure_2(model, SETTINGS).numbers
     finite = level_name(paper_level(model, SETTINGS, PUBLISHED_END))
     assert list(numbers) == ["from σ = ∞", f"from {finite} (N: 14.6)"]
-    _, numbers = module.figure_6(model, SETTINGS)
+    numbers = module.figure_6(model, SETTINGS).numbers
     low, high = (float(name.split()[3]) for name in numbers)
     assert high / low == pytest.approx(2, abs=0.01)  # both printed with three digits
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 from refimpl.errors import InputError
 from refimpl.run.data_digest import DATA, check_same_data, data_digest
-from refimpl.train.setup.prepare import read_stage
-from refimpl.train.step_plan import StageData
+from refimpl.run.stage import StageData, read_stage
 from tests.train import runs
 
 

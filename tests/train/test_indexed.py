@@ -12,9 +12,8 @@ from refimpl.data.index.record import IndexOptions
 from refimpl.data.loading.loader import load_batches
 from refimpl.data.tag_rules import TagRules
 from refimpl.errors import InputError
+from refimpl.run.stage import StageData, read_stage
 from refimpl.run.visit_draws import CentreDraws
-from refimpl.train.setup.prepare import read_stage
-from refimpl.train.step_plan import StageData
 from tests.train import runs
 
 COLOURS = IndexOptions(TagRules(("colour",)))

@@ -12,14 +12,15 @@ from refimpl.commands.sample import sample_command
 from refimpl.errors import InputError
 from refimpl.interop import single_file
 from refimpl.interop.run import as_checkpoint as run_checkpoint
-from refimpl.interop.run.run_folder import Model, load_model
+from refimpl.interop.run.run_folder import load_model
+from refimpl.model.pipeline import Model
 from refimpl.model.unet import UNetConfig
 from refimpl.run.presets import load_config
+from refimpl.run.stage import read_stage
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.images.draw import draw_images
 from refimpl.sample.images.refiner import Refiner, check_same_latents, finished_by_refiner
 from refimpl.text.conditioning import null_condition, size_embedding
-from refimpl.train.setup.prepare import read_stage
 from tests.train import runs
 from tests.train.test_loop import spied
 

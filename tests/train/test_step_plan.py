@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from refimpl.errors import InputError
+from refimpl.run.stage import StageData, read_stage
 from refimpl.run.world import World
 from refimpl.train.quarantine import Quarantine
-from refimpl.train.setup.prepare import read_stage
-from refimpl.train.step_plan import PlanStep, StageData, plan_steps
+from refimpl.train.step_plan import PlanStep, plan_steps
 from tests.train import runs
 
 

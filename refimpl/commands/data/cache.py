@@ -24,10 +24,10 @@ from refimpl.errors import InputError
 from refimpl.latents.vae import VAE
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
+from refimpl.run.stage import read_stage, write_demo_data
 from refimpl.run.world import World, join_world, leave_world, lost_peers_named
 from refimpl.storage.store import DTYPES
 from refimpl.train.setup.init_from import open_start, start_towers
-from refimpl.train.setup.prepare import prepare_data, read_stage
 
 MEGABYTE = 2**20
 LOCK = ".lock"
@@ -102,7 +102,7 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
     """Latents, then text. Raises InputError for bad data, too little memory or a full disk."""
     if config.data.decoder == "fast":
         check_fast()
-    world.on_main(lambda: prepare_data(config))
+    world.on_main(lambda: write_demo_data(config.data))
     stages = [read_stage(config, stage) for stage in config.all_stages()]
     pictures = pictures_of(stages)
     seed = config.train.seed if command.seed is None else command.seed

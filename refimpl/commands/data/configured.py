@@ -12,8 +12,8 @@ from refimpl.data.survey.plan_report import report_plan
 from refimpl.data.tags import TagCounts, count_tags
 from refimpl.errors import InputError
 from refimpl.run.presets import load_config
+from refimpl.run.stage import read_stage, write_demo_data
 from refimpl.run.world import World
-from refimpl.train.setup.prepare import prepare_data, read_stage
 from refimpl.train.step_plan import plan_stage
 
 TAGS_SHOWN = 5
@@ -35,7 +35,7 @@ def data_command(arguments: list[str], program: str = "refimpl data") -> None:
     config = load_config(command.config)
     if command.folder:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
-    prepare_data(config)
+    write_demo_data(config.data)
     for number, stage in enumerate(config.all_stages()):
         data = read_stage(config, stage)
         widths, heights = data.index.widths, data.index.heights

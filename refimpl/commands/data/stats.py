@@ -12,21 +12,20 @@ from torch import Tensor
 
 from refimpl.autoencoder.latent_statistics import Measured, measure_latents
 from refimpl.autoencoder.training import centre_crops
-from refimpl.cache.cached_stage import open_cache
-from refimpl.cache.latents import Batches, LatentBatch, read_batches
+from refimpl.cache.cached_stage import find_latents, open_cache
+from refimpl.cache.latents import CachedLatents, LatentBatch, read_batches
 from refimpl.checks import check_seed
-from refimpl.data.loading.loader import Batch, Draws, load_batches
+from refimpl.data.loading.loader import Batch, Batches, Draws, load_batches
 from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import load_autoencoder
 from refimpl.latents.vae import VAE
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
+from refimpl.run.stage import StageData, read_stage, write_demo_data
 from refimpl.run.visit_draws import CentreDraws
 from refimpl.run.world import World, join_world, leave_world, lost_peers_named
 from refimpl.storage.committed import replace_text
 from refimpl.train.setup.init_from import open_start, start_vae
-from refimpl.train.setup.prepare import prepare_data, read_stage
-from refimpl.train.step_plan import StageData
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,11 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
     world = join_world(command.device)
     try:
         with lost_peers_named(world):
-            world.on_main(lambda: prepare_data(config))
+            world.on_main(lambda: write_demo_data(config.data))
             cache = open_cache(config)
-            data = read_stage(config, config.all_stages()[-1], cache, world)
-            measured = _measured(command, config, data, vae, world)
+            data = read_stage(config, config.all_stages()[-1], cache.quarantined if cache else None)
+            cached = find_latents(cache, data, config.data.cache, world) if cache else None
+            measured = _measured(command, config.vae.latent_channels, data, vae, cached, world)
             world.on_main(lambda: replace_text(command.out, json.dumps(measured.document()) + "\n"))
     finally:
         leave_world(world)
@@ -84,13 +84,17 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
 
 
 def _measured(
-    command: StatsCommand, config: Config, data: StageData, vae: VAE | None, world: World
+    command: StatsCommand,
+    channels: int,
+    data: StageData,
+    vae: VAE | None,
+    cached: CachedLatents | None,
+    world: World,
 ) -> Measured:
-    channels, of = config.vae.latent_channels, (data.buckets, data.bucket_of, command.seed, world)
+    of = (data.buckets, data.bucket_of, command.seed, world)
     if vae is not None:
         vae.to(world.device)
         return measure_latents(lambda batches: _encoded(vae, data, batches, world.device), channels, *of)
-    cached = data.latents
     assert cached is not None  # there is a cache, or there would be weights
 
     def no_images(batches: Batches, draws: Draws) -> Iterator[Batch]:

@@ -20,6 +20,7 @@ from refimpl.errors import InputError
 
 Decoder = Literal["pillow", "fast"]
 Decoded = TypeVar("Decoded", Image.Image, npt.NDArray[np.uint8])
+Batches = Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]  # (bucket, rows of the index)
 Loaded = tuple[int, npt.NDArray[np.uint8], SizeInts]  # row of the index, [H, W, 3], its integers
 SUBSTITUTES_TRIED = 16  # bad images in a row, of one bucket, after which something else is wrong
 
@@ -109,7 +110,7 @@ class ImageCache:
 @dataclass(frozen=True, eq=False)
 class _Batches(Dataset[Batch | BadImage]):
     index: Index
-    batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]
+    batches: Batches
     visit: int
     draws: Draws
     background: tuple[int, int, int]
@@ -191,7 +192,7 @@ class _Batches(Dataset[Batch | BadImage]):
 
 def load_batches(
     index: Index,
-    batches: Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]],
+    batches: Batches,
     visit: int,
     draws: Draws,
     workers: int = 0,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from refimpl.interop.checkpoint import Checkpoint, Prediction
 from refimpl.interop.network.architecture import Architecture, noted
-from refimpl.interop.run.run_folder import Model, load_model
+from refimpl.interop.run.run_folder import load_model
+from refimpl.model.pipeline import Model
 from refimpl.text.tower_names import tower_parameters
 
 

@@ -8,66 +8,32 @@ metrics.jsonl, samples/  what the run wrote about itself
 """
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
-from refimpl.interop.run.trained_parts import PARTS, add_adapters, file_name, load_network_state
+from refimpl.interop.run.trained_parts import add_adapters, file_name, load_network_state
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.lora.adapters import LoRAConfig, merge_lora
+from refimpl.model.pipeline import PARTS, Model
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.storage import committed, safetensors_file
 from refimpl.storage.streaming import load_into
 from refimpl.tables import from_table
-from refimpl.text.conditioning import null_condition
 from refimpl.text.config import TextConfig, load_towers, save_towers
 from refimpl.text.image_tower import load_image_tower, save_image_tower
-from refimpl.text.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 SINGLE_FILE_VAE = "first_stage_model."
 WEIGHTS = ("ema", "unet")
 IMAGE_TOWER, BASE_UNET = "image_encoder", "unet.safetensors"
-
-
-@dataclass(frozen=True)
-class Model:
-    """Everything between a prompt and an image, and what the numbers in it mean."""
-
-    unet: UNet
-    vae: VAE
-    scale_shift: ScaleShift
-    tokenizer: Tokenizer
-    encoder_l: CLIPTextModel | None
-    encoder_g: CLIPTextModelWithProjection
-    text: TextConfig
-    diffusion: DiffusionConfig
-    image_tower: CLIPVisionModelWithProjection | None = None
-
-    def to(self, device: torch.device) -> "Model":
-        """Moves every network to the device; returns self."""
-        for network in (self.unet, self.vae, self.encoder_l, self.encoder_g, self.image_tower):
-            if network is not None:
-                torch.nn.Module.to(network, device)
-        return self
-
-    def parts(self) -> dict[str, torch.nn.Module]:
-        """The networks that can be trained, by refimpl.interop.run.trained_parts' names."""
-        networks = zip(PARTS, (self.unet, self.encoder_l, self.encoder_g), strict=True)
-        return {name: network for name, network in networks if network is not None}
-
-    def null_condition(self) -> tuple[Tensor, Tensor]:
-        """Context [1, 77, D] and pooled state [1, P] of no prompt, as trained."""
-        return null_condition(self.text.null, self.tokenizer, self.encoder_l, self.encoder_g)
 
 
 def save_components(run: Path, model: Model, with_unet: bool = False) -> None:
@@ -205,6 +171,17 @@ def committed_steps(run: Path) -> list[int]:
     names = [folder.name.removeprefix("step-") for folder in (Path(run) / "checkpoints").glob("step-*")]
     steps = sorted(int(name) for name in names if name.isdecimal())
     return [step for step in steps if (step_folder(run, step) / committed.MANIFEST).is_file()]
+
+
+def keep_newest(run: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints (0 keeps all), and what killed processes left half done."""
+    for step in committed_steps(run)[:-keep] if keep > 0 else []:
+        folder = step_folder(run, step)
+        folder.rename(
+            folder.with_name(f".{folder.name}.deleting")
+        )  # so that a half-deleted one is no checkpoint
+    for leftover in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # what stays is tried again with the next checkpoint
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -15,8 +15,6 @@ from refimpl.model.lora.adapters import LoRAConfig, adapted_layers, add_lora, lo
 from refimpl.storage.committed import check_state
 from refimpl.text.tower_names import tower_parameters
 
-PARTS = ("unet", "text_l", "text_g")
-
 
 def file_name(part: str, kind: str) -> str:
     """Name of a checkpoint's file without suffix; kind "weights", "ema" or "optimizer"."""

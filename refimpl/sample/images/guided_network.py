@@ -10,8 +10,8 @@ from refimpl.data.crop import SizeInts
 from refimpl.diffusion.preconditioner import alpha_sigma
 from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import Model
 from refimpl.model.attention_options import AttentionOptions, using_attention
+from refimpl.model.pipeline import Model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.guidance import cfg, rescale
 from refimpl.sample.stepping import PredictV

@@ -10,7 +10,7 @@ from refimpl.checks import check_choice
 from refimpl.data.crop import SizeInts
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import Model
+from refimpl.model.pipeline import Model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.grids import grid_by_name, start_at
 from refimpl.sample.images.guided_network import guided_network

@@ -13,10 +13,10 @@ from refimpl.interop.run.run_folder import load_autoencoder
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.run.config import Config
+from refimpl.run.stage import StageData
 from refimpl.storage import committed
 from refimpl.tables import to_table
 from refimpl.train.setup.init_from import say_scale_shift, start_vae
-from refimpl.train.step_plan import StageData
 
 
 def frozen_parts(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import Model
 from refimpl.interop.run.trained_parts import add_adapters, named_parameters, network_state
+from refimpl.model.pipeline import Model
 from refimpl.model.unet import UNet
 from refimpl.run.config import Config
 from refimpl.text.tower_names import freeze_unused

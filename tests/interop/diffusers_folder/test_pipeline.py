@@ -19,9 +19,9 @@ from refimpl.diffusion.config import DiffusionConfig
 from refimpl.interop import diffusers_folder
 from refimpl.interop.checkpoint import Prediction
 from refimpl.interop.network.architecture import Architecture
-from refimpl.interop.run.run_folder import Model
 from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.model.pipeline import Model
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.grids import grid_by_name

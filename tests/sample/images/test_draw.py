@@ -11,7 +11,8 @@ from refimpl.data.crop import SizeInts
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
 from refimpl.diffusion.schedule import zero_terminal_snr
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import Model, load_model
+from refimpl.interop.run.run_folder import load_model
+from refimpl.model.pipeline import Model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.grids import native
 from refimpl.sample.guidance import cfg

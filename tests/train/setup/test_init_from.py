@@ -13,8 +13,9 @@ from refimpl.errors import InputError
 from refimpl.interop import diffusers_folder, single_file
 from refimpl.interop.checkpoint import Checkpoint, Prediction
 from refimpl.interop.run import as_checkpoint as run_checkpoint
-from refimpl.interop.run.run_folder import Model, load_model
+from refimpl.interop.run.run_folder import load_model
 from refimpl.latents.scale_shift import SDXL_DEFAULT, ScaleShift
+from refimpl.model.pipeline import Model
 from refimpl.text.tower_names import tower_parameters
 from tests.train import runs
 

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from refimpl.commands.main import dispatch
 from refimpl.errors import InputError
 from refimpl.latents.scale_shift import ScaleShift
+from refimpl.run.stage import read_stage, write_demo_data
+from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.out_folder import removed_if_empty, run_folder
-from refimpl.train.setup.prepare import frozen_parts, prepare, prepare_data, read_stage
+from refimpl.train.setup.prepare import prepare
 from tests.train import runs
 
 
@@ -77,13 +79,11 @@ def test_demonstration_data_is_drawn_only_where_asked_and_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(
-        "refimpl.train.setup.prepare.write_demo_images", lambda folder, progress: drawn.append(folder)
-    )
+    monkeypatch.setattr("refimpl.run.stage.write_demo_images", lambda folder, progress: drawn.append(folder))
     (tmp_path / "there" / "train").mkdir(parents=True)
     for name, demo in (("there", True), ("absent", False), ("absent", True)):
         folder = str(tmp_path / name / "train")
-        prepare_data(runs.config(tmp_path, tmp_path, data={"folder": folder, "demo": demo}))
+        write_demo_data(runs.config(tmp_path, tmp_path, data={"folder": folder, "demo": demo}).data)
     assert drawn == [tmp_path / "absent"]
 
 

@@ -1,0 +1,100 @@
+"""A stage's images, read and assigned to its buckets, and what is known of each before training (N §4.1.2, §4.3)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from refimpl.data.buckets import assign_and_prune
+from refimpl.data.config import DataConfig
+from refimpl.data.demo.data_set import write_demo_images
+from refimpl.data.index.data_set import Index, read_source
+from refimpl.data.loading.loader import ImageCache
+from refimpl.data.scores import take_scores
+from refimpl.data.tags import TagCounts, count_tags, dataset_weights
+from refimpl.diffusion.philox import sample_id
+from refimpl.errors import InputError
+from refimpl.run.config import Config, Stage
+
+
+@dataclass(frozen=True)
+class StageData:
+    """One stage's images, assigned to its buckets, and what is precomputed for each image."""
+
+    stage: Stage
+    index: Index
+    buckets: list[tuple[int, int]]
+    bucket_of: np.ndarray  # [N] int64
+    draw_ids: Tensor  # [N] int64: refimpl.diffusion.philox.sample_id of each id
+    tag_weights: Tensor  # [N] float32, mean 1
+    scores: Tensor | None  # [N] float32: aesthetic scores, where the network is conditioned on them
+    cache: ImageCache | None  # decoded images, where this process loads them itself
+
+
+def write_demo_data(settings: DataConfig) -> None:
+    """Draws the demonstration data set where `data.demo` asks for it and the folder does not exist."""
+    folder = Path(settings.folder)
+    if not settings.demo or folder.exists():
+        return
+    bar = tqdm(desc="demo images", unit="image", dynamic_ncols=True)
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    write_demo_images(folder.parent, progress=progress)
+    bar.close()
+
+
+def read_stage(config: Config, stage: Stage, quarantined: Mapping[str, str] | None = None) -> StageData:
+    """Indexes a stage's folder, assigns its images to the stage's buckets and weighs them by their tags.
+
+    quarantined  reasons by id: images that are left out because they are known to be unusable
+    Raises InputError when the stage names no folder, or its folder cannot be read.
+    """
+    if not stage.folder:
+        raise InputError("data.folder is empty; name a folder of images with .txt or .caption sidecars")
+    use_scores = config.text.vector == "score"
+    classes = (*config.data.tag_classes, *([config.data.score_class] if use_scores else []))
+    index = read_source(stage.folder, classes)
+    for bad in index.quarantined:
+        tqdm.write(f"left out: {bad}")
+    index = _without(index, quarantined or {})
+    buckets = stage.buckets.sizes()
+    limit = config.data.max_aspect_error or math.inf
+    assigned = assign_and_prune(index.widths, index.heights, buckets, config.data.aspect_metric, limit)
+    for item in np.flatnonzero(assigned.pruned):
+        size = f"{index.widths[item]}×{index.heights[item]}"
+        tqdm.write(
+            f"pruned {index.paths[int(item)]}: {size} is {assigned.error[item]:.3f} from the nearest bucket"
+        )
+    kept = np.flatnonzero(~assigned.pruned)
+    index, bucket_of = index.take(kept), assigned.index[kept]
+    scores = None
+    if use_scores:
+        index, values = take_scores(index, config.data.score_class, config.data.default_score)
+        scores = torch.from_numpy(values)
+    weights = np.ones(len(index))
+    if config.tag_weights.enabled:
+        settings = config.tag_weights
+        counts = count_tags(index.tags, TagCounts(settings.beta, settings.least, settings.most))
+        weights = dataset_weights(index.tags, counts)
+    draw_ids = torch.tensor([sample_id(name) for name in index.ids], dtype=torch.int64)
+    weight_table = torch.tensor(weights, dtype=torch.float32)
+    images = ImageCache(config.data.cache_megabytes * 2**20) if config.data.cache_megabytes else None
+    return StageData(stage, index, buckets, bucket_of, draw_ids, weight_table, scores, images)
+
+
+def _without(index: Index, quarantined: Mapping[str, str]) -> Index:
+    """The index without the images that are known to be unusable, each named."""
+    if not quarantined:
+        return index
+    for name in index.ids:
+        if name in quarantined:
+            tqdm.write(f"left out: {name}: {quarantined[name]}")
+    return index.take([row for row, name in enumerate(index.ids) if name not in quarantined])
