@@ -6,6 +6,7 @@ ANTIALIASED_AREA = 0.12  # share of pixels on the edge of a drawn shape at 64 px
 # --- diffusion ---
 FLOAT64_NEAR_ZERO_SNR = 1e-10  # √abar − √abar₉₉₉ cancels 3 digits before t = 999, on top of FLOAT64_ROUNDING
 FLOAT32_ROUNDING = 2e-6  # some tens of float32 operations (eps 1.2e-7) on values of order one
+FLOAT32_NEAR_PURE_NOISE = 4.5e-4  # FLOAT32_ROUNDING over alpha² = 1/215 or sigma² at the published ends
 FLOAT32_BETAS = 1e-5  # what abar loses when it goes through float32 betas and their cumulative product
 FLOAT32_LOG_SIGMA = 1e-4  # a timestep from float32 log sigmas: rounding 3e-7 over their spacing of 3e-3
 KEYED_NORMAL_ULPS = 1  # float32 steps: libm, torch and CUDA may differ in the last bit of a float64 logarithm

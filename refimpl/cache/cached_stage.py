@@ -6,42 +6,43 @@ import numpy as np
 
 from refimpl.cache.latents import CachedLatents, LatentCache, encoder_fingerprint, open_latents
 from refimpl.cache.text_states import CachedTextStates, TextCache, open_text, text_encoding
+from refimpl.data.config import DataConfig
 from refimpl.data.images.decode import BadImage
 from refimpl.data.index.content import content, stamp
 from refimpl.data.index.data_set import Index
 from refimpl.errors import InputError
 from refimpl.latents.vae import VAE
-from refimpl.run.config import Config
 from refimpl.run.shared_work import from_main
 from refimpl.run.stage import StageData
 from refimpl.run.world import World
 from refimpl.storage.store import Int64s, find_rows, listed
-from refimpl.text.config import Towers
+from refimpl.text.config import TextConfig, Towers
+from refimpl.text.image_tower import ImagePromptConfig
 from refimpl.text.states import TextStates
 
 AGAIN = "run `refimpl cache` again, which encodes only these"
 
 
-def open_cache(config: Config) -> LatentCache | None:
+def open_cache(settings: DataConfig, image_prompt: ImagePromptConfig) -> LatentCache | None:
     """The latents that `data.cache` names; None where it is empty.
 
     Raises InputError when they can't be read, were decoded otherwise, or lack the mirrored crops that the settings
     ask for.
     """
-    if not config.data.cache:
+    if not settings.cache:
         return None
-    if config.image_prompt.folder:
+    if image_prompt.folder:
         raise InputError("image_prompt.folder embeds the images themselves; leave data.cache empty")
-    cache = open_latents(Path(config.data.cache))
+    cache = open_latents(Path(settings.cache))
     decoder = cache.store.manifest.encoding.get("decoder")
-    if decoder != config.data.decoder:
+    if decoder != settings.decoder:
         raise InputError(
-            f"data.cache {config.data.cache} was made with data.decoder {decoder!r}, not {config.data.decoder!r}; "
+            f"data.cache {settings.cache} was made with data.decoder {decoder!r}, not {settings.decoder!r}; "
             "set it so, or run `refimpl cache` again"
         )
-    if config.data.horizontal_flip and not cache.flips:
+    if settings.horizontal_flip and not cache.flips:
         raise InputError(
-            f"data.horizontal_flip needs mirrored latents, which data.cache {config.data.cache} does not hold; write "
+            f"data.horizontal_flip needs mirrored latents, which data.cache {settings.cache} does not hold; write "
             "them with `refimpl cache --flips`"
         )
     return cache
@@ -105,20 +106,25 @@ def _content(index: Index, item: int) -> tuple[int, int]:
 
 
 def check_cache(
-    config: Config, cache: LatentCache, stages: list[StageData], vae: VAE, towers: Towers
+    settings: DataConfig,
+    config: TextConfig,
+    cache: LatentCache,
+    stages: list[StageData],
+    vae: VAE,
+    towers: Towers,
 ) -> None:
     """Raises InputError unless this autoencoder and these towers encoded the cache, and it holds every caption."""
-    where = config.data.cache
+    where = settings.cache
     if cache.store.manifest.encoding.get("encoder") != encoder_fingerprint(vae):
         raise InputError(
             f"data.cache {where} was encoded by another autoencoder than this run's; run `refimpl cache` with the "
             "run's weights, or into another folder"
         )
-    text = _text(config)
+    text = _text(settings, config)
     if text is None:
         return
     made_by = text.store.manifest.encoding
-    if made_by != text_encoding(towers, config.text.pooling, str(made_by.get("dtype"))):
+    if made_by != text_encoding(towers, config.pooling, str(made_by.get("dtype"))):
         raise InputError(
             f"data.cache {where}: its text states are those of other towers, or of another text.pooling; run "
             "`refimpl cache` again"
@@ -133,14 +139,16 @@ def check_cache(
             )
 
 
-def cached_text(config: Config, states: TextStates, world: World) -> TextStates | CachedTextStates:
+def cached_text(
+    settings: DataConfig, config: TextConfig, states: TextStates, world: World
+) -> TextStates | CachedTextStates:
     """Text states read from the cache where it holds them and they can be; else `states`, which asks the towers."""
-    text = _text(config)
+    text = _text(settings, config)
     return states if text is None else CachedTextStates(text, states, world.device)
 
 
-def _text(config: Config) -> TextCache | None:
+def _text(settings: DataConfig, config: TextConfig) -> TextCache | None:
     """The cached states, unless a caption has other ones at every visit."""
-    if not config.data.cache or config.data.varies_captions or config.text.is_trained:
+    if not settings.cache or settings.varies_captions or config.is_trained:
         return None
-    return open_text(Path(config.data.cache))
+    return open_text(Path(settings.cache))

@@ -24,7 +24,7 @@ from refimpl.latents.pixels import to_pixels
 from refimpl.latents.scale_shift import NOVELAI_ANIME, ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.latents.welford import Welford
-from refimpl.model.unet import UNet
+from refimpl.model.unet import UNet, UNetConfig
 from refimpl.report.run_page import Grid, ReportContent
 from refimpl.run.config import Config
 from refimpl.run.stage import StageData
@@ -61,7 +61,7 @@ def report_content(
         summary=[
             f"Trained on {counts['train']} images ({photographs} cut from real photographs, the rest drawn) for "
             f"{config.train.steps} steps of {config.train.batch_size}; {counts['heldout']} images held out. "
-            f"The UNet is SDXL's in shape, {sum(p.numel() for p in _unet_parameters(config)):,} parameters.",
+            f"The UNet is SDXL's in shape, {sum(p.numel() for p in _unet_parameters(config.unet)):,} parameters.",
         ],
         losses=rows,
         samples=[
@@ -104,9 +104,9 @@ def _grid(out: Path, samples: dict[str, dict[str, Any]], name: str, title: str, 
     return Grid(title, images, captions, note, columns=settings["seeds"])
 
 
-def _unet_parameters(config: Config) -> Iterator[torch.nn.Parameter]:
+def _unet_parameters(config: UNetConfig) -> Iterator[torch.nn.Parameter]:
     with torch.device("meta"):
-        return UNet(config.unet).parameters()
+        return UNet(config).parameters()
 
 
 @torch.no_grad()

@@ -89,14 +89,15 @@ def load_checkpoint(
     )
     if step != steps[-1]:
         raise InputError(f"{folder}/state.json says step {step}, its folder's name says {steps[-1]}")
-    _check_same_batches(config, folder, saved_ranks, accumulate, ranks)
+    now = ranks, config.train.accumulate
+    _check_same_batches(config.data.plan, folder, (saved_ranks, accumulate), now)
     return steps[-1]
 
 
-def _check_same_batches(config: Config, folder: Path, saved_ranks: int, saved: int, ranks: int) -> None:
+def _check_same_batches(plan: str, folder: Path, before: tuple[int, int], now: tuple[int, int]) -> None:
     """Any ranks × accumulate of the same product train on the same batches; N's per-rank plan knows its ranks."""
-    accumulate = config.train.accumulate
-    if config.data.plan == "paper" and (ranks, accumulate) != (saved_ranks, saved):
+    (saved_ranks, saved), (ranks, accumulate) = before, now
+    if plan == "paper" and before != now:
         raise InputError(
             f"{folder} was written by {saved_ranks} ranks with train.accumulate {saved}, now {ranks} with "
             f"{accumulate}; data.plan 'paper' needs the same"

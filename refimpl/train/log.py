@@ -15,13 +15,13 @@ from tqdm import tqdm
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.min_snr import weight_mass
 from refimpl.errors import InputError
-from refimpl.run.config import Config
+from refimpl.run.config import Config, TrainConfig
 from refimpl.run.world import World
 from refimpl.storage.committed import replace_text
 from refimpl.tables import to_table
 from refimpl.train.step_plan import PlanStep
 
-WEIGHT_MASS_FROM = 950  # spec'd timestep: ZTSNR trains nothing there if the loss weight is 0 (N §2.2, §2.4)
+WEIGHT_MASS_FROM = 950  # zero terminal SNR trains nothing there if the loss weight is 0 (N §2.2, §2.4)
 
 
 class RunLog:
@@ -37,7 +37,7 @@ class RunLog:
         self._main, self._every, self._start = world.is_main, config.train.log_every, start
         if not self._main:
             return
-        self._writers = list(_open_writers(config, run))
+        self._writers = list(_open_writers(config.train, to_table(config), run))
         self._file = _open_rows(run / "metrics.jsonl", start)
         self._bar = tqdm(
             total=config.train.steps, initial=start, desc="train", unit="step", dynamic_ncols=True
@@ -128,26 +128,26 @@ def _open_rows(path: Path, start: int) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def check_loggers(config: Config) -> None:
+def check_loggers(settings: TrainConfig) -> None:
     """Raises InputError when an optional logger is asked for and not installed."""
-    wanted = {"tensorboard": config.train.tensorboard, "wandb": bool(config.train.wandb_project)}
-    settings = {"tensorboard": "train.tensorboard", "wandb": "train.wandb_project"}
+    wanted = {"tensorboard": settings.tensorboard, "wandb": bool(settings.wandb_project)}
+    names = {"tensorboard": "train.tensorboard", "wandb": "train.wandb_project"}
     for package, is_wanted in wanted.items():
         if is_wanted and importlib.util.find_spec(package) is None:
             raise InputError(
-                f"{settings[package]} needs the {package} package: pip install 'refimpl[{package}]'"
+                f"{names[package]} needs the {package} package: pip install 'refimpl[{package}]'"
             )
 
 
-def _open_writers(config: Config, run: Path):
+def _open_writers(settings: TrainConfig, table: dict[str, Any], run: Path):
     """Functions (step, scalars) → None for the optional loggers."""
-    if config.train.tensorboard:
+    if settings.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(run / "tensorboard"))
         yield lambda step, scalars: [writer.add_scalar(name, value, step) for name, value in scalars.items()]
-    if config.train.wandb_project:
+    if settings.wandb_project:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        session = wandb.init(project=config.train.wandb_project, config=to_table(config), dir=str(run))
+        session = wandb.init(project=settings.wandb_project, config=table, dir=str(run))
         yield lambda step, scalars: session.log(scalars, step=step)

@@ -50,7 +50,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     log.weight_mass(config.diffusion)
     quarantine = Quarantine(run, world)
     if start == 0 and world.is_main:
-        log.row(step=0, heldout_loss=heldout_loss(config, prepared, averages))
+        log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))
 
     steps = plan_steps(config, prepared.stages, start, world, quarantine, prepared.latents)
     started = time.perf_counter()
@@ -110,7 +110,7 @@ def _measure_and_keep(
     settings = config.train
     final = done == settings.steps
     if final or done % settings.validate_every == 0:
-        log.row(step=done, heldout_loss=heldout_loss(config, prepared, averages))
+        log.row(step=done, heldout_loss=heldout_loss(prepared, averages, settings.backend))
     if settings.sample_every and (final or done % settings.sample_every == 0):
         draw_samples(prepared, averages, config.sample, run / "samples" / f"step-{done:08d}.png")
     if final or done % settings.checkpoint_every == 0:

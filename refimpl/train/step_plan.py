@@ -13,10 +13,11 @@ from torch import Tensor
 from refimpl.cache.latents import CachedLatents, LatentBatch, read_batches
 from refimpl.data.buckets import pixel_budget_batch_sizes
 from refimpl.data.captions import drop_tags, shuffle_tags
+from refimpl.data.config import DataConfig
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import Batch, Batches, Draws, SameBucket, load_batches
 from refimpl.data.plan import Mode, Plan, plan_epoch
-from refimpl.run.config import Config, Stage
+from refimpl.run.config import Config, Stage, TrainConfig
 from refimpl.run.stage import StageData
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.run.world import World
@@ -71,38 +72,49 @@ def plan_steps(
         is_last = number + 1 == len(stages)
         end = config.train.steps if is_last else min(config.train.steps, stages[number + 1].stage.from_step)
         while step < end:
-            plan = plan_stage(config, data, epoch, world)
+            plan = plan_stage(config.data, config.train, data, epoch, world)
             taken = min(len(plan), end - step)
             first = max(0, start - step)
             if first < taken:
                 yield from _epoch_steps(
-                    config, data, cached, plan, epoch, range(first, taken), world, quarantine
+                    config.data,
+                    config.train,
+                    data,
+                    cached,
+                    plan,
+                    epoch,
+                    range(first, taken),
+                    world,
+                    quarantine,
                 )
             step += taken
             epoch += 1
 
 
-def plan_stage(config: Config, data: StageData, epoch: int, world: World) -> Plan:
+def plan_stage(
+    settings: DataConfig, training: TrainConfig, data: StageData, epoch: int, world: World
+) -> Plan:
     """One epoch of a stage. Raises InputError when the stage has fewer images than one global batch."""
     aspects = data.index.widths / data.index.heights
     bucket_aspects = np.array([width / height for width, height in data.buckets])
     per_rank = data.stage.batch_size
-    if config.train.pixel_budget:
-        per_rank = np.asarray(pixel_budget_batch_sizes(data.buckets, config.train.pixel_budget))
+    if training.pixel_budget:
+        per_rank = np.asarray(pixel_budget_batch_sizes(data.buckets, training.pixel_budget))
     return plan_epoch(
         data.bucket_of,
-        per_rank * config.train.accumulate,
-        config.train.seed,
+        per_rank * training.accumulate,
+        training.seed,
         epoch,
         world_size=world.size,
-        mode=config.data.plan,
+        mode=settings.plan,
         aspects=aspects,
         bucket_aspects=bucket_aspects,
     )
 
 
 def _epoch_steps(
-    config: Config,
+    settings: DataConfig,
+    training: TrainConfig,
     data: StageData,
     cached: CachedLatents | None,
     plan: Plan,
@@ -111,11 +123,11 @@ def _epoch_steps(
     world: World,
     quarantine: Quarantine,
 ) -> Iterator[PlanStep]:
-    accumulate = config.train.accumulate
-    steps = [_rank_share(plan, step, config.data.plan, accumulate, world) for step in numbers]
+    accumulate = training.accumulate
+    steps = [_rank_share(plan, step, settings.plan, accumulate, world) for step in numbers]
     batches = [(data.buckets[bucket], micro) for bucket, share in steps for micro in share]
-    draws = VisitDraws(config.train.seed, config.data.horizontal_flip)
-    load = partial(_load, config, data, epoch, world.device.type == "cuda")
+    draws = VisitDraws(training.seed, settings.horizontal_flip)
+    load = partial(_load, settings, data, epoch, world.device.type == "cuda")
     loaded = read_batches(cached, data.index, batches, epoch, draws, load) if cached else load(batches, draws)
     images_per_step = (len(data.index) - len(plan.dropped)) / len(plan)
     for bucket, share in steps:
@@ -131,23 +143,23 @@ def _epoch_steps(
             images=sum(len(micro) for micro in share) * world.size,
             images_per_step=images_per_step,
             names=[data.index.ids[int(item)] for micro in share for item in micro],
-            batches=[_micro_batch(config, data, batch, draws, epoch) for batch in ready],
+            batches=[_micro_batch(settings, data, batch, draws, epoch) for batch in ready],
             waited=waited,
         )
 
 
 def _load(
-    config: Config, data: StageData, epoch: int, pinned: bool, batches: Batches, draws: Draws
+    settings: DataConfig, data: StageData, epoch: int, pinned: bool, batches: Batches, draws: Draws
 ) -> Iterator[Batch]:
     return load_batches(
         data.index,
         batches,
         epoch,
         draws,
-        workers=config.data.workers,
-        cache=None if config.data.workers else data.cache,
+        workers=settings.workers,
+        cache=None if settings.workers else data.cache,
         substitutes=SameBucket(data.bucket_of),
-        decoder=config.data.decoder,
+        decoder=settings.decoder,
         pinned=pinned,
     )
 
@@ -164,22 +176,24 @@ def _rank_share(
     return bucket, [parts[k * world.size + world.rank] for k in range(accumulate)]
 
 
-def _caption(config: Config, index: Index, item: int, draws: VisitDraws, epoch: int) -> str:
+def _caption(settings: DataConfig, index: Index, item: int, draws: VisitDraws, epoch: int) -> str:
     """An image's caption as this visit sees it: without the tags that are dropped, the others shuffled."""
-    caption, first = index.captions[item], config.data.keep_first_tags
-    rates = config.data.tag_dropout_rates()
+    caption, first = index.captions[item], settings.keep_first_tags
+    rates = settings.tag_dropout_rates()
     if rates:
         source = draws.tag_dropout_source(index.ids[item], epoch)
         caption = drop_tags(caption, index.tags[item], rates, source, first)
-    if config.data.shuffle_tags:
+    if settings.shuffle_tags:
         caption = shuffle_tags(caption, draws.tag_source(index.ids[item], epoch), first)
     return caption
 
 
-def _micro_batch(config: Config, data: StageData, batch: Batch, draws: VisitDraws, epoch: int) -> MicroBatch:
+def _micro_batch(
+    settings: DataConfig, data: StageData, batch: Batch, draws: VisitDraws, epoch: int
+) -> MicroBatch:
     items = torch.as_tensor(batch.items)
     planned = torch.as_tensor(batch.planned)  # what stands for a bad image is noised as the one it stands for
-    captions = [_caption(config, data.index, int(item), draws, epoch) for item in batch.items]
+    captions = [_caption(settings, data.index, int(item), draws, epoch) for item in batch.items]
     return MicroBatch(
         images=batch.images,
         latents=batch.latents if isinstance(batch, LatentBatch) else None,

@@ -8,7 +8,6 @@ from refimpl.autoencoder.training import bucket_batches
 from refimpl.data.loading.loader import load_batches
 from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.ops import load_ops
-from refimpl.run.config import Config
 from refimpl.run.stage import StageData
 from refimpl.run.visit_draws import CentreDraws
 from refimpl.sample.config import SampleConfig
@@ -23,19 +22,20 @@ MEASURING_SEED = 0x6865_6C64  # apart from every training seed's noise: held-out
 BATCH = 64
 
 
-def heldout_loss(config: Config, prepared: Prepared, averages: Averages) -> float | None:
+def heldout_loss(prepared: Prepared, averages: Averages, backend: str) -> float | None:
     """Mean unweighted v-loss over the held-out images, each at ten fixed timesteps with fixed noise.
 
-    averages  weights to measure in the place of the trained ones
+    averages  weights to measure in the place of the trained ones    backend  of refimpl.ops
     returns   None when the configuration has no held-out folder
     Crops are central and captions are never dropped, so two calls differ by the weights alone.
     """
     if prepared.heldout is None:
         return None
-    low, high = config.diffusion.first_timestep, config.diffusion.last_timestep
+    diffusion = prepared.model.diffusion
+    low, high = diffusion.first_timestep, diffusion.last_timestep
     timesteps = [t for t in TIMESTEPS if low <= t <= high] or [(low + high) // 2]
     with averaged(prepared.parts, averages):
-        return _heldout_loss(prepared, prepared.heldout, timesteps, config.train.backend)
+        return _heldout_loss(prepared, prepared.heldout, timesteps, backend)
 
 
 @torch.no_grad()

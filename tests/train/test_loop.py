@@ -117,7 +117,7 @@ def test_by_pixel_budget_the_loss_is_a_sum_over_the_mean_batch(
     calls, prepared = spied(config, monkeypatch)
     steps = list(plan_steps(config, prepared.stages, 0, runs.ALONE, Quarantine(tmp_path, runs.ALONE)))
     assert {len(call[1]) for call in calls} == {2, 3}
-    plan = plan_stage(config, prepared.stages[0], 0, runs.ALONE)
+    plan = plan_stage(config.data, config.train, prepared.stages[0], 0, runs.ALONE)
     mean_batch = sum(len(plan.batch(step)[1]) for step in range(len(plan))) / len(plan)
     losses = [row["loss"] for row in runs.rows(tmp_path / "run") if "loss" in row]
     for (x_t, t, _, _, output), step, loss in zip(calls, steps, losses, strict=True):

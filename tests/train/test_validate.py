@@ -42,7 +42,7 @@ def test_of_a_new_unet_it_is_the_mean_of_v_squared(
 ) -> None:
     """A new UNet returns exactly 0, so its error is v itself, computed here from its definition."""
     diffusion = {"first_timestep": first, "last_timestep": last}
-    parts, weights, config = prepared(root, tmp_path, diffusion=diffusion)
+    parts, weights, _ = prepared(root, tmp_path, diffusion=diffusion)
     data, model = parts.heldout, parts.model
     assert data is not None
     squares = []
@@ -58,30 +58,30 @@ def test_of_a_new_unet_it_is_the_mean_of_v_squared(
         alpha, sigma = zero_terminal_snr(sdxl_schedule()).at(t)
         v = v_target(x0.expand_as(eps), eps, alpha, sigma)
         squares += v.double().square().mean(dim=(1, 2, 3)).tolist()
-    loss = heldout_loss(config, parts, weights)
+    loss = heldout_loss(parts, weights, "reference")
     assert loss == pytest.approx(sum(squares) / len(squares), rel=FLOAT32_ROUNDING)
 
 
 def test_two_calls_agree_bit_for_bit_and_touch_nothing(root: Path, tmp_path: Path) -> None:
-    parts, weights, config = prepared(root, tmp_path)
+    parts, weights, _ = prepared(root, tmp_path)
     before = {name: value.clone() for name, value in parts.model.unet.state_dict().items()}
     state = torch.get_rng_state()
-    assert heldout_loss(config, parts, weights) == heldout_loss(config, parts, weights)
+    assert heldout_loss(parts, weights, "reference") == heldout_loss(parts, weights, "reference")
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in parts.model.unet.state_dict().items())
     assert all(p.grad is None for p in parts.model.unet.parameters())
 
 
 def test_it_measures_the_weights_it_is_given(root: Path, tmp_path: Path) -> None:
-    parts, weights, config = prepared(root, tmp_path)
+    parts, weights, _ = prepared(root, tmp_path)
     other = {"unet": {name: value + 0.1 for name, value in weights["unet"].items()}}
-    assert heldout_loss(config, parts, weights) != heldout_loss(config, parts, other)
+    assert heldout_loss(parts, weights, "reference") != heldout_loss(parts, other, "reference")
 
 
 def test_without_held_out_images_there_is_none(trained: Path, root: Path, tmp_path: Path) -> None:
     config = runs.config(root, tmp_path)
     parts = prepare(config, tmp_path, runs.ALONE)
-    assert heldout_loss(config, parts, averages_of(parts)) is None
+    assert heldout_loss(parts, averages_of(parts), "reference") is None
     assert not any("heldout_loss" in row for row in runs.rows(trained))
 
 

@@ -129,7 +129,7 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
         left_out = "left out: data.shuffle_tags gives a caption other states at every visit, as data.tag_dropout does"
         _say(world, {"text": left_out})
         return
-    towers = start_towers(open_start(config), config)
+    towers = start_towers(open_start(config.train.init_from), config.text, config.train.init_from)
     for tower in filter(None, towers[1:]):
         torch.nn.Module.to(tower, world.device)
     made_by = text_encoding(towers, config.text.pooling, command.dtype)

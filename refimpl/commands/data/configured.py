@@ -51,7 +51,7 @@ def data_command(arguments: list[str], program: str = "refimpl data") -> None:
         ):
             print(f"  {width:5d} × {height:<5d} {count}")
         try:
-            plan = plan_stage(config, data, 0, World(0, 1, torch.device("cpu")))
+            plan = plan_stage(config.data, config.train, data, 0, World(0, 1, torch.device("cpu")))
             planned = report_plan(plan, data.buckets).lines(data.buckets)
         except InputError as error:  # of a data set that one process alone can't be trained on
             planned = [str(error)]

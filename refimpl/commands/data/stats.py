@@ -68,7 +68,7 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
     try:
         with lost_peers_named(world):
             world.on_main(lambda: write_demo_data(config.data))
-            cache = open_cache(config)
+            cache = open_cache(config.data, config.image_prompt)
             data = read_stage(config, config.all_stages()[-1], cache.quarantined if cache else None)
             cached = find_latents(cache, data, config.data.cache, world) if cache else None
             measured = _measured(command, config.vae.latent_channels, data, vae, cached, world)
@@ -125,8 +125,8 @@ def find_autoencoder(config: Config, given: str) -> VAE:
         weights = str(made)
     if weights:
         return load_autoencoder(Path(weights), config.vae)
-    start = open_start(config)
-    vae = start_vae(start, config) if start is not None else None
+    start = open_start(config.train.init_from)
+    vae = start_vae(start, config.vae, config.train.init_from) if start is not None else None
     if vae is None:
         raise InputError("no autoencoder to encode with; name its safetensors file with --weights")
     return vae

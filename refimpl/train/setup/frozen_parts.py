@@ -10,8 +10,9 @@ from refimpl.autoencoder.training import SCALE_SHIFTS, measure_scale_shift, trai
 from refimpl.errors import InputError
 from refimpl.interop.any_checkpoint import Opened
 from refimpl.interop.run.run_folder import load_autoencoder
+from refimpl.latents.config import LatentConfig
 from refimpl.latents.scale_shift import ScaleShift
-from refimpl.latents.vae import VAE
+from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.run.config import Config
 from refimpl.run.stage import StageData
 from refimpl.storage import committed
@@ -27,14 +28,16 @@ def frozen_parts(
     start    what train.init_from names: its autoencoder is taken where the settings name and make none
     returns  both, and the measured statistics (count, mean, std) where they were measured
     """
-    settings, folder = config.latents, Path(config.latents.folder) if config.latents.folder else None
-    chosen = _chosen_scale_shift(config, start)
+    settings, source = config.latents, config.train.init_from
+    folder = Path(settings.folder) if settings.folder else None
+    made_from = _made_from(config.vae, settings, config.train.seed, data)
+    chosen = _chosen_scale_shift(settings.scale_shift, config.vae.latent_channels, start)
     statistics: dict[str, Tensor] = {}
     if settings.weights:
         vae = load_autoencoder(Path(settings.weights), config.vae)
     elif folder and (folder / committed.MANIFEST).is_file():
         contents = committed.read(folder)
-        if contents.documents["made_from"] != _made_from(config, data):
+        if contents.documents["made_from"] != made_from:
             raise InputError(
                 f"latents.folder {folder} was made with other data or settings; delete it or name another folder"
             )
@@ -49,7 +52,7 @@ def frozen_parts(
     elif settings.train_steps:
         vae = train_autoencoder(data.index, config.vae, settings, config.train.seed, device)
     else:
-        vae = start_vae(start, config) if start is not None else None
+        vae = start_vae(start, config.vae, source) if start is not None else None
         if vae is None:
             raise InputError(
                 "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or "
@@ -64,14 +67,13 @@ def frozen_parts(
         say_scale_shift(start, chosen)
     if folder and settings.train_steps and not settings.weights:
         tensors = {"autoencoder": vae.state_dict(), "statistics": statistics}
-        documents = {"scale_shift": json.loads(chosen.to_json()), "made_from": _made_from(config, data)}
+        documents = {"scale_shift": json.loads(chosen.to_json()), "made_from": made_from}
         committed.write(folder, tensors, documents)
     return vae.cpu(), chosen, statistics
 
 
-def _chosen_scale_shift(config: Config, start: Opened | None) -> ScaleShift | None:
+def _chosen_scale_shift(choice: str, channels: int, start: Opened | None) -> ScaleShift | None:
     """The scale-and-shift that the settings name; None where it is to be measured."""
-    choice = config.latents.scale_shift
     if choice == "measure":
         return None
     if choice == "checkpoint":
@@ -93,23 +95,21 @@ def _chosen_scale_shift(config: Config, start: Opened | None) -> ScaleShift | No
             ) from error
         except InputError as error:
             raise InputError(f"latents.scale_shift {choice!r} is not a preset: {error}") from error
-    if chosen.channels != config.vae.latent_channels:
+    if chosen.channels != channels:
         raise InputError(
             f"latents.scale_shift {choice!r} has {chosen.channels} channels, vae.latent_channels is "
-            f"{config.vae.latent_channels}; use measure, or statistics of this autoencoder"
+            f"{channels}; use measure, or statistics of this autoencoder"
         )
     return chosen
 
 
-def _made_from(config: Config, data: StageData) -> dict[str, object]:
+def _made_from(vae: VAEConfig, latents: LatentConfig, seed: int, data: StageData) -> dict[str, object]:
     """What the trained autoencoder and its statistics depend on."""
-    table = to_table(config)
-    latents = {key: value for key, value in table["latents"].items() if key != "folder"}
     buckets = [list(bucket) for bucket in data.buckets]
     return {
-        "vae": table["vae"],
-        "latents": latents,
-        "seed": config.train.seed,
+        "vae": to_table(vae),
+        "latents": {key: value for key, value in to_table(latents).items() if key != "folder"},
+        "seed": seed,
         "ids": list(data.index.ids),
         "buckets": buckets,
     }

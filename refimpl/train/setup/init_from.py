@@ -5,6 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import CLIPTextConfig
 
+from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.interop import any_checkpoint
 from refimpl.interop.any_checkpoint import Opened
@@ -12,9 +13,8 @@ from refimpl.interop.diffusers_folder.tokenizers import find_tokenizer
 from refimpl.interop.network.networks import towers_of
 from refimpl.interop.run.run_folder import find_checkpoint
 from refimpl.latents.scale_shift import ScaleShift
-from refimpl.latents.vae import VAE
+from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet
-from refimpl.run.config import Config
 from refimpl.storage.streaming import load_into
 from refimpl.text.config import TextConfig, Towers
 from refimpl.text.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
@@ -23,14 +23,14 @@ SAME_TOWER = ("hidden_size", "num_hidden_layers", "projection_dim", "vocab_size"
 TIME = {True: "zero-terminal-SNR", False: "plain"}
 
 
-def open_start(config: Config) -> Opened | None:
+def open_start(init_from: str) -> Opened | None:
     """What `train.init_from` names, unread but for its headers; None where it is empty.
 
     Raises InputError when it is neither a run, a single file nor a diffusers folder, or holds no UNet.
     """
-    if not config.train.init_from:
+    if not init_from:
         return None
-    path = Path(config.train.init_from)
+    path = Path(init_from)
     if path.is_dir() and not any((path / name).exists() for name in ("model_index.json", "config.json")):
         find_checkpoint(path)  # says what a run has to hold
     opened = any_checkpoint.load(path)
@@ -39,17 +39,17 @@ def open_start(config: Config) -> Opened | None:
     return opened
 
 
-def fill_unet(unet: UNet, opened: Opened, config: Config) -> None:
+def fill_unet(unet: UNet, opened: Opened, source: str) -> None:
     """Copies the checkpoint's UNet into the run's; InputError lists every tensor that differs."""
     assert opened.checkpoint.unet is not None  # open_start
-    load_into(unet, opened.checkpoint.unet, config.train.init_from)
+    load_into(unet, opened.checkpoint.unet, source)
 
 
-def say_start(opened: Opened, config: Config) -> None:
+def say_start(opened: Opened, wanted: DiffusionConfig, source: str) -> None:
     """Says what the checkpoint predicts and what this run trains it to, where the two differ above all."""
-    found, wanted = opened.checkpoint.prediction, config.diffusion
+    found = opened.checkpoint.prediction
     line = (
-        f"starts from {config.train.init_from} ({opened.kind}): it predicts {found.kind} on the "
+        f"starts from {source} ({opened.kind}): it predicts {found.kind} on the "
         f"{TIME[found.zero_terminal_snr]} schedule ({found.reason})"
     )
     if (found.kind, found.zero_terminal_snr) != (wanted.parameterisation, wanted.zero_terminal_snr):
@@ -69,24 +69,23 @@ def say_scale_shift(opened: Opened, chosen: ScaleShift) -> None:
         )
 
 
-def start_vae(opened: Opened, config: Config) -> VAE | None:
+def start_vae(opened: Opened, config: VAEConfig, source: str) -> VAE | None:
     """The checkpoint's autoencoder in float32, frozen; None where it has none.
 
     Raises InputError when it is of another shape than `vae`, listing every tensor that differs.
     """
     if opened.checkpoint.vae is None:
         return None
-    vae = VAE(config.vae)
-    load_into(vae, opened.checkpoint.vae, config.train.init_from)
+    vae = VAE(config)
+    load_into(vae, opened.checkpoint.vae, source)
     return vae.eval().requires_grad_(False)
 
 
-def start_towers(opened: Opened | None, config: Config) -> Towers:
+def start_towers(opened: Opened | None, text: TextConfig, source: str) -> Towers:
     """Tokenizer and text towers, frozen: those of text.folder, or else those that the checkpoint holds.
 
     Raises InputError when they are nowhere, or the checkpoint's are other towers than `text.towers`.
     """
-    text, source = config.text, config.train.init_from
     if opened is None or text.folder or not (opened.checkpoint.text_l or opened.checkpoint.text_g):
         return text.load()
     encoder_l, encoder_g = towers_of(opened.checkpoint, source)

@@ -30,8 +30,8 @@ def run_folder(config: Config, label: str, world: World) -> Path:
     Raises InputError when `train.out` holds anything and `train.resume` is off, when there is nothing to resume, or
     when the run to be resumed was made with other settings (naming each).
     """
-    make = _resumed if config.train.resume else _fresh
-    return Path(world.on_main(lambda: str(make(config, label))))
+    make = (lambda: _resumed(config)) if config.train.resume else (lambda: _fresh(config.train.out, label))
+    return Path(world.on_main(lambda: str(make())))
 
 
 @contextlib.contextmanager
@@ -46,10 +46,10 @@ def removed_if_empty(run: Path, world: World) -> Iterator[None]:
         raise
 
 
-def _fresh(config: Config, label: str) -> Path:
-    if not config.train.out:
+def _fresh(out: str, label: str) -> Path:
+    if not out:
         return _next_numbered(Path("runs"), label)
-    run = Path(config.train.out)
+    run = Path(out)
     with _explained(run):
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
             what = "another run" if (run / CONFIG).exists() else "other files"
@@ -83,8 +83,7 @@ def _explained(run: Path) -> Iterator[None]:
         ) from error
 
 
-def _resumed(config: Config, label: str) -> Path:
-    """`label` is for new folders and not looked at."""
+def _resumed(config: Config) -> Path:
     run = Path(config.train.out)
     if not config.train.out or not (run / CONFIG).is_file():
         raise InputError(

@@ -27,7 +27,7 @@ from refimpl.interop.run.run_folder import (
 from refimpl.model.pipeline import Model
 from refimpl.model.unet import UNet
 from refimpl.ops import load_ops
-from refimpl.run.config import Config, Stage
+from refimpl.run.config import Config
 from refimpl.run.data_digest import check_same_data
 from refimpl.run.stage import StageData, read_stage, write_demo_data
 from refimpl.run.world import World
@@ -60,28 +60,29 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     cannot fulfil. A run that fails here leaves the folder as it was.
     """
     load_ops(config.train.backend)
-    check_loggers(config)
+    check_loggers(config.train)
     if config.data.decoder == "fast":
         check_fast()
     check_targets(config)
     world.on_main(lambda: write_demo_data(config.data))
-    cache = open_cache(config)
+    cache = open_cache(config.data, config.image_prompt)
     quarantined = None if cache is None else cache.quarantined
     stages = [read_stage(config, stage, quarantined) for stage in config.all_stages()]
     latents = [
         None if cache is None else find_latents(cache, data, config.data.cache, world) for data in stages
     ]
-    heldout = read_stage(config, _heldout_stage(config)) if config.data.heldout else None
+    last = replace(config.all_stages()[-1], folder=config.data.heldout)
+    heldout = read_stage(config, last) if config.data.heldout else None
     for data in stages:
-        plan_stage(config, data, 0, world)
+        plan_stage(config.data, config.train, data, 0, world)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)  # initial weights; nothing else draws from the global generator
         unet = UNet(config.unet, config.train.activation_checkpointing)
-    start = None if committed_steps(run) else open_start(config)
+    start = None if committed_steps(run) else open_start(config.train.init_from)
     if start is not None:
-        fill_unet(unet, start, config)
+        fill_unet(unet, start, config.train.init_from)
         if world.is_main:
-            say_start(start, config)
+            say_start(start, config.diffusion, config.train.init_from)
     world.on_main(lambda: _write_frozen_parts(config, run, stages, unet, start, world.device, cache))
     world.on_main(lambda: check_same_data(run, stages, config.train.accept_data))
     if config.lora.rank:
@@ -91,8 +92,10 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     towers = (model.tokenizer, model.encoder_l, model.encoder_g)
     states = TextStates(towers, config.text.pooling, config.text.cached_prompts, config.text.is_trained)
     if cache is not None:
-        world.on_main(lambda: check_cache(config, cache, stages, model.vae, towers))
-    return Prepared(model, parts, cached_text(config, states, world), stages, latents, heldout)
+        world.on_main(lambda: check_cache(config.data, config.text, cache, stages, model.vae, towers))
+    return Prepared(
+        model, parts, cached_text(config.data, config.text, states, world), stages, latents, heldout
+    )
 
 
 def _write_frozen_parts(
@@ -107,12 +110,14 @@ def _write_frozen_parts(
     """Commits the settings and the components of a run that has none; both, or neither."""
     if (run / "components").exists():
         return
-    towers = start_towers(start, config)  # fails at once, the autoencoder may take hours
+    towers = start_towers(
+        start, config.text, config.train.init_from
+    )  # fails at once, the autoencoder may take hours
     image_folder = config.image_prompt.folder
     image_tower = load_image_tower(image_folder, config.text.pooled_dim) if image_folder else None
     vae, scale_shift, _ = frozen_parts(config, stages[-1], device, start)
     if cache is not None:
-        check_cache(config, cache, stages, vae, towers)
+        check_cache(config.data, config.text, cache, stages, vae, towers)
     model = Model(unet, vae, scale_shift, *towers, config.text, config.diffusion, image_tower)
     is_new = not (run / CONFIG).exists()
     if is_new:
@@ -123,7 +128,3 @@ def _write_frozen_parts(
         if is_new:
             (run / CONFIG).unlink()
         raise
-
-
-def _heldout_stage(config: Config) -> Stage:
-    return replace(config.all_stages()[-1], folder=config.data.heldout)
