@@ -1,6 +1,7 @@
 """What names the version, or a check, says the same: package, citation, changelog, hooks, workflow."""
 
 import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -62,3 +63,15 @@ def test_forms_ask_for_what_the_doctor_says(name: str) -> None:
     ids = [part["id"] for part in form["body"] if part["type"] != "markdown"]
     assert len(set(ids)) == len(ids)
     assert "doctor" in ids
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
+    table = text("CONTRIBUTING.md").partition("## Why each dependency")[2].partition("\n## ")[0]
+    reasons = "\n".join(row.split("|")[1] for row in table.splitlines() if row.startswith("|"))
+    names = {re.split(r"[<>=!~\[ ]", requirement)[0] for requirement in wanted}
+    assert {name for name in names if name not in reasons} == set()
