@@ -74,7 +74,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """pyright over the package and the benchmarks."""
+    """pyright over the package, the benchmarks and the examples."""
     install_project(session, "test")
     install(session, "pyright")
     session.run("pyright", *session.posargs)
