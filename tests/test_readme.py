@@ -64,3 +64,11 @@ def test_files_of_the_table_exist() -> None:
 def test_pictures_exist() -> None:
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README, re.DOTALL):
         assert (ROOT / picture).is_file()
+
+
+def test_the_reading_order_is_short_and_on_the_first_screen() -> None:
+    section = README.split("## Reading order")[1].split("\n## ")[0]
+    files = [ROOT / path for path in re.findall(r"`(refimpl/\S+\.py)`", section)]
+    assert 8 <= len(files) <= 12
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 1500
+    assert "#reading-order" in "\n".join(README.splitlines()[:20])
