@@ -15,7 +15,7 @@ KS_CRITICAL = 1.95  # sqrt(n)·D of a Kolmogorov–Smirnov test at p = 0.001
 BINARY_DECIMAL_AT_1E7 = 2e-8  # float64 holds 10000000.1 to 2e-9, which is 2e-8 of a deviation of 0.1
 
 # --- latents and text ---
-WELFORD_RELATIVE = 1e-12  # spec 3.3: any partition against one pass; what 1e4 float64 additions may cost
+WELFORD_RELATIVE = 1e-12  # any partition against one pass; what 1e4 float64 additions may cost
 NUMACC_EXACT = 1e-14  # a two-pass sum over 1001 float64 deviations that are themselves exact
 STORED_DECIMAL = 0.5  # units in the last place by which a decimal differs from the float64 that stores it
 FLOAT32_STEPS = 4  # roundings of one or two float32 operations, in units of the dtype's eps

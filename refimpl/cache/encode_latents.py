@@ -68,7 +68,7 @@ def write_latents(
     """Encodes what the cache lacks of the pictures and leaves it finished; every rank calls it.
 
     encoding  of `refimpl.cache.latents.encoding_of`; cell_bytes, factor  as `plan_units` takes them
-    returns   counts for people: images, entries, encoded, kept, quarantined, shards
+    returns   counts to print: images, entries, encoded, kept, quarantined, shards
     Raises InputError when more than 1 % of the images can't be used, when images change meanwhile, or when the
     disk is full; finished shards stay.
     """

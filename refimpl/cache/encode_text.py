@@ -35,7 +35,7 @@ def write_text(
 
     encoding       of `refimpl.cache.text_states.text_encoding`
     rows_per_call  as `encode_prompts` takes it: 1 gives the bits that training without a cache has
-    returns        counts for people: captions, encoded, shards
+    returns        counts to print: captions, encoded, shards
     Raises InputError when the disk is full; finished shards stay.
     """
     folder = out / KIND

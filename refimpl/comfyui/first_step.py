@@ -15,7 +15,7 @@ KEY = "refimpl_first_step"
 def patch_first_step(model: Any, levels: Levels) -> None:
     """Let every sampler of a cloned ComfyUI model start after the step from ∞; in place of an earlier patch.
 
-    A sampler then sees only finite levels, multistep ones included (spec of N eq. 18). Levels without ∞ need none.
+    A sampler then sees only finite levels, multistep ones included (N eq. 18). Levels without ∞ need none.
     Raises InputError where ComfyUI is too old to wrap a sampler.
     """
     if hasattr(model, "remove_wrappers_with_key"):

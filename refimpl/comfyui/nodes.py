@@ -142,7 +142,7 @@ class CFGRescaleNode:
 
 
 def _told(diffusion: DiffusionConfig, levels: Levels) -> str:
-    """What a model was set to, for people."""
+    """What a model was set to, human-readable."""
     top = "∞ (pure noise)" if levels.exact else f"{levels.sigma_max:g}"
     share = weight_mass(diffusion.loss_weights(), 950)
     return (

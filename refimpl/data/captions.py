@@ -14,7 +14,7 @@ Tags = dict[str, tuple[str, ...]]  # by class
 
 
 def parse_caption(text: str, tag_classes: Collection[str] = DEFAULT_TAG_CLASSES) -> tuple[str, Tags]:
-    """Caption and tags of a sidecar's text: tags set apart by commas or line breaks.
+    """Caption and tags of a sidecar's text: tags separated by commas or line breaks.
 
     A tag written `class:name`, its class among `tag_classes`, belongs to that class and loses the prefix; any
     other is of class "general", also when it holds a colon. Blanks are trimmed and runs of them become one;

@@ -72,7 +72,7 @@ class TagRules:
         return ", ".join(name for _, name in found), {c: tuple(names) for c, names in by_class.items()}
 
     def from_text(self, text: str) -> tuple[str, Tags]:
-        """Caption and tags by class of a text of tags set apart by commas or line breaks."""
+        """Caption and tags by class of a text of tags separated by commas or line breaks."""
         if not self.table and not self.underscores_to_spaces:
             return parse_caption(text, self.classes)
         return self.listed([("", name) for name in re.split(r"[,\r\n]", text)])

@@ -1,4 +1,4 @@
-"""What a checkpoint of any tool holds, in one spelling (spec of the published single file; N §2, App. B).
+"""What a checkpoint of any tool holds, under the names of the published single file (N §2, App. B).
 
 Every format's `load` returns a `Checkpoint` and its `save` takes one, so that any two formats convert into each
 other. Tensors keep the dtype they are stored in, and are memory-mapped where the format allows it: holding a
@@ -30,7 +30,7 @@ class Prediction:
     zero_terminal_snr: bool
     """trained on the schedule that ends in pure noise (N §2.2)"""
     reason: str
-    """how it was decided, for people: "marker v_pred", "no marker: eps", "given" """
+    """how it was decided, human-readable: "marker v_pred", "no marker: eps", "given" """
     sigma_min: float | None = None
     """of `edm_vpred.sigma_min`: the network is conditioned on ¼·ln σ_edm between these two, not on t"""
     sigma_max: float | None = None

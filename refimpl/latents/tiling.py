@@ -1,4 +1,4 @@
-"""Overlapping tiles, blended: a network applied to a picture too large for one pass (ours, no paper's)."""
+"""Overlapping tiles, blended: a network applied to a picture too large for one pass (not from a paper)."""
 
 from collections.abc import Callable
 

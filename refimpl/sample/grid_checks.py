@@ -1,4 +1,4 @@
-"""What holds for every inference grid and for its arguments (spec of N §2.3's grids; no paper of its own)."""
+"""What holds for every inference grid and for its arguments (N §2.3)."""
 
 import math
 import operator

@@ -1,4 +1,4 @@
-"""A safetensors file read by memory map: any row of it, without reading the rest (ours, no paper's)."""
+"""A safetensors file read by memory map: any row of it, without reading the rest (not from a paper)."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Scale and shift of latents (spec 3.2; N App. B, Fig. 8)."""
+"""Scale and shift of latents (N App. B, Fig. 8)."""
 
 import dataclasses
 import json

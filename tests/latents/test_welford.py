@@ -1,4 +1,4 @@
-"""Streaming statistics against exact arithmetic, NIST's certified values and one-pass values (spec 3.3)."""
+"""Streaming statistics against exact arithmetic, NIST's certified values and one-pass values (N App. B)."""
 
 import json
 import math

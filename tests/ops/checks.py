@@ -2,7 +2,7 @@
 
 Each check takes the operations under test and arguments, and raises AssertionError. The truth is the reference in
 float64; an implementation may err twice as much as the eager reference in the tensors' own precision, plus some
-roundings of the terms that are added (design rule: never a tolerance that was chosen to pass).
+roundings of the terms that are added (never a tolerance that was chosen to pass).
 """
 
 import math

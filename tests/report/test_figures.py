@@ -135,7 +135,7 @@ def test_weight_mass_bars_sum_to_all_weight_and_show_how_min_snr_fights_ztsnr():
         assert len(heights) == 20
         assert sum(heights) == pytest.approx(100, rel=FLOAT64_ROUNDING)
     late = sum(bar.get_height() for bar in panels[0].patches[16:])
-    assert late == pytest.approx(0.36, abs=PRINTED_PERCENT)  # 800 ≤ t: spec of MinSNR as written
+    assert late == pytest.approx(0.36, abs=PRINTED_PERCENT)  # 800 ≤ t, MinSNR as N §2.4 writes it
     assert "paper: 0.36 % on t ≥ 800" in panels[0].get_title(loc="left")
 
 

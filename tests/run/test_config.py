@@ -1,4 +1,4 @@
-"""Presets validate, bad settings end in one message that names the value (spec: errors of configuration)."""
+"""Presets validate, bad settings end in one message that names the value."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""A run goes on with the images that it began with, or says what has changed (spec 6.2)."""
+"""A run goes on with the images that it began with, or says what has changed."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Crop and flip of a visit: functions of (seed, id, visit) alone (spec 1.10, 6.2)."""
+"""Crop and flip of a visit: functions of (seed, id, visit) alone (N §4.1.3)."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Committed folders: whole or absent, whatever fails or dies while they are written (spec 6.3)."""
+"""Committed folders: whole or absent, whatever fails or dies while they are written."""
 
 import json
 import os

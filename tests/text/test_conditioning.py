@@ -1,4 +1,4 @@
-"""Prompts and sizes to the network's conditions (spec 2.8, 4.1–4.3)."""
+"""Prompts and sizes to the network's conditions (S §2.2, Tab. 1; N §4.2)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The two text encoders: sizes, states and pooling against transformers' own (spec 4.1)."""
+"""The two text encoders: sizes, states and pooling against transformers' own (S Tab. 1)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Token ids, chunks and padding (spec 4.1, 4.2)."""
+"""Token ids, chunks and padding (S Tab. 1; N §4.2)."""
 
 import dataclasses
 import logging

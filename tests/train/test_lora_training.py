@@ -1,4 +1,4 @@
-"""Training low-rank adapters: they alone train, are checkpointed and averaged; what they adapt stays (spec 7.3)."""
+"""Training low-rank adapters: they alone train, are checkpointed and averaged; what they adapt stays."""
 
 import json
 import shutil

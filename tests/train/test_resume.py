@@ -1,4 +1,4 @@
-"""A run that was stopped, or killed, and continued is the run that was not (spec 6.2, 6.3)."""
+"""A run that was stopped, or killed, and continued is the run that was not."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Which images a rank sees at which step (spec 2.3, 6.1, 6.2)."""
+"""Which images a rank sees at which step (N §4.1.2)."""
 
 from collections import Counter
 from pathlib import Path

@@ -65,7 +65,7 @@ class IndexCommand:
     sha256: bool = False
     """keep the SHA-256 of every image's bytes"""
     max_pixels: int = Accepted.max_pixels
-    """width · height of the largest image let in"""
+    """largest accepted image, in pixels (width · height)"""
     any_suffix: bool = False
     """take files whose suffix is that of another format"""
     tags: TagArguments = field(default_factory=TagArguments)

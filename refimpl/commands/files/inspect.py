@@ -96,7 +96,7 @@ def _sizes(part: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
-    """The lines of `describe` for people."""
+    """The lines of `describe`, human-readable."""
     lines = [f"{facts['path']}: {facts['kind']}, {facts['architecture']}", ""]
     for name, sizes in facts["parts"].items():
         dtypes = ", ".join(sizes["dtypes"])

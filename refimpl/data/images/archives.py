@@ -20,7 +20,7 @@ class TarMember:
     """Bytes of one member of a tar file."""
 
     archive: str
-    name: str  # of the member, for people
+    name: str  # of the member, for messages
     offset: int  # of its first byte in the archive
     size: int  # bytes
     archive_size: int  # bytes of the archive when it was indexed
@@ -51,7 +51,7 @@ class ParquetCell:
     """Bytes of one cell of a parquet file."""
 
     archive: str
-    name: str  # of the image, for people
+    name: str  # of the image, for messages
     column: str  # dotted, as "image.bytes"
     row: int
     archive_size: int  # bytes of the archive when it was indexed

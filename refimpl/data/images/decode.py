@@ -61,7 +61,7 @@ class BadImage(InputError):
 
 @dataclass(frozen=True)
 class Accepted:
-    """Which image files are let in."""
+    """Which image files are accepted."""
 
     formats: tuple[str, ...] = tuple(SUFFIXES)
     """names of SUFFIXES"""
@@ -80,7 +80,7 @@ class Accepted:
             )
         if self.max_pixels < 1:
             raise InputError(
-                f"max_pixels = {self.max_pixels}: no image would be let in; give a positive number"
+                f"max_pixels = {self.max_pixels}: no image would be accepted; give a positive number"
             )
 
 

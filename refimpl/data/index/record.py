@@ -26,7 +26,7 @@ class IndexOptions:
     rules: TagRules = field(default_factory=TagRules)
     """classes of tags"""
     accepted: Accepted = DEFAULT_ACCEPTED
-    """image files that are let in"""
+    """image files that are accepted"""
     verify: bool = False
     """decode every image in full, to find all damage now"""
     sha256: bool = False

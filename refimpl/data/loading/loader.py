@@ -141,7 +141,7 @@ class _Batches(Dataset[Batch | BadImage]):
         )
 
     def _load_or_substitute(self, planned: int, bucket: Bucket, bad: list[BadImage]) -> Loaded:
-        """The planned image or what stands for it, drawn as the planned one; adds to `bad` those passed over."""
+        """The planned image or what replaces it, cropped as the planned one; adds to `bad` those passed over."""
         name = self.index.ids[planned]
         try:
             return planned, *self._load(planned, name, bucket)

@@ -29,7 +29,7 @@ class PlanReport:
     idle_share: float
 
     def lines(self, buckets: Sequence[Bucket]) -> list[str]:
-        """The report for people. buckets  (width, height) pairs, those the plan was made for"""
+        """The human-readable report. buckets  (width, height) pairs, those the plan was made for"""
         used = [
             f"  {width:5d} × {height:<5d} {count} batches"
             for (width, height), count in zip(buckets, self.batches_per_bucket, strict=True)

@@ -1,4 +1,4 @@
-"""The weights of each part of a diffusers folder, read under our names and written under diffusers' (spec 7.2)."""
+"""The weights of each part of a diffusers folder, read under our names and written under diffusers'."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""config.json of the UNet, the autoencoder and the text towers in a diffusers folder (spec 7.2; S Tab. 1)."""
+"""config.json of the UNet, the autoencoder and the text towers in a diffusers folder (S Tab. 1)."""
 
 import math
 from typing import Any
@@ -178,7 +178,7 @@ def vae_table(config: VAEConfig, scale_shift: ScaleShift) -> dict[str, Any]:
 
 
 def _scale_fields(scale_shift: ScaleShift) -> dict[str, Any]:
-    """One factor where that says it exactly, as every tool reads it; else mean and std per channel (spec 3.2)."""
+    """One factor where that says it exactly, as every tool reads it; else mean and std per channel (N App. B)."""
     factor = SDXL_FACTOR if scale_shift == SDXL_DEFAULT else 1 / scale_shift.std[0]
     if math.isfinite(factor):
         plain = ScaleShift.from_factor(factor, scale_shift.channels)

@@ -1,4 +1,4 @@
-"""The diffusers folder, read and written: what StableDiffusionXLPipeline.from_pretrained opens (spec 7.2).
+"""The diffusers folder, read and written: what StableDiffusionXLPipeline.from_pretrained opens.
 
 model_index.json             which components there are
 unet/  vae/                  config.json, diffusion_pytorch_model.safetensors

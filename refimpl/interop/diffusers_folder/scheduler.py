@@ -1,4 +1,4 @@
-"""scheduler_config.json: what the UNet predicts on which schedule, in diffusers' fields (spec 7.2).
+"""scheduler_config.json: what the UNet predicts on which schedule, in diffusers' fields.
 
 What is no eps model is written with EulerDiscreteScheduler and spacing "linspace": our own default, `euler` on
 the `native` grid (N §2.3), for any number of steps. On the schedule that ends in pure noise diffusers sets alpha²
@@ -22,7 +22,7 @@ SDXL_BETAS = {
     "num_train_timesteps": 1000,
     "trained_betas": None,
 }
-"""spec 1.1, before any rescaling: diffusers rescales by itself when it is told to"""
+"""The schedule before any rescaling (S App. B; N §2.2): diffusers rescales by itself when it is told to."""
 EDM = "EDM"
 OVERRIDE = "give the prediction type by hand to read its tensors all the same"
 

@@ -1,4 +1,4 @@
-"""The UNet's module names in the single file and in diffusers (S Tab. 1; spec 7.1, 7.2).
+"""The UNet's module names in the single file and in diffusers (S Tab. 1).
 
 The single file numbers all stages of the way down and of the way up through; diffusers numbers them by level,
 residual blocks, transformers and resizing apart.

@@ -1,4 +1,4 @@
-"""The autoencoder's module names in the single file and in diffusers, and its attention's shapes (spec 7.1, 7.2).
+"""The autoencoder's module names in the single file and in diffusers, and its attention's shapes (S §2.4).
 
 The single file numbers the decoder's levels as the encoder's, by resolution; diffusers in the order they run.
 The single file has 1×1 convolutions where diffusers has linear layers: the same numbers in the same order.

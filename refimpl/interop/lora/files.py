@@ -1,4 +1,4 @@
-"""LoRA files of other trainers, read and written (spec 7.3; Hu et al. 2021, §4.1).
+"""LoRA files of other trainers, read and written (Hu et al. 2021, §4.1).
 
 Written as kohya's trainer does, which ComfyUI, A1111, Forge and diffusers all read; read in kohya's and PEFT's
 spellings (`refimpl.interop.lora.keys`).

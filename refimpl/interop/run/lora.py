@@ -1,4 +1,4 @@
-"""The adapters of a run that trains LoRA, as a file for other tools (spec 7.3)."""
+"""The adapters of a run that trains LoRA, as a file for other tools (Hu et al. 2021)."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@ from refimpl.latents.fold import fold_scale_shift
 from refimpl.latents.scale_shift import SDXL_DEFAULT
 from refimpl.latents.vae import VAE
 
-FOLDED = "refimpl.folded_scale_shift"  # metadata: JSON of what was folded, for people
+FOLDED = "refimpl.folded_scale_shift"  # metadata: JSON of what was folded, for the reader
 
 
 def folded(checkpoint: Checkpoint, source: str) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Decoding: orientation, what is let in, and what is wrong with the rest."""
+"""Decoding: orientation, what is accepted, and what is wrong with the rest."""
 
 import contextlib
 import multiprocessing

@@ -33,7 +33,7 @@ MARKERS = (
 
 
 def seeds() -> list[bytes]:
-    """Small files of every format let in, with the parts that decoders stumble over."""
+    """Small files of every accepted format, with the parts that decoders stumble over."""
     image = Image.fromarray(quadrants())
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 4), dtype=np.uint8))
     frames = [Image.new("P", (16, 8), shade) for shade in (1, 2, 3)]

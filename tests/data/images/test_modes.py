@@ -1,4 +1,4 @@
-"""Golden pixels of the thirteen colour modes that files let in can hold; the two others have no defined white."""
+"""Golden pixels of the thirteen colour modes that accepted files can hold; the two others have no defined white."""
 
 from pathlib import Path
 

@@ -78,7 +78,7 @@ def _check_end(path: str, at: int) -> None:
 
 
 def _refusal(info: tarfile.TarInfo) -> str:
-    """Why a member is not let in; empty for a plain file inside the archive's folder."""
+    """Why a member is refused; empty for a plain file inside the archive's folder."""
     kind = next((name for test, name in _REFUSED if test(info)), "")
     if kind:
         return f"{kind} in an archive is not followed; put the file itself into it"
