@@ -16,8 +16,8 @@ from refimpl.run.config import Config
 from refimpl.run.shared_work import from_main
 from refimpl.run.world import World
 from refimpl.storage.store import Int64s, find_rows, listed
-from refimpl.text.config import Towers
 from refimpl.text.states import TextStates
+from refimpl.text.towers import Towers
 from refimpl.train.step_plan import StageData
 
 AGAIN = "run `refimpl cache` again, which encodes only these"

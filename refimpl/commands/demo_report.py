@@ -17,8 +17,7 @@ from refimpl.autoencoder.training import bucket_batches, centre_crops, psnr_from
 from refimpl.commands.data.configured import mean_aspect_error
 from refimpl.data.demo.data_set import read_demo_manifest
 from refimpl.data.demo.photographs import PHOTOGRAPHS, locate
-from refimpl.diffusion.config import DiffusionConfig
-from refimpl.diffusion.min_snr import POLICIES
+from refimpl.diffusion.config import POLICIES, DiffusionConfig
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.latents.scale_shift import NOVELAI_ANIME, ScaleShift
 from refimpl.latents.vae import VAE

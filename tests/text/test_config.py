@@ -8,8 +8,9 @@ import torch
 
 from refimpl.errors import InputError
 from refimpl.text.conditioning import encode_prompts
-from refimpl.text.config import TextConfig, load_towers, save_towers
+from refimpl.text.config import TextConfig
 from refimpl.text.tower_names import freeze_unused, tower_parameters
+from refimpl.text.towers import load_towers, save_towers
 
 
 @pytest.fixture(scope="module")

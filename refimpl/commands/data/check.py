@@ -11,7 +11,7 @@ import tyro
 from refimpl.checks import check_at_least, check_seed
 from refimpl.commands.data.configured import data_command as configured_command
 from refimpl.commands.data.index import cores, index_command, looked_at
-from refimpl.data.aspect_table import Metric
+from refimpl.data.bucket_sizes import Metric
 from refimpl.data.config import BucketConfig, TagWeightConfig
 from refimpl.data.images.decode import Accepted
 from refimpl.data.index.record import IndexOptions

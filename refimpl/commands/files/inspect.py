@@ -16,9 +16,9 @@ from refimpl.interop.network.architecture import METADATA_KEY, architecture_of
 from refimpl.interop.single_file.folded import FOLDED
 from refimpl.interop.single_file.prediction_markers import MARKERS
 from refimpl.interop.single_file.read_write import SCALE_SHIFT, is_refiner
+from refimpl.latents.config import VAEConfig
 from refimpl.latents.scale_shift import SDXL_DEFAULT, SDXL_FACTOR
-from refimpl.latents.vae import VAEConfig
-from refimpl.model.unet import UNetConfig
+from refimpl.model.config import UNetConfig
 from refimpl.storage.safetensors_header import NAMES
 
 PARTS = {"unet": "UNet", "vae": "autoencoder", "text_l": "CLIP-L", "text_g": "bigG", "other": "other"}

@@ -7,11 +7,12 @@ from typing import get_args
 
 import numpy as np
 
-from refimpl.data.aspect_table import Bucket, Metric
+from refimpl.data.bucket_sizes import Bucket, Metric
 from refimpl.data.buckets import assign_and_prune
+from refimpl.data.config import Mode
 from refimpl.data.index.data_set import index_of
 from refimpl.data.index.index_file import Table
-from refimpl.data.plan import Mode, plan_epoch
+from refimpl.data.plan import plan_epoch
 from refimpl.data.survey.plan_report import PlanReport, report_plan
 
 
