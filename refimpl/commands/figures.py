@@ -6,9 +6,6 @@ from pathlib import Path
 import tyro
 
 from refimpl.errors import InputError
-from refimpl.paper.experiments import run_figures
-from refimpl.report.measured_latents import measured_figures
-from refimpl.report.paper_figures import paper_figures
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,10 @@ def figures_command(arguments: list[str], program: str = "refimpl figures") -> N
     command = tyro.cli(FiguresCommand, args=arguments, prog=program)
     if command.run and command.statistics:
         raise InputError("--run and --statistics name two kinds of figures; give one of them")
+    from refimpl.paper.experiments import run_figures
+    from refimpl.report.measured_latents import measured_figures
+    from refimpl.report.paper_figures import paper_figures
+
     if command.run:
         paths = run_figures(command.run, command.out, command.weights)
     elif command.statistics:

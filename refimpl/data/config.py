@@ -11,6 +11,8 @@ from refimpl.errors import InputError
 Mode = Literal["global", "paper"]
 Decoder = Literal["pillow", "fast"]
 
+MAX_PIXELS = 100_000_000  # width · height of an image; Pillow itself stops at 178,956,970
+MAX_BAD_SHARE = 0.01  # of the images; with more, something is wrong with the collection, not with an image
 MOST_WORKERS = 1024  # a slip of the finger must not fill a machine with processes
 MAX_BETA = 8.0  # far above any use; the power of a count of millions stays a finite number
 
