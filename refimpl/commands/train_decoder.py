@@ -101,10 +101,7 @@ def read_autoencoder(weights: str) -> Checkpoint:
     from refimpl.interop import diffusers_folder, single_file
 
     path = Path(weights)
-    if path.is_dir():
-        checkpoint = diffusers_folder.load(path)
-    else:
-        checkpoint = single_file.load(path)
+    checkpoint = diffusers_folder.load(path) if path.is_dir() else single_file.load(path)
     if checkpoint.vae is None:
         raise InputError(f"{weights} holds no autoencoder; name its safetensors file")
     return replace(checkpoint, unet=None, text_l=None, text_g=None, other={})

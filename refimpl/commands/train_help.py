@@ -47,14 +47,19 @@ examples:
 
 def essentials(program: str, name: str = "", config: Config | None = None) -> str:
     """The usage, and every setting of ESSENTIALS with its value in the configuration `name`, or its default."""
-    lines = [usage(program), f"essential settings, with their values in {name}:" if name else "essential settings:"]
+    lines = [
+        usage(program),
+        f"essential settings, with their values in {name}:" if name else "essential settings:",
+    ]
     for place in ESSENTIALS:
         section, field = place.split(".")
         kind = typing.get_type_hints(Config)[section]
         value = getattr(kind if config is None else getattr(config, section), field)
         option = f"--{section}.{field.replace('_', '-')}"
         switch = f"{option}, --{section}.no-{field.replace('_', '-')}"
-        lines.append(f"  {switch}" if isinstance(value, bool) else f"  {option} {type(value).__name__.upper()}")
+        lines.append(
+            f"  {switch}" if isinstance(value, bool) else f"  {option} {type(value).__name__.upper()}"
+        )
         text = f"{' '.join(field_docs(kind)[field].split())} ({name or 'default'}: {_shown(value)})"
         indent = " " * INDENT
         lines += textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
