@@ -7,6 +7,7 @@ from refimpl.commands.train_help import essentials, usage
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_label
+from refimpl.tables import from_table
 
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
 
@@ -21,15 +22,15 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
     asks_for_all = HELP_ALL in arguments
     if not name and not asks_for_all and not HELP & set(arguments):
         raise InputError(f"name a preset or a TOML file first\n{usage(program)}")
-    default = load_config(name) if name else None
+    default = load_config(name) if name else from_table(Config, {}, "the defaults")
     if not asks_for_all and HELP & set(arguments):
-        print(essentials(program, name, default))
+        print(essentials(program, default, name))
         sys.exit(0)
     import tyro
 
     config = tyro.cli(
         Config,
-        **({} if default is None else {"default": default}),
+        default=default,
         args=["--help"] if asks_for_all else arguments[1:],
         prog=f"{program} {name or 'PRESET'}",
         description=f"Trains the configuration {name or 'PRESET'!r}; every setting can be overridden.",

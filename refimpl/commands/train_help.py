@@ -3,9 +3,7 @@
 import ast
 import inspect
 import textwrap
-import typing
 from itertools import pairwise
-from typing import Any
 
 from refimpl.run.config import Config
 from refimpl.run.presets import preset_names
@@ -45,26 +43,29 @@ examples:
 """
 
 
-def essentials(program: str, name: str = "", config: Config | None = None) -> str:
-    """The usage, and every setting of ESSENTIALS with its value in the configuration `name`, or its default."""
+def essentials(program: str, config: Config, name: str = "") -> str:
+    """The usage, and every setting of ESSENTIALS with its value in the configuration.
+
+    name  the preset or file of the configuration; empty for the defaults
+    """
     lines = [
         usage(program),
         f"essential settings, with their values in {name}:" if name else "essential settings:",
     ]
     for place in ESSENTIALS:
         section, field = place.split(".")
-        kind = typing.get_type_hints(Config)[section]
-        value = getattr(kind if config is None else getattr(config, section), field)
-        option = f"--{section}.{field.replace('_', '-')}"
-        switch = f"{option}, --{section}.no-{field.replace('_', '-')}"
+        settings = getattr(config, section)
+        value = getattr(settings, field)
+        option, off = (f"--{section}.{no}{field.replace('_', '-')}" for no in ("", "no-"))
         lines.append(
-            f"  {switch}" if isinstance(value, bool) else f"  {option} {type(value).__name__.upper()}"
+            f"  {option}, {off}" if isinstance(value, bool) else f"  {option} {type(value).__name__.upper()}"
         )
-        text = f"{' '.join(field_docs(kind)[field].split())} ({name or 'default'}: {_shown(value)})"
+        shown = "empty" if value == "" else value
+        text = f"{' '.join(field_docs(type(settings))[field].split())} ({name or 'default'}: {shown})"
         indent = " " * INDENT
         lines += textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
-    everything = f"`{program} {name or 'PRESET'} --help-all` lists every setting"
-    return "\n".join([*lines, "", everything + " with its value in that preset." * (not name)])
+    whose = "" if name else " with its value in that preset"
+    return "\n".join([*lines, "", f"`{program} {name or 'PRESET'} --help-all` lists every setting{whose}."])
 
 
 def field_docs(settings: type) -> dict[str, str]:
@@ -78,7 +79,3 @@ def field_docs(settings: type) -> dict[str, str]:
                 case ast.Expr(value=ast.Constant(value=str(text))):
                     docs[entry.target.id] = text
     return docs
-
-
-def _shown(value: Any) -> str:
-    return "empty" if value == "" else str(value)

@@ -99,6 +99,6 @@ def test_without_a_preset_the_usage_is_the_error(tmp_path: Path) -> None:
 
 
 def test_essentials_name_the_program_and_the_file() -> None:
-    text = essentials("python -m refimpl.train", "mine.toml", load_config("tiny"))
+    text = essentials("python -m refimpl.train", load_config("tiny"), "mine.toml")
     assert text.startswith("usage: python -m refimpl.train PRESET")
     assert "essential settings, with their values in mine.toml:" in text
