@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+from functools import cache
 from itertools import pairwise
 
 from refimpl.run.config import Config
@@ -68,6 +69,7 @@ def essentials(program: str, config: Config, name: str = "") -> str:
     return "\n".join([*lines, "", f"`{program} {name or 'PRESET'} --help-all` lists every setting{whose}."])
 
 
+@cache
 def field_docs(settings: type) -> dict[str, str]:
     """The string below each field of a dataclass, by the field's name."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
