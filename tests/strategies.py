@@ -7,20 +7,18 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
-from refimpl.data.tags import MAX_BETA
+from refimpl.data.config import MAX_BETA, BucketConfig, DataConfig, TagWeightConfig
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.interop.checkpoint import Prediction
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAEConfig
-from refimpl.model.lora.adapters import LoRAConfig
+from refimpl.model.lora.config import LoRAConfig
 from refimpl.model.unet import UNetConfig
-from refimpl.run.adamw import OptimizerConfig
 from refimpl.run.config import Config, Stage, TrainConfig
+from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.sample.config import SampleConfig
 from refimpl.storage.safetensors_header import DTYPES
-from refimpl.text.config import TextConfig
-from refimpl.text.image_tower import ImagePromptConfig
+from refimpl.text.config import ImagePromptConfig, TextConfig
 
 # --- diffusion: noise levels and latents ---
 

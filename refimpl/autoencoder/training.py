@@ -17,10 +17,10 @@ from refimpl.autoencoder.square_crops import square_crops
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import ImageCache, load_batches
 from refimpl.errors import InputError
-from refimpl.latents.config import LatentConfig
+from refimpl.latents.config import LatentConfig, VAEConfig
 from refimpl.latents.pixels import from_pixels
 from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
-from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.latents.vae import VAE
 from refimpl.latents.welford import Welford
 from refimpl.run.ema import ema_start, ema_update
 from refimpl.run.visit_draws import CentreDraws

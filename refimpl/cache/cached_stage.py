@@ -16,9 +16,9 @@ from refimpl.run.shared_work import from_main
 from refimpl.run.stage import StageData
 from refimpl.run.world import World
 from refimpl.storage.store import Int64s, find_rows, listed
-from refimpl.text.config import TextConfig, Towers
-from refimpl.text.image_tower import ImagePromptConfig
+from refimpl.text.config import ImagePromptConfig, TextConfig
 from refimpl.text.states import TextStates
+from refimpl.text.towers import Towers
 
 AGAIN = "run `refimpl cache` again, which encodes only these"
 

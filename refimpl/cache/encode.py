@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from refimpl.cache.plan import Pictures, Unit
-from refimpl.data.aspect_table import Bucket
+from refimpl.data.bucket_sizes import Bucket
+from refimpl.data.config import Decoder
 from refimpl.data.crop import cover, cover_and_crop, crop, flip
 from refimpl.data.images.decode import WHITE, BadImage, decode
 from refimpl.data.images.fast_jpeg import decode_fast
 from refimpl.data.index.content import content, stamp
-from refimpl.data.loading.loader import Decoder
 from refimpl.errors import OUT_OF_MEMORY, InputError
 from refimpl.latents.pixels import from_pixels
 from refimpl.latents.vae import VAE

@@ -27,10 +27,9 @@ from refimpl.cache.plan import (
     places,
     plan_units,
 )
+from refimpl.data.config import MAX_BAD_SHARE, Decoder
 from refimpl.data.images.decode import BadImage
 from refimpl.data.index.content import content, stamp
-from refimpl.data.index.data_set import MAX_BAD_SHARE
-from refimpl.data.loading.loader import Decoder
 from refimpl.errors import InputError
 from refimpl.run.shared_work import gathered, shared_out
 from refimpl.run.world import World

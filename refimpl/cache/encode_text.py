@@ -15,8 +15,8 @@ from refimpl.run.world import World
 from refimpl.storage.shards import Shard
 from refimpl.storage.store import DTYPES, Int64s, find_rows, scan
 from refimpl.text.conditioning import chunk_counts, encode_prompts
-from refimpl.text.config import Towers
 from refimpl.text.tokenizer import ROW_TOKENS
+from refimpl.text.towers import Towers
 
 CAPTIONS_PER_CALL = 64
 

@@ -22,10 +22,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from refimpl.data.aspect_table import Bucket
+from refimpl.data.bucket_sizes import Bucket
+from refimpl.data.config import Decoder
 from refimpl.data.crop import IntegerSource
 from refimpl.data.index.data_set import Index
-from refimpl.data.loading.loader import Batch, Batches, Decoder, Draws
+from refimpl.data.loading.loader import Batch, Batches, Draws
 from refimpl.errors import InputError
 from refimpl.latents.vae import VAE
 from refimpl.storage.store import Int64s, Store, open_store

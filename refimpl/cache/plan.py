@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from refimpl.data.aspect_table import Bucket
+from refimpl.data.bucket_sizes import Bucket
 from refimpl.data.images.archives import ImageSource
 from refimpl.errors import InputError
 from refimpl.run.stage import StageData

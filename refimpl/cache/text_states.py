@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from refimpl.storage.store import Int64s, Store, find_rows, open_store
-from refimpl.text.config import Towers
 from refimpl.text.states import TextStates
+from refimpl.text.towers import Towers
 
 KIND = "text"
 

@@ -3,6 +3,8 @@
 images → index → buckets → autoencoder → scale-and-shift → UNet → checkpoint → (new process) samples → report.html
 """
 
+from __future__ import annotations
+
 import json
 import math
 import resource
@@ -13,26 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 import tyro
-from tqdm import tqdm
 
-from refimpl.autoencoder.training import heldout_psnr
-from refimpl.commands.demo_report import environment, report_content
 from refimpl.errors import InputError
-from refimpl.report.run_page import Criterion, write_report
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
-from refimpl.run.stage import read_stage, write_demo_data
-from refimpl.run.world import World
-from refimpl.sample.grids import scale_sigma_max
-from refimpl.train.loop import train
-from refimpl.train.setup.frozen_parts import frozen_parts
-from refimpl.train.setup.out_folder import removed_if_empty, run_folder
-from refimpl.train.setup.prepare import prepare
+
+if TYPE_CHECKING:
+    from refimpl.report.run_page import Criterion
 
 COLOUR_PROMPTS = ("completely black", "completely white", "completely red")
 FIXED_PROMPTS = (
@@ -65,6 +57,18 @@ class DemoCommand:
 def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     """Runs the demo; leaves report.html, metrics.json, metrics.jsonl, the checkpoint and all samples."""
     command = tyro.cli(DemoCommand, args=arguments, prog=program)
+    import torch
+
+    from refimpl.autoencoder.training import heldout_psnr
+    from refimpl.report.demo_content import environment, report_content
+    from refimpl.report.run_page import write_report
+    from refimpl.run.stage import read_stage, write_demo_data
+    from refimpl.run.world import World
+    from refimpl.train.loop import train
+    from refimpl.train.setup.frozen_parts import frozen_parts
+    from refimpl.train.setup.out_folder import removed_if_empty, run_folder
+    from refimpl.train.setup.prepare import prepare
+
     config = demo_config(command)
     world = World(0, 1, torch.device("cpu"))
     out = run_folder(config, "demo", world)
@@ -132,6 +136,8 @@ def _inside(config: Config, out: Path) -> Config:
 
 @contextmanager
 def _stage(timings: dict[str, float], number: int) -> Iterator[None]:
+    from tqdm import tqdm
+
     elapsed = sum(timings.values())
     tqdm.write(f"[{number + 1}/{len(STAGES)}] {STAGES[number]} ({elapsed:.0f} s so far)")
     started = time.perf_counter()
@@ -144,6 +150,10 @@ def draw_in_new_process(config: Config, out: Path) -> dict[str, dict[str, Any]]:
 
     The finite level is the one that leaks the mean on this small canvas as much as 14.6 does at 1024² (N §2.3).
     """
+    from tqdm import tqdm
+
+    from refimpl.sample.grids import scale_sigma_max
+
     side = config.sample.height // config.vae.factor
     finite = scale_sigma_max(SDXL_SIGMA_MAX, side, side, base=SDXL_LATENT_SIDE)
     colours = ["--prompts", *COLOUR_PROMPTS, "--seeds", str(COLOUR_SEEDS), "--guidance", "1"]
@@ -170,6 +180,8 @@ def judge(
     wanted_psnr: float,
 ) -> tuple[list[Criterion], dict[str, Any]]:
     """The demo's figures against what they must be, and the numbers behind them."""
+    from refimpl.report.run_page import Criterion
+
     losses = [row["heldout_loss"] for row in rows if row.get("heldout_loss") is not None]
     infinite, finite = (
         dict(zip(COLOUR_PROMPTS, samples[k]["mean_rgb"], strict=True)) for k in ("infinite", "finite")
@@ -179,7 +191,7 @@ def judge(
     finite_gap = _brightness(finite["completely white"]) - _brightness(finite["completely black"])
     gap_ratio = finite_gap / gap if gap else math.nan
     loss_ratio = losses[-1] / losses[0] if losses else math.nan
-    mean_psnr = float(np.mean(psnr))
+    mean_psnr = sum(psnr) / len(psnr)
     checks = [
         (
             "autoencoder, mean PSNR on held-out images, dB",

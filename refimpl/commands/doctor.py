@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import tyro
 
-from refimpl.ops.doctor import report
-
 
 @dataclass(frozen=True)
 class DoctorCommand:
@@ -19,6 +17,8 @@ class DoctorCommand:
 def doctor_command(arguments: list[str], program: str = "refimpl doctor") -> None:
     """Prints the report of `refimpl.ops.doctor`."""
     tyro.cli(DoctorCommand, args=arguments, prog=program)
+    from refimpl.ops.doctor import report
+
     lines, healthy = report()
     print("\n".join(lines))
     if not healthy:

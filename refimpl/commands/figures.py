@@ -7,12 +7,6 @@ from pathlib import Path
 import tyro
 
 from refimpl.errors import InputError
-from refimpl.paper.experiments import run_experiments
-from refimpl.report.measured_latents import measured_figures
-from refimpl.report.panels import panel_figure
-from refimpl.report.paper_figures import paper_figures
-from refimpl.report.style import png_bytes
-from refimpl.storage.committed import replace_text
 
 
 @dataclass(frozen=True)
@@ -35,6 +29,9 @@ def figures_command(arguments: list[str], program: str = "refimpl figures") -> N
     command = tyro.cli(FiguresCommand, args=arguments, prog=program)
     if command.run and command.statistics:
         raise InputError("--run and --statistics name two kinds of figures; give one of them")
+    from refimpl.report.measured_latents import measured_figures
+    from refimpl.report.paper_figures import paper_figures
+
     if command.run:
         paths = run_figures(command.run, command.out, command.weights)
     elif command.statistics:
@@ -50,6 +47,11 @@ def run_figures(run: Path, folder: Path, weights: str = "ema") -> list[Path]:
 
     Raises InputError as `run_experiments` does, and when the folder's place is taken by a file.
     """
+    from refimpl.paper.experiments import run_experiments
+    from refimpl.report.panels import panel_figure
+    from refimpl.report.style import png_bytes
+    from refimpl.storage.committed import replace_text
+
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the figures")
     experiments = run_experiments(run, weights)

@@ -1,28 +1,26 @@
-"""The command line of sampling."""
+"""`refimpl sample` and `python -m refimpl.sample`: images from a run (N §2.3, §5)."""
+
+from __future__ import annotations
 
 import json
 import os
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
 import tyro
-from torch import Tensor
 
 from refimpl.commands.terminal import run_command
-from refimpl.data.images.decode import decode
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import load_model
-from refimpl.latents.pixels import from_pixels
 from refimpl.sample.config import SampleConfig
-from refimpl.sample.images.draw import draw_images
-from refimpl.sample.images.picture_files import write_grid, write_image
-from refimpl.sample.images.refiner import Refiner
-from refimpl.storage.committed import replace_text
 from refimpl.tables import from_table, to_table
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from refimpl.sample.images.refiner import Refiner
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,11 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     if command.batch_size < 1:
         raise InputError(f"--batch-size {command.batch_size} must be at least 1")
     _check_out(command.out)
+    from refimpl.interop.run.run_folder import load_model
+    from refimpl.sample.images.draw import draw_images
+    from refimpl.sample.images.picture_files import write_grid, write_image
+    from refimpl.storage.committed import replace_text
+
     model, table, step = load_model(command.run, command.weights)
     last = model.diffusion.last_timestep
     if command.start_sigma is None and last < model.diffusion.schedule().timesteps - 1:
@@ -129,12 +132,21 @@ def _refiner(command: SampleCommand, device: torch.device) -> Refiner | None:
         if command.refiner_from is not None:
             raise InputError("--refiner-from says where a refiner starts; name it with --refiner")
         return None
+    from refimpl.interop.run.run_folder import load_model
+    from refimpl.sample.images.refiner import Refiner
+
     model, _, _ = load_model(command.refiner, command.weights)
     return Refiner(model.to(device), command.refiner_mode, command.refiner_from)
 
 
 def _read_image(path: Path) -> Tensor:
     """[3, H, W] in −1 … 1."""
+    import numpy as np
+    import torch
+
+    from refimpl.data.images.decode import decode
+    from refimpl.latents.pixels import from_pixels
+
     pixels = np.array(decode(path))
     return from_pixels(torch.from_numpy(pixels).permute(2, 0, 1))
 
@@ -156,6 +168,8 @@ def _check_out(out: Path) -> None:
 def _device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {name!r} is unknown; use auto, cpu or cuda")
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda was asked for, but torch sees no GPU; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from tqdm import tqdm
-
 from refimpl.errors import OUT_OF_MEMORY, InputError
 
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
@@ -62,4 +60,10 @@ def _fail() -> NoReturn:
 
 def _say(message: str) -> None:
     """One line of its own, above a progress bar that is left; in one piece, as other ranks may share the terminal."""
-    tqdm.write(f"error: {message}\n", file=sys.stderr, end="")
+    line = f"error: {message}\n"
+    if "tqdm" not in sys.modules:  # nobody can have drawn a bar
+        sys.stderr.write(line)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr, end="")

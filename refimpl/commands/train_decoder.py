@@ -1,34 +1,22 @@
 """`refimpl train-decoder`: an autoencoder's decoder finetuned on images, its encoder untouched (N §4.4, S §2.4)."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from refimpl.autoencoder.decoder import (
-    check_fits,
-    finetune_decoder,
-    measure_decoder,
-    without_jpeg_blocks,
-    write_row,
-)
 from refimpl.autoencoder.decoder_config import DecoderConfig
-from refimpl.autoencoder.decoder_losses import load_features
-from refimpl.data.index.data_set import Index, read_folder
 from refimpl.errors import InputError
-from refimpl.interop import single_file
-from refimpl.interop.checkpoint import Checkpoint
-from refimpl.interop.network.architecture import architecture_of, noted
-from refimpl.latents.vae import VAE
-from refimpl.run.data_digest import data_digest
-from refimpl.run.world import join_world
-from refimpl.storage import safetensors_file
-from refimpl.storage.committed import replace_text
-from refimpl.storage.shards import digest
-from refimpl.storage.streaming import load_into
 from refimpl.tables import to_table
+
+if TYPE_CHECKING:
+    from refimpl.data.index.data_set import Index
+    from refimpl.interop.checkpoint import Checkpoint
+    from refimpl.latents.vae import VAE
 
 SETTINGS = "config.json"
 
@@ -58,6 +46,21 @@ class TrainDecoderCommand:
 def train_decoder_command(arguments: list[str], program: str = "refimpl train-decoder") -> None:
     """Reads the autoencoder and the images, finetunes, measures before and after, writes the autoencoder."""
     command = tyro.cli(TrainDecoderCommand, args=arguments, prog=program)
+    from refimpl.autoencoder.decoder import (
+        check_fits,
+        finetune_decoder,
+        measure_decoder,
+        without_jpeg_blocks,
+        write_row,
+    )
+    from refimpl.autoencoder.decoder_losses import load_features
+    from refimpl.data.index.data_set import read_folder
+    from refimpl.interop.network.architecture import architecture_of, noted
+    from refimpl.latents.vae import VAE
+    from refimpl.run.world import join_world
+    from refimpl.storage import safetensors_file
+    from refimpl.storage.streaming import load_into
+
     config, run = command.decoder, command.out
     checkpoint = read_autoencoder(command.weights)
     architecture = architecture_of(checkpoint, command.weights)
@@ -95,13 +98,10 @@ def read_autoencoder(weights: str) -> Checkpoint:
 
     Raises InputError when it cannot be read, or holds no autoencoder.
     """
-    path = Path(weights)
-    if path.is_dir():
-        from refimpl.interop import diffusers_folder
+    from refimpl.interop import diffusers_folder, single_file
 
-        checkpoint = diffusers_folder.load(path)
-    else:
-        checkpoint = single_file.load(path)
+    path = Path(weights)
+    checkpoint = diffusers_folder.load(path) if path.is_dir() else single_file.load(path)
     if checkpoint.vae is None:
         raise InputError(f"{weights} holds no autoencoder; name its safetensors file")
     return replace(checkpoint, unet=None, text_l=None, text_g=None, other={})
@@ -109,6 +109,9 @@ def read_autoencoder(weights: str) -> Checkpoint:
 
 def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
     """What a run's start and images are told by, when it is resumed."""
+    from refimpl.run.data_digest import data_digest
+    from refimpl.storage.shards import digest
+
     described = data_digest(index)
     return {
         "weights (SHA-256)": digest(vae.state_dict()),
@@ -120,6 +123,8 @@ def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
 
 def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) -> None:
     """Makes the run folder, or checks that the one to be resumed has these settings, but for `steps`."""
+    from refimpl.storage.committed import replace_text
+
     run, table = command.out, to_table(command.decoder) | told_by
     settings = run / SETTINGS
     if command.resume:

@@ -4,16 +4,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Bucket = tuple[int, int]  # (width, height) in pixels
-Metric = Literal["linear", "log"]
+from refimpl.data.bucket_sizes import Bucket, Metric
+
 IntArray = npt.NDArray[np.integer]
 
-MAX_SIDE = 2**20  # pixels, of a bucket
 MAX_IMAGE_SIDE = 2**31  # pixels; times MAX_SIDE it is still exact in float64
 FINE_BAND = 2.0**-48  # relative; ten times the rounding of a float64 aspect and of a boundary together
 COARSE_BAND = 2.0**-21  # relative; the same for a float32 aspect

@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from refimpl.checks import check_at_least, check_at_most, check_choice
-from refimpl.data.aspect_table import Metric
-from refimpl.data.buckets import PRESETS, make_buckets
-from refimpl.data.loading.loader import Decoder
-from refimpl.data.plan import Mode
-from refimpl.data.tags import TagCounts
+from refimpl.data.bucket_sizes import PRESETS, Metric, make_buckets
 from refimpl.errors import InputError
 
+Mode = Literal["global", "paper"]
+Decoder = Literal["pillow", "fast"]
+
+MAX_PIXELS = 100_000_000  # width · height of an image; Pillow itself stops at 178,956,970
+MAX_BAD_SHARE = 0.01  # of the images; with more, something is wrong with the collection, not with an image
 MOST_WORKERS = 1024  # a slip of the finger must not fill a machine with processes
+MAX_BETA = 8.0  # far above any use; the power of a count of millions stays a finite number
 
 
 @dataclass(frozen=True)
@@ -137,4 +139,14 @@ class TagWeightConfig:
     """upper bound of it"""
 
     def __post_init__(self) -> None:
-        TagCounts(self.beta, self.least, self.most)  # checks the three
+        check_tag_weights(self.beta, self.least, self.most)
+
+
+def check_tag_weights(beta: float, w_min: float, w_max: float) -> None:
+    """Raises InputError unless 0 ≤ beta ≤ MAX_BETA and 0 < w_min ≤ 1 ≤ w_max; see `tags.TagCounts`."""
+    if not (0 <= beta <= MAX_BETA):
+        raise InputError(f"tag weights: beta = {beta} leaves 0 … {MAX_BETA:g}; 0 weighs all images alike")
+    if not (0 < w_min <= 1 <= w_max < math.inf):
+        raise InputError(
+            f"tag weights: w_min = {w_min}, w_max = {w_max}; they must obey 0 < w_min ≤ 1 ≤ w_max"
+        )

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from refimpl.data.aspect_table import Bucket
+from refimpl.data.bucket_sizes import Bucket
 from refimpl.data.images.lanczos import lanczos
 from refimpl.errors import InputError
 

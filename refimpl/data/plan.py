@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.data.aspect_table import IntArray
 from refimpl.data.batches import BatchList, CatchAll, list_batches
+from refimpl.data.config import Mode
 from refimpl.data.shuffle import Stream, bits_of, shuffled, shuffled_in_groups
 from refimpl.errors import InputError
-
-Mode = Literal["global", "paper"]
 
 MAX_BUCKETS = 2**16
 

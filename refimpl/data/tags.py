@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.data.config import check_tag_weights
 from refimpl.data.index.columns import TagLists
 from refimpl.errors import InputError
 
 TagsByClass = Mapping[str, Sequence[str]]
 
 CHUNK = 1 << 15  # images weighed at once: some millions of tags
-MAX_BETA = 8.0  # far above any use; the power of a count of millions stays a finite number
 
 
 class TagCounts:
@@ -29,12 +29,7 @@ class TagCounts:
     """
 
     def __init__(self, beta: float = 0.5, w_min: float = 0.25, w_max: float = 4.0) -> None:
-        if not (0 <= beta <= MAX_BETA):
-            raise InputError(f"tag weights: beta = {beta} leaves 0 … {MAX_BETA:g}; 0 weighs all images alike")
-        if not (0 < w_min <= 1 <= w_max < math.inf):
-            raise InputError(
-                f"tag weights: w_min = {w_min}, w_max = {w_max}; they must obey 0 < w_min ≤ 1 ≤ w_max"
-            )
+        check_tag_weights(beta, w_min, w_max)
         self.beta = beta
         self.w_min = w_min
         self.w_max = w_max

@@ -1,15 +1,20 @@
 """Settings of the diffusion process (N §2)."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from refimpl.checks import check_at_least, check_choice, check_positive
-from refimpl.diffusion.min_snr import POLICIES, min_snr_weight
-from refimpl.diffusion.schedule import NoiseSchedule, sdxl_schedule, zero_terminal_snr
-from refimpl.diffusion.v_prediction import check_parameterisation
 from refimpl.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from refimpl.diffusion.schedule import NoiseSchedule
+
+PARAMETERISATIONS = ("v", "eps", "x0")
+POLICIES = ("paper", "floor", "snr_plus_one", "none")
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,12 @@ class DiffusionConfig:
                 f"diffusion.first_timestep {self.first_timestep} and last_timestep {self.last_timestep} "
                 "must satisfy 0 ≤ first ≤ last ≤ 999"
             )
-        check_parameterisation(self.parameterisation, self.schedule())
+        check_parameterisation(self.parameterisation, self.zero_terminal_snr)
 
     def schedule(self) -> NoiseSchedule:
         """The schedule that training and sampling share."""
+        from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
+
         return zero_terminal_snr(sdxl_schedule()) if self.zero_terminal_snr else sdxl_schedule()
 
     def loss_weights(self) -> Tensor:
@@ -55,8 +62,30 @@ class DiffusionConfig:
         returns  [T]  float64. A squared error in eps units is alpha² times the one in v units, in x0 units sigma²
         times; policy `none` weighs 1 in the units of the parameterisation, the MinSNR policies are the same in all.
         """
+        import torch
+
+        from refimpl.diffusion.min_snr import min_snr_weight
+
         schedule = self.schedule()
         if self.loss_weight == "none":
             own = {"v": torch.ones_like(schedule.alpha), "eps": schedule.alpha**2, "x0": schedule.sigma**2}
             return own[self.parameterisation]
         return min_snr_weight(schedule.snr, self.min_snr_gamma, self.loss_weight, self.weight_floor)
+
+
+def check_parameterisation(parameterisation: str, ends_in_zero_snr: bool = False) -> None:
+    """Refuses an unknown parameterisation, and eps-prediction on a schedule that ends in zero SNR (N §2.1).
+
+    Raises InputError, which says why.
+    """
+    if parameterisation not in PARAMETERISATIONS:
+        raise InputError(
+            f"unknown parameterisation {parameterisation!r}: choose one of {', '.join(PARAMETERISATIONS)}"
+        )
+    if parameterisation == "eps" and ends_in_zero_snr:
+        raise InputError(
+            "parameterisation 'eps' cannot be used with a zero-terminal-SNR schedule: at the last timestep "
+            "the SNR is 0, so the noise to predict is the input itself and nothing is learned, and "
+            "x0 = (x_t - sigma*eps) / alpha divides by alpha = 0. Use parameterisation 'v', or the schedule "
+            "without zero_terminal_snr"
+        )

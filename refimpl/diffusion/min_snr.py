@@ -10,9 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from refimpl.diffusion.config import POLICIES
 from refimpl.errors import InputError
-
-POLICIES = ("paper", "floor", "snr_plus_one", "none")
 
 
 def min_snr_weight(

@@ -8,10 +8,9 @@ or in float64 as soon as a tensor is float64, and the result has the dtype of th
 import torch
 from torch import Tensor
 
+from refimpl.diffusion import config
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
-
-PARAMETERISATIONS = ("v", "eps", "x0")
 
 Coefficient = Tensor | float
 
@@ -111,17 +110,7 @@ def check_parameterisation(parameterisation: str, schedule: NoiseSchedule | None
 
     Raises InputError, which says why.
     """
-    if parameterisation not in PARAMETERISATIONS:
-        raise InputError(
-            f"unknown parameterisation {parameterisation!r}: choose one of {', '.join(PARAMETERISATIONS)}"
-        )
-    if parameterisation == "eps" and schedule is not None and schedule.is_zero_terminal:
-        raise InputError(
-            "parameterisation 'eps' cannot be used with a zero-terminal-SNR schedule: at the last timestep "
-            "the SNR is 0, so the noise to predict is the input itself and nothing is learned, and "
-            "x0 = (x_t - sigma*eps) / alpha divides by alpha = 0. Use parameterisation 'v', or the schedule "
-            "without zero_terminal_snr"
-        )
+    config.check_parameterisation(parameterisation, schedule is not None and schedule.is_zero_terminal)
 
 
 def _lift(alpha: Coefficient, sigma: Coefficient, **tensors: Tensor) -> tuple[Tensor, ...]:

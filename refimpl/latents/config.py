@@ -1,8 +1,56 @@
-"""Settings of the autoencoder's weights and of the latents' scale and shift (N App. B)."""
+"""Settings of the autoencoder: its shape (S §2.4), its weights, and its latents' scale and shift (N App. B)."""
 
 from dataclasses import dataclass
 
-from refimpl.checks import check_at_least, check_positive
+from refimpl.checks import check_at_least, check_positive, check_whole_numbers
+from refimpl.errors import InputError
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of the autoencoder; the defaults are SDXL's.
+
+    Raises InputError when built with values that no network can have.
+    """
+
+    image_channels: int = 3
+    """colours of a picture"""
+    latent_channels: int = 4
+    """channels of a latent"""
+    channels: int = 128
+    """width of the level with the full resolution"""
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    """width of each level in units of `channels`; each level after the first halves the sides"""
+    res_blocks: int = 2
+    """residual blocks per level of the encoder; the decoder has one more"""
+    groups: int = 32
+    """groups of every group norm"""
+
+    @classmethod
+    def sdxl(cls) -> "VAEConfig":
+        """83,653,863 parameters in 248 tensors; 8 px per latent cell."""
+        return cls()
+
+    @classmethod
+    def tiny(cls) -> "VAEConfig":
+        """The same shape, 8 px per latent cell and 4 channels, small enough to train on one CPU core."""
+        return cls(channels=8, channel_mult=(1, 2, 4, 8), res_blocks=1, groups=2)
+
+    def __post_init__(self) -> None:
+        check_whole_numbers(self)
+        for width in self.widths:
+            if width % self.groups:
+                raise InputError(f"VAEConfig.groups = {self.groups} does not divide a level's width {width}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * mult for mult in self.channel_mult)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell and side."""
+        return 2 ** (len(self.channel_mult) - 1)
 
 
 @dataclass(frozen=True)

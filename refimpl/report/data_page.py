@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from refimpl.data.aspect_table import Bucket
+from refimpl.data.bucket_sizes import Bucket
 from refimpl.data.survey.plan_survey import PlannedEpoch
 from refimpl.data.survey.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Survey, WeightSurvey
 from refimpl.report import data_figures, figures

@@ -9,14 +9,12 @@ from refimpl.checks import check_at_least, check_at_most, check_choice, check_fr
 from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
-from refimpl.latents.config import LatentConfig
-from refimpl.latents.vae import VAEConfig
-from refimpl.model.lora.adapters import LoRAConfig
-from refimpl.model.unet import UNetConfig
-from refimpl.run.adamw import OptimizerConfig
+from refimpl.latents.config import LatentConfig, VAEConfig
+from refimpl.model.config import UNetConfig
+from refimpl.model.lora.config import LoRAConfig
+from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.sample.config import SampleConfig
-from refimpl.text.config import TextConfig
-from refimpl.text.image_tower import ImagePromptConfig
+from refimpl.text.config import ImagePromptConfig, TextConfig
 
 MOST_THREADS = 4096  # more than any machine has; torch asks the system for every one of them
 

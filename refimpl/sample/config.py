@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from refimpl.checks import check_at_least, check_choice, check_fraction, check_seed
 from refimpl.errors import InputError
-from refimpl.sample.grids import GRIDS
-from refimpl.sample.guidance import DEFAULT_SCALE
-from refimpl.sample.samplers import SAMPLERS
+
+GRID_NAMES = ("native", "trailing", "leading", "karras", "exponential", "laplace", "community_trainer")
+SAMPLER_NAMES = ("euler", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+DEFAULT_SCALE = 4.0  # of classifier-free guidance
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class SampleConfig:
         for name in ("seeds", "steps", "width", "height"):
             check_at_least(f"sample.{name}", getattr(self, name), 1)
         check_seed("sample.seed", self.seed)
-        check_choice("sample.grid", self.grid, tuple(GRIDS))
-        check_choice("sample.sampler", self.sampler, tuple(SAMPLERS))
+        check_choice("sample.grid", self.grid, GRID_NAMES)
+        check_choice("sample.sampler", self.sampler, SAMPLER_NAMES)
         if not math.isfinite(self.guidance):
             raise InputError(f"sample.guidance {self.guidance} must be finite")
         check_fraction("sample.rescale", self.rescale)

@@ -8,7 +8,6 @@ from torch import Tensor
 from refimpl.errors import InputError
 
 SCALE_RANGE = (3.5, 5.0)  # N §5: where NovelAI Diffusion V3 gives relevant, coherent images
-DEFAULT_SCALE = 4.0
 
 
 def cfg(v_cond: Tensor, v_uncond: Tensor, scale: float) -> Tensor:

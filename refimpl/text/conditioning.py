@@ -9,15 +9,10 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from refimpl.errors import InputError
+from refimpl.text.config import NULL_KINDS, POOLINGS, SIZE_FEATURES
 from refimpl.text.encoders import penultimate_and_pooled, penultimate_state
 from refimpl.text.sinusoid import sinusoidal_features
 from refimpl.text.tokenizer import ROW_TOKENS, Chunk, Tokenizer, as_tokenizer
-
-SIZE_FEATURES = 256
-"""Features of each size integer (S §2.2)."""
-
-POOLINGS = ("mean", "first")
-NULL_KINDS = ("zeros", "empty")
 
 
 def chunk_counts(prompts: Sequence[str], tokenizer: Tokenizer) -> list[int]:

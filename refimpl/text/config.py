@@ -1,22 +1,26 @@
-"""Settings of the text towers (S Tab. 1, N §4.2)."""
+"""Settings of the text towers (S Tab. 1, N §4.2) and of the image as prompt (S §2.6)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-from transformers.utils import logging as transformers_logging
+from typing import TYPE_CHECKING
 
 from refimpl.checks import check_at_least, check_choice, check_seed
 from refimpl.errors import InputError
-from refimpl.text.conditioning import NULL_KINDS, POOLINGS, SIZE_FEATURES
-from refimpl.text.encoders import clip_bigg_config, clip_l_config, load_encoder, tiny_configs, tiny_encoders
-from refimpl.text.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
 
-Towers = tuple[Tokenizer, CLIPTextModel | None, CLIPTextModelWithProjection]
-"""Tokenizer, CLIP-L (None where bigG encodes alone) and bigG."""
+if TYPE_CHECKING:
+    from transformers import CLIPTextConfig
 
+    from refimpl.text.towers import Towers
+
+CLIP_L_CHANNELS, BIGG_CHANNELS = 768, 1280  # S Tab. 1
+TINY_L_CHANNELS, TINY_G_CHANNELS = 32, 64
+SIZE_FEATURES = 256
+"""Features of each size integer (S §2.2)."""
+
+POOLINGS = ("mean", "first")
+NULL_KINDS = ("zeros", "empty")
 TOWERS = ("sdxl", "bigg", "tiny", "tiny_bigg")
 VECTORS = {"sizes": 6, "score": 5}  # numbers that follow the pooled state in the network's vector
 
@@ -81,13 +85,16 @@ class TextConfig:
 
     def architectures(self) -> tuple[CLIPTextConfig | None, CLIPTextConfig]:
         """transformers' configs of CLIP-L, None without it, and of bigG."""
+        from refimpl.text.encoders import clip_bigg_config, clip_l_config, tiny_configs
+
         config_l, config_g = tiny_configs() if self.is_tiny else (clip_l_config(), clip_bigg_config())
         return (config_l if self.has_l else None), config_g
 
     @property
     def context_dim(self) -> int:
         """Channels of the context: the towers' hidden sizes together."""
-        return sum(config.hidden_size for config in self.architectures() if config is not None)
+        channels_l = TINY_L_CHANNELS if self.is_tiny else CLIP_L_CHANNELS
+        return self.pooled_dim + (channels_l if self.has_l else 0)
 
     @property
     def vector_dim(self) -> int:
@@ -96,13 +103,15 @@ class TextConfig:
 
     @property
     def pooled_dim(self) -> int:
-        """Channels of the pooled state: the second tower's projection."""
-        width = self.architectures()[1].projection_dim
-        assert width is not None  # both architectures name it
-        return width
+        """Channels of the pooled state: bigG's projection, as wide as its hidden states."""
+        return TINY_G_CHANNELS if self.is_tiny else BIGG_CHANNELS
 
     def load(self) -> Towers:
         """Tokenizer and towers, frozen. Raises InputError when `folder` is needed and holds no towers."""
+        from refimpl.text.encoders import tiny_encoders
+        from refimpl.text.tokenizer import tiny_tokenizer
+        from refimpl.text.towers import load_towers
+
         if self.is_tiny:
             encoder_l, encoder_g = tiny_encoders(self.seed)
             return tiny_tokenizer(), (encoder_l if self.has_l else None), encoder_g
@@ -114,40 +123,9 @@ class TextConfig:
         return load_towers(Path(self.folder), self.has_l, self.tokenizer)
 
 
-def load_towers(folder: Path, has_l: bool = True, tokenizer: str = "") -> Towers:
-    """Tokenizer and towers from the subfolders of a diffusers SDXL folder; without CLIP-L as its refiner's has them.
+@dataclass(frozen=True)
+class ImagePromptConfig:
+    """Conditioning on an image: trains the layer that embeds it, `label_emb`, and nothing else (S §2.6)."""
 
-    tokenizer  its folder, instead of tokenizer/ or tokenizer_2/
-    """
-    found = load_tokenizer(tokenizer or tokenizer_in(folder) or folder / "tokenizer")
-    with without_progress_bars():
-        encoder_l = load_encoder(CLIPTextModel, folder / "text_encoder") if has_l else None
-        encoder_g = load_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2")
-    return found, encoder_l, encoder_g
-
-
-def tokenizer_in(folder: Path) -> Path | None:
-    """The tokenizer's folder in or beside the parts of a model; None where there is none."""
-    return next((folder / name for name in ("tokenizer", "tokenizer_2") if (folder / name).is_dir()), None)
-
-
-def save_towers(folder: Path, towers: Towers) -> None:
-    """Writes the subfolders that `load_towers` reads."""
-    tokenizer, encoder_l, encoder_g = towers
-    tokenizer.save(folder / "tokenizer")
-    with without_progress_bars():
-        if encoder_l is not None:
-            encoder_l.save_pretrained(str(folder / "text_encoder"))
-        encoder_g.save_pretrained(str(folder / "text_encoder_2"))
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """transformers draws a bar for every file it reads or writes, in the middle of ours."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+    folder: str = ""
+    """folder of the image tower that belongs to bigG (transformers' CLIPVisionModelWithProjection); empty for off"""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from refimpl.errors import InputError
+from refimpl.text.config import BIGG_CHANNELS, CLIP_L_CHANNELS, TINY_G_CHANNELS, TINY_L_CHANNELS
 from refimpl.text.tiny_vocabulary import tiny_vocabulary
 from refimpl.text.tokenizer import ROW_TOKENS
 
@@ -25,19 +26,19 @@ SHARED_SCALE = 0.1
 
 def clip_l_config() -> CLIPTextConfig:
     """CLIP ViT-L/14's text tower: 768 channels, 12 layers."""
-    return _config(49408, 768, layers=12, heads=12, activation="quick_gelu", pad_id=49407)
+    return _config(49408, CLIP_L_CHANNELS, layers=12, heads=12, activation="quick_gelu", pad_id=49407)
 
 
 def clip_bigg_config() -> CLIPTextConfig:
     """OpenCLIP ViT-bigG/14's text tower: 1280 channels, 32 layers, projection to 1280."""
-    return _config(49408, 1280, layers=32, heads=20, activation="gelu", pad_id=0)
+    return _config(49408, BIGG_CHANNELS, layers=32, heads=20, activation="gelu", pad_id=0)
 
 
 def tiny_configs() -> tuple[CLIPTextConfig, CLIPTextConfig]:
     """The same two architectures at 32 and 64 channels over `tiny_vocabulary`: context 96, pooled 64."""
     size = len(tiny_vocabulary()[0])
-    config_l = _config(size, 32, layers=2, heads=2, activation="quick_gelu", pad_id=size - 1)
-    config_g = _config(size, 64, layers=3, heads=4, activation="gelu", pad_id=0)
+    config_l = _config(size, TINY_L_CHANNELS, layers=2, heads=2, activation="quick_gelu", pad_id=size - 1)
+    config_g = _config(size, TINY_G_CHANNELS, layers=3, heads=4, activation="gelu", pad_id=0)
     return config_l, config_g
 
 

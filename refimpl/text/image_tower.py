@@ -1,6 +1,5 @@
 """The image as prompt: CLIP-G's image embedding in the place of the pooled text state (S §2.6)."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,12 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from refimpl.errors import InputError
-from refimpl.text.config import without_progress_bars
 from refimpl.text.encoders import freeze
+from refimpl.text.towers import without_progress_bars
 
 # Of the pixels that CLIP was trained on, in 0 … 1 (Radford et al. 2021; OpenCLIP kept them).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class ImagePromptConfig:
-    """Conditioning on an image: trains the layer that embeds it, `label_emb`, and nothing else (S §2.6)."""
-
-    folder: str = ""
-    """folder of the image tower that belongs to bigG (transformers' CLIPVisionModelWithProjection); empty for off"""
 
 
 def load_image_tower(folder: Path | str, pooled_dim: int) -> CLIPVisionModelWithProjection:

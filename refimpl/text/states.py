@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from refimpl.text.conditioning import chunk_counts, encode_prompts, null_condition
-from refimpl.text.config import Towers
+from refimpl.text.towers import Towers
 
 
 class TextStates:

@@ -13,10 +13,10 @@ from torch import Tensor
 from refimpl.cache.latents import CachedLatents, LatentBatch, read_batches
 from refimpl.data.buckets import pixel_budget_batch_sizes
 from refimpl.data.captions import drop_tags, shuffle_tags
-from refimpl.data.config import DataConfig
+from refimpl.data.config import DataConfig, Mode
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import Batch, Batches, Draws, SameBucket, load_batches
-from refimpl.data.plan import Mode, Plan, plan_epoch
+from refimpl.data.plan import Plan, plan_epoch
 from refimpl.run.config import Config, Stage, TrainConfig
 from refimpl.run.stage import StageData
 from refimpl.run.visit_draws import VisitDraws

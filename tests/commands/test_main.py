@@ -10,7 +10,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from refimpl.commands.main import COMMANDS, dispatch, usage
+from refimpl.commands.main import COMMANDS, GROUPS, dispatch, usage
 from refimpl.commands.terminal import run_command
 from refimpl.errors import InputError
 
@@ -45,7 +45,26 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 def test_an_unknown_command_ends_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, error = ending([name], capsys)
     assert (code, out) == (2, "")
-    assert error == f"error: {name!r} is no command\n{usage()}\n"
+    first, rest = error.split("\n", 1)
+    assert first.startswith(f"error: {name!r} is no command; the nearest is ")
+    assert rest == f"{usage()}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("trian", "train"), ("Train", "train"), ("export-laro", "export-lora")]
+)
+def test_a_mistyped_command_is_told_the_nearest(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"{typed!r} is no command; the nearest is {meant!r}\n" in ending([typed], capsys)[2]
+
+
+def test_usage_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = ending(["--help"], capsys)
+    groups = [block.splitlines() for block in out.split("\n\n")[1:-1]]
+    named = {lines[0]: [line.split()[0] for line in lines[1:]] for lines in groups}
+    assert named == {f"{title}:": list(group) for title, group in GROUPS.items()}
+    assert list(GROUPS) == ["data", "train", "sample", "files", "report", "health"]
 
 
 @pytest.mark.parametrize("name", ["data", "stats", "train"])

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refimpl.data.bucket_sizes import check_buckets
 from refimpl.data.buckets import (
     CHUNK,
     PRESETS,
     assign,
     assign_and_prune,
-    check_buckets,
     make_buckets,
     pixel_budget_batch_sizes,
 )

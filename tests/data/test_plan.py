@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from refimpl.data.buckets import PRESETS, assign
-from refimpl.data.plan import Mode, Plan, plan_epoch
+from refimpl.data.config import Mode
+from refimpl.data.plan import Plan, plan_epoch
 from refimpl.data.shuffle import Stream, bits_of, shuffled
 from refimpl.errors import InputError
 from tests import strategies

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.data import tags as tags_module
+from refimpl.data.config import MAX_BETA
 from refimpl.data.index.builder import Gathered, Row
 from refimpl.data.index.data_set import index_of
-from refimpl.data.tags import MAX_BETA, TagCounts, count_tags, dataset_weights
+from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.errors import InputError
 from tests import strategies
 from tests.tolerances import FLOAT64_ROUNDING

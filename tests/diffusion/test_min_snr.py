@@ -9,7 +9,8 @@ from diffusers.training_utils import compute_snr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.diffusion.min_snr import POLICIES, min_snr_weight, weight_mass
+from refimpl.diffusion.config import POLICIES
+from refimpl.diffusion.min_snr import min_snr_weight, weight_mass
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
 from tests.tolerances import FLOAT32_BETAS, FLOAT64_ROUNDING, PRINTED_PERCENT

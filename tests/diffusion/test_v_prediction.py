@@ -8,9 +8,9 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refimpl.diffusion.config import PARAMETERISATIONS
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import (
-    PARAMETERISATIONS,
     add_noise,
     check_parameterisation,
     eps_from_v,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from refimpl.interop.lora.files import LoRAFile
 from refimpl.interop.network.architecture import Architecture
-from refimpl.model.lora.adapters import ATTENTION_TARGETS, TEXT_TARGETS, adapted_layers, add_lora, lora_state
+from refimpl.model.lora.adapters import adapted_layers, add_lora, lora_state
+from refimpl.model.lora.config import ATTENTION_TARGETS, TEXT_TARGETS
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.text.encoders import tiny_configs, tiny_encoders
 from tests.model.diffusers_unet import SIZE_FEATURES, SIZES, to_diffusers, trained_looking

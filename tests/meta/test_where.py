@@ -80,4 +80,4 @@ def test_the_command_prints_what_pytest_takes(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match=r"no file of"):
         main(["setup.py"])
     with pytest.raises(SystemExit, match=r"no test runs"):
-        main([str(PACKAGE / "commands" / "demo_report.py")])
+        main([str(PACKAGE / "report" / "demo_content.py")])

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.diffusion.min_snr import POLICIES, min_snr_weight
+from refimpl.diffusion.config import POLICIES
+from refimpl.diffusion.min_snr import min_snr_weight
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
 from refimpl.latents.scale_shift import NOVELAI_ANIME

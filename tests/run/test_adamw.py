@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from refimpl.errors import InputError
-from refimpl.run.adamw import (
-    OptimizerConfig,
-    learning_rate,
-    load_optimizer_state,
-    make_adamw,
-    optimizer_state,
-)
+from refimpl.run.adamw import learning_rate, load_optimizer_state, make_adamw, optimizer_state
+from refimpl.run.optimizer_config import OptimizerConfig
 from tests.tolerances import FLOAT32_ROUNDING, FLOAT64_ROUNDING
 
 

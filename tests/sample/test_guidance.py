@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.errors import InputError
-from refimpl.sample.guidance import DEFAULT_SCALE, SCALE_RANGE, cfg, rescale
+from refimpl.sample.config import DEFAULT_SCALE
+from refimpl.sample.guidance import SCALE_RANGE, cfg, rescale
 from tests.strategies import latents
 from tests.tolerances import FLOAT64_ROUNDING
 

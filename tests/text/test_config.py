@@ -8,8 +8,9 @@ import torch
 
 from refimpl.errors import InputError
 from refimpl.text.conditioning import encode_prompts
-from refimpl.text.config import TextConfig, load_towers, save_towers
+from refimpl.text.config import TOWERS, TextConfig
 from refimpl.text.tower_names import freeze_unused, tower_parameters
+from refimpl.text.towers import load_towers, save_towers
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,11 @@ def test_names_have_their_prefix_and_what_is_unused_is_frozen() -> None:
 def test_impossible_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TextConfig(**settings)
+
+
+@pytest.mark.parametrize("towers", TOWERS)
+def test_widths_are_those_of_the_architectures(towers: str) -> None:
+    config = TextConfig(towers=towers)
+    config_l, config_g = config.architectures()
+    assert config.context_dim == config_g.hidden_size + (config_l.hidden_size if config_l else 0)
+    assert config.pooled_dim == config_g.projection_dim

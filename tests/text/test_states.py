@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from refimpl.errors import InputError
 from refimpl.text import states
 from refimpl.text.conditioning import encode_prompts, null_condition
-from refimpl.text.config import TextConfig, Towers
+from refimpl.text.config import TextConfig
 from refimpl.text.states import TextStates
+from refimpl.text.towers import Towers
 
 LONG = " ".join(["red"] * 80)  # two chunks
 PROMPTS = ("red circle", "", "blue square", LONG, "a " * 200)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import base_digest, load_model
 from refimpl.interop.run.trained_parts import add_adapters
-from refimpl.model.lora.adapters import LoRAConfig, load_lora_state, merge_lora
+from refimpl.model.lora.adapters import load_lora_state, merge_lora
+from refimpl.model.lora.config import LoRAConfig
 from refimpl.model.unet import UNet
 from refimpl.tables import from_table
 from refimpl.text.tower_names import tower_parameters

@@ -1,33 +1,26 @@
 """`refimpl cache`: latents and text states of a data set, encoded once (N App. B; R's chunked processing)."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import tyro
 
-from refimpl.cache.encode import BACKGROUND, FittingEncoder
-from refimpl.cache.encode_latents import LatentOptions, write_latents
-from refimpl.cache.encode_text import write_text
-from refimpl.cache.latents import KIND, encoding_of
-from refimpl.cache.plan import pictures_of
-from refimpl.cache.text_states import text_encoding
 from refimpl.checks import check_at_least, check_positive, check_seed
 from refimpl.commands.data.stats import find_autoencoder
-from refimpl.data.images.fast_jpeg import check_fast
 from refimpl.errors import InputError
-from refimpl.latents.vae import VAE
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
-from refimpl.run.stage import read_stage, write_demo_data
-from refimpl.run.world import World, join_world, leave_world, lost_peers_named
-from refimpl.storage.store import DTYPES
-from refimpl.train.setup.init_from import open_start, start_towers
+
+if TYPE_CHECKING:
+    from refimpl.latents.vae import VAE
+    from refimpl.run.world import World
 
 MEGABYTE = 2**20
 LOCK = ".lock"
@@ -89,6 +82,8 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
     config = load_config(command.config)
     if command.folder:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
+    from refimpl.run.world import join_world, leave_world, lost_peers_named
+
     vae = find_autoencoder(config, command.weights)
     world = join_world(command.device)
     try:
@@ -100,6 +95,19 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
 
 def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -> None:
     """Latents, then text. Raises InputError for bad data, too little memory or a full disk."""
+    import torch
+
+    from refimpl.cache.encode import BACKGROUND, FittingEncoder
+    from refimpl.cache.encode_latents import LatentOptions, write_latents
+    from refimpl.cache.encode_text import write_text
+    from refimpl.cache.latents import KIND, encoding_of
+    from refimpl.cache.plan import pictures_of
+    from refimpl.cache.text_states import text_encoding
+    from refimpl.data.images.fast_jpeg import check_fast
+    from refimpl.run.stage import read_stage, write_demo_data
+    from refimpl.storage.store import DTYPES
+    from refimpl.train.setup.init_from import open_start, start_towers
+
     if config.data.decoder == "fast":
         check_fast()
     world.on_main(lambda: write_demo_data(config.data))

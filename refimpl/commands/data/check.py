@@ -1,48 +1,60 @@
-"""`refimpl data`: index a data set, look at it before any training, weigh its tags (N §4.1.2, §4.3)."""
+"""`refimpl data check`: what a data set would be trained as, before any training (N §4.1.2, §4.1.3)."""
 
+from __future__ import annotations
+
+import difflib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from refimpl.checks import check_at_least, check_seed
-from refimpl.commands.data.configured import data_command as configured_command
-from refimpl.commands.data.index import cores, index_command, looked_at
-from refimpl.data.aspect_table import Metric
-from refimpl.data.config import BucketConfig, TagWeightConfig
-from refimpl.data.images.decode import Accepted
-from refimpl.data.index.record import IndexOptions
-from refimpl.data.survey.plan_survey import survey_plans
-from refimpl.data.survey.survey import changed_files, survey, weight_survey
-from refimpl.data.tags import TagCounts
+from refimpl.commands.data.index import cores, looked_at
+from refimpl.commands.data.printed import check_page, show
+from refimpl.data.bucket_sizes import Bucket, Metric
+from refimpl.data.captions import DEFAULT_TAG_CLASSES
+from refimpl.data.config import BucketConfig
 from refimpl.errors import InputError
-from refimpl.report.data_page import survey_lines, survey_page, weight_lines, weight_page
-from refimpl.storage.committed import replace_text
+from refimpl.run.config import Config, Stage
+from refimpl.run.presets import load_config, preset_names
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from refimpl.data.index.record import IndexOptions
+
+DEFAULT_BUCKETS = "novelai_v3"
 
 
 @dataclass(frozen=True)
 class CheckCommand:
-    """Prints what a data set holds: problems by kind, sizes, aspects, buckets, tags. Nothing is trained."""
+    """Prints what a data set holds: problems by kind, sizes, aspects, buckets, tags. Nothing is trained.
+
+    Of a configuration, each stage's images with the stage's buckets and the plan of its first epoch.
+    """
 
     source: Annotated[str, tyro.conf.Positional]
-    """index, folder, .jsonl, kohya's .json, .parquet or .tar"""
-    buckets: str = "novelai_v3"
-    """bucket preset: novelai_v1, novelai_v3 or sdxl"""
-    aspect_metric: Metric = "log"
-    """distance between aspects, as data.aspect_metric"""
-    max_aspect_error: float = 0.0
-    """|log aspect error| beyond which an image is pruned, as data.max_aspect_error; 0 for no limit"""
-    batch_size: int = 0
-    """images per rank and step: also report the plan of epoch 0 in both modes; 0 for no plan"""
+    """index, folder, .jsonl, kohya's .json, .parquet or .tar; or a preset or TOML file, whose images are looked at"""
+    folder: str = ""
+    """images to look at, instead of the configuration's"""
+    buckets: str | None = None
+    """bucket preset: novelai_v1, novelai_v3 or sdxl; left out for the configuration's, or novelai_v3"""
+    aspect_metric: Metric | None = None
+    """distance between aspects; left out for data.aspect_metric, or log"""
+    max_aspect_error: float | None = None
+    """|log aspect error| beyond which an image is pruned, 0 for no limit; left out for data.max_aspect_error, or 0"""
+    batch_size: int | None = None
+    """images per rank and step: also report the plan of epoch 0 in both modes, 0 for no plan; left out for the
+    configuration's, or 0"""
     world_size: int = 1
     """ranks of that plan"""
-    seed: int = 0
-    """of that plan's shuffle, as train.seed"""
+    seed: int | None = None
+    """seed of that plan's shuffle; left out for train.seed, or 0"""
     html: Path | None = None
-    """also write this page, with plots (needs refimpl[report])"""
+    """also write this page, with plots (needs refimpl[report]); with a number where there are several stages"""
     files: bool = False
     """of an index: also look at every image file for changes since, by its size and, where it is there, SHA-256"""
     verify: bool = False
@@ -55,95 +67,168 @@ class CheckCommand:
     """that read at once; 0 for one on each core"""
 
     def __post_init__(self) -> None:
-        check_at_least("--batch-size", self.batch_size, 0)
+        check_at_least("--max-aspect-error", self.max_aspect_error or 0.0, 0)
+        check_at_least("--batch-size", self.batch_size or 0, 0)
         check_at_least("--world-size", self.world_size, 1)
-        check_seed("--seed", self.seed)
+        check_seed("--seed", self.seed or 0)
         check_at_least("--listed", self.listed, 1)
         check_at_least("--processes", self.processes, 0)
+
+    def options(self, tag_classes: tuple[str, ...] = DEFAULT_TAG_CLASSES) -> IndexOptions:
+        """How images that are not indexed yet are read."""
+        from refimpl.data.images.decode import Accepted
+        from refimpl.data.index.record import IndexOptions
+        from refimpl.data.tag_rules import TagRules
+
+        return IndexOptions(TagRules(tag_classes), Accepted(any_suffix=self.any_suffix), self.verify)
 
 
 @dataclass(frozen=True)
-class TagsCommand:
-    """Prints the loss weights that a data set's tags give its images, and the tags of each class."""
+class Looked:
+    """One data set, and what it is looked at for."""
 
-    source: Annotated[str, tyro.conf.Positional]
-    """index, folder, .jsonl, kohya's .json, .parquet or .tar"""
-    weights: TagWeightConfig = field(default_factory=TagWeightConfig)
-    """as tag_weights of a configuration"""
-    html: Path | None = None
-    """also write this page, with a plot (needs refimpl[report])"""
-    listed: int = 5
-    """images and tags that are named of each kind"""
-    processes: int = 0
-    """that read at once; 0 for one on each core"""
+    source: str
+    options: IndexOptions
+    buckets: list[Bucket]
+    metric: Metric
+    limit: float  # |log aspect error|
+    batch_size: int | np.ndarray  # of a rank, or of a rank by bucket; 0 for no plan
+    seed: int
+    html: Path | None
 
-    def __post_init__(self) -> None:
-        check_at_least("--listed", self.listed, 1)
-        check_at_least("--processes", self.processes, 0)
+
+def is_configuration(source: str) -> bool:
+    """Whether a preset or a TOML file is named, and not a data set."""
+    return Path(source).suffix == ".toml" or (source in preset_names() and not Path(source).exists())
 
 
 def check_command(arguments: list[str], program: str = "refimpl data check") -> None:
     """Prints the survey, and writes the page where asked."""
     command = tyro.cli(CheckCommand, args=arguments, prog=program)
-    _check_free(command.html)
-    buckets = BucketConfig(preset=command.buckets).sizes()
-    limit = command.max_aspect_error or math.inf
-    options = IndexOptions(accepted=Accepted(any_suffix=command.any_suffix), verify=command.verify)
-    with looked_at(command.source, options, command.processes or cores()) as table:
-        found = survey(table, buckets, command.aspect_metric, limit, command.listed)
+    check_page(command.html)
+    if not is_configuration(command.source):
+        _check_data_set(command)
+        return
+    config = load_config(command.source)
+    if command.folder:
+        config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
+    _check_stages(command, config)
+
+
+def _check_data_set(command: CheckCommand) -> None:
+    """Looks at an index, or at a data set of any other layout."""
+    if command.folder:
+        raise InputError(
+            f"--folder {command.folder} replaces the images of a configuration, and {command.source} is none; name "
+            "the images alone"
+        )
+    near = difflib.get_close_matches(command.source, preset_names(), 1)
+    if near and not Path(command.source).exists():
+        raise InputError(
+            f"{command.source}: there is no such folder or file, and no such preset; the nearest is {near[0]!r}"
+        )
+    asked = Looked(
+        command.source,
+        command.options(),
+        BucketConfig(preset=command.buckets or DEFAULT_BUCKETS).sizes(),
+        command.aspect_metric or "log",
+        command.max_aspect_error or math.inf,
+        command.batch_size or 0,
+        command.seed or 0,
+        command.html,
+    )
+    _look(command, asked)
+
+
+def _check_stages(command: CheckCommand, config: Config) -> None:
+    """Looks at the images of every stage, and reads them as training would: raises InputError where that would."""
+    from refimpl.data.index.data_set import read_source
+    from refimpl.data.scores import take_scores
+    from refimpl.run.stage import write_demo_data
+
+    write_demo_data(config.data)
+    stages, score_class = config.all_stages(), config.data.score_class
+    uses_scores = config.text.vector == "score"
+    classes = (*config.data.tag_classes, *([score_class] if uses_scores else []))
+    for number, stage in enumerate(stages):
+        if not stage.folder:
+            raise InputError("data.folder is empty; name a folder of images with .txt or .caption sidecars")
+        html = command.html
+        if html is not None and len(stages) > 1:
+            html = html.with_name(f"{html.stem}-{number}{html.suffix}")
+        asked = _of_stage(command, config, stage, command.options(classes), html)
+        print(
+            f"stage {number} from step {stage.from_step}: {_batch_of(asked)}; data.plan = {config.data.plan!r}"
+        )
+        _look(command, asked, is_planned=command.batch_size is not None)
+        index = read_source(stage.folder, classes)
+        if uses_scores:
+            take_scores(index, score_class, config.data.default_score)
+
+
+def _batch_of(asked: Looked) -> str:
+    import numpy as np
+
+    least, most = int(np.min(asked.batch_size)), int(np.max(asked.batch_size))
+    return f"{least if least == most else f'{least} to {most}'} images per rank and step"
+
+
+def _of_stage(
+    command: CheckCommand, config: Config, stage: Stage, options: IndexOptions, html: Path | None
+) -> Looked:
+    """What a stage is looked at for: its own settings, but for those of the command line."""
+    from refimpl.data.buckets import pixel_budget_batch_sizes
+
+    buckets = (BucketConfig(preset=command.buckets) if command.buckets else stage.buckets).sizes()
+    limit = config.data.max_aspect_error if command.max_aspect_error is None else command.max_aspect_error
+    batch_size: int | np.ndarray = stage.batch_size * config.train.accumulate
+    if command.batch_size is not None:
+        batch_size = command.batch_size
+    elif config.train.pixel_budget:
+        batch_size = pixel_budget_batch_sizes(buckets, config.train.pixel_budget) * config.train.accumulate
+    return Looked(
+        stage.folder,
+        options,
+        buckets,
+        command.aspect_metric or config.data.aspect_metric,
+        limit or math.inf,
+        batch_size,
+        config.train.seed if command.seed is None else command.seed,
+        html,
+    )
+
+
+def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None:
+    """Surveys one data set and shows it.
+
+    is_planned  whether a plan was asked for, so that images which allow none are an error and not a line
+    """
+    import numpy as np
+
+    from refimpl.data.survey.plan_survey import PlannedEpoch, survey_plans
+    from refimpl.data.survey.survey import changed_files, survey
+    from refimpl.report.data_page import survey_lines, survey_page
+
+    plans: list[PlannedEpoch] = []
+    refused = ""
+    with looked_at(asked.source, asked.options, command.processes or cores()) as table:
+        found = survey(table, asked.buckets, asked.metric, asked.limit, command.listed)
         for bad in changed_files(table) if command.files else []:
             found.problems.setdefault(bad.kind, []).append(bad)
-        plans = [] if not command.batch_size else survey_plans(
-            table, buckets, command.batch_size, command.world_size, command.aspect_metric, limit, command.seed,
-            command.listed,
-        )  # fmt: skip
-    _show(survey_lines(command.source, found, command.listed, plans))
-    if command.html:
-        replace_text(command.html, survey_page(command.source, found, command.listed, plans))
-        print(f"wrote {command.html}")
+        if np.any(asked.batch_size):
+            try:
+                plans = survey_plans(
+                    table, asked.buckets, asked.batch_size, command.world_size, asked.metric, asked.limit,
+                    asked.seed, command.listed,
+                )  # fmt: skip
+            except InputError as error:
+                if is_planned:
+                    raise
+                refused = f"\nno plan of epoch 0: {error}"
 
+    def lines() -> Iterator[str]:
+        yield from survey_lines(asked.source, found, command.listed, plans)
+        if refused:
+            yield refused
 
-def tags_command(arguments: list[str], program: str = "refimpl data tags") -> None:
-    """Prints the weights, and writes the page where asked."""
-    command = tyro.cli(TagsCommand, args=arguments, prog=program)
-    _check_free(command.html)
-    settings = command.weights
-    counts = TagCounts(settings.beta, settings.least, settings.most)
-    with looked_at(command.source, IndexOptions(), command.processes or cores()) as table:
-        found = weight_survey(table, counts, listed=command.listed)
-    _show(weight_lines(command.source, found))
-    if command.html:
-        replace_text(command.html, weight_page(command.source, found))
-        print(f"wrote {command.html}")
-
-
-def _check_free(path: Path | None) -> None:
-    if path is not None and path.is_dir():
-        raise InputError(f"--html {path} is a folder; name a file in it")
-
-
-def _show(lines) -> None:
-    for line in lines:
-        print(line)
-
-
-SUBCOMMANDS: dict[str, tuple[Callable[[list[str], str], None], str]] = {
-    "index": (index_command, "read any layout of images into one index file"),
-    "check": (check_command, "problems, sizes, aspects, buckets and tags, before any training"),
-    "tags": (tags_command, "loss weights by tags, the heaviest and lightest images"),
-}
-
-
-def data_command(arguments: list[str], program: str = "refimpl data") -> None:
-    """One of the subcommands, or a configuration whose data is looked at as training would read it."""
-    if arguments and arguments[0] in SUBCOMMANDS:
-        SUBCOMMANDS[arguments[0]][0](arguments[1:], f"{program} {arguments[0]}")
-        return
-    if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, SUBCOMMANDS))
-        print(f"usage: {program} COMMAND [ARGUMENTS]\n")
-        for name, (_, what) in SUBCOMMANDS.items():
-            print(f"  {name:<{width}}  {what}")
-        print(f"\n{program} CONFIG [--folder IMAGES]: a configuration's own data, as training would read it")
-        return
-    configured_command(arguments, program)
+    show(lines(), lambda: survey_page(asked.source, found, command.listed, plans), asked.html)

@@ -1,5 +1,7 @@
 """`refimpl data index`: any layout of images to one index file, in parallel, going on where a kill left it."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import shutil
@@ -8,20 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from refimpl.checks import check_at_least, check_fraction
 from refimpl.data.captions import DEFAULT_TAG_CLASSES
-from refimpl.data.images.decode import Accepted
-from refimpl.data.index.data_set import index_of
-from refimpl.data.index.index_file import Table, is_index, read_table, write_table
-from refimpl.data.index.merge import merged
-from refimpl.data.index.parallel_read import LISTED, MAX_BAD_SHARE, gather, refuse
-from refimpl.data.index.record import IndexOptions
-from refimpl.data.tag_rules import TagRules, read_tag_table
+from refimpl.data.config import MAX_BAD_SHARE, MAX_PIXELS
 from refimpl.errors import InputError
+
+if TYPE_CHECKING:
+    from refimpl.data.index.index_file import Table
+    from refimpl.data.index.record import IndexOptions
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class IndexCommand:
     """decode every image in full, to find all damage now"""
     sha256: bool = False
     """keep the SHA-256 of every image's bytes"""
-    max_pixels: int = Accepted.max_pixels
+    max_pixels: int = MAX_PIXELS
     """largest accepted image, in pixels (width · height)"""
     any_suffix: bool = False
     """take files whose suffix is that of another format"""
@@ -79,6 +79,10 @@ class IndexCommand:
 
     def options(self) -> IndexOptions:
         """What these settings mean."""
+        from refimpl.data.images.decode import Accepted
+        from refimpl.data.index.record import IndexOptions
+        from refimpl.data.tag_rules import TagRules, read_tag_table
+
         tags = self.tags
         rules = TagRules(
             tags.classes,
@@ -106,6 +110,9 @@ def index_command(arguments: list[str], program: str = "refimpl data index") -> 
     command = tyro.cli(IndexCommand, args=arguments, prog=program)
     if command.out.exists() and not command.replace:
         raise InputError(f"{command.out} exists; choose another name, or write over it with --replace")
+    from refimpl.data.index.data_set import index_of
+    from refimpl.data.index.parallel_read import LISTED
+
     table = build(command.sources, command.out, command.options(), command.processes or cores(),
                   command.allow_missing, command.max_bad_share)  # fmt: skip
     bad = index_of(table).quarantined
@@ -130,6 +137,10 @@ def build(
     What is read is kept beside the file until that is written, so that a killed run goes on where it was.
     Raises InputError for what `gather` and `refuse` name.
     """
+    from refimpl.data.index.index_file import read_table, write_table
+    from refimpl.data.index.merge import merged
+    from refimpl.data.index.parallel_read import gather, refuse
+
     parts_folder = out.with_name(f".{out.name}.parts")
     where = tuple(os.path.abspath(source) for source in sources)
     facts = {"sources": list(where), "tag_classes": list(options.rules.classes)}
@@ -168,6 +179,10 @@ def looked_at(source: str, options: IndexOptions, processes: int) -> Iterator[Ta
 
     Raises InputError for what `read_table` and `gather` name.
     """
+    from refimpl.data.index.index_file import is_index, read_table, write_table
+    from refimpl.data.index.merge import merged
+    from refimpl.data.index.parallel_read import gather
+
     if is_index(source):
         yield read_table(source)
         return

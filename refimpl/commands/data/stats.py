@@ -1,31 +1,30 @@
 """`refimpl stats`: a data set's scale-and-shift by Welford's streaming average (N App. B, Fig. 8)."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
-from torch import Tensor
 
-from refimpl.autoencoder.latent_statistics import Measured, measure_latents
-from refimpl.autoencoder.training import centre_crops
-from refimpl.cache.cached_stage import find_latents, open_cache
-from refimpl.cache.latents import CachedLatents, LatentBatch, read_batches
 from refimpl.checks import check_seed
-from refimpl.data.loading.loader import Batch, Batches, Draws, load_batches
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import load_autoencoder
-from refimpl.latents.vae import VAE
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
-from refimpl.run.stage import StageData, read_stage, write_demo_data
-from refimpl.run.visit_draws import CentreDraws
-from refimpl.run.world import World, join_world, leave_world, lost_peers_named
-from refimpl.storage.committed import replace_text
-from refimpl.train.setup.init_from import open_start, start_vae
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from refimpl.autoencoder.latent_statistics import Measured
+    from refimpl.cache.latents import CachedLatents
+    from refimpl.data.loading.loader import Batch, Batches, Draws
+    from refimpl.latents.vae import VAE
+    from refimpl.run.stage import StageData
+    from refimpl.run.world import World
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,11 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
     if command.cache:
         config = replace(config, data=replace(config.data, cache=command.cache, horizontal_flip=False))
+    from refimpl.cache.cached_stage import find_latents, open_cache
+    from refimpl.run.stage import read_stage, write_demo_data
+    from refimpl.run.world import join_world, leave_world, lost_peers_named
+    from refimpl.storage.committed import replace_text
+
     vae = None if config.data.cache else find_autoencoder(config, command.weights)
     world = join_world(command.device)
     try:
@@ -91,6 +95,11 @@ def _measured(
     cached: CachedLatents | None,
     world: World,
 ) -> Measured:
+    from refimpl.autoencoder.latent_statistics import measure_latents
+    from refimpl.cache.latents import LatentBatch, read_batches
+    from refimpl.data.loading.loader import load_batches
+    from refimpl.run.visit_draws import CentreDraws
+
     of = (data.buckets, data.bucket_of, command.seed, world)
     if vae is not None:
         vae.to(world.device)
@@ -108,11 +117,16 @@ def _measured(
     return measure_latents(read, channels, *of)
 
 
-@torch.no_grad()
 def _encoded(vae: VAE, data: StageData, batches: Batches, device: torch.device) -> Iterator[Tensor]:
     """Latents of centre crops."""
+    import torch
+
+    from refimpl.autoencoder.training import centre_crops
+
     for images in centre_crops(data.index, batches):
-        yield vae.encode(images.to(device))
+        with torch.no_grad():
+            latents = vae.encode(images.to(device))
+        yield latents
 
 
 def find_autoencoder(config: Config, given: str) -> VAE:
@@ -120,6 +134,9 @@ def find_autoencoder(config: Config, given: str) -> VAE:
 
     Raises InputError when there is none yet.
     """
+    from refimpl.interop.run.run_folder import load_autoencoder
+    from refimpl.train.setup.init_from import open_start, start_vae
+
     weights, made = given or config.latents.weights, Path(config.latents.folder) / "autoencoder.safetensors"
     if not weights and config.latents.folder and made.is_file():
         weights = str(made)

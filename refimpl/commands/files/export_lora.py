@@ -7,10 +7,7 @@ from typing import Annotated
 import tyro
 
 from refimpl.checks import check_choice
-from refimpl.commands.files.convert import DTYPES
-from refimpl.interop.lora import files as lora_files
-from refimpl.interop.run import lora as run_lora
-from refimpl.model.lora.adapters import DOWN
+from refimpl.commands.files.output import DTYPES, dtype_named
 
 
 @dataclass(frozen=True)
@@ -27,14 +24,18 @@ class ExportLoRACommand:
     """fp16, bf16 or fp32, of the maps; empty keeps the run's"""
 
     def __post_init__(self) -> None:
-        check_choice("--dtype", self.dtype or "fp32", [name for name in DTYPES if name])
+        check_choice("--dtype", self.dtype or "fp32", DTYPES)
 
 
 def export_lora_command(arguments: list[str], program: str = "refimpl export-lora") -> None:
     """Reads the run's checkpoint, writes the file."""
     command = tyro.cli(ExportLoRACommand, args=arguments, prog=program)
+    from refimpl.interop.lora import files as lora_files
+    from refimpl.interop.run import lora as run_lora
+    from refimpl.model.lora.adapters import DOWN
+
     lora = run_lora.load(command.run, command.weights)
     named = replace(lora, metadata={**lora.metadata, "modelspec.title": command.out.stem})
-    lora_files.save(named, command.out, DTYPES[command.dtype])
+    lora_files.save(named, command.out, dtype_named(command.dtype))
     for part, state in lora.parts().items():
         print(f"{part}: {sum(key.endswith(DOWN) for key in state)} modules in {command.out}")

@@ -1,28 +1,25 @@
 """`refimpl inspect`: what a checkpoint is, what it predicts and why, without reading its weights."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from torch import Tensor
 
-from refimpl.interop import any_checkpoint
-from refimpl.interop.checkpoint import Checkpoint
-from refimpl.interop.network.architecture import METADATA_KEY, architecture_of
-from refimpl.interop.single_file.folded import FOLDED
-from refimpl.interop.single_file.prediction_markers import MARKERS
-from refimpl.interop.single_file.read_write import SCALE_SHIFT, is_refiner
-from refimpl.latents.scale_shift import SDXL_DEFAULT, SDXL_FACTOR
-from refimpl.latents.vae import VAEConfig
-from refimpl.model.unet import UNetConfig
-from refimpl.storage.safetensors_header import NAMES
+from refimpl.latents.config import VAEConfig
+from refimpl.model.config import UNetConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from refimpl.interop.checkpoint import Checkpoint
 
 PARTS = {"unet": "UNet", "vae": "autoencoder", "text_l": "CLIP-L", "text_g": "bigG", "other": "other"}
-OURS = (METADATA_KEY, SCALE_SHIFT, FOLDED)
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,8 @@ class InspectCommand:
 def inspect_command(arguments: list[str], program: str = "refimpl inspect") -> None:
     """Opens what `path` names and describes it."""
     command = tyro.cli(InspectCommand, args=arguments, prog=program)
+    from refimpl.interop import any_checkpoint
+
     opened = any_checkpoint.load(command.path, keep_unknown=command.keep_unknown)
     facts = describe(opened.checkpoint, str(command.path))
     facts = {"path": str(command.path), "kind": opened.kind, **facts}
@@ -51,6 +50,13 @@ def describe(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
 
     source  the file or folder, for messages      Raises InputError when a part has no shape of SDXL's kind.
     """
+    from refimpl.interop.network.architecture import METADATA_KEY
+    from refimpl.interop.single_file.folded import FOLDED
+    from refimpl.interop.single_file.prediction_markers import MARKERS
+    from refimpl.interop.single_file.read_write import SCALE_SHIFT
+    from refimpl.latents.scale_shift import SDXL_DEFAULT, SDXL_FACTOR
+
+    ours = (METADATA_KEY, SCALE_SHIFT, FOLDED)
     prediction, scale_shift = checkpoint.prediction, checkpoint.scale_shift
     parts = {name: getattr(checkpoint, name) for name in PARTS}
     return {
@@ -63,12 +69,15 @@ def describe(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
         "scale_shift": json.loads(scale_shift.to_json()) if scale_shift != SDXL_DEFAULT else SDXL_FACTOR,
         "folded_scale_shift": checkpoint.metadata.get(FOLDED),
         "markers": [key for key in MARKERS if key in checkpoint.other],
-        "metadata": {key: value for key, value in checkpoint.metadata.items() if key not in OURS},
+        "metadata": {key: value for key, value in checkpoint.metadata.items() if key not in ours},
     }
 
 
 def architecture_name(checkpoint: Checkpoint, source: str) -> str:
     """SDXL base, SDXL refiner, this project's tiny one, or what it differs in."""
+    from refimpl.interop.network.architecture import architecture_of
+    from refimpl.interop.single_file.read_write import is_refiner
+
     shapes = architecture_of(checkpoint, source)
     for name, preset in (
         ("SDXL base", UNetConfig.sdxl()),
@@ -86,6 +95,8 @@ def architecture_name(checkpoint: Checkpoint, source: str) -> str:
 
 
 def _sizes(part: Mapping[str, Tensor]) -> dict[str, Any]:
+    from refimpl.storage.safetensors_header import NAMES
+
     dtypes = Counter(NAMES.get(tensor.dtype, str(tensor.dtype)) for tensor in part.values())
     return {
         "tensors": len(part),
@@ -97,6 +108,8 @@ def _sizes(part: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def as_text(facts: Mapping[str, Any]) -> str:
     """The lines of `describe`, human-readable."""
+    from refimpl.latents.scale_shift import SDXL_FACTOR
+
     lines = [f"{facts['path']}: {facts['kind']}, {facts['architecture']}", ""]
     for name, sizes in facts["parts"].items():
         dtypes = ", ".join(sizes["dtypes"])

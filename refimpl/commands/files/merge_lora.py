@@ -1,22 +1,20 @@
 """`refimpl merge-lora`: a LoRA folded into a checkpoint of any format (Hu et al. 2021, §4.1)."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from refimpl.commands.files.convert import Output, check_paths, write_opened
+from refimpl.commands.files.output import Output, check_paths, write_opened
 from refimpl.errors import InputError
-from refimpl.interop import any_checkpoint
-from refimpl.interop.checkpoint import Checkpoint
-from refimpl.interop.lora import files as lora_files
-from refimpl.interop.lora.files import LoRAFile
-from refimpl.interop.lora.merge import merge_into_checkpoint
-from refimpl.interop.network.architecture import architecture_of
-from refimpl.interop.single_file.prediction_markers import MODELSPEC, SPELLINGS
-from refimpl.model.lora.adapters import DOWN
+
+if TYPE_CHECKING:
+    from refimpl.interop.checkpoint import Checkpoint
+    from refimpl.interop.lora.files import LoRAFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,12 @@ def merge_lora_command(arguments: list[str], program: str = "refimpl merge-lora"
         raise InputError(f"{command.lora} does not exist; name a LoRA's .safetensors file")
     if command.out.exists() and command.out.samefile(command.lora):
         raise InputError(f"{command.out} is both the LoRA and what would be written; give another name")
+    from refimpl.interop import any_checkpoint
+    from refimpl.interop.lora import files as lora_files
+    from refimpl.interop.lora.merge import merge_into_checkpoint
+    from refimpl.interop.network.architecture import architecture_of
+    from refimpl.model.lora.adapters import DOWN
+
     single = check_paths(command.checkpoint, command.out, command.format)
     opened = any_checkpoint.load(command.checkpoint)
     architecture = architecture_of(opened.checkpoint, str(command.checkpoint))
@@ -57,6 +61,8 @@ def merge_lora_command(arguments: list[str], program: str = "refimpl merge-lora"
 
 
 def _note_prediction(lora: LoRAFile, checkpoint: Checkpoint) -> None:
+    from refimpl.interop.single_file.prediction_markers import MODELSPEC, SPELLINGS
+
     said = SPELLINGS.get(lora.metadata.get(MODELSPEC, "").lower())
     if said and checkpoint.unet is not None and said != checkpoint.prediction.kind:
         print(

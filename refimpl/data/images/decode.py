@@ -12,6 +12,7 @@ from typing import IO, BinaryIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from refimpl.data.config import MAX_PIXELS
 from refimpl.data.images.archives import ArchiveChanged, ImageSource, Packed
 from refimpl.data.images.colour import to_srgb
 from refimpl.data.images.webp_header import webp_size
@@ -65,8 +66,8 @@ class Accepted:
 
     formats: tuple[str, ...] = tuple(SUFFIXES)
     """names of SUFFIXES"""
-    max_pixels: int = 100_000_000
-    """width · height, read from the header before anything is decoded; Pillow itself stops at 178,956,970"""
+    max_pixels: int = MAX_PIXELS
+    """width · height, read from the header before anything is decoded"""
     animations: bool = True
     """take the first frame of an animation or the first page of a TIFF; False refuses them"""
     any_suffix: bool = False

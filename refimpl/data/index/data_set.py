@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.data.captions import DEFAULT_TAG_CLASSES, Tags
+from refimpl.data.config import MAX_BAD_SHARE
 from refimpl.data.images.archives import Packed
 from refimpl.data.images.decode import DEFAULT_ACCEPTED, Accepted, BadImage
 from refimpl.data.index.columns import Captions, Column, Ids, Places, TagLists, strings
@@ -16,7 +17,7 @@ from refimpl.data.index.index_file import Table, in_memory, is_index, read_table
 from refimpl.data.index.layouts import detect as layouts
 from refimpl.data.index.layouts.metadata import jsonl_files
 from refimpl.data.index.merge import merged
-from refimpl.data.index.parallel_read import MAX_BAD_SHARE, read_unit, refuse
+from refimpl.data.index.parallel_read import read_unit, refuse
 from refimpl.data.index.record import IndexOptions
 from refimpl.data.index.shard import Unit
 from refimpl.data.tag_rules import TagRules

@@ -22,7 +22,6 @@ from refimpl.data.index.shard import Unit
 from refimpl.errors import InputError
 
 LISTED = 5  # files named in a message before "and n more"
-MAX_BAD_SHARE = 0.01  # of the images; with more, something is wrong with the collection, not with an image
 QUEUED = 4  # pieces handed to each process ahead, so that none waits and a kill loses little
 
 _options = IndexOptions()  # of this worker process

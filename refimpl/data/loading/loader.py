@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from refimpl.data.aspect_table import Bucket
+from refimpl.data.bucket_sizes import Bucket
+from refimpl.data.config import Decoder
 from refimpl.data.crop import IntegerSource, SizeInts, cover, cover_and_crop, crop, flip
 from refimpl.data.images.archives import ImageSource
 from refimpl.data.images.decode import DEFAULT_ACCEPTED, WHITE, Accepted, BadImage, decode
@@ -18,7 +19,6 @@ from refimpl.data.images.fast_jpeg import check_fast, decode_fast
 from refimpl.data.index.data_set import Index
 from refimpl.errors import InputError
 
-Decoder = Literal["pillow", "fast"]
 Decoded = TypeVar("Decoded", Image.Image, npt.NDArray[np.uint8])
 Batches = Sequence[tuple[Bucket, Sequence[int] | npt.NDArray[np.integer]]]  # (bucket, rows of the index)
 Loaded = tuple[int, npt.NDArray[np.uint8], SizeInts]  # row of the index, [H, W, 3], its integers

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.data.aspect_table import Bucket
+from refimpl.data.bucket_sizes import Bucket
 from refimpl.data.plan import Plan
 
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from refimpl.data.aspect_table import Bucket, Metric
+from refimpl.data.bucket_sizes import Bucket, Metric
 from refimpl.data.buckets import assign_and_prune
+from refimpl.data.config import Mode
 from refimpl.data.index.data_set import index_of
 from refimpl.data.index.index_file import Table
-from refimpl.data.plan import Mode, plan_epoch
+from refimpl.data.plan import plan_epoch
 from refimpl.data.survey.plan_report import PlanReport, report_plan
 
 
@@ -30,7 +32,7 @@ class PlannedEpoch:
 def survey_plans(
     table: Table,
     buckets: Sequence[Bucket],
-    batch_size: int,
+    batch_size: int | npt.NDArray[np.int64],
     world_size: int,
     metric: Metric = "log",
     max_log_error: float = math.inf,
@@ -39,7 +41,8 @@ def survey_plans(
 ) -> list[PlannedEpoch]:
     """The plan of epoch 0 in each mode, of the images that are not pruned.
 
-    batch_size  images per rank and step        listed  dropped images that are named
+    batch_size  images per rank and step; or [n_buckets] the number for each bucket, which mode paper does not know
+    listed      dropped images that are named
     Raises InputError when there are fewer images than one global batch, and as `buckets.assign_and_prune` does.
     """
     index = index_of(table)
@@ -48,7 +51,8 @@ def survey_plans(
     aspects = index.widths[kept] / index.heights[kept]
     bucket_aspects = np.array([width / height for width, height in buckets])
     planned = []
-    for mode in get_args(Mode):
+    modes: tuple[Mode, ...] = get_args(Mode) if np.ptp(batch_size) == 0 else ("global",)
+    for mode in modes:
         plan = plan_epoch(
             assigned.index[kept], batch_size, seed, 0, world_size, mode, aspects, bucket_aspects
         )

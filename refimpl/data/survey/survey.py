@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.data.aspect_table import Bucket, Metric
+from refimpl.data.bucket_sizes import Bucket, Metric
 from refimpl.data.buckets import assign_and_prune
 from refimpl.data.images.archives import Packed
 from refimpl.data.images.decode import BadImage

@@ -24,9 +24,10 @@ from refimpl.interop.network.clip_keys import PROJECTION, sizes_of, tower_shapes
 from refimpl.interop.network.renaming import inverted, renamed_keys
 from refimpl.interop.network.shapes import clip_config
 from refimpl.interop.single_file.layout import CLIP_L_PREFIX, unet_shapes
+from refimpl.latents.config import VAEConfig
 from refimpl.latents.scale_shift import ScaleShift
-from refimpl.latents.vae import VAE, VAEConfig
-from refimpl.model.unet import UNetConfig
+from refimpl.latents.vae import VAE
+from refimpl.model.config import UNetConfig
 from refimpl.storage import safetensors_file
 from refimpl.storage.key_report import differences
 

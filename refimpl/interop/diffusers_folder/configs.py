@@ -15,10 +15,10 @@ from refimpl.interop.diffusers_folder.fields import (
     spread,
     strings,
 )
+from refimpl.latents.config import VAEConfig
 from refimpl.latents.scale_shift import SDXL_DEFAULT, SDXL_FACTOR, ScaleShift
-from refimpl.latents.vae import VAEConfig
-from refimpl.model.unet import UNetConfig
-from refimpl.text.conditioning import SIZE_FEATURES
+from refimpl.model.config import UNetConfig
+from refimpl.text.config import SIZE_FEATURES
 
 WRITER_VERSION = "0.35.0"
 """the diffusers whose fields these are; it reads what its older and newer versions write"""

@@ -4,7 +4,7 @@ The single file numbers all stages of the way down and of the way up through; di
 residual blocks, transformers and resizing apart.
 """
 
-from refimpl.model.unet import UNetConfig
+from refimpl.model.config import UNetConfig
 
 OUTER = {
     "time_embed.0": "time_embedding.linear_1",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from refimpl.interop.network.renaming import inverted, renamed_keys
-from refimpl.latents.vae import VAEConfig
+from refimpl.latents.config import VAEConfig
 
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 EARLY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -16,9 +16,9 @@ from refimpl.errors import InputError
 from refimpl.interop.lora.keys import Place, check_kind, other_network, spell, spellings, take_apart
 from refimpl.interop.lora.peft_config import read_alphas
 from refimpl.interop.network.architecture import Architecture
+from refimpl.model.config import UNetConfig
 from refimpl.model.lora.adapters import ALPHA, DOWN, UP
 from refimpl.model.lora.names import nearest_names
-from refimpl.model.unet import UNetConfig
 from refimpl.storage import safetensors_file
 from refimpl.text.encoders import clip_bigg_config, clip_l_config
 

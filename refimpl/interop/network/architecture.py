@@ -20,8 +20,8 @@ from refimpl.interop.network.shapes import (
     vae_config,
     vae_groups,
 )
-from refimpl.latents.vae import VAEConfig
-from refimpl.model.unet import UNetConfig
+from refimpl.latents.config import VAEConfig
+from refimpl.model.config import UNetConfig
 from refimpl.tables import from_table
 
 METADATA_KEY = "refimpl.architecture"

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig
 
 from refimpl.errors import InputError
-from refimpl.latents.vae import VAEConfig
-from refimpl.model.unet import UNetConfig
+from refimpl.latents.config import VAEConfig
+from refimpl.model.config import UNetConfig
 from refimpl.text.encoders import clip_bigg_config, clip_l_config, tiny_configs
 
 LARGEST_SIDE = 2**20  # of a weight: a file's header may claim any, and sizes must not overflow

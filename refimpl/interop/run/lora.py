@@ -9,7 +9,7 @@ from refimpl.interop.lora.files import PARTS, LoRAFile
 from refimpl.interop.run.run_folder import CONFIG, WEIGHTS, find_checkpoint
 from refimpl.interop.run.trained_parts import file_name
 from refimpl.interop.single_file.prediction_markers import prediction_metadata
-from refimpl.model.lora.adapters import LoRAConfig
+from refimpl.model.lora.config import LoRAConfig
 from refimpl.storage import committed
 from refimpl.tables import from_table
 

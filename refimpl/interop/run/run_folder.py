@@ -19,16 +19,20 @@ from torch import Tensor
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.interop.run.trained_parts import add_adapters, file_name, load_network_state
+from refimpl.latents.config import VAEConfig
 from refimpl.latents.scale_shift import ScaleShift
-from refimpl.latents.vae import VAE, VAEConfig
-from refimpl.model.lora.adapters import LoRAConfig, merge_lora
+from refimpl.latents.vae import VAE
+from refimpl.model.config import UNetConfig
+from refimpl.model.lora.adapters import merge_lora
+from refimpl.model.lora.config import LoRAConfig
 from refimpl.model.pipeline import PARTS, Model
-from refimpl.model.unet import UNet, UNetConfig
+from refimpl.model.unet import UNet
 from refimpl.storage import committed, safetensors_file
 from refimpl.storage.streaming import load_into
 from refimpl.tables import from_table
-from refimpl.text.config import TextConfig, load_towers, save_towers
+from refimpl.text.config import TextConfig
 from refimpl.text.image_tower import load_image_tower, save_image_tower
+from refimpl.text.towers import load_towers, save_towers
 
 CONFIG = "config.json"
 SINGLE_FILE_VAE = "first_stage_model."

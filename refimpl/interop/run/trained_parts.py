@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from refimpl.model.lora.adapters import LoRAConfig, adapted_layers, add_lora, load_lora_state, lora_state
+from refimpl.model.lora.adapters import adapted_layers, add_lora, load_lora_state, lora_state
+from refimpl.model.lora.config import LoRAConfig
 from refimpl.storage.committed import check_state
 from refimpl.text.tower_names import tower_parameters
 

@@ -19,8 +19,10 @@ from torch import Tensor
 from refimpl.errors import InputError
 from refimpl.interop.network.clip_keys import openclip_shapes, sizes_of, tower_shapes
 from refimpl.interop.network.shapes import UNETS, VAES, State, unet_config, vae_config
-from refimpl.latents.vae import VAE, VAEConfig
-from refimpl.model.unet import UNet, UNetConfig
+from refimpl.latents.config import VAEConfig
+from refimpl.latents.vae import VAE
+from refimpl.model.config import UNetConfig
+from refimpl.model.unet import UNet
 from refimpl.storage.key_report import differences
 from refimpl.text.tower_names import PREFIX as TOWER_PREFIX
 

@@ -32,7 +32,7 @@ from refimpl.interop.single_file.prediction_markers import (
     prediction_metadata,
 )
 from refimpl.latents.scale_shift import SDXL_DEFAULT, ScaleShift
-from refimpl.model.unet import UNetConfig
+from refimpl.model.config import UNetConfig
 from refimpl.storage import safetensors_file
 from refimpl.storage.safetensors_file import Value
 

@@ -9,7 +9,6 @@ transformers' with the prefix `text_model.` for the text towers, whatever the in
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -18,38 +17,11 @@ from transformers import CLIPTextModel
 
 from refimpl.diffusion.philox import draw_key_of, keyed_uniform, sample_id
 from refimpl.errors import InputError
-from refimpl.model.lora.layers import LoRAConv2d, LoRALayer, LoRALinear, float32
+from refimpl.model.lora.config import check_dropout, check_rank_and_alpha
+from refimpl.model.lora.layers import LoRAConv2d, LoRALayer, LoRALinear
 from refimpl.model.lora.names import nearest_names
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
-
-ATTENTION_TARGETS = ("*.transformer_blocks.*", "*.proj_in", "*.proj_out")
-"""Every map of the UNet's transformers, which is what kohya's trainer adapts: 722 layers of SDXL."""
-TEXT_TARGETS = ("*.self_attn.*", "*.mlp.*")
-"""Every map of a text tower's layers, which is what kohya's trainer adapts."""
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters trained instead of the weights."""
-
-    rank: int = 0
-    """of every update; 0 trains the weights themselves"""
-    alpha: float = 1.0
-    """updates are scaled by alpha / rank, so that another rank needs no other learning rate"""
-    targets: tuple[str, ...] = ATTENTION_TARGETS
-    """patterns on the names of the UNet's modules; () leaves the UNet as it is"""
-    text_targets: tuple[str, ...] = ()
-    """patterns on the names of the modules of each trained text tower; () leaves the towers as they are"""
-    dropout: float = 0.0
-    """share of the components of the rank that each image goes without in training; of the UNet's adapters"""
-
-    def __post_init__(self) -> None:
-        if self.rank != 0:
-            check_rank_and_alpha(self.rank, self.alpha, "lora.")
-            if not (self.targets or self.text_targets):
-                raise InputError("lora.targets and lora.text_targets are both empty; name what to adapt")
-        check_dropout(self.dropout, "lora.")
 
 
 def add_lora(
@@ -88,20 +60,6 @@ def add_lora(
     for name in chosen:
         _replace(module, name, _adapted(layers[name], rank, alpha, dropout, seed, name))
     return chosen
-
-
-def check_rank_and_alpha(rank: int, alpha: float, where: str = "LoRA ") -> None:
-    """Raises InputError unless rank is a whole number ≥ 1 and alpha is positive and finite."""
-    if type(rank) is not int or rank < 1:
-        raise InputError(f"{where}rank {rank!r} must be a whole number of at least 1")
-    if not 0 < float32(alpha) < float("inf"):
-        raise InputError(f"{where}alpha {alpha!r} must be positive and finite in float32")
-
-
-def check_dropout(dropout: float, where: str = "LoRA ") -> None:
-    """Raises InputError unless 0 ≤ dropout < 1."""
-    if not 0 <= dropout < 1:
-        raise InputError(f"{where}dropout {dropout} must be at least 0 and below 1")
 
 
 def adaptable_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:

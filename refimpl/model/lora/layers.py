@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from refimpl.errors import InputError
-
-
-def float32(value: float) -> float:
-    """The value as files hold it: what is trained is what a reader of the file computes."""
-    return torch.tensor(value, dtype=torch.float32).item()
+from refimpl.model.lora.config import float32
 
 
 class _Adapted(nn.Module):

@@ -16,8 +16,9 @@ from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet
 from refimpl.storage.streaming import load_into
-from refimpl.text.config import TextConfig, Towers
+from refimpl.text.config import TextConfig
 from refimpl.text.tokenizer import Tokenizer, load_tokenizer, tiny_tokenizer
+from refimpl.text.towers import Towers
 
 SAME_TOWER = ("hidden_size", "num_hidden_layers", "projection_dim", "vocab_size")
 TIME = {True: "zero-terminal-SNR", False: "plain"}

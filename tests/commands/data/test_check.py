@@ -1,5 +1,6 @@
 """`refimpl data check` and `tags`: what they print and the pages they write."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from refimpl.report.data_page import survey_lines, survey_page, weight_lines, we
 from tests.data.index.test_data_set import add
 from tests.data.survey.test_survey import BUCKETS, survey, table_of, weight_survey
 from tests.report.test_run_page import HOSTILE, Reader
+from tests.train import runs
 
 
 @pytest.fixture
@@ -99,6 +101,86 @@ def test_check_reports_the_plan_of_both_modes(tmp_path: Path, capsys: pytest.Cap
         dispatch(["data", *words, "--batch-size", "50"])
 
 
+def test_data_command_prints_buckets_and_tags(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a configuration: every stage's images with its buckets and its plan, as training would read them."""
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path)
+    out = printed(["check", toml, "--processes", "1"], capsys)
+    assert "stage 0 from step 0: 4 images per rank and step; data.plan = 'global'" in out
+    assert f"18 images in {root}/train" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["64", "32", "2.000", "5", f"{5 / 18:.2%}"] in rows
+    assert any(row[:1] == ["colour"] for row in rows)
+    assert "plan of epoch 0, by mode" in out
+    assert "images dropped" in out
+    assert "batches of leftovers, from several buckets" in out
+    assert "ranks' time waiting for a step's largest shape" in out
+    assert "batches of epoch 0, by mode" in out
+    # Aspects 2, 1/2 and 1 have their buckets; 40 × 56 goes to 1, 2/7 away: 4 images of 18.
+    assert f"mean |aspect error|: {4 / 18 * 2 / 7:.4f}" in out
+    assert "smaller than their bucket, and so enlarged: " in out
+    assert printed([toml, "--processes", "1"], capsys) == out  # the short spelling
+    out = printed([toml, "--folder", str(root / "heldout"), "--processes", "1"], capsys)
+    assert f"4 images in {root}/heldout" in out
+
+
+def test_check_of_a_configuration_obeys_the_command_line(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path)
+    words = ["check", toml, "--processes", "1"]
+    assert "plan of epoch 0" not in printed([*words, "--batch-size", "0"], capsys)
+    assert "1024   1024" in printed([*words, "--buckets", "sdxl"], capsys)
+    assert "pruned, too far from every bucket: 4" in printed([*words, "--max-aspect-error", "0.1"], capsys)
+    out = printed([*words, "--world-size", "50"], capsys)
+    assert "no plan of epoch 0: " in out
+    assert "50 ranks × batch size 4 = 200" in out
+    with pytest.raises(InputError, match="50 ranks × batch size 4 = 200"):
+        dispatch(["data", *words, "--world-size", "50", "--batch-size", "4"])
+
+
+def test_check_of_stages_writes_a_page_for_each(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [
+        {"from_step": 0, "batch_size": 2},
+        {"from_step": 1, "folder": str(root / "heldout"), "buckets": {"preset": "sdxl"}},
+    ]
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path, stages=stages)
+    out = printed(["check", toml, "--processes", "1", "--html", str(tmp_path / "page.html")], capsys)
+    assert "stage 0 from step 0: 2 images per rank and step" in out
+    assert "stage 1 from step 1: 4 images per rank and step" in out
+    for number, folder in enumerate(("train", "heldout")):
+        assert f"images in {root / folder}" in (tmp_path / f"page-{number}.html").read_text()
+
+
+def test_check_of_a_pixel_budget_plans_by_bucket(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path, train={"pixel_budget": 2 * 64 * 64})
+    out = printed(["check", toml, "--processes", "1"], capsys)
+    assert "images per rank and step; data.plan = 'global'" in out
+    lines = out.splitlines()
+    at = lines.index("plan of epoch 0, by mode")
+    assert lines[at + 1].split() == ["global"]  # mode paper has one batch size
+
+
+def test_check_of_a_configuration_ends_where_training_would(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(root, tmp_path / "data")
+    damaged = sorted((tmp_path / "data" / "train").glob("*.png"))[0]
+    damaged.write_bytes(b"")
+    toml = runs.write_toml(tmp_path / "data", tmp_path / "a.toml", tmp_path)
+    with pytest.raises(InputError, match=f"{damaged.name}: the file is empty"):
+        dispatch(["data", "check", toml, "--processes", "1"])
+    assert f"{damaged}: the file is empty" in capsys.readouterr().out
+    bare = runs.write_toml(root, tmp_path / "b.toml", tmp_path, data={"folder": ""})
+    with pytest.raises(InputError, match=r"data\.folder is empty; name a folder of images"):
+        dispatch(["data", bare])
+
+
 def test_tags_says_what_weighs_most(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("bad.txt", "empty.png", "1.jpg", "bad.png"):
         (images / name).unlink()
@@ -170,6 +252,10 @@ def test_usage_names_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None
         (["check", ".", "--html", "."], r"--html \. is a folder"),
         (["check", ".", "--buckets", "novelai"], "the nearest is 'novelai_v"),
         (["tags", "nowhere"], "nowhere: there is no such folder"),
+        (["check", "tinny"], "no such preset; the nearest is 'tiny'"),
+        (["check", ".", "--folder", "x"], "--folder x replaces the images of a configuration"),
+        (["chekc", "."], "'chekc' is no command of refimpl data; the nearest is 'check'"),
+        (["."], r"look at a data set with `refimpl data check \.`"),
     ],
 )
 def test_bad_arguments_are_named(words: list[str], message: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from refimpl.commands.files.convert import convert_command, export_command
+from refimpl.commands.files.convert import convert_command
+from refimpl.commands.files.export import export_command
 from refimpl.commands.files.inspect import inspect_command
 from refimpl.errors import InputError
 from refimpl.interop import any_checkpoint, diffusers_folder, single_file

@@ -17,7 +17,8 @@ from refimpl.interop.lora import files as lora_files
 from refimpl.interop.lora.files import LoRAFile
 from refimpl.interop.lora.merge import merge_into_checkpoint
 from refimpl.interop.network.architecture import noted
-from refimpl.model.lora.adapters import ALPHA, LoRAConfig, lora_state
+from refimpl.model.lora.adapters import ALPHA, lora_state
+from refimpl.model.lora.config import LoRAConfig
 from refimpl.storage import committed
 from refimpl.tables import to_table
 from tests.interop.lora.test_files import assert_same

@@ -83,7 +83,7 @@ def test_finished_pieces_are_not_redone(
 def test_finished_pieces_are_redone_when_what_they_hold_changed(
     change: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refimpl.commands.data.index.merged", lambda parts: 1 / 0)
+    monkeypatch.setattr("refimpl.data.index.merge.merged", lambda parts: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_here(images, tmp_path / "index")
     monkeypatch.undo()

@@ -29,9 +29,10 @@ from refimpl.sample.images.draw import guided_network
 from refimpl.sample.samplers import sample_by_name
 from refimpl.sample.stepping import sdedit_start
 from refimpl.storage.streaming import load_into
-from refimpl.text.config import TextConfig, load_towers
+from refimpl.text.config import TextConfig
 from refimpl.text.encoders import tiny_configs
 from refimpl.text.tokenizer import tiny_tokenizer
+from refimpl.text.towers import load_towers
 from tests.interop.checkpoints import random_bits, working
 from tests.tolerances import NETWORK_FLOAT32, PIPELINE_CLAMPED, PIPELINE_FLOAT32
 

@@ -20,9 +20,10 @@ from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
 from refimpl.latents.vae import VAEConfig
 from refimpl.model.unet import UNetConfig
 from refimpl.storage import safetensors_file
-from refimpl.text.config import TextConfig, load_towers
+from refimpl.text.config import TextConfig
 from refimpl.text.encoders import clip_bigg_config, tiny_configs
 from refimpl.text.tokenizer import tiny_tokenizer
+from refimpl.text.towers import load_towers
 from tests.interop.checkpoints import PARTS, TINY, private_bytes, random_bits, same_bits, working
 from tests.storage.test_committed import largest_file
 from tests.strategies import predictions, scale_shifts, unet_configs, vae_configs

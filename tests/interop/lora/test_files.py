@@ -16,7 +16,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from refimpl.errors import InputError
 from refimpl.interop.lora import files as lora_files
 from refimpl.interop.lora.files import LoRAFile
-from refimpl.model.lora.adapters import ALPHA, ATTENTION_TARGETS, DOWN, TEXT_TARGETS, UP, add_lora, lora_state
+from refimpl.model.lora.adapters import ALPHA, DOWN, UP, add_lora, lora_state
+from refimpl.model.lora.config import ATTENTION_TARGETS, TEXT_TARGETS
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.text.encoders import clip_bigg_config, clip_l_config
 from tests import strategies

@@ -17,9 +17,6 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from refimpl.diffusion.philox import draw_key
 from refimpl.errors import InputError
 from refimpl.model.lora.adapters import (
-    ATTENTION_TARGETS,
-    TEXT_TARGETS,
-    LoRAConfig,
     adaptable_layers,
     adapted_layers,
     add_lora,
@@ -28,6 +25,7 @@ from refimpl.model.lora.adapters import (
     lora_state,
     merge_lora,
 )
+from refimpl.model.lora.config import ATTENTION_TARGETS, TEXT_TARGETS, LoRAConfig
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.tables import from_table, to_table
 from refimpl.text.encoders import clip_bigg_config, clip_l_config, penultimate_state, tiny_encoders

@@ -118,24 +118,7 @@ def test_a_full_disk_leaves_neither_settings_nor_components(
     assert not list(run.iterdir())
 
 
-# --- refimpl data, refimpl stats ---
-
-
-def test_data_command_prints_buckets_and_tags(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path)
-    dispatch(["data", toml])
-    out = capsys.readouterr().out
-    assert f"stage 0: 18 images in {root}/train" in out
-    assert "64 × 32    5" in out
-    assert "tags of class colour" in out
-    assert "plan of epoch 0 on one rank:" in out
-    assert "batches of leftovers, from several buckets:" in out
-    # Aspects 2, 1/2 and 1 have their buckets; 40 × 56 goes to 1, 2/7 away: 4 images of 18.
-    assert f"mean |aspect error|: {4 / 18 * 2 / 7:.4f}" in out
-    dispatch(["data", toml, "--folder", str(root / "heldout")])
-    assert f"stage 0: 4 images in {root}/heldout" in capsys.readouterr().out
+# --- refimpl stats ---
 
 
 def test_stats_command_writes_a_preset(

@@ -14,11 +14,9 @@ from PIL import Image
 
 import refimpl
 from refimpl.autoencoder.training import bucket_batches, centre_crops, psnr_from_error
-from refimpl.commands.data.configured import mean_aspect_error
 from refimpl.data.demo.data_set import read_demo_manifest
 from refimpl.data.demo.photographs import PHOTOGRAPHS, locate
-from refimpl.diffusion.config import DiffusionConfig
-from refimpl.diffusion.min_snr import POLICIES
+from refimpl.diffusion.config import POLICIES, DiffusionConfig
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.latents.pixels import to_pixels
 from refimpl.latents.scale_shift import NOVELAI_ANIME, ScaleShift
@@ -121,6 +119,13 @@ def _reconstructions(vae: VAE, heldout: StageData, count: int = 16):
         for target, image in ((originals, images), (rebuilt, restored)):
             target.append(to_pixels(image[0].permute(1, 2, 0)).numpy())
     return originals, rebuilt, psnr
+
+
+def mean_aspect_error(data: StageData) -> float:
+    """Mean |bucket aspect − image aspect|, aspect = width / height, as N prints it (§4.1.2, §4.1.3)."""
+    aspects = data.index.widths / data.index.heights
+    buckets = np.array([width / height for width, height in data.buckets])
+    return float(np.abs(buckets[data.bucket_of] - aspects).mean())
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""`refimpl data tags`: the loss weights that tags give the images of a data set (N §4.3)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from refimpl.checks import check_at_least
+from refimpl.commands.data.index import cores, looked_at
+from refimpl.commands.data.printed import check_page, show
+from refimpl.data.config import TagWeightConfig
+
+
+@dataclass(frozen=True)
+class TagsCommand:
+    """Prints the loss weights that a data set's tags give its images, and the tags of each class."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """index, folder, .jsonl, kohya's .json, .parquet or .tar"""
+    weights: TagWeightConfig = field(default_factory=TagWeightConfig)
+    """as tag_weights of a configuration"""
+    html: Path | None = None
+    """also write this page, with a plot (needs refimpl[report])"""
+    listed: int = 5
+    """images and tags that are named of each kind"""
+    processes: int = 0
+    """that read at once; 0 for one on each core"""
+
+    def __post_init__(self) -> None:
+        check_at_least("--listed", self.listed, 1)
+        check_at_least("--processes", self.processes, 0)
+
+
+def tags_command(arguments: list[str], program: str = "refimpl data tags") -> None:
+    """Prints the weights, and writes the page where asked."""
+    command = tyro.cli(TagsCommand, args=arguments, prog=program)
+    check_page(command.html)
+    from refimpl.data.index.record import IndexOptions
+    from refimpl.data.survey.survey import weight_survey
+    from refimpl.data.tags import TagCounts
+    from refimpl.report.data_page import weight_lines, weight_page
+
+    settings = command.weights
+    counts = TagCounts(settings.beta, settings.least, settings.most)
+    with looked_at(command.source, IndexOptions(), command.processes or cores()) as table:
+        found = weight_survey(table, counts, listed=command.listed)
+    show(weight_lines(command.source, found), lambda: weight_page(command.source, found), command.html)

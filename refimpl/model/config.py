@@ -1,0 +1,93 @@
+"""The shape of the UNet of SDXL and its refiner (S §2.1, §2.5, Tab. 1)."""
+
+from dataclasses import dataclass
+
+from refimpl.checks import check_whole_numbers
+from refimpl.errors import InputError
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the UNet; the defaults are SDXL's (S Tab. 1).
+
+    Raises InputError when built with values that no network can have.
+    """
+
+    in_channels: int = 4
+    """of the noisy latents"""
+    out_channels: int = 4
+    """of the prediction"""
+    channels: int = 320
+    """width of the first level; also the number of sinusoid features of t"""
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    """width of each level in units of `channels`"""
+    transformer_depth: tuple[int, ...] = (0, 2, 10)
+    """transformer blocks after each residual block, by level"""
+    middle_depth: int = 10
+    """transformer blocks at the bottom"""
+    res_blocks: int = 2
+    """residual blocks per level going down; one more going up"""
+    head_dim: int = 64
+    """channels per attention head"""
+    context_dim: int = 2048
+    """channels of the text states"""
+    vector_dim: int = 2816
+    """pooled text state and sinusoid features of the sizes (S §2.2)"""
+    groups: int = 32
+    """of every group norm"""
+
+    @classmethod
+    def sdxl(cls) -> "UNetConfig":
+        """S Tab. 1: 2,567,463,684 parameters in 1,680 tensors."""
+        return cls()
+
+    @classmethod
+    def refiner(cls) -> "UNetConfig":
+        """S §2.5: bigG's text states alone (1280), vector of 1280 + 5 · 256: sizes and aesthetic score."""
+        return cls(
+            channels=384,
+            channel_mult=(1, 2, 4, 4),
+            transformer_depth=(0, 4, 4, 0),
+            middle_depth=4,
+            context_dim=1280,
+            vector_dim=2560,
+        )
+
+    @classmethod
+    def tiny(cls) -> "UNetConfig":
+        """SDXL's shape for two CPU cores; fits the tiny text encoders (32 + 64 wide, pooled 64)."""
+        return cls(
+            channels=32,
+            channel_mult=(1, 2, 3),
+            transformer_depth=(0, 1, 1),
+            middle_depth=1,
+            res_blocks=1,
+            head_dim=32,
+            context_dim=96,
+            vector_dim=64 + 6 * 256,
+            groups=8,
+        )
+
+    def __post_init__(self) -> None:
+        check_whole_numbers(self, least={"transformer_depth": 0})
+        if len(self.transformer_depth) != len(self.channel_mult):
+            raise InputError(
+                f"UNetConfig.transformer_depth = {self.transformer_depth} and channel_mult = "
+                f"{self.channel_mult} differ in length: give one entry per level"
+            )
+        if self.channels % 2:
+            raise InputError(f"UNetConfig.channels = {self.channels}: must be even (cosines and sines of t)")
+        depths = (*self.transformer_depth, self.middle_depth)
+        for width, depth in zip((*self.widths, self.widths[-1]), depths, strict=True):
+            if width % self.groups:
+                raise InputError(f"UNetConfig.groups = {self.groups} does not divide a level's width {width}")
+            if depth and width % self.head_dim:
+                raise InputError(
+                    f"UNetConfig.head_dim = {self.head_dim} does not divide the width {width} of a level "
+                    "with transformer blocks"
+                )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * mult for mult in self.channel_mult)

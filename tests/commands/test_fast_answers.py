@@ -1,0 +1,131 @@
+"""Help and bad input are answered before anything heavy is imported."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refimpl.commands.main import COMMANDS
+
+HEAVY = (
+    "torch", "transformers", "tokenizers", "safetensors", "numpy", "PIL", "tqdm", "matplotlib", "pyarrow", "skimage",
+    "sklearn", "simplejpeg",
+)  # fmt: skip
+CPU_SECONDS = 1.0  # of one answer, which takes about half of it
+PROBE = f"""
+import atexit, os, sys
+loaded = lambda: os.write(2, ("loaded: " + " ".join(set({HEAVY}) & set(sys.modules))).encode())
+atexit.register(loaded)
+from refimpl.commands.main import main
+main()
+"""
+MODULE = PROBE.replace("refimpl.commands.main", "refimpl.commands.{}")
+
+NEEDED = {  # what a command needs before its options are looked at
+    "data": ["check", "nowhere"], "stats": ["tiny"], "cache": ["tiny", "--out", "x"], "train": ["tiny"],
+    "train-decoder": ["a", "--folder", "b", "--out", "c"], "sample": ["run"], "inspect": ["a"],
+    "convert": ["a", "b"], "export": ["a", "b"], "merge-lora": ["a", "b", "c"], "export-lora": ["a", "b"],
+}  # fmt: skip
+
+BAD_FILE = "[train]\nstpes = 3\n"
+
+
+def answer(words: list[str], folder: Path, code: str = PROBE) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; fails when one of HEAVY was imported."""
+    call = [sys.executable, "-c", code, *words]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=folder, check=False, timeout=300)
+    said, marker, loaded = done.stderr.rpartition("loaded:")
+    assert marker, done.stderr
+    assert loaded.split() == []
+    assert "Traceback" not in said
+    return done.returncode, done.stdout, said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["data", "--help"],
+        ["data", "index", "--help"],
+        ["data", "check", "--help"],
+        ["data", "tags", "--help"],
+        ["train", "tiny", "--help"],
+        ["train", "sdxl_base", "--help-all"],
+        ["train", "--help-all"],
+        *([name, "--help"] for name in COMMANDS if name != "data"),
+    ],
+    ids=" ".join,
+)
+def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code, out, error = answer(words, tmp_path)
+    assert (code, error) == (0, "")
+    assert len(out.split()) > 20
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_mistyped_option_is_answered_at_once(name: str, tmp_path: Path) -> None:
+    code, _, error = answer([name, *NEEDED.get(name, []), "--sede", "3"], tmp_path)
+    assert code == 2
+    assert "--sede" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "'trian' is no command; the nearest is 'train'"),
+        (["data", "chekc", "x"], "'chekc' is no command of refimpl data; the nearest is 'check'"),
+        (["data", "check", "tinny"], "the nearest is 'tiny'"),
+        (["train"], "name a preset or a TOML file first"),
+        (["train", "tinny"], "the nearest preset is 'tiny'"),
+        (["stats", "tinny"], "the nearest preset is 'tiny'"),
+        (["cache", "tinny", "--out", "x"], "the nearest preset is 'tiny'"),
+        (["train", "bad.toml"], "unknown key train.stpes; did you mean train.steps?"),
+        (["data", "bad.toml"], "unknown key train.stpes; did you mean train.steps?"),
+        (["train", "tiny", "--train.stepz", "3"], "--train.steps"),
+        (["train", "tiny", "--train.steps", "0"], "train.steps 0 must be at least 1"),
+        (["train", "tiny", "--diffusion.parameterisation", "eps"], "zero-terminal-SNR"),
+        (["train", "tiny", "--lora.rank", "4", "--lora.alpha", "nan"], "lora.alpha nan"),
+        (["train", "tiny", "--sample.sampler", "eular"], "the nearest is 'euler'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_answered_at_once(words: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(BAD_FILE)
+    code, out, error = answer(words, tmp_path)
+    assert (code, out) == (2, "")
+    assert message in " ".join(error.replace("│", "").split())
+
+
+@pytest.mark.parametrize("module", ["train", "sample"])
+def test_the_modules_answer_as_fast(module: str, tmp_path: Path) -> None:
+    code, out, _ = answer(["--help"], tmp_path, MODULE.format(module))
+    assert code == 0
+    assert f"python -m refimpl.{module}" in out
+    done = subprocess.run(
+        [sys.executable, "-m", f"refimpl.{module}", "--help"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, out)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "tiny", "--help-all"],
+        ["train", "tiny", "--train.stepz", "3"],
+    ],
+    ids=" ".join,
+)
+def test_an_answer_takes_less_than_a_second(words: list[str], tmp_path: Path) -> None:
+    """In the processor's time, which other programs do not change; the least of three: the first reads the disk."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        answer(words, tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < CPU_SECONDS
