@@ -12,7 +12,7 @@ from refimpl.report.measured_latents import measured_figures
 from refimpl.report.panels import panel_figure
 from refimpl.report.paper_figures import paper_figures
 from refimpl.report.style import png_bytes
-from refimpl.storage.committed import replace_text
+from refimpl.storage.atomic import replace_text
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from refimpl.sample.config import SampleConfig
 from refimpl.sample.images.draw import draw_images
 from refimpl.sample.images.picture_files import write_grid, write_image
 from refimpl.sample.images.refiner import Refiner
-from refimpl.storage.committed import replace_text
+from refimpl.storage.atomic import replace_text
 from refimpl.tables import from_table, to_table
 
 

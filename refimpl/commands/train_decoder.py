@@ -25,7 +25,7 @@ from refimpl.latents.vae import VAE
 from refimpl.run.data_digest import data_digest
 from refimpl.run.world import join_world
 from refimpl.storage import safetensors_file
-from refimpl.storage.committed import replace_text
+from refimpl.storage.atomic import replace_text
 from refimpl.storage.shards import digest
 from refimpl.storage.streaming import load_into
 from refimpl.tables import to_table

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from refimpl.errors import InputError
-from refimpl.storage.committed import check_state
+from refimpl.storage.key_report import check_state
 
 
 @dataclass(frozen=True)

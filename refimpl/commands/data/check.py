@@ -20,7 +20,7 @@ from refimpl.data.survey.survey import changed_files, survey, weight_survey
 from refimpl.data.tags import TagCounts
 from refimpl.errors import InputError
 from refimpl.report.data_page import survey_lines, survey_page, weight_lines, weight_page
-from refimpl.storage.committed import replace_text
+from refimpl.storage.atomic import replace_text
 
 
 @dataclass(frozen=True)

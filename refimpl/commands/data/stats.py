@@ -24,7 +24,7 @@ from refimpl.run.presets import load_config
 from refimpl.run.stage import StageData, read_stage, write_demo_data
 from refimpl.run.visit_draws import CentreDraws
 from refimpl.run.world import World, join_world, leave_world, lost_peers_named
-from refimpl.storage.committed import replace_text
+from refimpl.storage.atomic import replace_text
 from refimpl.train.setup.init_from import open_start, start_vae
 
 

@@ -19,7 +19,7 @@ from refimpl.interop.single_file.read_write import SCALE_SHIFT, is_refiner
 from refimpl.latents.scale_shift import SDXL_DEFAULT, SDXL_FACTOR
 from refimpl.latents.vae import VAEConfig
 from refimpl.model.unet import UNetConfig
-from refimpl.storage.safetensors_header import NAMES
+from refimpl.storage.safetensors_file import NAMES
 
 PARTS = {"unet": "UNet", "vae": "autoencoder", "text_l": "CLIP-L", "text_g": "bigG", "other": "other"}
 OURS = (METADATA_KEY, SCALE_SHIFT, FOLDED)
