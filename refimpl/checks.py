@@ -1,12 +1,12 @@
 """Checks shared by the configuration dataclasses: each names the field, the value and what would be accepted."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from refimpl.errors import InputError
+from refimpl.names import nearest
 
 LARGEST_SIDE = 2**20  # of anything in a network; its square still counts bytes in 64 bits
 
@@ -15,7 +15,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises InputError unless value is one of the choices; names the nearest."""
     known = list(choices)
     if value not in known:
-        near = difflib.get_close_matches(value, known, 1, 0.0)
+        near = nearest(value, known)
         raise InputError(f"{name} {value!r} is unknown; use {', '.join(known)} (the nearest is {near[0]!r})")
 
 

@@ -1,13 +1,13 @@
 """Nested tables (TOML, JSON) ↔ frozen dataclasses, with errors that name the nearest key."""
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
 from typing import Any, TypeVar
 
 from refimpl.errors import InputError
+from refimpl.names import nearest
 
 T = TypeVar("T")
 
@@ -91,5 +91,5 @@ def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> str:
                 candidates.setdefault(entry.name, f"{section}.{entry.name}")
     if key in candidates:  # right name, wrong table
         return candidates[key]
-    here = difflib.get_close_matches(key, known, 1, 0.6)
-    return candidates[(here or difflib.get_close_matches(key, candidates, 1, 0.0))[0]]
+    here = nearest(key, known, least=0.6)
+    return candidates[(here or nearest(key, candidates))[0]]

@@ -17,7 +17,7 @@ from refimpl.model.unet import UNetConfig
 from refimpl.run.config import Config, Stage, TrainConfig
 from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.sample.config import SampleConfig
-from refimpl.storage.safetensors_header import DTYPES
+from refimpl.storage.safetensors_file import DTYPES
 from refimpl.text.config import ImagePromptConfig, TextConfig
 
 # --- diffusion: noise levels and latents ---
@@ -461,3 +461,20 @@ def lookup_tables(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     values = st.sampled_from((-(2**63), -1, 0, 1, 2**63 - 1))
     rows = st.lists(st.tuples(values, st.integers(0, 1), st.integers(0, 1)), max_size=12)
     return tuple(np.array(draw(rows), np.int64).reshape(-1, 3) for _ in range(2))  # pyright: ignore[reportReturnType]
+
+
+# --- ranks ---
+
+
+def json_values() -> st.SearchStrategy[object]:
+    """Anything that JSON gives back as it is."""
+    leaves = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text()
+    )
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
+    )

@@ -32,6 +32,8 @@ from refimpl.latents.vae import VAE
 from refimpl.run.adamw import load_optimizer_state, optimizer_state
 from refimpl.run.ema import ema_start, ema_update
 from refimpl.storage import committed
+from refimpl.storage.key_report import check_state
+from refimpl.storage.streaming import load_state
 from refimpl.tables import to_table
 
 CACHE_BYTES = 2**28  # of decoded images; a small data set is read many times
@@ -213,13 +215,13 @@ class _State:
                 raise InputError(
                     f"{folder} has no {name}; the run was begun without decoder.adversarial_weight"
                 )
-            committed.load_state(network, tensors[name], f"{folder}/{name}.safetensors")
+            load_state(network, tensors[name], f"{folder}/{name}.safetensors")
             source = f"{folder}/{name}_optimizer.safetensors"
             load_optimizer_state(
                 dict(network.named_parameters()), optimizer, tensors[f"{name}_optimizer"], source
             )
         shapes = {name: tuple(value.shape) for name, value in self.average.items()}
-        committed.check_state(shapes, tensors["ema"], f"{folder}/ema.safetensors")
+        check_state(shapes, tensors["ema"], f"{folder}/ema.safetensors")
         for name, value in tensors["ema"].items():
             self.average[name].copy_(value)
         return state_number(folder, documents, "step")

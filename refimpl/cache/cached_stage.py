@@ -12,7 +12,6 @@ from refimpl.data.index.content import content, stamp
 from refimpl.data.index.data_set import Index
 from refimpl.errors import InputError
 from refimpl.latents.vae import VAE
-from refimpl.run.shared_work import from_main
 from refimpl.run.stage import StageData
 from refimpl.run.world import World
 from refimpl.storage.store import Int64s, find_rows, listed
@@ -55,7 +54,7 @@ def find_latents(cache: LatentCache, data: StageData, where: str, world: World) 
     An image whose size and modification time are those of its entry is taken as it; of others the SHA-256 decides.
     Raises InputError, naming ids, when images are missing from the cache or have changed since.
     """
-    rows = from_main(world, lambda: _find(cache, data, where))
+    rows = world.object_from_main(lambda: _find(cache, data, where))
     return CachedLatents(cache, rows, data.buckets, data.bucket_of)
 
 

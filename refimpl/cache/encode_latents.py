@@ -6,7 +6,6 @@ writes the lookup and then the manifest. So a run may be killed at any moment an
 """
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,13 +104,12 @@ def write_latents(
     _check_share(len(bad), len(pictures))
     done = sum(len(unit.pictures) for unit in units)
 
-    def finish() -> str:
+    def finish() -> dict[str, Any]:
         counts = _finish(folder, pictures, stamps, contents, known, bad, encoding, options)
         lost = sum(len(unit.pictures[np.isin(unit.pictures, list(bad))]) for unit in units)
-        counts |= {"encoded": done - lost, "quarantined": len(bad)}
-        return json.dumps(counts)
+        return counts | {"encoded": done - lost, "quarantined": len(bad)}
 
-    return json.loads(world.on_main(finish))
+    return world.on_main(finish)
 
 
 def _check_share(bad: int, count: int) -> None:

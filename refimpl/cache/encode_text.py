@@ -64,7 +64,7 @@ def write_text(
             bar.update(len(rows))
     world.barrier()
 
-    def finish() -> str:
+    def finish() -> int:
         shards, _ = scan(folder, encoding)
         table = _held(shards)
         places = table[find_rows(table[:, 0], table[:, 1:2], keys[:, 0], keys[:, 1:]), 3]
@@ -75,10 +75,9 @@ def write_text(
             "rows": (places & 0xFFFFFFFF).astype(np.int32),
         }
         write_manifest(folder, encoding, [shards[number] for number in used.tolist()], lookup, {})
-        return str(len(used))
+        return len(used)
 
-    written = int(world.on_main(finish))
-    return {"captions": len(keys), "encoded": len(lacking), "shards": written}
+    return {"captions": len(keys), "encoded": len(lacking), "shards": world.on_main(finish)}
 
 
 def _held(shards: Sequence[Shard]) -> Int64s:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from refimpl.storage.committed import replace_text, replaced_file
-from refimpl.storage.shards import BadShard, Shard, shard_bytes, verify_shard
+from refimpl.errors import InputError
+from refimpl.storage.atomic import replace_text, replaced_file
+from refimpl.storage.shards import Shard, shard_bytes, verify_shard
 from refimpl.storage.store import ENCODING, FORMAT, LOOKUP, MANIFEST, Manifest, fingerprint, scan
 
 
@@ -25,11 +26,11 @@ def clean_folder(folder: Path, encoding: dict[str, Any], verify: bool) -> None:
     for shard in shards if verify else ():
         try:
             verify_shard(shard)
-        except BadShard as error:
-            bad.append(error)
-    for error in bad:
-        tqdm.write(f"damaged, to be written again: {error}")
-        Path(str(error).split(": ")[0]).unlink(missing_ok=True)
+        except InputError as error:
+            bad[shard.path] = error
+    for path, error in bad.items():
+        tqdm.write(f"damaged, and written again now: {error}")
+        path.unlink(missing_ok=True)
 
 
 def write_shard(

@@ -50,7 +50,7 @@ def run_figures(run: Path, folder: Path, weights: str = "ema") -> list[Path]:
     from refimpl.paper.experiments import run_experiments
     from refimpl.report.panels import panel_figure
     from refimpl.report.style import png_bytes
-    from refimpl.storage.committed import replace_text
+    from refimpl.storage.atomic import replace_text
 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the figures")

@@ -1,12 +1,12 @@
 """`refimpl COMMAND …`: every command of the project under one name."""
 
-import difflib
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
 from refimpl.commands.terminal import run_command
 from refimpl.errors import InputError
+from refimpl.names import nearest
 
 # What a person wants → command → (module, function taking (arguments, program), what it does).
 # Imported only when asked for.
@@ -111,7 +111,7 @@ def dispatch(arguments: list[str]) -> None:
         return
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1, 0.0)
+        near = nearest(name, COMMANDS)
         raise InputError(f"{name!r} is no command; the nearest is {near[0]!r}\n{usage()}")
     module, function, _ = COMMANDS[name]
     command: Callable[[list[str], str], None] = getattr(import_module(module), function)

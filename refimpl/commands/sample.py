@@ -86,7 +86,7 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     from refimpl.interop.run.run_folder import load_model
     from refimpl.sample.images.draw import draw_images
     from refimpl.sample.images.picture_files import write_grid, write_image
-    from refimpl.storage.committed import replace_text
+    from refimpl.storage.atomic import replace_text
 
     model, table, step = load_model(command.run, command.weights)
     last = model.diffusion.last_timestep

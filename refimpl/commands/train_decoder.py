@@ -123,7 +123,7 @@ def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
 
 def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) -> None:
     """Makes the run folder, or checks that the one to be resumed has these settings, but for `steps`."""
-    from refimpl.storage.committed import replace_text
+    from refimpl.storage.atomic import replace_text
 
     run, table = command.out, to_table(command.decoder) | told_by
     settings = run / SETTINGS

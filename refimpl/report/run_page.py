@@ -1,7 +1,6 @@
 """report.html of a run: plain numbers and images in, one self-contained page out."""
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from refimpl.report import figures, pictures
 from refimpl.report.noised_image import noised_image
 from refimpl.report.page import Markup, image, page, paragraph, table, verdict
 from refimpl.report.style import png_bytes
+from refimpl.storage.atomic import replaced_file
 
 PAGE_WIDTH = 980  # CSS pixels of a figure
 Section = tuple[str, list[Markup]]
@@ -196,14 +196,6 @@ def write_report(path: str | os.PathLike[str], content: ReportContent) -> Path:
     """Write the report; the file appears whole or not at all. Raises as `render_report` does."""
     path = Path(path)
     markup = render_report(content).encode("utf-8", "backslashreplace")  # file names may hold surrogates
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(markup)
-        os.chmod(partial, 0o644)  # mkstemp makes it private to this user
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with replaced_file(path, make_folder=True) as temporary:
+        temporary.write_bytes(markup)
     return path

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from refimpl.run.optimizer_config import OptimizerConfig
-from refimpl.storage.committed import check_state
+from refimpl.storage.key_report import check_state
 
 
 def make_adamw(

@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.data.index.data_set import Index
 from refimpl.errors import InputError
 from refimpl.run.stage import StageData
-from refimpl.storage.committed import replace_text
+from refimpl.storage.atomic import replace_text
 
 DATA = "data.json"
 

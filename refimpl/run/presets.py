@@ -1,11 +1,11 @@
 """A preset's name or a TOML file's path → Config."""
 
-import difflib
 import tomllib
 from importlib import resources
 from pathlib import Path
 
 from refimpl.errors import InputError
+from refimpl.names import nearest
 from refimpl.run.config import Config
 from refimpl.tables import from_table
 
@@ -29,7 +29,7 @@ def load_config(name_or_path: str) -> Config:
     else:
         path = Path(name_or_path)
         if not path.is_file():
-            near = difflib.get_close_matches(name_or_path, preset_names(), 1, 0.0)
+            near = nearest(name_or_path, preset_names())
             raise InputError(
                 f"{name_or_path!r} is neither a preset ({', '.join(preset_names())}) nor a TOML file; "
                 f"the nearest preset is {near[0]!r}"

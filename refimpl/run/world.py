@@ -2,9 +2,11 @@
 
 import contextlib
 import datetime
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 
+Result = TypeVar("Result")
 LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe")  # how gloo words it
 
 
@@ -41,26 +44,54 @@ class World:
         dist.all_reduce(total)
         return total / self.size
 
-    def share(self, value: str) -> str:
-        """Rank 0's string on every rank."""
-        if self.size == 1:
-            return value
-        box: list[str | None] = [value]
-        dist.broadcast_object_list(box, src=0)
-        return str(box[0])
+    def on_main(self, action: Callable[[], Result]) -> Result:
+        """What rank 0's `action` returns, any JSON value, on every rank; the others wait.
 
-    def on_main(self, action: Callable[[], str | None]) -> str:
-        """What rank 0's `action` returns, on every rank; the others wait. Its InputError is every rank's."""
-        result, problem = "", ""
+        Raises the action's InputError on every rank, and TypeError there when what it returned is no JSON value.
+        """
+        return self.object_from_main(lambda: json_value(action()))
+
+    def object_from_main(self, action: Callable[[], Result]) -> Result:
+        """`on_main` for what is no JSON value, such as arrays: anything that can be pickled."""
+        if self.size == 1:
+            return action()
+        box: list[Any] = [None, None]  # what was returned; what was raised
         if self.is_main:
             try:
-                result = action() or ""
-            except InputError as error:
-                problem = str(error)
-        problem = self.share(problem)
-        if problem:
-            raise InputError(problem)
-        return self.share(result)
+                box[0] = action()
+            except (InputError, NotJSON) as error:
+                box[1] = type(error)(str(error))
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+
+class NotJSON(TypeError):
+    """A value that JSON would not give back as it is."""
+
+
+def json_value(value: Result, where: str = "") -> Result:
+    """The value itself; NotJSON, saying where in it, unless JSON would give it back equal and of the same types.
+
+    where  the place of `value` in what it belongs to, for the message
+    """
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    if type(value) is list:
+        for number, entry in enumerate(value):
+            json_value(entry, f"{where}[{number}]")
+    elif type(value) is dict:
+        for key, entry in value.items():
+            if type(key) is not str:
+                raise NotJSON(f"a JSON table has strings as keys, not {key!r:.80} (at {where or 'the top'})")
+            json_value(entry, f"{where}[{key!r:.80}]")
+    else:
+        raise NotJSON(
+            f"{value!r:.80} of type {type(value).__name__} (at {where or 'the top'}) is no JSON value; return None, "
+            "a truth value, a finite number, a string, a list or a table of them, or use object_from_main"
+        )
+    return value
 
 
 def join_world(device: str) -> World:

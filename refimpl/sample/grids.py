@@ -4,7 +4,6 @@ Every grid is sigma_edm [n + 1], float64, strictly decreasing, last entry 0. Its
 starts at the zero-SNR end of the schedule; ∞ stands nowhere else.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
+from refimpl.names import nearest
 from refimpl.sample.grid_checks import as_levels, check_grid, check_positive, check_steps
 from refimpl.sample.sigma_grids import exponential, karras, laplace
 from refimpl.sample.timestep_grids import leading, native, trailing
@@ -114,5 +114,4 @@ def grid_by_name(name: str, schedule: NoiseSchedule, n: int, sigma_max: float | 
 
 
 def _nearest(name: str, known: dict) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    return f"; did you mean {close[0]!r}? Known: {', '.join(known)}."
+    return f"; did you mean {nearest(name, known)[0]!r}? Known: {', '.join(known)}."

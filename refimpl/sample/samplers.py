@@ -5,7 +5,6 @@ From ∞ the first step is N eq. 18 for every sampler, stochastic ones too: the 
 conventional sampler after it. The last step, to σ = 0, is the denoised estimate itself.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from refimpl.diffusion.preconditioner import alpha_sigma
 from refimpl.errors import InputError
+from refimpl.names import nearest
 from refimpl.sample.multistep import dpmpp_2m, dpmpp_2m_sde, unipc
 from refimpl.sample.stepping import Callback, Noise, PredictV, begin, check_eta, draw_noise, noise_source
 
@@ -149,9 +149,8 @@ def sample_by_name(
     Raises InputError for an unknown name (naming the nearest); other arguments and errors as in `euler`.
     """
     if name not in SAMPLERS:
-        close = difflib.get_close_matches(name, SAMPLERS, n=1, cutoff=0)
         raise InputError(
-            f"sampler {name!r} is unknown; did you mean {close[0]!r}? Known: {', '.join(SAMPLERS)}."
+            f"sampler {name!r} is unknown; did you mean {nearest(name, SAMPLERS)[0]!r}? Known: {', '.join(SAMPLERS)}."
         )
     if name in STOCHASTIC:
         return SAMPLERS[name](predict_v, x, sigmas, key=key, callback=callback)

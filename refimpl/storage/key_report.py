@@ -1,8 +1,14 @@
 """What differs between the tensors a network needs and those a file holds, with the nearest name for each."""
 
-import difflib
 from bisect import bisect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from refimpl.errors import InputError
+from refimpl.names import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COMPARED = 2000  # unknown names, more than SDXL has; a header can hold a million, at a millisecond each
 NEIGHBOURS = 6  # on either side in each order, compared letter by letter
@@ -10,18 +16,51 @@ NEIGHBOURS = 6  # on either side in each order, compared letter by letter
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def differences(expected: Shapes, found: Shapes) -> list[str]:
+CONFIGURATION = "Use the configuration the checkpoint was written with, or another checkpoint."
+
+
+def shapes_of(state: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a state dict."""
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def check_state(expected: Shapes, state: Mapping[str, "Tensor"], source: str) -> None:
+    """Raises InputError listing every tensor that a module lacks, has no place for, or has in another shape or dtype.
+
+    expected  names and shapes of the module's parameters
+    """
+    problems = differences(expected, shapes_of(state))
+    problems += [
+        f"integers  {key}: the file has {state[key].dtype}, weights are floating-point numbers"
+        for key in expected
+        if key in state and not state[key].is_floating_point()
+    ]
+    refuse(problems, f"{source} does not fit this model", CONFIGURATION)
+
+
+def refuse(problems: Sequence[str], what: str, remedy: str) -> None:
+    """Raises InputError with all of the problems, if there are any; one tensor each."""
+    if problems:
+        listing = "\n  ".join(problems)
+        raise InputError(f"{what}; {len(problems)} of its tensors differ:\n  {listing}\n{remedy}")
+
+
+def differences(
+    expected: Shapes, found: Shapes, similar: Callable[[str], Sequence[str]] | None = None
+) -> list[str]:
     """One line per tensor that is missing, unknown or of another shape; empty where all fit.
 
-    An unknown tensor is shown with the nearest name among those missing, or among all when none is; so are the
-    first 2,000 of them.
+    similar  the names most like an unknown one; by default the nearest among those missing, or among all when none is
+    So are the first 2,000 unknown tensors shown.
     """
     missing = [key for key in expected if key not in found]
-    nearest = Nearest(missing or expected)
+    similar = similar or Nearest(missing or expected)
     lines = [f"missing   {key} {list(expected[key])}" for key in missing]
     for count, key in enumerate(key for key in found if key not in expected):
-        near = nearest(key) if count < COMPARED else None
-        lines.append(f"unknown   {key} {list(found[key])}" + (f" (the nearest is {near})" if near else ""))
+        near = similar(key) if count < COMPARED else ()
+        verb = "is" if len(near) == 1 else "are"
+        hint = f" (the nearest {verb} {', '.join(near)})" if near else ""
+        lines.append(f"unknown   {key} {list(found[key])}{hint}")
     lines += [
         f"misshapen {key}: the file has {list(found[key])}, the network needs {list(shape)}"
         for key, shape in expected.items()
@@ -40,17 +79,13 @@ class Nearest:
         self.forward = sorted(names)
         self.backward = sorted(name[::-1] for name in self.forward)
 
-    def __call__(self, name: str) -> str | None:
-        """The most similar name; None when there is none at all."""
+    def __call__(self, name: str) -> list[str]:
+        """The most similar name; nothing when there is none at all."""
         candidates = _around(self.forward, name)
         candidates += [found[::-1] for found in _around(self.backward, name[::-1])]
-        return max(candidates, key=lambda known: _likeness(name, known), default=None)
+        return nearest(name, candidates)
 
 
 def _around(names: list[str], name: str) -> list[str]:
     place = bisect(names, name)
     return names[max(place - NEIGHBOURS, 0) : place + NEIGHBOURS]
-
-
-def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one[-200:], other[-200:], autojunk=False).ratio()

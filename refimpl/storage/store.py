@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from refimpl.errors import InputError
-from refimpl.storage.shards import BadShard, Shard, map_shard
+from refimpl.storage.shards import Shard, map_shard
 from refimpl.tables import from_table
 
 FORMAT = 1
@@ -59,10 +59,7 @@ class Store:
     def shard(self, number: int) -> Shard:
         """Shard by its number in the manifest. Raises InputError when it is gone or damaged."""
         if number not in self._mapped:
-            try:
-                self._mapped[number] = map_shard(self.folder / self.manifest.shards[number])
-            except BadShard as error:
-                raise InputError(f"{error}; run `refimpl cache` again, which replaces it") from error
+            self._mapped[number] = map_shard(self.folder / self.manifest.shards[number])
         return self._mapped[number]
 
 
@@ -87,16 +84,13 @@ def open_store(folder: Path) -> Store:
             f"{path} is of format {version!r}, this version reads {FORMAT}; write the cache again, into a new folder"
         )
     manifest = from_table(Manifest, table, str(path))
-    try:
-        lookup = map_shard(folder / manifest.lookup)
-    except BadShard as error:
-        raise InputError(f"{error}; run `refimpl cache` again, which replaces it") from error
+    lookup = map_shard(folder / manifest.lookup)
     return Store(folder, manifest, {name: tensor.numpy() for name, tensor in lookup.tensors.items()})
 
 
-def scan(folder: Path, encoding: Mapping[str, Any]) -> tuple[list[Shard], list[BadShard]]:
-    """The shards that an encoding has made so far, by name, and the files that are damaged."""
-    wanted, shards, bad = fingerprint(encoding), [], []
+def scan(folder: Path, encoding: Mapping[str, Any]) -> tuple[list[Shard], dict[Path, InputError]]:
+    """The shards that an encoding has made so far, by name, and what is wrong with the files that are damaged."""
+    wanted, shards, bad = fingerprint(encoding), [], {}
     for path in sorted(folder.glob("*.safetensors")):
         if path.name.startswith(LOOKUP):
             continue
@@ -104,8 +98,8 @@ def scan(folder: Path, encoding: Mapping[str, Any]) -> tuple[list[Shard], list[B
             shard = map_shard(path)
             if shard.metadata.get(ENCODING) == wanted:
                 shards.append(shard)
-        except BadShard as error:
-            bad.append(error)
+        except InputError as error:
+            bad[path] = error
     return shards, bad
 
 

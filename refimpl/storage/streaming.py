@@ -5,9 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from refimpl.errors import InputError
-from refimpl.storage.key_report import differences
+from refimpl.storage.key_report import CONFIGURATION, check_state, differences, refuse, shapes_of
 from refimpl.storage.safetensors_file import CHUNK, Scratch
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies `state` into `module`; every missing, unknown and misshapen tensor is listed in one InputError."""
+    check_state(shapes_of(module.state_dict()), state, source)
+    module.load_state_dict(dict(state), strict=True)
 
 
 @torch.no_grad()
@@ -21,14 +26,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     unknown and misshapen tensor, before anything is copied, and when float16 cannot hold a value.
     """
     own = module.state_dict()
-    expected = {key: tuple(value.shape) for key, value in own.items()}
-    problems = differences(expected, {key: tuple(value.shape) for key, value in state.items()})
-    if problems:
-        listing = "\n  ".join(problems)
-        raise InputError(
-            f"{source} does not fit this network; {len(problems)} of its tensors differ:\n  {listing}\n"
-            "Use the configuration the checkpoint was written with, or another checkpoint."
-        )
+    problems = differences(shapes_of(own), shapes_of(state))
+    refuse(problems, f"{source} does not fit this network", CONFIGURATION)
     scratch = Scratch()
     for key, target in own.items():
         if target.is_meta:

@@ -23,6 +23,7 @@ from refimpl.interop.run.trained_parts import file_name, load_network_state
 from refimpl.run.adamw import load_optimizer_state, optimizer_state
 from refimpl.run.config import Config
 from refimpl.storage import committed
+from refimpl.storage.key_report import check_state, shapes_of
 from refimpl.tables import to_table
 from refimpl.train.setup.trainable import Averages, Part
 
@@ -80,8 +81,7 @@ def load_checkpoint(
         source = str(folder / f"{moments}.safetensors")
         load_optimizer_state(part.parameters(), optimizer, tensors[moments], source)
         if ema:
-            shapes = {name: tuple(value.shape) for name, value in ema[part.name].items()}
-            committed.check_state(shapes, tensors[average], str(folder / f"{average}.safetensors"))
+            check_state(shapes_of(ema[part.name]), tensors[average], str(folder / f"{average}.safetensors"))
             for name, value in tensors[average].items():
                 ema[part.name][name].copy_(value)
     step, saved_ranks, accumulate = (

@@ -17,7 +17,7 @@ from refimpl.diffusion.min_snr import weight_mass
 from refimpl.errors import InputError
 from refimpl.run.config import Config, TrainConfig
 from refimpl.run.world import World
-from refimpl.storage.committed import replace_text
+from refimpl.storage.atomic import replace_text
 from refimpl.tables import to_table
 from refimpl.train.step_plan import PlanStep
 

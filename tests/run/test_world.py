@@ -3,16 +3,20 @@
 Spec 6.1, 6.2; the global batch is 4 images in every test, whoever computes them.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
 
 from refimpl.errors import InputError
-from refimpl.run.world import World, join_world
+from refimpl.run.world import NotJSON, World, join_world, json_value, leave_world
+from tests import strategies
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
 from tests.train.processes import run_ranks
@@ -105,9 +109,67 @@ def test_one_ranks_problem_does_not_hang_the_others(root: Path, tmp_path: Path) 
 def test_alone_there_is_nobody_to_wait_for() -> None:
     world = World(0, 1, torch.device("cpu"))
     world.barrier()
-    assert world.share("a") == "a"
+    assert world.object_from_main(lambda: {"a"}) == {"a"}
     assert world.mean(torch.ones(2)).tolist() == [1, 1]
     assert world.on_main(lambda: "b") == "b"
+
+
+VALUE = {"text": "é", "list": [1, -2.5, None, True, [], {"deep": {}}], "large": 2**80}
+
+
+def ask_main(arguments: list[str]) -> None:
+    """What two ranks do in the test below; each prints what it got."""
+    world = join_world("cpu")
+
+    def only_main(value: Any) -> Any:
+        assert world.is_main, "the others wait"
+        return value
+
+    def refuse() -> None:
+        raise InputError("the disk is full; free space")
+
+    assert world.on_main(lambda: only_main(VALUE)) == VALUE
+    assert world.on_main(lambda: only_main(None)) is None
+    assert world.object_from_main(lambda: only_main(torch.arange(3))).tolist() == [0, 1, 2]
+    with pytest.raises(NotJSON, match=r"\(1, 2\) of type tuple \(at \['a'\]\[1\]\) is no JSON value"):
+        world.on_main(lambda: only_main({"a": [0, (1, 2)]}))
+    assert world.on_main(lambda: only_main("still in step")) == "still in step"
+    print(f"rank {world.rank} agrees")
+    try:
+        world.on_main(refuse)
+    finally:
+        leave_world(world)
+
+
+def test_what_main_returns_or_raises_every_rank_has(tmp_path: Path) -> None:
+    assert run_ranks([], 2, tmp_path, ask_main) == [2, 2]
+    for rank in range(2):
+        printed = (tmp_path / f"rank{rank}.txt").read_text()
+        assert f"rank {rank} agrees" in printed
+        assert "the disk is full; free space" in printed
+        assert "Traceback" not in printed
+
+
+@given(strategies.json_values())
+def test_what_json_gives_back_is_let_through(value: Any) -> None:
+    assert json_value(value) is value
+    assert json.loads(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.int64(3), r"of type int64 \(at the top\) is no JSON value"),
+        ({"a": [Path("x")]}, r"of type PosixPath \(at \['a'\]\[0\]\)"),
+        ({"a": {1: 2}}, r"strings as keys, not 1 \(at \['a'\]\)"),
+        ([float("nan")], r"nan of type float \(at \[0\]\)"),
+        ((1,), "of type tuple"),
+        (torch.ones(1), "of type Tensor"),
+    ],
+)
+def test_what_json_would_change_is_named_with_its_place(value: Any, message: str) -> None:
+    with pytest.raises(NotJSON, match=message):
+        runs.ALONE.on_main(lambda: value)
 
 
 def test_unknown_and_absent_devices_are_named() -> None:

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from refimpl.errors import InputError
-from refimpl.storage import safetensors_file
-from refimpl.storage.safetensors_file import CHUNK
-from refimpl.storage.safetensors_header import DTYPES
+from refimpl.storage import safetensors_file, safetensors_header
+from refimpl.storage.safetensors_file import CHUNK, DTYPES
+from refimpl.storage.safetensors_header import ITEM_SIZES
 from tests.interop.checkpoints import bits, same_bits
 from tests.storage.test_committed import largest_file
 from tests.strategies import stored_tensors
@@ -29,10 +29,6 @@ def header_of(**entries: Any) -> bytes:
 def write_raw(path: Path, header: bytes, data: bytes = b"", length: int | None = None) -> Path:
     path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
     return path
-
-
-ONE = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
-TWO = {"dtype": "F32", "shape": [1, 1], "data_offsets": [4, 8]}
 
 
 # --- what is written is what is read, here and by the safetensors package ---
@@ -61,6 +57,47 @@ def test_files_of_the_safetensors_package_are_read(tmp_path: Path, tensors: dict
     path = tmp_path / "file.safetensors"
     save_file({key: value.contiguous() for key, value in tensors.items()}, str(path))
     assert same_bits(safetensors_file.read(path)[0], tensors)
+
+
+@settings(max_examples=30)
+@given(st.dictionaries(st.text("abc.", min_size=1, max_size=8), stored_tensors(), max_size=6))
+def test_the_bytes_are_those_of_the_safetensors_package(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Where no two dtypes have one width, which the package tells apart."""
+    widths: dict[int, torch.dtype] = {}
+    tensors = {
+        key: value.contiguous() for key, value in tensors.items()
+        if widths.setdefault(value.dtype.itemsize, value.dtype) == value.dtype
+    }  # fmt: skip
+    save_file(tensors, str(tmp_path / "theirs"))
+    safetensors_file.write(tmp_path / "ours", tensors)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_many_files_are_mapped_without_keeping_them_open(tmp_path: Path) -> None:
+    safetensors_file.write(tmp_path / "file", {"x": torch.ones(3)})
+    before = len(os.listdir("/dev/fd"))
+    held = [safetensors_file.read(tmp_path / "file")[0] for _ in range(20)]
+    assert len(os.listdir("/dev/fd")) == before
+    assert all(tensors["x"].tolist() == [1, 1, 1] for tensors in held)
+
+
+def test_each_tensor_is_copied_alone(tmp_path: Path) -> None:
+    """One that is saved or sent elsewhere takes no other along."""
+    safetensors_file.write(tmp_path / "file", {"x": torch.ones(3), "y": torch.ones(1000)})
+    assert safetensors_file.read(tmp_path / "file")[0]["x"].untyped_storage().nbytes() == 12
+
+
+def test_a_header_that_none_could_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER", 64)
+    with pytest.raises(
+        InputError, match=r"file: its header would be \d+ bytes long, above 64; write several"
+    ):
+        safetensors_file.write(tmp_path / "file", {"x" * 40: torch.ones(3)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_parts_are_joined_and_views_straightened(tmp_path: Path) -> None:
@@ -129,59 +166,6 @@ def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
 # --- broken files ---
 
 
-def entry(**changes: Any) -> bytes:
-    return header_of(x={**ONE, **changes})
-
-
-BROKEN = {
-    "gap": (header_of(x=ONE, y={**TWO, "data_offsets": [6, 10]}), "leaves a gap"),
-    "overlap": (header_of(x=ONE, y={**TWO, "data_offsets": [2, 6]}), "overlaps"),
-    "same bytes twice": (header_of(x=ONE, y=ONE), "overlaps"),
-    "twice": (b'{"x":%s,"x":%s}' % (json.dumps(ONE).encode(), json.dumps(ONE).encode()), "'x' stands twice"),
-    "field twice": (b'{"x":{"dtype":"F16","dtype":"F16","shape":[2],"data_offsets":[0,4]}}', "stands twice"),
-    "too few bytes": (header_of(x=ONE, y=TWO), "describes 8 bytes of tensors, the file holds 4"),
-    "too many bytes": (header_of(), "describes 0 bytes of tensors, the file holds 4"),
-    "wrong dtype": (entry(dtype="F32"), "takes 8 bytes, its data_offsets hold 4"),
-    "unknown dtype": (entry(dtype="F5"), "dtype 'F5'; known are F64"),
-    "dtype a list": (entry(dtype=["F16"]), r"dtype \['F16'\]"),
-    "negative side": (entry(shape=[-2]), r"impossible shape \[-2\]"),
-    "negative sides": (entry(shape=[-1, -2]), "impossible shape"),
-    "side a truth": (entry(shape=[True, 2]), "impossible shape"),
-    "side a fraction": (b'{"x":{"dtype":"F16","shape":[2.0],"data_offsets":[0,4]}}', "not a whole number"),
-    "side NaN": (b'{"x":{"dtype":"F16","shape":[NaN],"data_offsets":[0,4]}}', "NaN is not a whole number"),
-    "shape no list": (entry(shape=2), "impossible shape 2"),
-    "huge empty": (entry(shape=[0, 2**62, 2**62], data_offsets=[0, 0]), "impossible shape"),
-    "twenty sides": (entry(shape=[1] * 19 + [2]), "impossible shape"),
-    "a number of 5000 digits": (
-        b'{"x":{"dtype":"F16","shape":[%s],"data_offsets":[0,4]}}' % (b"1" * 5000), "not a JSON table"
-    ),
-    "offsets backwards": (entry(data_offsets=[4, 0]), r"impossible data_offsets \[4, 0\]"),
-    "offset negative": (entry(data_offsets=[-4, 0]), "impossible data_offsets"),
-    "one offset": (entry(data_offsets=[4]), "impossible data_offsets"),
-    "beyond": (entry(data_offsets=[2**40, 2**40 + 4]), "leaves a gap"),
-    "no shape": (header_of(x={"dtype": "F16", "data_offsets": [0, 4]}), "needs dtype, shape and data_offsets"),
-    "one more field": (entry(strides=[1]), "needs dtype, shape and data_offsets"),
-    "entry a number": (header_of(x=3), "needs dtype"),
-    "metadata numbers": (header_of(__metadata__={"a": 1}, x=ONE), "must map strings to strings"),
-    "metadata a list": (header_of(__metadata__=["a"], x=ONE), "must map strings to strings"),
-    "lone surrogate": (b'{"\\ud800":%s}' % json.dumps(ONE).encode(), "not valid Unicode"),
-    "not UTF-8": (b'{"\xff":%s}' % json.dumps(ONE).encode(), "not a JSON table"),
-    "a list": (b"[1, 2]", "not a JSON table but list"),
-    "not JSON": (b"{", "not a JSON table"),
-    "nothing": (b"", "not a JSON table"),
-    "deep": (b'{"x":' * 100_000, "not a JSON table"),
-    "space first": (b" {}", "not a JSON table"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_headers_are_refused(name: str, tmp_path: Path) -> None:
-    header, message = BROKEN[name]
-    path = write_raw(tmp_path / "broken.safetensors", header, b"\0" * 4)
-    with pytest.raises(InputError, match=rf"broken\.safetensors.*{message}"):
-        safetensors_file.read(path)
-
-
 def test_files_cut_anywhere_are_refused(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     safetensors_file.write(whole, {"x": torch.ones(3), "y": torch.empty(0)})
@@ -209,7 +193,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             safetensors_file.read(tmp_path / name)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="can't be read"):
         safetensors_file.read("nul\0byte")
 
 
@@ -227,7 +211,7 @@ def test_pickles_are_refused_with_the_way_out(start: bytes, tmp_path: Path) -> N
         (b"GGUF\3", "a GGUF file.* use the .safetensors it was made from"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!DOCTYPE html>", "a web page"),
-        (b"anything else", "not safetensors: .* copy or download it again"),
+        (b"anything else", "not a whole safetensors file: .* copy or download it again"),
     ],
 )
 def test_other_files_are_told_from_weights(start: bytes, message: str, tmp_path: Path) -> None:
@@ -240,3 +224,4 @@ def test_other_files_are_told_from_weights(start: bytes, message: str, tmp_path:
 
 def test_every_dtype_has_one_name() -> None:
     assert len(set(DTYPES.values())) == len(DTYPES)
+    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEM_SIZES

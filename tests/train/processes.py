@@ -18,7 +18,7 @@ import torch
 
 from refimpl.commands.terminal import run_command
 from refimpl.commands.train import train_command
-from refimpl.storage import committed
+from refimpl.storage import safetensors_file
 
 PATIENCE = 90  # s; a rank still running after that hangs
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -76,10 +76,10 @@ def run_and_kill(job: Callable[..., Any], *arguments: Any) -> int:
 def train_until_killed(arguments: Sequence[str], at: str, count: int) -> None:
     """Trains, and kills itself with SIGKILL at the `count`-th call of one of committed.py's steps `at`.
 
-    at  "fsync", "save_file", "rename" (in refimpl.storage.committed), or "step": AdamW's
+    at  "fsync", "write_to" (of refimpl.storage.safetensors_file), "rename", or "step": AdamW's
     """
     place: Any = {
-        "fsync": os, "rename": os, "save_file": committed, "step": torch.optim.AdamW,
+        "fsync": os, "rename": os, "write_to": safetensors_file, "step": torch.optim.AdamW,
     }[at]  # fmt: skip
     original, calls = getattr(place, at), []
 

@@ -170,7 +170,7 @@ def test_weights_stored_as_integers_are_refused(run: Run) -> None:
     tensors["unet"]["out.2.bias"] = tensors["unet"]["out.2.bias"].long()
     shutil.rmtree(place)
     committed.write(place, tensors, documents)
-    with pytest.raises(InputError, match=r"integers  out\.2\.bias: file has torch\.int64"):
+    with pytest.raises(InputError, match=r"integers  out\.2\.bias: the file has torch\.int64"):
         run(train={"resume": True})
 
 

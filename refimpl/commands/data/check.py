@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from refimpl.data.bucket_sizes import Bucket, Metric
 from refimpl.data.captions import DEFAULT_TAG_CLASSES
 from refimpl.data.config import BucketConfig
 from refimpl.errors import InputError
+from refimpl.names import nearest
 from refimpl.run.config import Config, Stage
 from refimpl.run.presets import load_config, preset_names
 
@@ -122,7 +122,7 @@ def _check_data_set(command: CheckCommand) -> None:
             f"--folder {command.folder} replaces the images of a configuration, and {command.source} is none; name "
             "the images alone"
         )
-    near = difflib.get_close_matches(command.source, preset_names(), 1)
+    near = nearest(command.source, preset_names(), least=0.6)
     if near and not Path(command.source).exists():
         raise InputError(
             f"{command.source}: there is no such folder or file, and no such preset; the nearest is {near[0]!r}"

@@ -1,6 +1,5 @@
 """`refimpl data`: index a data set, look at it before any training, weigh its tags (N §4.1.2, §4.3)."""
 
-import difflib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import NoReturn
 
 from refimpl.commands.data.check import is_configuration
 from refimpl.errors import InputError
+from refimpl.names import nearest
 from refimpl.run.presets import load_config
 
 # subcommand → (module, function taking (arguments, program), what it does). Imported only when asked for.
@@ -55,7 +55,7 @@ def data_command(arguments: list[str], program: str = "refimpl data") -> None:
 
 
 def _refuse(name: str, program: str) -> NoReturn:
-    (near,) = difflib.get_close_matches(name, SUBCOMMANDS, 1, 0.0)
+    (near,) = nearest(name, SUBCOMMANDS)
     lines = [f"{name!r} is no command of {program}; the nearest is {near!r}"]
     if Path(name).exists():
         lines.append(

@@ -17,7 +17,7 @@ def show(lines: Iterable[str], page: Callable[[], str], path: Path | None) -> No
     for line in lines:
         print(line)
     if path is not None:
-        from refimpl.storage.committed import replace_text
+        from refimpl.storage.atomic import replace_text
 
         replace_text(path, page())
         print(f"wrote {path}")

@@ -65,7 +65,7 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
     from refimpl.cache.cached_stage import find_latents, open_cache
     from refimpl.run.stage import read_stage, write_demo_data
     from refimpl.run.world import join_world, leave_world, lost_peers_named
-    from refimpl.storage.committed import replace_text
+    from refimpl.storage.atomic import replace_text
 
     vae = None if config.data.cache else find_autoencoder(config, command.weights)
     world = join_world(command.device)

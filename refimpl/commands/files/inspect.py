@@ -95,7 +95,7 @@ def architecture_name(checkpoint: Checkpoint, source: str) -> str:
 
 
 def _sizes(part: Mapping[str, Tensor]) -> dict[str, Any]:
-    from refimpl.storage.safetensors_header import NAMES
+    from refimpl.storage.safetensors_file import NAMES
 
     dtypes = Counter(NAMES.get(tensor.dtype, str(tensor.dtype)) for tensor in part.values())
     return {

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from PIL import Image
 from refimpl.data.demo.drawings import draw, kinds
 from refimpl.data.demo.photographs import PHOTOGRAPHS, Licence, photograph_crops
 from refimpl.errors import InputError
+from refimpl.storage.atomic import renamed_folder
 
 DEMO_TAG_CLASSES = ("colour", "shape", "background", "style", "subject")
 ILLUSTRATIONS = 360  # for training; every HELDOUT_EVERY-th of a kind is held out beside them
@@ -151,15 +150,11 @@ def write_demo_images(
         raise InputError(f"{folder} is a file; name a folder for the demo images")
     if folder.is_dir() and any(folder.iterdir()):
         return _reuse(folder, seed, illustrations)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
-        _write_all(partial, seed, illustrations, progress)
-        partial.chmod(0o755)  # mkdtemp makes it private to this user
-        try:
-            partial.replace(folder)
-        except OSError:  # another process was first
+        with renamed_folder(folder) as partial:
+            _write_all(partial, seed, illustrations, progress)
+    except InputError:
+        if folder.is_dir() and any(folder.iterdir()):  # another process was first
             return _reuse(folder, seed, illustrations)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return read_demo_manifest(folder)

@@ -5,6 +5,7 @@ ends. Tags are a sparse matrix by rows: `tag.ends` and `tag.ids`, the latter int
 """
 
 import json
+import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import InputError
-from refimpl.storage.whole_file import written_whole
+from refimpl.storage.atomic import replaced_file
+from refimpl.storage.safetensors_header import Entry, Header, Pieces, Reader, opened, write_container
 
 FORMAT, VERSION = "refimpl-index", 1
 RELEASE_EVERY = 1024  # entries read; the system maps some 64 KiB around each, so at most 200 MB stay mapped
-MOST_HEADER = 2**28  # bytes; far above an index of a million archives
+READER = Reader("index", "make it again with: refimpl data index FOLDER -o INDEX")
 _CODES = {"<i8": "I64", "<i4": "I32", "<i2": "I16", "|u1": "U8"}
 _DTYPES = {code: np.dtype(kind) for kind, code in _CODES.items()}
 STRINGS = ("id", "name", "caption", "tag_name", "bad_path", "bad_reason", "bad_kind")
@@ -87,28 +89,20 @@ def write_table(path: Path, columns: Mapping[str, Shaped], facts: Mapping[str, A
     columns  each by its dtype, its shape and its rows in pieces, so that no column has to be in memory whole
     Raises InputError when the disk refuses it.
     """
-    ordered = sorted(columns, key=lambda name: -columns[name][0].itemsize)  # each stays aligned
-    header: dict[str, Any] = {
-        "__metadata__": {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(dict(facts))}
+    # The format comes first, so that `is_index` need not read far.
+    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(dict(facts))}
+    tensors = {
+        name: Pieces(_CODES[dtype.str], shape, _bytes_of(pieces, dtype))
+        for name, (dtype, shape, pieces) in columns.items()
     }
-    at = 0
-    for name in ordered:
-        dtype, shape, _ = columns[name]
-        size = int(np.prod(shape)) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype.str], "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with written_whole(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in ordered:
-            dtype, shape, pieces = columns[name]
-            written = 0
-            for piece in pieces:
-                data = np.ascontiguousarray(piece, dtype)
-                file.write(data.data.cast("B") if data.size else b"")
-                written += data.size
-            assert written == np.prod(shape), f"column {name}: {written} of {shape}"
+    with replaced_file(path, make_folder=True) as temporary, temporary.open("wb") as file:
+        write_container(file, str(path), tensors, metadata)
+
+
+def _bytes_of(pieces: Iterable[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[memoryview]:
+    for piece in pieces:
+        data = np.ascontiguousarray(piece, dtype)
+        yield data.data.cast("B") if data.size else memoryview(b"")
 
 
 def in_memory(columns: Mapping[str, Shaped], facts: Mapping[str, Any]) -> Table:
@@ -126,7 +120,7 @@ def is_index(path: str | os.PathLike[str]) -> bool:
         if not os.path.isfile(path):
             return False
         with open(path, "rb") as file:
-            return f'"format": "{FORMAT}"'.encode() in file.read(200)
+            return f'"format":"{FORMAT}"'.encode() in file.read(200).replace(b": ", b":")
     except OSError:
         return False
 
@@ -134,20 +128,19 @@ def is_index(path: str | os.PathLike[str]) -> bool:
 class _OnDisk(Mapping[str, npt.NDArray[Any]]):
     """Columns of a file that is not kept open: each is read whole when it is asked for."""
 
-    def __init__(self, path: str, start: int, header: Mapping[str, Any]) -> None:
-        self.path, self.start, self.header = path, start, header
+    def __init__(self, path: str, header: Header) -> None:
+        self.path, self.header = path, header
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        entry = self.header[name]
-        dtype, count = _DTYPES[entry["dtype"]], int(np.prod(entry["shape"]))
-        array = np.fromfile(self.path, dtype, count, offset=self.start + entry["data_offsets"][0])
-        return array.reshape(entry["shape"])
+        entry = self.header.entries[name]
+        count, offset = math.prod(entry.shape), self.header.start + entry.begin
+        return np.fromfile(self.path, _DTYPES[entry.dtype], count, offset=offset).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.header)
+        return iter(self.header.entries)
 
     def __len__(self) -> int:
-        return len(self.header)
+        return len(self.header.entries)
 
 
 def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
@@ -157,22 +150,10 @@ def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
     Raises InputError for a file that is no index, is damaged or truncated, or comes from a newer version.
     """
     name = os.fspath(path)
+    with opened(name, READER) as (file, header):
+        memory = _Mapping(file.fileno())
     try:
-        with open(name, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = os.fstat(file.fileno()).st_size
-            if not 2 <= length <= min(MOST_HEADER, size - 8):
-                raise InputError(
-                    f"{name} is not an index; make one with: refimpl data index FOLDER -o {name}"
-                )
-            header = json.loads(file.read(length))
-            memory = _Mapping(file.fileno())
-    except OSError as error:
-        raise InputError(f"{name}: the index can't be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{name} is not an index: its header is damaged ({error})") from error
-    try:
-        metadata = header.pop("__metadata__")
+        metadata = header.metadata
         if metadata["format"] != FORMAT:
             raise KeyError("format")
         if int(metadata["version"]) > VERSION:
@@ -181,28 +162,26 @@ def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
                 f"version {VERSION}: update it, or index the images again"
             )
         facts = json.loads(metadata["facts"])
-        arrays = {column: _mapped(memory.map, 8 + length, entry) for column, entry in header.items()}
+        arrays = {
+            column: _mapped(memory.map, header.start, entry) for column, entry in header.entries.items()
+        }
         table = Table(arrays, facts, name, memory)
         _check(table)
         if not mapped:
-            return Table(_OnDisk(name, 8 + length, header), facts, name)
+            return Table(_OnDisk(name, header), facts, name)
         memory.has_read(RELEASE_EVERY)
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(
-            f"{name} is not a whole index ({type(error).__name__}: {error}); make it again with: refimpl data index"
+            f"{name} is not a whole index: {type(error).__name__}: {error}; {READER.remedy}"
         ) from error
     return table
 
 
-def _mapped(mapped: mmap.mmap, start: int, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
-    dtype, shape = _DTYPES[entry["dtype"]], [int(side) for side in entry["shape"]]
-    begin, end = entry["data_offsets"]
-    count = int(np.prod(shape))
-    if begin < 0 or end - begin != count * dtype.itemsize or start + end > len(mapped) or min(shape) < 0:
-        raise ValueError("a column leaves the file, which may be truncated")
-    return np.frombuffer(mapped, dtype, count, start + begin).reshape(shape)
+def _mapped(mapped: mmap.mmap, start: int, entry: Entry) -> npt.NDArray[Any]:
+    dtype = _DTYPES[entry.dtype]
+    return np.frombuffer(mapped, dtype, math.prod(entry.shape), start + entry.begin).reshape(entry.shape)
 
 
 def _check(table: Table) -> None:

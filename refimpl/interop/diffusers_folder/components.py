@@ -29,7 +29,7 @@ from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.model.config import UNetConfig
 from refimpl.storage import safetensors_file
-from refimpl.storage.key_report import differences
+from refimpl.storage.key_report import differences, refuse, shapes_of
 
 CONFIG = "config.json"
 NETWORK_STEM = "diffusion_pytorch_model"
@@ -132,13 +132,8 @@ def _check_blocks(blocks: int, state: State, source: str) -> None:
 
 
 def _check_whole(expected: Shapes, state: State, source: str) -> None:
-    problems = differences(expected, {key: tuple(tensor.shape) for key, tensor in state.items()})
-    if problems:
-        listing = "\n  ".join(problems)
-        raise InputError(
-            f"{source} does not fit the {CONFIG} beside it; {len(problems)} of its tensors differ:\n  {listing}\n"
-            "Copy or download this part again."
-        )
+    problems = differences(expected, shapes_of(state))
+    refuse(problems, f"{source} does not fit the {CONFIG} beside it", "Copy or download this part again.")
     for key, tensor in state.items():
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             raise InputError(

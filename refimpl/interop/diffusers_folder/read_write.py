@@ -39,7 +39,7 @@ from refimpl.interop.network.architecture import Architecture, architecture_of, 
 from refimpl.interop.single_file.read_write import SCALE_SHIFT, is_refiner
 from refimpl.latents.scale_shift import SDXL_DEFAULT, ScaleShift
 from refimpl.storage import safetensors_file
-from refimpl.storage.committed import renamed_folder
+from refimpl.storage.atomic import renamed_folder
 from refimpl.text.tokenizer import Tokenizer
 
 INDEX = "model_index.json"

@@ -13,9 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.interop.run.trained_parts import add_adapters, file_name, load_network_state
@@ -28,7 +25,8 @@ from refimpl.model.lora.config import LoRAConfig
 from refimpl.model.pipeline import PARTS, Model
 from refimpl.model.unet import UNet
 from refimpl.storage import committed, safetensors_file
-from refimpl.storage.streaming import load_into
+from refimpl.storage.atomic import replace_text
+from refimpl.storage.streaming import load_into, load_state
 from refimpl.tables import from_table
 from refimpl.text.config import TextConfig
 from refimpl.text.image_tower import load_image_tower, save_image_tower
@@ -46,13 +44,13 @@ def save_components(run: Path, model: Model, with_unet: bool = False) -> None:
     with_unet  the UNet too: checkpoints of adapters hold nothing of it
     """
     with committed.committed_folder(run / "components") as folder:
-        save_file(_plain(model.vae.state_dict()), str(folder / "autoencoder.safetensors"))
+        committed.write_state(folder / "autoencoder.safetensors", model.vae.state_dict())
         (folder / "scale_shift.json").write_text(model.scale_shift.to_json(), encoding="utf-8")
         save_towers(folder, (model.tokenizer, model.encoder_l, model.encoder_g))
         if model.image_tower is not None:
             save_image_tower(model.image_tower, folder / IMAGE_TOWER)
         if with_unet:
-            save_file(_plain(model.unet.state_dict()), str(folder / BASE_UNET))
+            committed.write_state(folder / BASE_UNET, model.unet.state_dict())
 
 
 def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any], int]:
@@ -148,21 +146,11 @@ def load_autoencoder(path: Path, config: VAEConfig) -> VAE:
 
     Raises InputError when the file cannot be read, or lists every tensor that does not fit.
     """
-    state = read_safetensors(path)
+    state = safetensors_file.read(path)[0]
     prefixed = {k.removeprefix(SINGLE_FILE_VAE): v for k, v in state.items() if k.startswith(SINGLE_FILE_VAE)}
     vae = VAE(config)
-    committed.load_state(vae, prefixed or state, str(path))
+    load_state(vae, prefixed or state, str(path))
     return vae.eval().requires_grad_(False)
-
-
-def read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    """All tensors of a safetensors file; InputError says when it is absent or not one."""
-    try:
-        return load_file(str(path))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except Exception as error:  # safetensors raises its own class and, on a folder, OSError
-        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -202,8 +190,4 @@ def find_checkpoint(path: Path) -> Path:
 
 def write_config(run: Path, table: Mapping[str, Any]) -> None:
     """Writes the run's configuration beside its checkpoints, whole or not at all."""
-    committed.replace_text(Path(run) / CONFIG, json.dumps(table, indent=1) + "\n")
-
-
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    replace_text(Path(run) / CONFIG, json.dumps(table, indent=1) + "\n")

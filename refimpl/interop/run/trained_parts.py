@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from refimpl.model.lora.adapters import adapted_layers, add_lora, load_lora_state, lora_state
 from refimpl.model.lora.config import LoRAConfig
-from refimpl.storage.committed import check_state
+from refimpl.storage.key_report import check_state, shapes_of
 from refimpl.text.tower_names import tower_parameters
 
 
@@ -42,11 +42,11 @@ def network_state(network: nn.Module) -> dict[str, Tensor]:
 def load_network_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copies a `network_state` into a network; InputError lists every tensor that differs."""
     if adapted_layers(network):
-        check_state({name: tuple(value.shape) for name, value in lora_state(network).items()}, state, source)
+        check_state(shapes_of(lora_state(network)), state, source)
         load_lora_state(network, state, source)
         return
     parameters = named_parameters(network)
-    check_state({name: tuple(parameter.shape) for name, parameter in parameters.items()}, state, source)
+    check_state(shapes_of(parameters), state, source)
     for name, parameter in parameters.items():
         parameter.copy_(state[name])
 

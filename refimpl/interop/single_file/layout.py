@@ -23,7 +23,7 @@ from refimpl.latents.config import VAEConfig
 from refimpl.latents.vae import VAE
 from refimpl.model.config import UNetConfig
 from refimpl.model.unet import UNet
-from refimpl.storage.key_report import differences
+from refimpl.storage.key_report import differences, refuse
 from refimpl.text.tower_names import PREFIX as TOWER_PREFIX
 
 Shapes = dict[str, tuple[int, ...]]
@@ -126,16 +126,12 @@ def check_whole(found: Found, source: str, keep_unknown: bool) -> None:
         found.other |= found.unknown
         found.unknown = {}
     actual |= {key: tuple(value.shape) for key, value in found.unknown.items()}
-    problems = differences(expected, actual)
-    if problems:
-        listing = "\n  ".join(problems)
-        hint = (
-            "" if not found.unknown else "\n--keep-unknown keeps tensors that belong to no part as they are."
-        )
-        raise InputError(
-            f"{source} is not SDXL as published, or not whole; {len(problems)} of its tensors differ:\n  {listing}\n"
-            f"Copy or download it again, or name the file it was made from.{hint}"
-        )
+    hint = "\n--keep-unknown keeps tensors that belong to no part as they are." if found.unknown else ""
+    refuse(
+        differences(expected, actual),
+        f"{source} is not SDXL as published, or not whole",
+        f"Copy or download it again, or name the file it was made from.{hint}",
+    )
     for part in ("unet", "vae", "text_l", "text_g"):
         for key, tensor in getattr(found, part).items():
             if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):

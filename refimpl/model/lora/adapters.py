@@ -20,6 +20,7 @@ from refimpl.errors import InputError
 from refimpl.model.lora.config import check_dropout, check_rank_and_alpha
 from refimpl.model.lora.layers import LoRAConv2d, LoRALayer, LoRALinear
 from refimpl.model.lora.names import nearest_names
+from refimpl.storage.key_report import differences, refuse, shapes_of
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
@@ -103,24 +104,12 @@ def load_lora_state(module: nn.Module, state: Mapping[str, Tensor], source: str)
     """Copies a `lora_state` into a network with the same adapters; InputError lists every difference."""
     layers = adapted_layers(module)
     expected = lora_state(module)
-    nearest = nearest_names(expected)
-    problems = [f"missing   {key} {list(value.shape)}" for key, value in expected.items() if key not in state]
-    problems += [
-        f"unknown   {key} {list(value.shape)}; nearest: {', '.join(nearest(key)) or 'none'}"
-        for key, value in state.items()
-        if key not in expected
-    ]
-    problems += [
-        f"misshapen {key}: file has {list(state[key].shape)}, the adapter needs {list(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if problems:
-        listing = "\n  ".join(problems)
-        raise InputError(
-            f"{source} does not fit these adapters; {len(problems)} of its tensors differ:\n  {listing}\n"
-            "Use the rank and the targets that the file was written with."
-        )
+    problems = differences(shapes_of(expected), shapes_of(state), nearest_names(expected))
+    refuse(
+        problems,
+        f"{source} does not fit these adapters",
+        "Use the rank and the targets that the file was written with.",
+    )
     for name, layer in layers.items():
         layer.lora_down.weight.copy_(state[f"{name}.{DOWN}"])
         layer.lora_up.weight.copy_(state[f"{name}.{UP}"])

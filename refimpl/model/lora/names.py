@@ -1,8 +1,9 @@
 """The known names most like one that is unknown, quickly, for thousands of numbered module names."""
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
+
+from refimpl.names import nearest
 
 NEAREST = 3  # names offered
 LONGEST = 200  # characters compared; a name from a file can have any length
@@ -21,7 +22,7 @@ def nearest_names(names: Iterable[str]) -> Callable[[str], list[str]]:
     tails: dict[int, dict[str, dict[Numbers, str]]] = {}  # number of parts → masked tail → numbers → name
     answers: dict[str, list[str]] = {}  # masked unknown name → masked tails
 
-    def nearest(unknown: str) -> list[str]:
+    def nearest_to(unknown: str) -> list[str]:
         unknown = unknown.strip("*.")[:LONGEST]
         masked, parts = _masked(unknown), unknown.count(".") + 1
         if masked not in answers:
@@ -29,11 +30,11 @@ def nearest_names(names: Iterable[str]) -> Callable[[str], list[str]]:
                 return []
             if parts not in tails:
                 tails[parts] = _by_tail(known, parts)
-            answers[masked] = difflib.get_close_matches(masked, tails[parts], NEAREST, 0.0)
+            answers[masked] = nearest(masked, tails[parts], NEAREST)
         numbered = [tails[parts][form] for form in answers[masked]]
         return [names.get(_numbers(unknown)) or next(iter(names.values())) for names in numbered]
 
-    return nearest
+    return nearest_to
 
 
 def _by_tail(known: Iterable[str], parts: int) -> dict[str, dict[Numbers, str]]:

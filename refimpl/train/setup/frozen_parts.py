@@ -16,6 +16,7 @@ from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.run.config import Config
 from refimpl.run.stage import StageData
 from refimpl.storage import committed
+from refimpl.storage.streaming import load_state
 from refimpl.tables import to_table
 from refimpl.train.setup.init_from import say_scale_shift, start_vae
 
@@ -42,7 +43,7 @@ def frozen_parts(
                 f"latents.folder {folder} was made with other data or settings; delete it or name another folder"
             )
         vae = VAE(config.vae)
-        committed.load_state(vae, contents.tensors["autoencoder"], str(folder))
+        load_state(vae, contents.tensors["autoencoder"], str(folder))
         scale_shift = ScaleShift.from_json(json.dumps(contents.documents["scale_shift"]))
         return vae.eval().requires_grad_(False), scale_shift, contents.tensors["statistics"]
     elif folder and folder.exists():

@@ -23,7 +23,7 @@ from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import load_autoencoder
 from refimpl.latents.vae import VAEConfig
 from refimpl.run.visit_draws import VisitDraws
-from refimpl.storage import committed
+from refimpl.storage import atomic
 from refimpl.storage.shards import map_shard
 from refimpl.tables import from_table
 from refimpl.text.conditioning import encode_prompts
@@ -441,13 +441,13 @@ def test_a_newer_format_is_refused(config: str, tmp_path: Path) -> None:
     out = caches.write(config, tmp_path / "cache", *LATENTS)
     path = out / "latents" / "cache.json"
     manifest = json.loads(path.read_text())
-    committed.replace_text(path, json.dumps(manifest | {"format": 2}))
+    atomic.replace_text(path, json.dumps(manifest | {"format": 2}))
     with pytest.raises(InputError, match="of format 2, this version reads 1"):
         open_latents(out)
-    committed.replace_text(path, json.dumps(manifest | {"details": {}}))
+    atomic.replace_text(path, json.dumps(manifest | {"details": {}}))
     with pytest.raises(InputError, match="the manifest of its latents lacks 'crops'"):
         open_latents(out)
-    committed.replace_text(path, "{")
+    atomic.replace_text(path, "{")
     with pytest.raises(InputError, match="can't be read"):
         open_latents(out)
 

@@ -48,6 +48,19 @@ def test_it_is_a_safetensors_file(index_file: Path) -> None:
     assert text == "".join(f"c{number}, tag, \u00e9t\u00e9" for number in range(5))
 
 
+def test_an_index_with_spaces_in_its_header_is_the_same(index_file: Path, tmp_path: Path) -> None:
+    """As it was written before."""
+    spaced = tmp_path / "spaced"
+    spaced.write_bytes(index_file.read_bytes())
+    with_header(spaced, lambda header: header)
+    assert spaced.read_bytes() != index_file.read_bytes()
+    assert is_index(spaced)
+    before, after = read_table(spaced), read_table(index_file)
+    assert before.facts == after.facts
+    assert list(before.arrays) == list(after.arrays)
+    assert all(np.array_equal(before.arrays[name], after.arrays[name]) for name in before.arrays)
+
+
 def test_a_newer_version_is_refused(index_file: Path) -> None:
     with_header(index_file, lambda header: header["__metadata__"].update(version="2"))
     assert is_index(index_file)
@@ -62,7 +75,7 @@ def test_a_newer_version_is_refused(index_file: Path) -> None:
 def test_a_cut_index_is_refused(share: float, index_file: Path) -> None:
     data = index_file.read_bytes()
     index_file.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=r"is not an index|is not a whole index"):
+    with pytest.raises(InputError, match=r"is not a whole index: "):
         read_index(index_file)
 
 

@@ -17,7 +17,7 @@ from refimpl.interop.network.clip_keys import ClipSizes, tower_shapes
 from refimpl.latents.scale_shift import NOVELAI_ANIME
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet, UNetConfig
-from refimpl.storage.safetensors_header import DTYPES
+from refimpl.storage.safetensors_file import DTYPES
 from tests.interop.checkpoints import PARTS
 
 SIZES = ClipSizes(vocabulary=5, positions=77, width=2, layers=1, hidden=3, projection=2)

@@ -318,8 +318,11 @@ def test_a_state_that_does_not_fit_is_reported_in_full():
     message = str(error.value)
     assert message.startswith("adapters.safetensors does not fit these adapters; 3 of its tensors differ:")
     assert f"missing   {removed} [3, 16]" in message
-    assert "unknown   input_blocks.4.1.transformer_blocks.0.attn1.to_qq.alpha [3, 16]; nearest: " in message
-    assert f"misshapen {changed}: file has [2, 2], the adapter needs [16, 3]" in message
+    assert (
+        "unknown   input_blocks.4.1.transformer_blocks.0.attn1.to_qq.alpha [3, 16] (the nearest are "
+        in message
+    )
+    assert f"misshapen {changed}: the file has [2, 2], the network needs [16, 3]" in message
 
 
 def test_merging_without_adapters_changes_nothing():
