@@ -33,7 +33,6 @@ SLOW_IMPORTS = (
     "diffusers",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
-    "k_diffusion.sampling",
     "matplotlib.figure",
     "numpy",
     "peft",
