@@ -110,7 +110,9 @@ def copy_tree(folder: Path) -> Path:
 def build(copies: Sequence[Path], objects: Path) -> None:
     """Builds the unchanged extension for every copy, and keeps its object files for the mutants."""
     objects.mkdir()
-    for _ in in_parallel(lambda copy, source: compile_source(copy, source, objects), cpu_sources(ROOT), copies):
+    for _ in in_parallel(
+        lambda copy, source: compile_source(copy, source, objects), cpu_sources(ROOT), copies
+    ):
         pass
     for copy in copies:
         link(sorted(objects.glob("*.o")), copy / EXTENSION)
@@ -235,7 +237,9 @@ def report(mutants: Sequence[Mutant], outcomes: dict[str, Outcome], seconds: flo
     print(f"\n{len(mutants) - len(alive)} of {len(mutants)} mutants killed, {share:.1%}, in {seconds:.0f} s")
     for mutant in alive:
         broken = outcomes[mutant.id].code == -2
-        reason = "it does not compile" if broken else mutant.equivalent or "NO REASON: write the test it lacks"
+        reason = (
+            "it does not compile" if broken else mutant.equivalent or "NO REASON: write the test it lacks"
+        )
         print(f"  {mutant.id} ({mutant.file}): {reason}")
     for mutant in mutants:
         if mutant.equivalent and mutant not in alive:
