@@ -61,7 +61,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """The tests' own test: declared mistakes, each made in a copy, must make tests fail. About a quarter of an hour."""
+    """The tests' own test: declared mistakes, each made in a copy, must make tests fail. Takes minutes."""
     install_project(session, "test")
     install(session, "--no-deps", *ORACLES)
     session.run("python", "-m", "tests.meta.run_mutants", *session.posargs)

@@ -79,6 +79,7 @@ def main() -> int:
     mutants = [m for m in read_mutants() if options.only in m.id or options.only in m.file]
     if not mutants or options.jobs < 1:
         parser.error(f"there is nothing to do for --only {options.only!r} and --jobs {options.jobs}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies and processes go with this one
     started = time.monotonic()
     for name in SLOW_IMPORTS:
         importlib.import_module(name)
@@ -164,12 +165,14 @@ def run_tests(copy: Path, tests: Sequence[str]) -> Outcome:
     if child == 0:
         os._exit(test_process(copy, tests, log))
     code = None
-    while code is None and time.monotonic() - started < TIMEOUT:
-        time.sleep(0.02)
-        ended, status = os.waitpid(child, os.WNOHANG)
-        code = os.waitstatus_to_exitcode(status) if ended else None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # itself when it hangs, and whatever it has left behind
+    try:
+        while code is None and time.monotonic() - started < TIMEOUT:
+            time.sleep(0.02)
+            ended, status = os.waitpid(child, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if ended else None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # itself when it hangs, and whatever it has left behind
     if code is None:
         os.waitpid(child, 0)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
@@ -180,6 +183,7 @@ def test_process(copy: Path, tests: Sequence[str], log: Path) -> int:
     """What the forked process does: pytest's exit code, or 70 when it cannot begin."""
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
@@ -216,13 +220,16 @@ def in_parallel(function: Callable[[Path, Any], Any], items: Sequence, copies: S
     workers = [Fork.Process(target=work, args=(copy,)) for copy in copies]
     for worker in workers:
         worker.start()
-    for _ in items:
-        number, result, problem = results.get()
-        if problem:
-            raise RuntimeError(f"{items[number]}: {problem}")
-        yield items[number], result
-    for worker in workers:
-        worker.join()
+    try:
+        for _ in items:
+            number, result, problem = results.get()
+            if problem:
+                raise RuntimeError(f"{items[number]}: {problem}")
+            yield items[number], result
+    finally:
+        for worker in workers:
+            worker.terminate()  # idle, unless something went wrong
+            worker.join()
 
 
 def verdict(outcome: Outcome) -> str:
