@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DECLARATIONS = Path(__file__).with_name("mutants.toml")
@@ -48,8 +49,10 @@ class Mutant:
 def read_mutants() -> list[Mutant]:
     """All declared mutants. Raises TypeError for a field that no mutant has."""
     table = tomllib.loads(DECLARATIONS.read_text(encoding="utf-8"))
-    lists = ("tests", "rebuild")
-    return [
-        Mutant(**{name: tuple(value) if name in lists else value for name, value in entry.items()})
-        for entry in table["mutant"]
-    ]
+    mutants = []
+    for entry in table["mutant"]:
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+        }
+        mutants.append(Mutant(**fields))
+    return mutants
