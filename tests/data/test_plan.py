@@ -120,6 +120,14 @@ def test_ranks_of_the_paper_draw_their_batches_each_by_a_stream_of_its_own() -> 
     assert len({tuple(order) for order in drawn}) == world_size
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_no_batch_has_room_for_is_drawn_by_a_stream_of_its_own(seed: int) -> None:
+    """Of 35 images in batches of 6, five are left; four make a batch of the least size, and one is dropped."""
+    plan = plan_epoch(np.ones(35, int), [4, 6], seed, 2)
+    leftovers = shuffled(35, seed, 2, Stream.ITEMS, group_bits=1)[30:]
+    assert plan.dropped.tolist() == [leftovers[shuffled(5, seed, 2, Stream.LEFTOVERS)[0]]]
+
+
 @given(
     data=st.data(), world_size=st.integers(1, 3), batch_size=st.integers(1, 6), mode=st.sampled_from(MODES)
 )

@@ -6,6 +6,7 @@ Run by `nox -s mutants`; --only chooses mutants by a part of their id or file.
 """
 
 import argparse
+import compileall
 import importlib
 import os
 import shutil
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from tests.meta.declared import ROOT, Mutant, read_mutants
@@ -54,10 +56,9 @@ def main() -> int:
         parser.error(f"there is nothing to do for --only {options.only!r} and --jobs {options.jobs}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies and processes go with this one
     started = time.monotonic()
-    for name in SLOW_IMPORTS:
-        importlib.import_module(name)
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copies = [copy_tree(Path(folder) / f"copy-{number}") for number in range(options.jobs)]
+    import_what_is_slow()
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
+        copies = copy_tree([Path(folder) / f"copy-{number}" for number in range(options.jobs)])
         if any(mutant.sources for mutant in mutants):
             build(copies, Path(folder) / "objects")
         if not unchanged_tree_passes(mutants, copies):
@@ -70,15 +71,26 @@ def main() -> int:
     return report(mutants, outcomes, time.monotonic() - started)
 
 
-def copy_tree(folder: Path) -> Path:
-    """A copy of what git knows and does not ignore, with the extension if it is built."""
+def import_what_is_slow() -> None:
+    """Imports what the tests' processes then have: other people's packages and pytest's plugins."""
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
+    for plugin in entry_points(group="pytest11"):
+        plugin.load()
+
+
+def copy_tree(copies: Sequence[Path]) -> Sequence[Path]:
+    """Copies of what git knows and does not ignore, with the extension if it is built, and compiled Python."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     for name in (*names, EXTENSION):
         if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
+            (copies[0] / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copies[0] / name)
+    compileall.compile_dir(copies[0] / "refimpl", quiet=2)
+    for copy in copies[1:]:
+        shutil.copytree(copies[0], copy)
+    return copies
 
 
 def build(copies: Sequence[Path], objects: Path) -> None:
