@@ -60,6 +60,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """The tests' own test: declared mistakes, each made in a copy, must make tests fail. Takes minutes."""
+    install_project(session, "test")
+    install(session, "--no-deps", *ORACLES)
+    session.run("python", "-m", "tests.meta.run_mutants", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff and clang-format, without changing a file."""
     install(session, "ruff", "clang-format")

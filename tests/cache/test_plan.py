@@ -61,6 +61,15 @@ def test_every_lacking_entry_is_in_one_unit_of_its_bucket(
         assert len(unit.pictures) <= max(variants, shard // entry)
 
 
+def test_a_group_that_lacks_in_full_stays_a_shard_beside_one_held_in_part() -> None:
+    """As when one image of the first group has changed, and the last group was never written."""
+    every = replace(pictures(9, 0), bucket_of=np.zeros(9, np.int64))
+    shard = 3 * (CELL_BYTES + 24)  # three images
+    where = np.array([[0], [-1], [0], [0], [0], [0], [-1], [-1], [-1]])
+    units = plan_units(every, where, shard, CELL_BYTES, 8)
+    assert sorted(unit.pictures.tolist() for unit in units) == [[1], [6, 7, 8]]
+
+
 @given(
     count=st.integers(1, 40),
     variants=st.integers(1, 4),

@@ -106,6 +106,29 @@ def test_lists_are_made_as_the_paper_describes(
         assert sorted(batches) == sorted(expected)
 
 
+def test_ranks_of_the_paper_draw_their_batches_each_by_a_stream_of_its_own() -> None:
+    """In one bucket a rank's list is its share cut in order, so the steps at which the pieces come are its draw."""
+    world_size, steps, size = 4, 24, 2
+    plan = plan_epoch(np.zeros(world_size * steps * size, int), size, 5, 7, world_size, "paper")
+    shares = shuffled(world_size * steps * size, 5, 7, Stream.ITEMS, group_bits=0).reshape(
+        world_size, steps, size
+    )
+    drawn = []
+    for rank in range(world_size):
+        pieces = shares[rank].tolist()
+        drawn.append([pieces.index(items.tolist()) for _, items in plan.batches(rank)])
+        assert drawn[rank] == shuffled(steps, 5, 7, Stream.BATCHES, rank).tolist()
+    assert len({tuple(order) for order in drawn}) == world_size
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_no_batch_has_room_for_is_drawn_by_a_stream_of_its_own(seed: int) -> None:
+    """Of 35 images in batches of 6, five are left; four make a batch of the least size, and one is dropped."""
+    plan = plan_epoch(np.ones(35, int), [4, 6], seed, 2)
+    leftovers = shuffled(35, seed, 2, Stream.ITEMS, group_bits=1)[30:]
+    assert plan.dropped.tolist() == [leftovers[shuffled(5, seed, 2, Stream.LEFTOVERS)[0]]]
+
+
 @given(
     data=st.data(), world_size=st.integers(1, 3), batch_size=st.integers(1, 6), mode=st.sampled_from(MODES)
 )

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 
 from refimpl.ops import KernelNotBuilt, Ops, doctor, load_ops
@@ -33,6 +34,18 @@ def test_a_wrong_operation_is_reported(monkeypatch):
     lines, well = doctor.report()
     assert not well
     assert [line for line in lines if "WRONG" in line and "add_noise" in line]
+
+
+@pytest.mark.parametrize("off_by", [-1e-3, 1e-3])
+def test_results_that_are_too_low_or_too_high_everywhere_are_reported(off_by, monkeypatch):
+    real = load_ops("kernel")
+    wrong = real._replace(v_loss=lambda *arguments: real.v_loss(*arguments) + off_by)
+    monkeypatch.setattr(
+        doctor, "load_ops", lambda backend: wrong if backend == "kernel" else load_ops(backend)
+    )
+    lines, well = doctor.report()
+    assert not well
+    assert [line.split()[1] for line in lines if "WRONG" in line] == ["v_loss"]
 
 
 def test_without_the_extension_the_build_command_is_given(monkeypatch):

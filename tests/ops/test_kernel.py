@@ -18,6 +18,7 @@ from tests.strategies import (
     sample_scalars,
     vp_pairs,
 )
+from tests.tolerances import BINARY_DECIMAL_AT_1E7, FLOAT64_ROUNDING
 
 KERNEL = load_ops("kernel")
 ZTSNR = zero_terminal_snr(sdxl_schedule())
@@ -111,6 +112,17 @@ def test_keyed_v_loss(dtype, device, data):
 def test_channel_moments(dtype, device, data):
     x = data.draw(latents(data.draw(latent_shapes()), dtype)).to(device)
     checks.check_channel_moments(KERNEL, x)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=["contiguous", "channels_last"])
+def test_moments_keep_a_small_variance_on_a_large_mean(order):
+    # NIST StRD NumAcc4, as in test_reference, beside a channel of ones
+    values = torch.tensor([10000000.2] + [10000000.1, 10000000.3] * 500, dtype=torch.float64)
+    x = torch.stack([values, torch.ones(1001, dtype=torch.float64)]).view(1, 2, 7, 143)
+    count, mean, m2 = KERNEL.channel_moments(x.contiguous(memory_format=order))
+    assert mean[0].item() == pytest.approx(10000000.2, rel=FLOAT64_ROUNDING)
+    assert (m2[0] / (count - 1)).sqrt().item() == pytest.approx(0.1, rel=BINARY_DECIMAL_AT_1E7)
+    assert (mean[1].item(), m2[1].item()) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=["contiguous", "channels_last"])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from refimpl.commands.figures import figures_command, run_figures
 from refimpl.diffusion.config import DiffusionConfig
+from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import load_model
 from refimpl.model.pipeline import Model
@@ -18,6 +19,7 @@ from refimpl.paper import experiments as module
 from refimpl.paper.denoising import canvas_mean, decoded, denoising, level_name, paper_level
 from refimpl.paper.experiments import PUBLISHED_END, SECOND_NATIVE_LEVEL, figure_4
 from refimpl.sample.config import SampleConfig
+from refimpl.sample.grids import native
 from refimpl.sample.images.draw import draw_images
 from tests.tolerances import FLOAT64_ROUNDING, NETWORK_FLOAT32
 
@@ -101,6 +103,13 @@ def test_figure_4_shows_the_estimates_of_each_start(model: Model) -> None:
         assert len(row["sigma"]) == 5
         assert row["rms of the canvas' mean latent"] == pytest.approx([0.5] * 5, abs=NETWORK_FLOAT32)
         assert row["mean pixel"] == pytest.approx([row["mean pixel"][0]] * 5, abs=NETWORK_FLOAT32)
+
+
+def test_levels_of_the_figures_are_those_of_the_schedules() -> None:
+    plain = sdxl_schedule()
+    second = float(native(zero_terminal_snr(plain), 28)[1])
+    assert pytest.approx(float(plain.sigma_edm[-1]), rel=FLOAT64_ROUNDING) == PUBLISHED_END
+    assert pytest.approx(second, rel=FLOAT64_ROUNDING) == SECOND_NATIVE_LEVEL
 
 
 def test_finite_starts_are_those_of_the_published_schedule(model: Model) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from refimpl.data.loading.loader import SameBucket
+from refimpl.diffusion.philox import sample_id
 from refimpl.errors import InputError
 from refimpl.run.stage import StageData, read_stage
 from refimpl.run.world import World
@@ -99,6 +101,25 @@ def test_ranks_and_accumulation_slice_one_global_batch(world: int, accumulate: i
             ranks[rank][step].batches[k].draw_ids.tolist() for k in range(accumulate) for rank in range(world)
         ]
         assert micro == [batch.draw_ids.tolist() for batch in plan_step.batches]
+
+
+def test_a_substitute_is_noised_as_the_image_it_stands_for(tmp_path: Path) -> None:
+    """Picture, caption and weight are the substitute's; the draws stay those of the plan, on any rank and batch."""
+    runs.write_images(tmp_path / "train", 120)
+    config = runs.config(tmp_path, tmp_path, train={"steps": 30})
+    data = read_stage(config, config.all_stages()[0])
+    (tmp_path / "train" / "007.png").write_bytes(b"")
+    rows = {name: row for row, name in enumerate(data.index.ids)}
+    substitute = SameBucket(data.bucket_of)(rows["007"])[0]
+    stood_for = 0
+    for step in plan_steps(config, [data], 0, runs.ALONE, Quarantine(tmp_path, runs.ALONE)):
+        batch = step.batches[0]
+        assert batch.draw_ids.tolist() == [sample_id(name) for name in step.names]
+        shown = [substitute if name == "007" else rows[name] for name in step.names]
+        assert batch.captions == [data.index.captions[row] for row in shown]
+        assert batch.tag_weights.tolist() == data.tag_weights[shown].tolist()
+        stood_for += step.names.count("007")
+    assert stood_for == 1
 
 
 def test_paper_plan_gives_each_rank_its_share(root: Path) -> None:

@@ -183,7 +183,11 @@ def test_another_seed_or_a_damaged_set_is_refused(tmp_path):
     write_demo_images(folder, illustrations=5)
     with pytest.raises(InputError, match=r"holds demo images of .*delete it"):
         write_demo_images(folder, seed=1, illustrations=5)
-    next((folder / "train").glob("*.png")).unlink()
+    picture = next((folder / "train").glob("*.png"))
+    picture.write_bytes(picture.read_bytes() + b"more")
+    with pytest.raises(InputError, match="is missing or changed"):
+        write_demo_images(folder, illustrations=5)
+    picture.unlink()
     with pytest.raises(InputError, match="is missing or changed"):
         write_demo_images(folder, illustrations=5)
     (folder / "manifest.json").write_text("[]")

@@ -124,6 +124,10 @@ def test_the_cache_changes_nothing_and_keeps_to_its_limit(index: Index) -> None:
             lambda path: Image.new("RGB", (9, 9)).save(path),
             r"2\.png: now 9x9 pixels, but 33x33 when .* \(id '2'\)",
         ),
+        (
+            lambda path: Image.new("RGB", (33, 9)).save(path),
+            r"2\.png: now 33x9 pixels, but 33x33 when .* \(id '2'\)",
+        ),
     ],
 )
 def test_images_that_vanished_broke_or_changed_are_named(

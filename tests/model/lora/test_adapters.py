@@ -157,6 +157,18 @@ def test_merging_keeps_the_weights_dtype_and_rounds_once(dtype):
     assert error <= torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_merged_low_precision_weights_are_those_of_float32_rounded(dtype):
+    network = nn.Sequential(nn.Linear(32, 32)).to(dtype)
+    add_lora(network, ["0"], 4, 2.0)
+    filled(network)
+    layer = adapted_layers(network)["0"]
+    wide = layer.weight.float() + 0.5 * (layer.lora_up.weight @ layer.lora_down.weight)
+    merge_lora(network)
+    assert torch.equal(network[0].weight, wide.to(dtype))
+
+
 def test_the_first_draw_is_a_function_of_the_seed_and_the_module_alone():
     torch.manual_seed(5)
     untouched = torch.random.get_rng_state()
