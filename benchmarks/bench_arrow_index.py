@@ -1,0 +1,223 @@
+"""The index file beside the same index as an Arrow IPC file, which pandas, polars and DuckDB open.
+
+python -m benchmarks.bench_arrow_index [--images N] [--most N] [--rounds N]        writes results/arrow_index.json
+
+All of one run: sizes, opening, random access as the loader does it, memory, planning, indexing real files, merging
+the pieces of a data set, and reading damaged files. Times are the process's own processor time and wall time; ratios
+are of processor time, Arrow over ours, medians over interleaved rounds with quartiles. Needs 8 GB of disk.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.arrow.compared import assert_equal, compared, entry
+from benchmarks.arrow.damage import outcomes
+from benchmarks.arrow.file import read_arrow, read_tables, record_batch, write_batch
+from benchmarks.arrow.indexing import indexing
+from benchmarks.arrow.merge import BATCH_ROWS, WAYS, write_pieces
+from benchmarks.bench_index import synthetic_index
+from benchmarks.bench_plan import BATCH_SIZE, BUCKETS, WORLD_SIZE
+from benchmarks.timing import write
+from refimpl.data.buckets import assign
+from refimpl.data.index.data_set import index_of
+from refimpl.data.index.index_file import Table, read_table
+from refimpl.data.plan import plan_epoch
+
+LEAST_RATE, MOST_BYTES, MOST_PLAN_MS = 5_000, 200, 160  # images/s/core; bytes resident per image; to plan 6 M
+MOST_RATIO = 1.05  # of one row's reading; above it random access counts as slower
+READ, BATCH = 19_200, 64  # rows read in a round, one by one or so many at once
+MERGED, MERGES = 1_000_000, 3  # images whose pieces are merged, and how often in each way
+DAMAGED, TRIALS, SPAN = 500, 800, 4_096  # images of the file that is damaged, how often, bytes at its ends
+
+
+def entry_by_scalars(batch: pa.RecordBatch, root: Path, row: int) -> tuple[object, ...]:
+    """The same by pyarrow's own scalars."""
+    found: dict[str, list[str]] = {}
+    for tag in batch.column("tags")[row].as_py():
+        tag_class, _, name = tag.partition(":")
+        found.setdefault(tag_class, []).append(name)
+    tags = {tag_class: tuple(names) for tag_class, names in found.items()}
+    identifier, name, caption = (batch.column(column)[row].as_py() for column in ("id", "name", "caption"))
+    return identifier, root / name, caption, tags
+
+
+def entries_by_take(batch: pa.RecordBatch, root: Path, rows: np.ndarray) -> list[tuple[object, ...]]:
+    """The same of several images, taken at once."""
+    part = batch.take(pa.array(rows))
+    return [entry_by_scalars(part, root, row) for row in range(len(part))]
+
+
+def at_size(folder: Path, count: int, rounds: int) -> dict[str, Any]:
+    """Sizes, opening, random access and planning of one synthetic index in each form; memory in other processes."""
+    ours, single, several = folder / "ours", folder / "single.arrow", folder / "several.arrow"
+    synthetic_index(ours, count)
+    batch = record_batch(read_table(ours))
+    write_batch(single, batch)
+    write_batch(several, batch, BATCH_ROWS)
+    del batch
+    index, arrow = index_of(read_table(ours)), index_of(read_arrow(single))
+    parts = [index_of(table) for table in read_tables(several)]
+    scalars, root = pa.ipc.open_file(pa.memory_map(str(single))).get_batch(0), Path("/images")
+    rows = np.random.default_rng(0).integers(0, count, READ)
+    listed, batches = rows.tolist(), rows.reshape(-1, BATCH)
+    assert_equal(index, arrow, rows[:1000])
+    for row in listed[:1000]:
+        right = entry(index, row)
+        assert right == entry(parts[row // BATCH_ROWS], row % BATCH_ROWS)
+        assert right == entry_by_scalars(scalars, root, row)
+    assert entries_by_take(scalars, root, batches[0]) == [entry(index, row) for row in listed[:BATCH]]
+
+    sizes = {path.name: path.stat().st_size / count for path in (ours, single, several)}
+    result: dict[str, Any] = {"images": count, "file_bytes_per_image": sizes, "rows_read": READ}
+    print(f"{count:,} images, opened:")
+    opening = {
+        "ours": lambda: index_of(read_table(ours)),
+        "arrow": lambda: index_of(read_arrow(single)),
+        "arrow, batches": lambda: [index_of(table) for table in read_tables(several)],
+    }
+    result["open"] = compared(opening, rounds)
+    print(f"{READ:,} random rows, id, path and caption:")
+    result["random_access_without_tags"] = compared(
+        {
+            "ours": lambda: [(index.ids[r], index.paths[r], index.captions[r]) for r in listed],
+            "arrow": lambda: [(arrow.ids[r], arrow.paths[r], arrow.captions[r]) for r in listed],
+        },
+        rounds,
+    )
+    print("with tags:")
+    access = {
+        "ours": lambda: [entry(index, row) for row in listed],
+        "arrow": lambda: [entry(arrow, row) for row in listed],
+        "arrow, batches": lambda: [entry(parts[r // BATCH_ROWS], r % BATCH_ROWS) for r in listed],
+        "arrow, as_py": lambda: [entry_by_scalars(scalars, root, row) for row in listed],
+        f"arrow, take of {BATCH}": lambda: [entries_by_take(scalars, root, chosen) for chosen in batches],
+    }
+    result["random_access"] = compared(access, rounds)
+    forms = {"ours": index, "arrow": arrow}
+    bucket_of = {name: assign(form.widths, form.heights, BUCKETS)[0] for name, form in forms.items()}
+    assert (bucket_of["ours"] == bucket_of["arrow"]).all()
+    print("planned:")
+    plans = {
+        name: lambda found=found: plan_epoch(found, BATCH_SIZE, 0, 0, WORLD_SIZE)
+        for name, found in bucket_of.items()
+    }
+    result["plan"] = compared(plans, rounds)
+    paths = {"ours": ours, "arrow": single, "arrow, pyarrow's mapping": single}
+    print("bytes resident per image:")
+    result["memory"] = {name: memory(name, path, count) for name, path in paths.items()}
+    return result
+
+
+def memory(name: str, path: Path, count: int) -> dict[str, Any]:
+    """Bytes per image that stay resident, in a process of its own."""
+    words = [sys.executable, "-m", "benchmarks.arrow.memory", name, str(path)]
+    found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    found["resident_bytes_per_image"] = {step: value / count for step, value in found.pop("resident").items()}
+    print(f"  {name}: " + ", ".join(f"{s} {v:.0f}" for s, v in found["resident_bytes_per_image"].items()))
+    return found
+
+
+def merging(folder: Path) -> dict[str, Any]:
+    """Pieces to one index, each way in processes of its own, in turn."""
+    index = folder / "whole"
+    synthetic_index(index, MERGED)
+    write_pieces(index, folder)
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(MERGES):
+        for way, found in runs.items():
+            words = [sys.executable, "-m", "benchmarks.arrow.merge", way, str(folder)]
+            found.append(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+    print(f"{MERGED:,} images merged:")
+    rows: dict[str, Any] = {"images": MERGED}
+    for way, found in runs.items():
+        rows[way] = {name: statistics.median(run[name] for run in found) for name in found[0]}
+        rows[way]["ratios"] = sorted(
+            run["processor"] / first["processor"] for run, first in zip(found, runs["ours"], strict=True)
+        )
+        print(f"  {way}: {rows[way]['processor']:.2f} s, at most {rows[way]['peak_bytes'] / 1e6:.0f} MB")
+    right = index_of(read_table(folder / "ours"))
+    rows_checked = np.arange(0, MERGED, 997)
+    for name in ("only files", "pyarrow"):
+        assert_equal(right, index_of(read_arrow(folder / name)), rows_checked)
+    parts = [index_of(table) for table in read_tables(folder / "pyarrow, batches")]
+    for row in rows_checked.tolist():
+        assert entry(right, row) == entry(parts[row // BATCH_ROWS], row % BATCH_ROWS)
+    return rows
+
+
+def damaged(folder: Path) -> dict[str, Any]:
+    """What becomes of a byte that has changed."""
+    ours, arrow = folder / "small", folder / "small.arrow"
+    synthetic_index(ours, DAMAGED)
+    write_batch(arrow, record_batch(read_table(ours)))
+    rows = range(DAMAGED)
+
+    def all_of(table: Table) -> object:
+        index = index_of(table)
+        return [entry(index, row) for row in rows], index.widths.tolist(), index.heights.tolist()
+
+    def by_scalars(path: Path, check: bool) -> object:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        if check:
+            batch.validate(full=True)
+        sizes = [batch.column(name).to_pylist() for name in ("width", "height")]
+        return [entry_by_scalars(batch, Path("/images"), row) for row in rows], sizes
+
+    readers = {
+        "ours": (ours, lambda path: all_of(read_table(path))),
+        "arrow": (arrow, lambda path: all_of(read_arrow(path))),
+        "arrow, as_py": (arrow, lambda path: by_scalars(path, False)),
+        "arrow, validated, as_py": (arrow, lambda path: by_scalars(path, True)),
+    }
+    found = {name: outcomes(path, read, SPAN, TRIALS) for name, (path, read) in readers.items()}
+    print("\n".join(f"  one byte changed, {name}: {what}" for name, what in found.items()))
+    return {"images": DAMAGED, "trials": TRIALS, **found}
+
+
+def verdict(row: Mapping[str, Any], indexed: Mapping[str, Any]) -> dict[str, bool]:
+    """The four conditions, at the largest size."""
+    resident = max(row["memory"]["arrow"]["resident_bytes_per_image"].values())
+    return {
+        "images per second and core": indexed["whole_command"]["arrow"]["images_per_processor_second"]
+        >= LEAST_RATE,
+        "bytes resident per image": resident <= MOST_BYTES,
+        "random access no slower": row["random_access"]["arrow"]["ratio"]["median"] <= MOST_RATIO,
+        "planned in time": row["plan"]["arrow"]["processor"]["median_ms"] <= MOST_PLAN_MS,
+    }
+
+
+def main() -> None:
+    """Assert, time, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=6_000, help="real files that are indexed")
+    parser.add_argument("--most", type=int, default=6_000_000, help="images of the synthetic index")
+    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each function")
+    arguments = parser.parse_args()
+    pa.set_cpu_count(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found = {"damaged": damaged(folder), "indexing": indexing(folder, arguments.images, arguments.rounds)}
+        row = at_size(folder, arguments.most, arguments.rounds)
+    with tempfile.TemporaryDirectory() as name:
+        found["merge"] = merging(Path(name))
+    held = verdict(row, found["indexing"])
+    result = {"numpy": np.__version__, "pyarrow": pa.__version__, "cores": os.cpu_count(), "holds": held}
+    path = write("arrow_index", {**result, **row, **found})
+    print(f"{held}; wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
