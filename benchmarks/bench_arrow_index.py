@@ -36,9 +36,9 @@ from refimpl.data.plan import plan_epoch
 
 LEAST_RATE, MOST_BYTES, MOST_PLAN_MS = 5_000, 200, 160  # images/s/core; bytes resident per image; to plan 6 M
 MOST_RATIO = 1.05  # of one row's reading; above it random access counts as slower
-READ, BATCH = 19_200, 64  # rows read in a round, one by one or so many at once
+READ, BATCH = 9_600, 64  # rows read in a round, one by one or so many at once
 MERGED, MERGES = 1_000_000, 3  # images whose pieces are merged, and how often in each way
-DAMAGED, TRIALS, SPAN = 500, 800, 4_096  # images of the file that is damaged, how often, bytes at its ends
+DAMAGED, TRIALS, SPAN = 500, 300, 4_096  # images of the file that is damaged, how often, bytes at its ends
 
 
 def entry_by_scalars(batch: pa.RecordBatch, root: Path, row: int) -> tuple[object, ...]:
@@ -66,6 +66,8 @@ def at_size(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     write_batch(single, batch)
     write_batch(several, batch, BATCH_ROWS)
     del batch
+    for path in (ours, single, several):
+        settle(path)
     index, arrow = index_of(read_table(ours)), index_of(read_arrow(single))
     parts = [index_of(table) for table in read_tables(several)]
     scalars, root = pa.ipc.open_file(pa.memory_map(str(single))).get_batch(0), Path("/images")
@@ -117,6 +119,19 @@ def at_size(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     print("bytes resident per image:")
     result["memory"] = {name: memory(name, path, count) for name, path in paths.items()}
     return result
+
+
+def settle(path: Path) -> None:
+    """Brings a file into the page cache by reading it from its disk.
+
+    In what pieces it was written decides how many of its pages one fault maps, and so the time of a random access: of
+    copies of one file, as much as a third.
+    """
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while file.read(1 << 24):
+            pass
 
 
 def memory(name: str, path: Path, count: int) -> dict[str, Any]:
@@ -204,7 +219,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=6_000, help="real files that are indexed")
     parser.add_argument("--most", type=int, default=6_000_000, help="images of the synthetic index")
-    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each function")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each function")
     arguments = parser.parse_args()
     pa.set_cpu_count(1)
     with tempfile.TemporaryDirectory() as name:
