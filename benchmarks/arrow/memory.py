@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.arrow.compared import entry
+from benchmarks.arrow.resident import resident
 from benchmarks.bench_plan import BATCH_SIZE, BUCKETS, WORLD_SIZE
 from refimpl.data.buckets import assign_and_prune
 from refimpl.data.index.data_set import Index, index_of, read_index
@@ -22,12 +23,6 @@ from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 T = TypeVar("T")
 MOST_ERROR = 1.5  # of an image's aspect, in the logarithm
 ROWS = 10_000  # read at random
-
-
-def resident() -> int:
-    """Bytes of this process in memory, pages of mapped files among them."""
-    with open("/proc/self/smaps_rollup") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("Rss:"))
 
 
 def opened(form: str, path: str) -> Index:

@@ -21,7 +21,7 @@ from benchmarks.arrow.file import (
     write_batch,
     write_columns,
 )
-from benchmarks.bench_interop import anonymous_memory
+from benchmarks.arrow.resident import resident
 from refimpl.data.index.builder import fold_key, packed_strings
 from refimpl.data.index.columns import Ids, strings
 from refimpl.data.index.index_file import Table, read_table, write_table
@@ -87,12 +87,12 @@ WAYS: dict[str, Callable[[Path], None]] = {
 def main(way: str, folder: str) -> None:
     """Prints processor and wall time, and by how much memory that is no file's grew at its peak."""
     pa.set_cpu_count(1)
-    before, peak, done = anonymous_memory(), 0, threading.Event()
+    before, peak, done = resident("RssAnon"), 0, threading.Event()
 
     def sample() -> None:
         nonlocal peak
         while not done.wait(SAMPLED_EVERY):
-            peak = max(peak, anonymous_memory() - before)
+            peak = max(peak, resident("RssAnon") - before)
 
     thread = threading.Thread(target=sample)
     thread.start()
