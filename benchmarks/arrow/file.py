@@ -22,7 +22,6 @@ from refimpl.data.index.columns import places_of, strings
 from refimpl.data.index.index_file import NUMBERS, Shaped, Table, _Mapping, in_memory
 from refimpl.data.index.merge import _distinct
 from refimpl.errors import InputError
-from refimpl.storage.whole_file import written_whole
 
 TEXTS = ("id", "name", "caption")
 PROBLEMS = ("bad_path", "bad_reason", "bad_kind")
@@ -100,14 +99,13 @@ def _strings(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> pa.Array:
 
 
 def write_batch(path: Path, batch: pa.RecordBatch, most: int = 0) -> None:
-    """Writes one record batch, or batches of at most so many rows; the file appears whole or not at all."""
-    with (
-        written_whole(path) as file,
-        pa.ipc.new_file(
-            file, batch.schema, options=pa.ipc.IpcWriteOptions(unify_dictionaries=True)
-        ) as writer,
-    ):
-        writer.write_table(pa.Table.from_batches([batch]), max_chunksize=most or None)
+    """Writes one record batch, or batches of at most so many rows, and waits for the disk as our writer does."""
+    options = pa.ipc.IpcWriteOptions(unify_dictionaries=True)
+    with path.open("wb") as file:
+        with pa.ipc.new_file(file, batch.schema, options=options) as writer:
+            writer.write_table(pa.Table.from_batches([batch]), max_chunksize=most or None)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_columns(path: Path, columns: Mapping[str, Shaped], facts: Mapping[str, Any]) -> None:
@@ -132,7 +130,8 @@ def mapped_batches(path: str | os.PathLike[str]) -> tuple[list[pa.RecordBatch], 
 def read_tables(path: str | os.PathLike[str]) -> list[Table]:
     """One table for each record batch, its arrays views of Arrow's buffers."""
     batches, memory = mapped_batches(path)
-    return [table_of(batch, os.fspath(path), memory) for batch in batches]
+    shared = what_all_share(batches[0])
+    return [table_of(batch, shared, os.fspath(path), memory) for batch in batches]
 
 
 def read_arrow(path: str | os.PathLike[str], mapped: bool = True) -> Table:
@@ -143,11 +142,32 @@ def read_arrow(path: str | os.PathLike[str], mapped: bool = True) -> Table:
     return table
 
 
-def table_of(batch: pa.RecordBatch, path: str = "", memory: _Mapping | None = None) -> Table:
-    """A record batch as the table that `Column`s read: the same arrays, without a copy but for the tags' names."""
+Shared = tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]  # facts; names of tags, and the files left out
+
+
+def what_all_share(batch: pa.RecordBatch) -> Shared:
+    """What isn't one entry per image; of it the tags' names are copied, without their classes."""
     facts = json.loads(batch.schema.metadata[FACTS])
-    problems = facts.pop("problems")
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    tag_class = np.frombuffer(base64.b64decode(facts.pop("tag_class")), np.int16)
+    ends, data = _ends_and_bytes(batch.column("tags").values.dictionary)
+    prefix = np.array([len(name.encode()) + 1 for name in facts["classes"]], np.int64)[tag_class]
+    starts = _starts(ends)[:-1] + prefix
+    arrays = {
+        "tag_class": tag_class,
+        "tag_name.ends": np.cumsum(ends - starts),
+        "tag_name.bytes": data[places_of(starts, ends)],
+    }
+    for name, texts in facts.pop("problems").items():
+        arrays |= packed_strings(name, texts)
+    return facts, arrays
+
+
+def table_of(
+    batch: pa.RecordBatch, shared: Shared | None = None, path: str = "", memory: _Mapping | None = None
+) -> Table:
+    """A record batch as the table that `Column`s read: the same arrays, without a copy but for the tags' names."""
+    facts, shared_arrays = shared or what_all_share(batch)
+    arrays = dict(shared_arrays)
     for name in batch.schema.names:
         column = batch.column(name)
         if name in TEXTS:
@@ -160,14 +180,6 @@ def table_of(batch: pa.RecordBatch, path: str = "", memory: _Mapping | None = No
     tags: Any = batch.column("tags")
     arrays["tag.ends"] = tags.offsets.to_numpy()[1:]
     arrays["tag.ids"] = tags.values.indices.to_numpy()
-    arrays["tag_class"] = np.frombuffer(base64.b64decode(facts.pop("tag_class")), np.int16)
-    ends, data = _ends_and_bytes(tags.values.dictionary)
-    prefix = np.array([len(name.encode()) + 1 for name in facts["classes"]], np.int64)[arrays["tag_class"]]
-    starts = _starts(ends)[:-1] + prefix
-    arrays["tag_name.ends"] = np.cumsum(ends - starts)
-    arrays["tag_name.bytes"] = data[places_of(starts, ends)]
-    for name, texts in problems.items():
-        arrays |= packed_strings(name, texts)
     return Table(arrays, facts, path, memory)
 
 
@@ -193,8 +205,11 @@ def merged_by_arrow(paths: Sequence[Path], out: Path, most: int = 0) -> None:
     tag_class = np.array([numbers[name.partition(":")[0]] for name in names], np.int16)
     facts["tag_class"] = base64.b64encode(tag_class.tobytes()).decode()
     described = one.schema.with_metadata({FACTS: json.dumps(facts).encode()})
-    with written_whole(out) as file, pa.ipc.new_file(file, described) as writer:
-        for start in range(0, len(kept), most or len(kept)):
-            rows = pa.array(kept[start : start + (most or len(kept))])
-            for batch in one.take(rows).combine_chunks().to_batches():
-                writer.write_batch(batch.replace_schema_metadata(described.metadata))
+    with out.open("wb") as file:
+        with pa.ipc.new_file(file, described) as writer:
+            for start in range(0, len(kept), most or len(kept)):
+                rows = pa.array(kept[start : start + (most or len(kept))])
+                for batch in one.take(rows).combine_chunks().to_batches():
+                    writer.write_batch(batch.replace_schema_metadata(described.metadata))
+        file.flush()
+        os.fsync(file.fileno())
