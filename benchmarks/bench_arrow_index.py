@@ -221,19 +221,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=6_000, help="real files that are indexed")
+    parser.add_argument("--images", type=int, default=3_000, help="real files that are indexed")
     parser.add_argument("--most", type=int, default=6_000_000, help="images of the synthetic index")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each function")
     arguments = parser.parse_args()
     pa.set_cpu_count(1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        row = at_size(folder, arguments.most, arguments.rounds)
-    with tempfile.TemporaryDirectory() as name:
         found = {"indexing": indexing(Path(name), arguments.images, arguments.rounds)}
         found["damaged"] = damaged(Path(name))
     with tempfile.TemporaryDirectory() as name:
         found["merge"] = merging(Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        row = at_size(Path(name), arguments.most, arguments.rounds)
     held = verdict(row, found["indexing"])
     result = {"numpy": np.__version__, "pyarrow": pa.__version__, "cores": os.cpu_count(), "holds": held}
     path = write("arrow_index", {**result, **row, **found})
