@@ -24,7 +24,14 @@ import pyarrow as pa
 
 from benchmarks.arrow.compared import assert_equal, compared, entry
 from benchmarks.arrow.damage import outcomes
-from benchmarks.arrow.file import read_arrow, read_tables, record_batch, write_batch
+from benchmarks.arrow.file import (
+    entries_by_take,
+    entry_by_scalars,
+    read_arrow,
+    read_tables,
+    record_batch,
+    write_batch,
+)
 from benchmarks.arrow.indexing import indexing
 from benchmarks.arrow.merge import BATCH_ROWS, WAYS, write_pieces
 from benchmarks.bench_index import synthetic_index
@@ -36,27 +43,9 @@ from refimpl.data.index.index_file import Table, read_table
 from refimpl.data.plan import plan_epoch
 
 LEAST_RATE, MOST_BYTES, MOST_PLAN_MS = 5_000, 200, 160  # images/s/core; bytes resident per image; to plan 6 M
-MOST_RATIO = 1.05  # of one row's reading; above it random access counts as slower
 READ, BATCH = 3_200, 64  # rows read in a round, one by one or so many at once
 MERGED, MERGES = 300_000, 3  # images whose pieces are merged, and how often in each way
 DAMAGED, TRIALS, SPAN = 100, 200, 4_096  # images of the file that is damaged, how often, bytes at its ends
-
-
-def entry_by_scalars(batch: pa.RecordBatch, root: Path, row: int) -> tuple[object, ...]:
-    """The same by pyarrow's own scalars."""
-    found: dict[str, list[str]] = {}
-    for tag in batch.column("tags")[row].as_py():
-        tag_class, _, name = tag.partition(":")
-        found.setdefault(tag_class, []).append(name)
-    tags = {tag_class: tuple(names) for tag_class, names in found.items()}
-    identifier, name, caption = (batch.column(column)[row].as_py() for column in ("id", "name", "caption"))
-    return identifier, root / name, caption, tags
-
-
-def entries_by_take(batch: pa.RecordBatch, root: Path, rows: np.ndarray) -> list[tuple[object, ...]]:
-    """The same of several images, taken at once."""
-    part = batch.take(pa.array(rows))
-    return [entry_by_scalars(part, root, row) for row in range(len(part))]
 
 
 def at_size(folder: Path, count: int, rounds: int) -> dict[str, Any]:
@@ -204,16 +193,29 @@ def damaged(folder: Path) -> dict[str, Any]:
     return {"images": DAMAGED, "trials": TRIALS, **found}
 
 
-def verdict(row: Mapping[str, Any], indexed: Mapping[str, Any]) -> dict[str, bool]:
-    """The four conditions, at the largest size."""
-    resident = max(row["memory"]["arrow"]["resident_bytes_per_image"].values())
-    return {
-        "images per second and core": indexed["whole_command"]["arrow"]["images_per_processor_second"]
-        >= LEAST_RATE,
-        "bytes resident per image": resident <= MOST_BYTES,
-        "random access no slower": row["random_access"]["arrow"]["ratio"]["median"] <= MOST_RATIO,
-        "planned in time": row["plan"]["arrow"]["processor"]["median_ms"] <= MOST_PLAN_MS,
+def conditions(row: Mapping[str, Any], indexed: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What an index must reach, and both forms' figures; work beside this on the machine slows both of them."""
+    command, access, plan = indexed["whole_command"], row["random_access"], row["plan"]
+    found: dict[str, dict[str, float]] = {
+        "images per processor second, at least": {"goal": LEAST_RATE},
+        "bytes resident per image, at most": {"goal": MOST_BYTES},
+        "random access over ours, at most": {
+            "goal": 1.0,
+            "ours, a copy": access["ours, a copy"]["ratio"]["median"],
+        },
+        "milliseconds to plan, at most": {"goal": MOST_PLAN_MS},
     }
+    for name in ("ours", "arrow"):
+        resident = row["memory"][name]["resident_bytes_per_image"]
+        values = (
+            command[name]["images_per_processor_second"],
+            max(resident.values()),
+            access[name]["ratio"]["median"],
+            plan[name]["processor"]["median_ms"],
+        )
+        for figures, value in zip(found.values(), values, strict=True):
+            figures[name] = value
+    return found
 
 
 def main() -> None:
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each function")
     arguments = parser.parse_args()
     pa.set_cpu_count(1)
+    before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         found = {"indexing": indexing(Path(name), arguments.images, arguments.rounds)}
         found["damaged"] = damaged(Path(name))
@@ -233,10 +236,18 @@ def main() -> None:
         found["merge"] = merging(Path(name))
     with tempfile.TemporaryDirectory() as name:
         row = at_size(Path(name), arguments.most, arguments.rounds)
-    held = verdict(row, found["indexing"])
-    result = {"numpy": np.__version__, "pyarrow": pa.__version__, "cores": os.cpu_count(), "holds": held}
+    reached = conditions(row, found["indexing"])
+    print(json.dumps(reached, indent=1))
+    load = {"before": before, "after": os.getloadavg()[0]}
+    result = {
+        "load_average": load,
+        "conditions": reached,
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+        "cores": os.cpu_count(),
+    }
     path = write("arrow_index", {**result, **row, **found})
-    print(f"{held}; wrote {path}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

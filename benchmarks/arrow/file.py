@@ -189,6 +189,23 @@ def _ends_and_bytes(column: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArra
     return ends, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
 
 
+def entry_by_scalars(batch: pa.RecordBatch, root: Path, row: int) -> tuple[object, ...]:
+    """Id, place, caption and tags of one image by pyarrow's own scalars."""
+    found: dict[str, list[str]] = {}
+    for tag in batch.column("tags")[row].as_py():
+        tag_class, _, name = tag.partition(":")
+        found.setdefault(tag_class, []).append(name)
+    tags = {tag_class: tuple(names) for tag_class, names in found.items()}
+    identifier, name, caption = (batch.column(column)[row].as_py() for column in ("id", "name", "caption"))
+    return identifier, root / name, caption, tags
+
+
+def entries_by_take(batch: pa.RecordBatch, root: Path, rows: np.ndarray) -> list[tuple[object, ...]]:
+    """The same of several images, taken at once."""
+    part = batch.take(pa.array(rows))
+    return [entry_by_scalars(part, root, row) for row in range(len(part))]
+
+
 def merged_by_arrow(paths: Sequence[Path], out: Path, most: int = 0) -> None:
     """Merges the files of a data set's pieces with what pyarrow offers: concat, unify, sort and take.
 
