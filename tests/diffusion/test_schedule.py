@@ -252,9 +252,9 @@ def pair(angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (*pair(float64([0.1, 0.5, 1.0])[None]), r"\[1, 3\]"),
         (float64([0.9, 0.5, 0.1]), float64([0.9, 0.5, 0.1]), "must be 1"),
         (float64([0.9, math.nan, 0.1]), float64([0.9, 0.5, 0.1]), "must be 1"),
-        (*pair(float64([0.5, 0.1, 1.0])), "fall strictly"),
-        (*pair(float64([0.5, 0.5, 1.0])), "fall strictly"),
-        (*pair(float64([0.5, 1.0, 2.0])), "stay >= 0"),
+        (*pair(float64([0.5, 0.1, 1.0])), "strictly decreasing"),
+        (*pair(float64([0.5, 0.5, 1.0])), "strictly decreasing"),
+        (*pair(float64([0.5, 1.0, 2.0])), "and >= 0, and sigma"),
         (float64([1.0, 0.6, 0.0]), float64([0.0, 0.8, 1.0]), "sigma must be > 0"),
     ],
 )
