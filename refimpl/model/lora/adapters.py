@@ -161,7 +161,7 @@ def load_lora_state(module: nn.Module, state: Mapping[str, Tensor], source: str)
         listing = "\n  ".join(problems)
         raise InputError(
             f"{source} does not fit these adapters; {len(problems)} of its tensors differ:\n  {listing}\n"
-            "Use the rank and targets that the file was written with."
+            "Use the rank and the targets that the file was written with."
         )
     for name, layer in layers.items():
         layer.lora_down.weight.copy_(state[f"{name}.{DOWN}"])
