@@ -85,7 +85,7 @@ def denoise(
 
 
 def clamp_sigma(sigma_edm: Tensor, mode: str) -> Tensor:
-    """Noise levels as another implementation has them, clamped to at most PARITY_SIGMA_MAX[mode].
+    """Noise levels as in another implementation, clamped to at most PARITY_SIGMA_MAX[mode].
 
     sigma_edm  [...]        returns  [...]
     Raises InputError on an unknown mode.
