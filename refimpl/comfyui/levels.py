@@ -33,7 +33,7 @@ class Levels:
     exact: bool
 
     def table(self) -> Tensor:
-        """sigma_edm [≤ T] float64, increasing: the schedule's own levels between the two ends, and the ends.
+        """sigma_edm [≤ T + 1] float64, increasing: the schedule's own levels between the two ends, and the ends.
 
         The schedule's last level is never among them: if the table reaches that far, sigma_max replaces it.
         """
