@@ -1,4 +1,4 @@
-// Derivatives of the ops: registered once for every device, they call the ops below autograd.
+// Autograd formulas of the ops, registered once for all devices; they call the ops below the autograd key.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -134,7 +134,7 @@ inline Tensor add_keyed_noise_autograd(const Tensor& x0, const Tensor& key, cons
 
 // ---- v_loss: differentiable in prediction, once ----
 
-// The gradient as a function of prediction and of the incoming gradient, whose own derivative is refused.
+// The gradient as a function of prediction and the incoming gradient; differentiating it raises.
 struct LossGradient : torch::autograd::Function<LossGradient> {
   static Tensor forward(AutogradContext*, const Tensor& prediction, const Tensor& x0,
                         const OptionalTensor& eps, const OptionalTensor& key, const Tensor& alpha,
@@ -156,9 +156,9 @@ inline Tensor v_loss_backward_autograd(const Tensor& prediction, const Tensor& x
   return LossGradient::apply(prediction, x0, eps, key, alpha, sigma, weight, offset, incoming);
 }
 
-// The loss's gradient is linear in the incoming one, so the forward pass writes it already, for the incoming
-// gradient the caller said to expect. The first backward pass hands that buffer on, and only samples whose
-// incoming gradient is another one are computed again; so the result never depends on the expectation.
+// The loss's gradient is linear in the incoming one, so the forward pass already computes it, for the
+// incoming gradient that the caller expects. The first backward pass returns that buffer, recomputing only
+// the samples whose incoming gradient differs; so the result never depends on the expectation.
 struct Loss : torch::autograd::Function<Loss> {
   static Tensor forward(AutogradContext* ctx, const Tensor& prediction, const Tensor& x0,
                         const OptionalTensor& eps, const OptionalTensor& key, const Tensor& alpha,
@@ -217,7 +217,7 @@ inline Tensor keyed_v_loss_autograd(const Tensor& prediction, const Tensor& x0, 
   return call_keyed_v_loss().call(prediction, x0, key, alpha, sigma, weight, offset, expected);
 }
 
-// Measurements, not part of a graph: the reference detaches its input too.
+// Statistics, not part of the autograd graph: the reference detaches its input too.
 inline std::tuple<Tensor, Tensor, Tensor> channel_moments_autograd(const Tensor& x) {
   static auto op = find_op<std::tuple<Tensor, Tensor, Tensor>(const Tensor&)>("refimpl::channel_moments");
   const at::AutoDispatchBelowADInplaceOrView below;

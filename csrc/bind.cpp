@@ -1,4 +1,4 @@
-// Schemas of the ops (only here), their registration for the CPU and for autograd, and the Python module.
+// Schemas of the ops (defined only here), their registration for the CPU and autograd, and the Python module.
 //
 // Autocast: no op has an autocast rule. Each runs on the tensors it is given, computes in float32 (float64
 // for float64), and takes a bfloat16 or float16 prediction together with float32 latents, as autocast leaves
@@ -38,7 +38,7 @@ struct Cpu {
                                             c10::typeMetaToScalarType(options.dtype()), order));
   }
 
-  // Elements a thread should have before another one is worth waking (some microseconds of work).
+  // Elements per thread from which waking another thread pays off (a few microseconds of work).
   static constexpr int64_t STREAMED = 131072, DRAWN = 8192;
 
   template <class Problem>
@@ -48,8 +48,8 @@ struct Cpu {
     const int64_t grain = std::max<int64_t>(1, per_thread / per_item);
     const auto range = [&](int64_t begin, int64_t end) { kernel(p, begin, end); };
 #ifdef REFIMPL_TORCH_THREADS
-    // The parallel_for inside libtorch: the one of its headers runs on the thread pool of whatever OpenMP
-    // this file would be linked to, which torch.set_num_threads does not reach.
+    // libtorch's own parallel_for: the one in its headers runs on the thread pool of whatever OpenMP runtime
+    // this file is linked to, which torch.set_num_threads does not control.
     const auto call = [](int64_t begin, int64_t end, void* context) {
       (*static_cast<decltype(range)*>(context))(begin, end);
     };
@@ -87,14 +87,14 @@ TORCH_LIBRARY(refimpl, m) {
   m.def("add_noise(Tensor x0, Tensor eps, Tensor alpha, Tensor sigma) -> Tensor");
   m.def("add_keyed_noise(Tensor x0, Tensor key, Tensor alpha, Tensor sigma, float offset=0.0) -> Tensor");
   m.def("keyed_normal(Tensor key, int channels, int height, int width, float offset=0.0) -> Tensor");
-  // expected: the gradient by loss[b] that the caller's backward pass will send; 1 / B when not given.
+  // expected: the incoming gradient of loss[b] that the caller's backward pass will send; 1 / B by default.
   m.def(
       "v_loss(Tensor prediction, Tensor x0, Tensor eps, Tensor alpha, Tensor sigma, Tensor weight, "
       "float? expected=None) -> Tensor");
   m.def(
       "keyed_v_loss(Tensor prediction, Tensor x0, Tensor key, Tensor alpha, Tensor sigma, Tensor weight, "
       "float offset=0.0, float? expected=None) -> Tensor");
-  // The steps of the two losses' derivative; one of eps and key is given.
+  // The steps of the two losses' derivatives; exactly one of eps and key is given.
   m.def(
       "v_loss_forward(Tensor prediction, Tensor x0, Tensor? eps, Tensor? key, Tensor alpha, Tensor sigma, "
       "Tensor weight, float offset, float? expected) -> (Tensor loss, Tensor grad)");

@@ -1,7 +1,7 @@
-// The ops over torch tensors, once for all devices: check, bring into one memory order, allocate, run.
+// The ops over torch tensors, once for all devices: check, convert to one memory format, allocate, run.
 //
-// A Backend says how a problem runs on its device: Backend::noise, ::loss, ::moments and their scratch sizes;
-// and where the memory of large results comes from: Backend::empty.
+// A Backend defines how a problem runs on its device (Backend::noise, ::loss, ::moments and their scratch
+// sizes) and where the memory of large results comes from (Backend::empty).
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -78,7 +78,7 @@ Tensor keyed_normal(const Tensor& key, int64_t channels, int64_t height, int64_t
 
 // ---- v_loss, keyed_v_loss ----
 
-// The tensors of one loss, checked and in one memory order; owns what had to be converted.
+// The tensors of one loss, checked and in one memory format; owns the converted copies.
 struct LossCall {
   LossProblem p = {};
   at::MemoryFormat order;

@@ -1,8 +1,8 @@
-// Memory of the CPU kernels' large outputs: freed blocks wait for the next call instead of going back to the
-// system.
+// Memory of the CPU kernels' large outputs: freed blocks are cached for the next call instead of being
+// returned to the system.
 //
-// glibc returns a large freed block to the system, and whoever allocates next pays a page fault for every 4
-// KB it writes: as much time as the kernel takes, and several times that where two outputs take turns.
+// glibc returns a large freed block to the system, and the next allocation takes a page fault for every 4 KB
+// it writes: as much time as the kernel itself, and several times that when two outputs alternate.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -20,7 +20,7 @@ class Blocks final : public c10::Allocator {
   static constexpr size_t MOST_BLOCKS = 4;         // that wait: noised latents, gradient, and those before
   static constexpr size_t MOST_BYTES = 512 << 20;  // of all waiting blocks together
 
-  // The one of this process; never destroyed, as tensors may outlive every static.
+  // The process-wide instance; never destroyed, as tensors may outlive every static.
   static Blocks* instance() {
     static auto* blocks = new Blocks;
     return blocks;
@@ -46,7 +46,7 @@ class Blocks final : public c10::Allocator {
   std::list<Block*> waiting_;  // the one freed last comes first: it may still lie in the cache
   size_t waiting_bytes_ = 0;
 
-  // A waiting block that wastes at most a quarter (buckets differ in area by less), or null.
+  // A cached block at most a quarter too large (buckets differ in area by less), or null.
   Block* waiting(size_t bytes) {
     const std::lock_guard lock(mutex_);
     for (auto at = waiting_.begin(); at != waiting_.end(); ++at) {

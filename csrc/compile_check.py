@@ -1,7 +1,7 @@
-"""Compiles every .cu file for each architecture and prints what each kernel uses; a register spill is an error.
+"""Compiles every .cu file for each architecture and prints each kernel's resource usage; register spills are errors.
 
-Needs nvcc alone (no GPU, no torch): python csrc/compile_check.py [--arch 90]
-nvcc is taken from CUDA_HOME, then from PATH.
+Needs only nvcc (no GPU, no torch): python csrc/compile_check.py [--arch 90]
+nvcc is taken from CUDA_HOME, CUDA_PATH or PATH, in this order.
 """
 
 import argparse
@@ -20,7 +20,7 @@ NVCC_FLAGS = ("-O3", "-std=c++20", "-fmad=false", "--expt-relaxed-constexpr")  #
 
 
 class Usage(NamedTuple):
-    """What the assembler reports of one kernel on one architecture."""
+    """What the assembler reports for one kernel on one architecture."""
 
     file: str
     arch: str
@@ -32,7 +32,7 @@ class Usage(NamedTuple):
 
 
 def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME (or CUDA_PATH), else of PATH."""
+    """The path of nvcc from CUDA_HOME or CUDA_PATH, else from PATH; None if there is none."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             nvcc = Path(home) / "bin" / "nvcc"
@@ -53,7 +53,7 @@ def readable(mangled: str) -> str:
 
 
 def compile_file(nvcc: str, source: Path, arch: str, folder: Path) -> list[Usage]:
-    """Usage of each kernel of one file; raises SystemExit with nvcc's output when it does not compile."""
+    """The usage of each kernel in one file. Raises SystemExit with nvcc's output when it does not compile."""
     target = f"arch=compute_{arch},code=sm_{arch}"
     command = [nvcc, *NVCC_FLAGS, "-gencode", target, "-Xptxas", "-v", "-c", str(source), "-o", os.devnull]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -86,11 +86,13 @@ def compile_file(nvcc: str, source: Path, arch: str, folder: Path) -> list[Usage
 
 
 def main() -> None:
-    """Prints one line per kernel and architecture; exits with 1 when one of them spills."""
+    """Prints one line per kernel and architecture; exits with status 1 if any kernel spills."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", action="append", choices=ARCHES, help="only this one (may be repeated)")
+    parser.add_argument(
+        "--arch", action="append", choices=ARCHES, help="compile only for this architecture (may be repeated)"
+    )
     arguments = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:

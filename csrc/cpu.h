@@ -1,8 +1,9 @@
 // CPU kernels: entry points for bind.cpp, and the choice of instruction set at run time.
 //
 // A kernel is a functor over a range of work items, written in plain C++. `run` instantiates it three times,
-// and the compiler vectorises each copy for its instruction set: everything it calls must be REFIMPL_FN
-// (always inline), or it would be compiled for the baseline. Processors other than x86-64 get one plain copy.
+// and the compiler vectorises each copy for its instruction set. Everything it calls must be REFIMPL_FN
+// (always inlined), or it would be compiled for the baseline. Processors other than x86-64 get one plain
+// copy.
 #pragma once
 
 #include "problem.h"
@@ -34,9 +35,8 @@ constexpr int64_t CHUNK = 4096;  // elements per item: the streams of one item f
 REFIMPL_FN int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 REFIMPL_FN int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Sixteen-bit elements are handled as the two halves of a 32-bit word (little-endian), so that vector code
-// needs no shuffles: element PACK·w + k of a tensor is half k of word w. PACK is 1 for loops without such
-// elements.
+// 16-bit elements are handled as the two halves of a little-endian 32-bit word, so that vector code needs no
+// shuffles: element PACK·w + k of a tensor is half k of word w. PACK is 1 for loops without 16-bit elements.
 template <class... T>
 constexpr int PACK = ((sizeof(T) == 2) || ...) ? 2 : 1;
 

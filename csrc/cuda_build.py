@@ -2,9 +2,9 @@
 
     python csrc/cuda_build.py
 
-The environment holds torch (a CUDA build), numpy, setuptools, ninja and pybind11; nvcc comes from CUDA_HOME or
-PATH. Everything is built in a temporary folder: an extension that is already installed stays as it is.
-Then it checks that each op has a kernel for every dispatch key, and that tracing without data works on CUDA.
+The environment must have torch (a CUDA build), numpy, setuptools, ninja and pybind11; nvcc is taken from CUDA_HOME
+or PATH. Everything is built in a temporary folder: an extension that is already installed is left untouched.
+Then it checks that each op has a kernel for every dispatch key, and that tracing with fake tensors works on CUDA.
 """
 
 import os
@@ -37,7 +37,7 @@ DIFFERENTIABLE = (
 
 
 def build(folder: Path) -> None:
-    """Copies the sources into folder and builds the extension beside refimpl/ops there."""
+    """Copies the sources into folder and builds the extension in its refimpl/ops."""
     shutil.copytree(
         ROOT / "refimpl", folder / "refimpl", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
@@ -50,7 +50,7 @@ def build(folder: Path) -> None:
 
 
 def check() -> None:
-    """Imports the extension of the current folder and checks its registrations."""
+    """Imports the extension from the current folder and checks its registrations."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -1,5 +1,4 @@
-// Number formats of the tensors, and their exact conversion to and from the float or double of the
-// arithmetic.
+// Number formats of the tensors, widened exactly to the float or double of the arithmetic and rounded back.
 #pragma once
 
 #include "formulas.h"
@@ -40,7 +39,7 @@ REFIMPL_FN float widen(f16 x) {
 #else
   const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
-  // 2^112 moves the exponent bias from 15 to 127, subnormals included; infinities and NaNs keep a full
+  // 2^112 changes the exponent bias from 15 to 127, subnormals included; infinities and NaNs keep an all-ones
   // exponent.
   const uint32_t finite = uint32_t(bits_of(float_of(int32_t(magnitude)) * 0x1p112f));
   const uint32_t special = magnitude | 0x7f800000u;
@@ -54,7 +53,7 @@ REFIMPL_FN T narrow(arithmetic_t<T> x) {
   return x;
 }
 
-// The sixteen bits of a narrowed float, as a 32-bit integer: vector code stays in lanes of one width.
+// The 16 bits of a narrowed float as a 32-bit integer, so that vector code stays in lanes of one width.
 REFIMPL_FN uint32_t narrow_bits(float x, bf16) {
   const uint32_t bits = uint32_t(bits_of(x));
   const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -65,7 +64,7 @@ REFIMPL_FN uint32_t narrow_bits(float x, f16) {
   const uint32_t bits = uint32_t(bits_of(x));
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Below 2^-14 adding 1/2 leaves the subnormal's bits, rounded, at the low end of the sum.
+  // Below 2^-14, adding 1/2 leaves the rounded bits of the subnormal in the low bits of the sum.
   const uint32_t subnormal = uint32_t(bits_of(float_of(int32_t(magnitude)) + 0.5f)) - 0x3f000000u;
   const uint32_t special = x == x ? 0x7c00u : 0x7e00u;
   const uint32_t finite = int32_t(magnitude) < 0x38800000 ? subnormal : normal;

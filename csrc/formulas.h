@@ -1,8 +1,8 @@
 // Every scalar formula of the kernels and its derivative, once, for host and device (N §2.1, §2.4, App. B; S
 // §2.5).
 //
-// Each product that is added to something is an explicit fused multiply-add, and the build switches the
-// compilers' own contraction off, so that every processor rounds alike: the normals of a key have the same
+// Each product that is added to something is an explicit fused multiply-add, and the build turns off the
+// compilers' own contraction, so that every processor rounds identically: the normals of a key have the same
 // bits on AVX2, AVX-512, aarch64 and CUDA.
 #pragma once
 
@@ -38,7 +38,7 @@ REFIMPL_FN T velocity(T alpha, T x0, T sigma, T eps) {
   return fused(alpha, eps, -(sigma * x0));
 }
 
-// One element's share of the loss: (prediction − v)²
+// One element's contribution to the loss: (prediction − v)²
 template <class T>
 REFIMPL_FN T loss_term(T prediction, T v) {
   const T residual = prediction - v;
@@ -54,8 +54,8 @@ REFIMPL_FN T loss_term_derivative(T prediction, T v) {
 // loss[b] = weight·Σ loss_term / n
 REFIMPL_FN double weighted_mean(double weight, double sum, double n) { return weight * (sum / n); }
 
-// What loss_term_derivative is multiplied by when `incoming` comes in by loss[b]; in float64, as a product of
-// a small weight and a large loss scale must not pass through float32's subnormals.
+// The factor of loss_term_derivative for the incoming gradient of loss[b]; in float64, as the product of a
+// small weight and a large loss scale must not pass through float32's subnormals.
 REFIMPL_FN double gradient_scale(double incoming, double weight, double n) { return incoming * weight / n; }
 
 // ---- Philox4x32-10 (Salmon et al. 2011, §3.3) ----
@@ -64,8 +64,8 @@ struct Words {
   uint32_t w[4];
 };
 
-// Lane holds a 32-bit word: uint32_t, or uint64_t whose upper half is ignored. The latter is what vector
-// units multiply fastest, as their products of 32-bit words fill 64-bit lanes.
+// Lane holds a 32-bit word: uint32_t, or uint64_t whose upper half is ignored. Vector units multiply the
+// latter fastest, as their products of 32-bit words fill 64-bit lanes.
 template <class Lane>
 REFIMPL_FN Words philox4x32(Lane c0, Lane c1, Lane c2, Lane c3, uint32_t k0, uint32_t k1) {
 #if defined(__GNUC__) && !defined(__CUDACC__)
@@ -86,7 +86,7 @@ REFIMPL_FN Words philox4x32(Lane c0, Lane c1, Lane c2, Lane c3, uint32_t k0, uin
   return {{uint32_t(c0), uint32_t(c1), uint32_t(c2), uint32_t(c3)}};
 }
 
-// Third counter word: what the words of a key are used for (the streams of diffusion/philox.py).
+// The third counter word: what a key's words are used for (the streams of diffusion/philox.py).
 constexpr uint32_t NOISE_STREAM = 0;
 constexpr uint32_t OFFSET_STREAM = 1;
 
@@ -124,8 +124,8 @@ REFIMPL_FN float log1p_near_zero(float s) {
   return s + fused(s2 * s, p, -0.5f * s2);
 }
 
-// ln u of u = (w + 1/2) / 2³². Near u = 1 the logarithm is as small as 1 − u, whose digits a float32 u has
-// lost; so the half above 1/2 starts from 1 − u = (2³² − 1 − w + 1/2) / 2³², which is exact in the integers.
+// ln u for u = (w + 1/2) / 2³². Near u = 1 the logarithm is as small as 1 − u, whose digits a float32 u has
+// lost; so the half above 1/2 starts from 1 − u = (2³² − 1 − w + 1/2) / 2³², which is exact in integers.
 REFIMPL_FN float log_uniform(uint32_t w) {
   const bool above_half = int32_t(w) < 0;
   const uint32_t nearer_end = above_half ? ~w : w;
@@ -149,7 +149,7 @@ struct Direction {
   float cos, sin;
 };
 
-// cos φ and sin φ of φ = 2π·w / 2³², reduced exactly in the integers to a quarter turn around the axis.
+// cos φ and sin φ for φ = 2π·w / 2³², reduced exactly in integers to a quarter turn centred on an axis.
 REFIMPL_FN Direction direction(uint32_t w) {
   const uint32_t quarter = (w + 0x20000000u) >> 30;
   const float x = float(int32_t(w - (quarter << 30))) * 0x1p-30f;  // quarter turns, in [−1/2, 1/2]
@@ -170,7 +170,7 @@ REFIMPL_FN Direction direction(uint32_t w) {
   return {float_of(bits_of(swap ? s : c) ^ cos_sign), float_of(bits_of(swap ? c : s) ^ sin_sign)};
 }
 
-// Four normals of one Philox block: words (w0, w1) give lanes 0 and 1, words (w2, w3) lanes 2 and 3.
+// Four normals from one Philox block: words (w0, w1) give lanes 0 and 1, words (w2, w3) lanes 2 and 3.
 struct Normals {
   float z[4];
 };
@@ -183,7 +183,7 @@ REFIMPL_FN Normals box_muller(const Words& words) {
   return {{r0 * d0.cos, r0 * d0.sin, r1 * d1.cos, r1 * d1.sin}};
 }
 
-// Offset noise (S §2.5): eps + s·z, z one normal per (sample, channel).
+// Offset noise (S §2.5): eps + s·z, where z is one normal per (sample, channel).
 REFIMPL_FN float offset_normal(uint32_t channel, uint32_t k0, uint32_t k1) {
   const Normals normals = box_muller(keyed_block(channel / 4, OFFSET_STREAM, k0, k1));
   const uint32_t lane = channel % 4;

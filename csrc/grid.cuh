@@ -1,8 +1,8 @@
-// What the CUDA kernels share: the grid, 16-byte accesses, sums over a block, and keyed noise in registers.
+// What the CUDA kernels share: the grid, 16-byte accesses, block reductions, and keyed noise in registers.
 //
-// A kernel's work is cut into tiles of one sample. A block takes the tiles blockIdx.x, blockIdx.x +
-// gridDim.x, …; in a tile, thread t handles V neighbouring elements (16 bytes of the narrowest tensor), U
-// times.
+// A kernel's work is split into tiles, each of one sample. A block processes tiles blockIdx.x, blockIdx.x +
+// gridDim.x, … (a grid-stride loop); in a tile, each thread handles V adjacent elements (16 bytes of the
+// narrowest tensor), U times.
 #pragma once
 
 #include "launch.h"
@@ -16,7 +16,7 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 REFIMPL_FN int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// 64-bit division is some hundred instructions; most operands fit 32 bits.
+// 64-bit division takes about a hundred instructions; most operands fit in 32 bits.
 REFIMPL_FN int64_t divide(int64_t a, int64_t b) {
   return ((a | b) >> 31) == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
 }
@@ -49,7 +49,7 @@ struct alignas(16) Quad {
 
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(Quad) == 0; }
 
-// values = p[i … i + V); elements from n on are left as they are when not ALIGNED (an ALIGNED n is a multiple
+// values = p[i … i + V); if not ALIGNED, elements from n on are left unchanged (with ALIGNED, n is a multiple
 // of V).
 template <bool ALIGNED, int V, class T>
 __device__ __forceinline__ void load(T (&values)[V], const T* p, int64_t i, int64_t n) {
@@ -95,7 +95,7 @@ __device__ __forceinline__ T sum_of_warp(T value) {
   return value;  // in lane 0
 }
 
-// The sums of `values` over the block, in every thread; `shared` holds N · WARPS values.
+// Sums `values` over the block, with the result in every thread; `shared` holds N · WARPS values.
 template <int N, class T>
 __device__ __forceinline__ void sum_over_block(T (&values)[N], T* shared) {
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -138,7 +138,7 @@ struct KeyedSample {
   }
 };
 
-// Every thread of the block calls this at the start of a tile; the key is the same for all of them.
+// Called by every thread of the block at the start of a tile; the key is the same for all of them.
 __device__ __forceinline__ KeyedSample keyed_sample(const Layout& layout, const Noise& noise, int64_t b,
                                                     float* table) {
   const KeyedSample sample = {layout, noise.word(b, 0), noise.word(b, 1), noise.offset, table};
@@ -151,7 +151,7 @@ __device__ __forceinline__ KeyedSample keyed_sample(const Layout& layout, const 
   return sample;
 }
 
-// eps = the noise of elements [i, i + V) of the sample's memory; i is a multiple of V.
+// eps = the noise of elements [i, i + V) in the sample's memory order; i is a multiple of V.
 template <Source SOURCE, int V>
 __device__ __forceinline__ void draw(float (&eps)[V], const KeyedSample& sample, int64_t i) {
   const int64_t area = sample.layout.area;
@@ -197,7 +197,7 @@ __device__ __forceinline__ void draw(float (&eps)[V], const KeyedSample& sample,
 
 // ---- Which kernel ----
 
-// Elements per access of a kernel over tensors of types T…: 16 bytes of the narrowest.
+// Elements per access in a kernel over tensors of types T…: 16 bytes of the narrowest.
 template <Source SOURCE, class... T>
 constexpr int vector_size() {
   if (SOURCE == Source::keyed_last4) return 16;
@@ -215,7 +215,7 @@ constexpr int64_t tile_size() {
 }
 
 // Calls f.template operator()<SOURCE, ALIGNED>() for the kernel that fits the layout and the pointers.
-// `vector` is the elements per access when contiguous.
+// `vector` is the number of elements per access when contiguous.
 template <class F>
 auto choose_source(const Layout& layout, const Noise& noise, bool all_aligned, int64_t vector, F f) {
   const bool whole = all_aligned && layout.sample() % vector == 0;

@@ -1,4 +1,4 @@
-// Checks of the tensors that Python passes, and their conversion to a problem's pointers and sizes.
+// Checks of the tensors passed from Python, and their conversion to a problem's pointers and sizes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -38,7 +38,7 @@ inline void check_like(const char* name, const Tensor& x, const char* other_name
                     other.device(), ": move them to one device");
 }
 
-// x itself when nothing has to be converted: `to` goes through the dispatcher even then.
+// x itself if no conversion is needed: `to` goes through the dispatcher even then.
 inline Tensor converted(const Tensor& x, at::ScalarType dtype, at::MemoryFormat order) {
   return (x.scalar_type() == dtype ? x : x.to(dtype)).contiguous(order);
 }
@@ -52,7 +52,7 @@ inline Layout layout_of(const Tensor& x, at::MemoryFormat order) {
   return {x.size(0), x.size(1), x.size(2) * x.size(3), order == at::MemoryFormat::ChannelsLast};
 }
 
-// [B] scalars in float32 or float64 on x0's device; `kept` owns what had to be converted.
+// [B] scalars in float32 or float64 on x0's device; `kept` owns them, or their converted copy.
 inline PerSample per_sample(const char* name, const Tensor& scalars, const Tensor& x0, Tensor& kept) {
   TORCH_CHECK_VALUE(scalars.dim() == 1 && scalars.size(0) == x0.size(0), name, " has shape ", scalars.sizes(),
                     " and x0 ", x0.sizes(), ": give one per sample");
@@ -74,7 +74,7 @@ inline Noise keyed_noise(const Tensor& key, const Tensor& x0, double offset, Ten
   return {nullptr, kept.const_data_ptr<int64_t>(), float(offset)};
 }
 
-// The dtype that holds both without rounding: float32 unless they agree or one is float64.
+// The dtype that represents both without rounding: float32, unless they agree or one is float64.
 inline at::ScalarType common_dtype(const Tensor& a, const Tensor& b) {
   if (a.scalar_type() == b.scalar_type()) return a.scalar_type();
   const bool wide = a.scalar_type() == at::kDouble || b.scalar_type() == at::kDouble;

@@ -1,4 +1,4 @@
-// Keyed noise on the CPU: the normals of a stretch of a sample, written to a small buffer in memory order.
+// Keyed noise on the CPU: the normals for a range of a sample, written to a small buffer in memory order.
 #pragma once
 
 #include <vector>
@@ -61,7 +61,7 @@ REFIMPL_FN void interleave(float* out, const float* planes, int64_t channels, in
     for (int64_t c = 0; c < channels; ++c) out[position * channels + c] = planes[c * positions + position];
 }
 
-// Items of a keyed sample: stretches of CHUNK elements, or of whole positions when channels are last.
+// Work items of a keyed sample: runs of CHUNK elements, or of whole positions if channels-last.
 REFIMPL_FN int64_t chunk_positions(const Layout& layout) {
   const int64_t positions = CHUNK / layout.channels;
   return positions < 4 ? 4 : positions;
@@ -82,7 +82,7 @@ struct KeyedScratch {
   }
 };
 
-// Noise of the elements [begin, begin + count) of a sample's memory; begin is a multiple of chunk_elements.
+// Noise of elements [begin, begin + count) in a sample's memory order; begin is a multiple of chunk_elements.
 REFIMPL_FN const float* keyed_chunk(KeyedScratch& scratch, const Layout& layout, const Noise& noise,
                                     int64_t b, int64_t begin, int64_t count) {
   float* ordered = scratch.ordered.data();

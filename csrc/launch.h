@@ -1,6 +1,6 @@
-// CUDA launchers: a problem over raw device pointers, and a stream. No torch.
+// CUDA launchers, which take a problem over raw device pointers and a stream. No torch.
 //
-// Each kernel runs as one launch, followed by one small second launch where partial results are reduced in a
+// Each kernel is one launch, followed by a second, small one if partial results have to be reduced, in a
 // fixed order. Nothing synchronises with the host, so all of them can be captured in a CUDA graph.
 #pragma once
 

@@ -4,7 +4,7 @@
 namespace refimpl::cuda {
 namespace {
 
-// How the elements of a channel lie in memory.
+// How the elements of a channel are laid out in memory.
 enum class Order {
   plane,  // one after the other: a tile is part of one (sample, channel) plane
   last4,  // four channels last: a tile is positions of one sample, all four channels
@@ -23,7 +23,7 @@ constexpr int64_t tile_size() {
   return int64_t(THREADS) * UNROLL * vector_size<ORDER, X>();
 }
 
-// Elements that a tile's row holds: a plane, or a sample's memory, or a strided channel.
+// Elements in the row that tiles divide: a plane, a whole sample, or a strided channel.
 template <Order ORDER>
 REFIMPL_FN int64_t row_size(const Layout& layout) {
   return ORDER == Order::last4 ? layout.sample() : layout.area;

@@ -31,7 +31,8 @@ REFIMPL_FN Moments moments_of(const X* x, int64_t count) {
   return {double(count), mean, m2};
 }
 
-// An item is CHUNK elements of one channel's plane, or, channels last, as many positions of all channels.
+// An item is CHUNK elements of one channel's plane or, if channels-last, a run of positions with all
+// channels.
 REFIMPL_FN int64_t item_positions(const Layout& layout) {
   if (!layout.channels_last) return CHUNK;
   return layout.channels < CHUNK / 4 ? CHUNK / layout.channels : 4;

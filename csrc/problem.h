@@ -1,4 +1,4 @@
-// What a kernel is asked to do: raw pointers and int64 sizes, the same for the CPU and for CUDA.
+// A kernel's arguments: raw pointers and int64 sizes, the same for the CPU and CUDA.
 #pragma once
 
 #include "formats.h"
@@ -7,7 +7,7 @@ namespace refimpl {
 
 enum class DType { f32, bf16, f16, f64 };
 
-// A dense [B, C, H, W] tensor; every tensor of one problem lies in memory in the same order.
+// A dense [B, C, H, W] tensor; all tensors of one problem have the same memory format.
 struct Layout {
   int64_t batch, channels, area;  // area = H·W
   bool channels_last;             // a sample lies in memory as [H, W, C] instead of [C, H, W]
@@ -15,7 +15,7 @@ struct Layout {
   REFIMPL_FN int64_t sample() const { return channels * area; }
 };
 
-// [B] float32 or float64 scalars, one per sample; null where a kernel has no use for them.
+// [B] float32 or float64 scalars, one per sample; null if a kernel does not use them.
 struct PerSample {
   const void* data;
   int64_t stride;
@@ -28,7 +28,7 @@ struct PerSample {
   }
 };
 
-// The noise of a problem: stored (eps) or drawn again from each sample's key wherever it is needed.
+// The noise of a problem: stored (eps), or drawn from each sample's key wherever it is needed.
 struct Noise {
   const void* eps;     // [B, C, H, W], or null when the noise is keyed
   const int64_t* key;  // [B, 2] uint32 values
@@ -48,7 +48,7 @@ struct NoiseProblem {
   DType dtype;  // of x0, eps and out
 };
 
-// loss[b] = weight·mean (prediction − v)², and grad = incoming[b]·∂loss[b]/∂prediction.
+// loss[b] = weight·mean((prediction − v)²), and grad = incoming[b]·∂loss[b]/∂prediction.
 struct LossProblem {
   Layout layout;
   const void* prediction;

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t ti
   }
 }
 
-// One warp per sample adds its tiles' sums, in float64 and in a fixed order.
+// One warp per sample adds up its tiles' sums, in float64 and in a fixed order.
 __global__ void __launch_bounds__(THREADS) finish_loss_kernel(LossProblem p, int64_t tiles) {
   const int lane = threadIdx.x % WARP;
   const float* partial = static_cast<const float*>(p.partial);

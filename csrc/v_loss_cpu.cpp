@@ -13,7 +13,7 @@ REFIMPL_FN double sum_of_lanes(const A* lanes) {
   return sum;
 }
 
-// Σ loss_term over the range; with GRAD also grad = scale·loss_term_derivative.
+// Σ loss_term over the range; with GRAD, also writes grad = scale·loss_term_derivative.
 template <bool GRAD, class P, class X, class E>
 REFIMPL_FN double loss_range(P* __restrict grad, const P* __restrict prediction, const X* __restrict x0,
                              const E* __restrict eps, arithmetic_t<P> alpha, arithmetic_t<P> sigma,

@@ -39,7 +39,7 @@ VALUE_EDGES = (0.0, -0.0, 1.0, -1.0, 1e-30, -65504.0, 3e4)  # the last two: the 
 
 
 def noise_levels() -> st.SearchStrategy[float]:
-    """A sigma_edm, 0 and inf included."""
+    """A sigma_edm, including 0 and inf."""
     return st.sampled_from(NOISE_LEVEL_EDGES) | st.floats(min_value=0, allow_nan=False)
 
 
@@ -50,7 +50,7 @@ def latent_shapes(max_batch: int = 4) -> st.SearchStrategy[tuple[int, int, int, 
 
 @st.composite
 def latents(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Finite values, edges among them, in a contiguous, channels-last, transposed or strided layout."""
+    """Finite values, including edge cases, in a contiguous, channels-last, transposed or strided layout."""
     value = st.sampled_from(VALUE_EDGES) | st.floats(-100, 100, width=32)
     pool = torch.tensor(draw(st.lists(value, min_size=1, max_size=8)), dtype=torch.float64)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
@@ -67,7 +67,7 @@ def latents(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype = torch.
 
 @st.composite
 def vp_pairs(draw: st.DrawFn, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """alpha and sigma [B] in float64, with alpha² + sigma² = 1; pure signal and pure noise among them."""
+    """alpha and sigma [B] in float64, with alpha² + sigma² = 1, including pure signal and pure noise."""
     angle = st.sampled_from((0.0, math.pi / 2)) | st.floats(0, math.pi / 2)
     phi = torch.tensor(draw(st.lists(angle, min_size=batch, max_size=batch)), dtype=torch.float64)
     alpha = torch.where(phi == math.pi / 2, torch.zeros_like(phi), phi.cos())
@@ -75,7 +75,7 @@ def vp_pairs(draw: st.DrawFn, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def words(size: int) -> st.SearchStrategy[list[int]]:
-    """uint32 values, the ends included."""
+    """uint32 values, including both ends."""
     word = st.sampled_from((0, 1, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)) | st.integers(
         0, 2**32 - 1
     )
@@ -87,13 +87,13 @@ def words(size: int) -> st.SearchStrategy[list[int]]:
 
 @st.composite
 def partitions(draw: st.DrawFn, total: int) -> list[int]:
-    """Sizes of consecutive parts that sum to total; empty parts, single values and one whole part among them."""
+    """Sizes of consecutive parts that sum to total, including empty parts, single values and one whole part."""
     cuts = sorted(draw(st.lists(st.integers(0, total), max_size=12)))
     return [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
 
 
 def channel_values() -> st.SearchStrategy[list[float]]:
-    """Values of one channel: spread far below and far above their mean, constant, tiny, huge, single."""
+    """Values of one channel: with a spread far below or above their mean, constant, tiny, huge, or a single one."""
     mean = st.sampled_from((0.0, -1.7753, 10000000.2, -1e-30, 1e30))
     spread = st.sampled_from((0.0, 1e-30, 0.1, 9.9181, 1e30))
     unit = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40)
@@ -101,7 +101,7 @@ def channel_values() -> st.SearchStrategy[list[float]]:
 
 
 def scale_shifts(channels: int = 4) -> st.SearchStrategy[tuple[list[float], list[float]]]:
-    """Means and stds per channel, from the size of latents to far outside."""
+    """Per-channel means and stds, from those of latents to far outside."""
     mean = st.sampled_from((0.0, -0.0, 4.8119, -1.7753)) | st.floats(-1e3, 1e3)
     std = st.sampled_from((1.0, 9.9181, 1 / 0.13025)) | st.floats(1e-3, 1e3)
     return st.tuples(*(st.lists(each, min_size=channels, max_size=channels) for each in (mean, std)))
@@ -134,7 +134,7 @@ def prompts() -> st.SearchStrategy[str]:
 
 @st.composite
 def grid_levels(draw: st.DrawFn, from_infinity: bool | None = None) -> torch.Tensor:
-    """A grid: 1 to 8 strictly falling levels, equal ratios and great leaps among them, then 0."""
+    """A grid: 1 to 8 strictly decreasing levels, with equal ratios or large jumps, then 0."""
     ratio = st.sampled_from((1.0001, 2.0, 1e3)) | st.floats(1.01, 30)
     ratios = torch.tensor(draw(st.lists(ratio, min_size=1, max_size=8)), dtype=torch.float64)
     levels = draw(st.sampled_from((1e-6, 0.029167158151720367, 1.0))) * ratios.cumprod(0).flip(0)
@@ -144,7 +144,7 @@ def grid_levels(draw: st.DrawFn, from_infinity: bool | None = None) -> torch.Ten
 
 
 def steps(most: int = 1000) -> st.SearchStrategy[int]:
-    """Numbers of sampling steps, with the smallest, the paper's 28 and the most."""
+    """Numbers of sampling steps, including the smallest, the paper's 28 and the largest."""
     return st.sampled_from((1, 2, 3, 28, most)) | st.integers(1, most)
 
 
@@ -152,7 +152,7 @@ def steps(most: int = 1000) -> st.SearchStrategy[int]:
 
 
 def gaussian_moments() -> st.SearchStrategy[tuple[float, float]]:
-    """(mean, std) of a Gaussian data distribution, point masses included."""
+    """(mean, std) of a Gaussian data distribution, including point masses."""
     return st.tuples(st.sampled_from((0.0, -1.5, 40.0)) | st.floats(-3, 3), st.sampled_from((0.0, 1.0, 1e-3)))
 
 
@@ -161,9 +161,9 @@ def gaussian_moments() -> st.SearchStrategy[tuple[float, float]]:
 
 @st.composite
 def unet_configs(draw: st.DrawFn, size_features: int = 48) -> UNetConfig:
-    """Small UNets: one to three levels, transformers on any of them, widths and depths of no special kind.
+    """Small UNets: one to three levels, transformers on any of them, arbitrary widths and depths.
 
-    As diffusers, the oracle, has it: the first multiplier is 1, the middle is as deep as the last level if that
+    As in diffusers, the oracle, the first multiplier is 1, and the middle is as deep as the last level if that
     has transformers.
     """
     groups, head_dim = draw(st.sampled_from(((1, 2), (2, 6), (3, 3), (4, 8), (5, 10))))
@@ -188,7 +188,7 @@ def unet_configs(draw: st.DrawFn, size_features: int = 48) -> UNetConfig:
 
 @st.composite
 def vae_configs(draw: st.DrawFn) -> VAEConfig:
-    """Small autoencoders: one to four levels, widths of no special kind."""
+    """Small autoencoders: one to four levels, arbitrary widths."""
     groups = draw(st.sampled_from((1, 2, 3, 4)))
     levels = draw(st.integers(1, 4))
     return VAEConfig(
@@ -256,7 +256,7 @@ def lora_targets() -> st.SearchStrategy[tuple[str, ...]]:
 
 
 def sides() -> st.SearchStrategy[int]:
-    """A side of a latent: 1, odd ones, those that halve evenly and those that do so once only."""
+    """A side of a latent: 1, odd, divisible by 2 at every level, or only once."""
     return st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 12, 13))
 
 
@@ -339,7 +339,7 @@ def image_ids() -> st.SearchStrategy[str]:
 
 
 def keys_of(batch: int) -> st.SearchStrategy[torch.Tensor]:
-    """Two-word keys [B, 2], the ends of uint32 among them."""
+    """Two-word keys [B, 2], including both ends of uint32."""
     return words(2 * batch).map(lambda w: torch.tensor(w, dtype=torch.int64).view(-1, 2))
 
 
@@ -360,7 +360,7 @@ def sample_scalars(batch: int) -> st.SearchStrategy[torch.Tensor]:
 
 @st.composite
 def mixed_precisions(draw: st.DrawFn, dtype: torch.dtype) -> torch.dtype:
-    """A dtype for the latents beside a prediction of the given one: its own, or what autocast leaves them in."""
+    """A dtype for the latents given the prediction's: the same one, or the one that autocast leaves them in."""
     return dtype if dtype == torch.float64 else draw(st.sampled_from((dtype, torch.float32, torch.bfloat16)))
 
 

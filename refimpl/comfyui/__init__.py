@@ -1,8 +1,8 @@
 """Nodes for ComfyUI (R, "ComfyUI Integration"; N §2.2, §2.3, App. A; arXiv 2305.08891 §3.4).
 
-To install: put refimpl into the Python that runs ComfyUI (`python -m pip install refimpl`), then copy or link
-this one folder into `ComfyUI/custom_nodes` and restart ComfyUI. The folder there is a signpost: it imports the
-nodes from the installed package, where every formula stands once, so updating refimpl updates the nodes.
+To install: install refimpl into the Python that runs ComfyUI (`python -m pip install refimpl`), then copy or link
+this one folder into `ComfyUI/custom_nodes` and restart ComfyUI. The folder there is only a shim: it imports the
+nodes from the installed package, where every formula is written once, so updating refimpl updates the nodes.
 """
 
 import sys
@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] != "refimpl":
         raise
     raise ImportError(
-        f"the nodes in {__file__} need the package refimpl, which the Python that runs ComfyUI lacks (or has too "
+        f"the nodes in {__file__} need the package refimpl, which the Python that runs ComfyUI lacks (or is too "
         f"old: no {error.name}); install it with `{sys.executable} -m pip install --upgrade refimpl` and restart"
     ) from None
 

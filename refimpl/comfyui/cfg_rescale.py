@@ -1,9 +1,10 @@
-"""CFG rescale for ComfyUI (arXiv 2305.08891 §3.4; N §5), stronger or weaker along the levels by R's methods.
+"""CFG rescale for ComfyUI (arXiv 2305.08891 §3.4; N §5), with a strength that varies over the levels by R's methods.
 
 R names its methods after schedulers and multiplies the guidance scale by ratios of the grid's ends. Here the
-multiplier is φ of the paper's rescale, on v. `standard` is the paper's: the same φ at every level. The others
-are ours: φ falls to 0 along the levels, from the largest to the smallest, as evenly as the scheduler of that
-name spaces them, so that it acts where guidance overshoots and leaves the last details alone.
+multiplier is φ of the paper's rescale, applied to v. `standard` is the paper's: the same φ at every level. The
+others are not from a paper: φ decreases to 0 from the largest level to the smallest, linearly in the quantity in
+which the scheduler of that name spaces its levels, so that it acts where guidance overshoots and leaves the last
+details alone.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ METHODS = ["karras", "standard", "exponential", "sgm_uniform", "simple", "ddim_u
 
 
 def strength(method: str, sigma: Tensor, sampling: Any) -> Tensor:
-    """The part of φ that a method applies: [B] sigma → [B] float64, 0 to 1, for ComfyUI's model sampling."""
+    """The fraction of φ that a method applies: sigma [B] → [B] float64, 0 to 1; sampling is ComfyUI's."""
     if method == "standard":
         return torch.ones_like(sigma, dtype=torch.float64)
     coordinate: Callable[[Tensor], Tensor] = sampling.timestep
@@ -41,9 +42,9 @@ def strength(method: str, sigma: Tensor, sampling: Any) -> Tensor:
 def rescaled_guidance(method: str, multiplier: float) -> Callable[[dict[str, Any]], Tensor]:
     """A function for ComfyUI's `set_model_sampler_cfg_function`.
 
-    It is given the estimates D of both conditions, [B, ...], and the state x at sigma [B], and returns x − D of
-    the guided estimate, in x's dtype. Guidance and std are taken on the network's output, v where σd = 1.
-    Computes in float64, which the device must know.
+    It is given the denoised estimates D [B, ...] for both conditions and the state x at sigma [B], and returns x − D
+    for the guided estimate, in x's dtype. Guidance and std are computed on the network's output, v where σd = 1.
+    Computes in float64, which the device must support.
     """
 
     def guide(args: dict[str, Any]) -> Tensor:

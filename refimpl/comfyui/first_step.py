@@ -13,10 +13,10 @@ KEY = "refimpl_first_step"
 
 
 def patch_first_step(model: Any, levels: Levels) -> None:
-    """Let every sampler of a cloned ComfyUI model start after the step from ∞; in place of an earlier patch.
+    """Make every sampler of a cloned ComfyUI model start after the step from ∞; replaces an earlier patch.
 
-    A sampler then sees only finite levels, multistep ones included (N eq. 18). Levels without ∞ need none.
-    Raises InputError where ComfyUI is too old to wrap a sampler.
+    Samplers, including multistep ones, then see only finite levels (N eq. 18). Levels without ∞ need no patch.
+    Raises InputError if ComfyUI is too old to wrap a sampler.
     """
     if hasattr(model, "remove_wrappers_with_key"):
         wrappers = import_module("comfy.patcher_extension").WrappersMP
@@ -31,11 +31,11 @@ def patch_first_step(model: Any, levels: Levels) -> None:
 
 
 def first_step(levels: Levels) -> Callable[..., Tensor]:
-    """A wrapper of ComfyUI's Sampler.sample which takes the step from ∞, where the levels start there.
+    """A wrapper for ComfyUI's Sampler.sample that takes the step from ∞ if the levels start there.
 
-    The sampler is handed the rest of the levels, the same noise, and the first estimate as the latent image:
-    its own start, σ₁·n + latent, is then eq. 18. Inpainting, whose latent image is another thing, is left to
-    the sampler, which starts from the finite stand-in.
+    The sampler is given the remaining levels, the same noise, and the first estimate as the latent image: its own
+    initial state, σ₁·n + latent, is then eq. 18. Inpainting uses the latent image for something else, so it is
+    left to the sampler, which starts from the finite stand-in.
     """
 
     def sample(
@@ -65,7 +65,7 @@ def first_step(levels: Levels) -> Callable[..., Tensor]:
             if callback is not None:
                 callback(step + 1, denoised, x, steps)
 
-        # eq. 9, 18: x₁ = σ₁·n + D, made by the sampler's own noise_scaling
+        # eq. 9, 18: x₁ = σ₁·n + D, computed by the sampler's own noise_scaling
         return executor(model_wrap, sigmas[1:], extra_args, later, noise, x0, None, disable_pbar)
 
     return sample

@@ -1,4 +1,4 @@
-"""Inputs of a ComfyUI node: how they are declared, and checked by their own declaration (R's nodes)."""
+"""Inputs of a ComfyUI node: their declarations, and checks against those declarations (R's nodes)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ TRUE_FALSE = [
 def number(
     default: float, least: float, most: float, step: float, tooltip: str
 ) -> tuple[str, dict[str, Any]]:
-    """The declaration of a number: INT where all of it is whole, else FLOAT, entered to any digit."""
+    """The declaration of a number: INT if all four values are integers, else FLOAT, entered without rounding."""
     options = {"default": default, "min": least, "max": most, "step": step, "tooltip": tooltip}
     if all(isinstance(value, int) for value in (default, least, most, step)):
         return "INT", options
@@ -24,15 +24,15 @@ def number(
 
 
 def choice(options: list[str], default: str, tooltip: str) -> tuple[list[str], dict[str, Any]]:
-    """The declaration of a choice among words."""
+    """The declaration of a choice from a list of words."""
     return options, {"default": default, "tooltip": tooltip}
 
 
 def checked(node: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a node's inputs as its INPUT_TYPES declares them.
+    """The values of a node's inputs, converted to the types that its INPUT_TYPES declares.
 
-    Numbers become int or float, switches stay words, and what has no range (models) is passed on.
-    Raises InputError naming the node, the input and the value where one is not what was declared.
+    Numbers become int or float, switches stay words, and other inputs (models) are passed through.
+    Raises InputError naming the node, the input and the value if one does not match its declaration.
     """
     declared = node.INPUT_TYPES()  # type: ignore[attr-defined]
     declared = {**declared["required"], **declared.get("optional", {})}

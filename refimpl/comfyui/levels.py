@@ -1,4 +1,4 @@
-"""The noise levels that a ComfyUI sampler is given, of which none may be infinite (N §2.2, §2.3, App. A)."""
+"""The noise levels that a ComfyUI sampler is given, none of which may be infinite (N §2.2, §2.3, App. A)."""
 
 import math
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
 from refimpl.sample.grids import scale_sigma_max
 
-# What stands for σ = ∞ where samplers need a number. A power of two, so that scaling noise up and down again
-# changes no bit; of this size, because it is what samplers take for σ only where the exact first step cannot
-# apply (inpainting): there Euler's own float32 costs σ·2⁻²⁴ and the finite start σ₁/σ of the estimate.
+# The stand-in for σ = ∞ where samplers need a finite number. A power of two, so that scaling noise up and down
+# again changes no bit. Samplers compute with its value only where the exact first step cannot apply (inpainting):
+# there Euler's float32 rounding costs σ·2⁻²⁴ and the finite start costs σ₁/σ of the estimate, hence this size.
 STAND_IN_FOR_INFINITY = 2.0**15
 TERMINAL = {"exact": math.inf, "20000": PARITY_SIGMA_MAX["novelai"]}  # N App. A.1; A.2, the trivial variant
 SAME_FLOAT32 = 2.0**-23  # relative distance within which a level that went through float32 is the table's own
@@ -23,8 +23,8 @@ SAME_FLOAT32 = 2.0**-23  # relative distance within which a level that went thro
 class Levels:
     """The part of a schedule between two levels, as ComfyUI indexes it.
 
-    sigma_min, sigma_max  finite; the first and last level of the table
-    exact                 sigma_max stands for ∞
+    sigma_min, sigma_max  finite; the first and last levels of the table
+    exact                 whether sigma_max is the stand-in for ∞
     """
 
     schedule: NoiseSchedule
@@ -33,26 +33,26 @@ class Levels:
     exact: bool
 
     def table(self) -> Tensor:
-        """sigma_edm [≤ T] float64, rising: the schedule's own levels between the two ends, and the ends.
+        """sigma_edm [≤ T + 1] float64, increasing: the schedule's own levels between the two ends, and the ends.
 
-        The schedule's last level is never among them: where the table reaches so far, sigma_max is in its place.
+        The schedule's last level is never among them: if the table reaches that far, sigma_max replaces it.
         """
         own = self.schedule.sigma_edm[:-1]
         ends = own.new_tensor([self.sigma_min]), own.new_tensor([self.sigma_max])
         return torch.cat([ends[0], own[(own > self.sigma_min) & (own < self.sigma_max)], ends[1]])
 
     def level(self, sigma: Tensor) -> Tensor:
-        """The noise level that a sampler's sigma means: ∞ for its stand-in, else itself."""
+        """The noise level that a sampler's sigma represents: ∞ for its stand-in, else sigma itself."""
         return torch.where(sigma >= self.sigma_max, math.inf, sigma) if self.exact else sigma
 
     def sigma(self, t: Tensor) -> Tensor:
-        """[...] timesteps, cut to 0 … T−1, as sigma_edm [...] float64 within the ends; T−1 is the upper end."""
+        """Timesteps [...], clamped to 0 … T−1, as sigma_edm [...] float64 within the ends; T−1 gives sigma_max."""
         t = t.double().clamp(0, self.schedule.timesteps - 1)
         inside = self.schedule.t_to_sigma_edm(t).clamp(self.sigma_min, self.sigma_max)
         return torch.where(t == self.last_timestep, self.sigma_max, inside)
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """[...] sigma_edm as timesteps [...] float64: whole where a level is the table's but for float32."""
+        """sigma_edm [...] as timesteps [...] float64, whole where a level is the table's up to float32 rounding."""
         sigma = sigma.double()
         t = self.schedule.sigma_edm_to_t(sigma)
         whole = t.round()
@@ -62,7 +62,7 @@ class Levels:
 
     @property
     def last_timestep(self) -> float:
-        """The timestep of sigma_max: the schedule's last, or an earlier one where a small canvas cuts it."""
+        """The timestep of sigma_max: the schedule's last, or an earlier one if a small canvas lowers sigma_max."""
         largest_finite = self.schedule.sigma_edm[self.schedule.sigma_edm.isfinite()][-1]
         if self.sigma_max >= largest_finite:
             return float(self.schedule.timesteps - 1)
@@ -74,11 +74,11 @@ def levels_for(
 ) -> Levels:
     """The levels of a schedule for a canvas.
 
-    terminal   what a zero-SNR end is: "exact" ∞, or "20000" (N App. A.2). A finite end is the schedule's own
-    sigma_min  lowest level; 0 is the schedule's own
-    canvas     (height, width) px that the upper end is scaled to, by √(H·W)/1024 (R; N §2.3); None leaves it.
+    terminal   level of a zero-SNR end: "exact" for ∞, or "20000" (N App. A.2). A finite end is the schedule's own
+    sigma_min  lowest level; 0 takes the schedule's own
+    canvas     (height, width) px that the upper end is scaled for, by √(H·W)/1024 (R; N §2.3); None leaves it.
                Pure noise is pure noise on every canvas: ∞ stays ∞
-    Raises InputError where sigma_min is not below the upper end.
+    Raises InputError if sigma_min is not below the upper end.
     """
     end = TERMINAL[terminal] if schedule.is_zero_terminal else float(schedule.sigma_edm[-1])
     if canvas is not None:

@@ -1,7 +1,7 @@
 """ComfyUI's model-sampling object with the exact preconditioner (N App. A.1, eq. 1, 10–18).
 
 ComfyUI keeps the state variance-exploding and calls, at each level sigma: `calculate_input`, the network at
-`timestep(sigma)`, `calculate_denoised`; and `noise_scaling` once, before the first step. These four are here.
+`timestep(sigma)`, `calculate_denoised`; and `noise_scaling` once, before the first step. This file has all four.
 """
 
 from importlib import import_module
@@ -15,21 +15,21 @@ from refimpl.diffusion.preconditioner import scalings
 
 
 class LevelsSampling:
-    """The four methods on the levels of a schedule. To be mixed into ComfyUI's ModelSamplingDiscrete."""
+    """Methods on the levels of a schedule; a mixin for ComfyUI's ModelSamplingDiscrete."""
 
     levels: Levels
     sigma_data: float
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """[...] levels → timesteps [...] float32, fractions included, as the trainer's own samplers use them."""
+        """Levels [...] → timesteps [...] float32, which may be fractional, as in the project's own samplers."""
         return self.levels.timestep(sigma.cpu()).float().to(sigma.device)
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """[...] timesteps → levels [...] float32."""
+        """Timesteps [...] → levels [...] float32."""
         return self.levels.sigma(timestep.cpu()).float().to(timestep.device)
 
     def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
-        """c_in·x for the network: [B, ...] of unit variance; the noise itself, bit by bit, where sigma is ∞."""
+        """c_in·x for the network: [B, ...] of unit variance; bitwise the noise itself where sigma is ∞."""
         sigma = _columns(sigma, noise)
         level = self.levels.level(sigma)
         _, _, c_in = scalings(level, self.sigma_data)
@@ -39,7 +39,7 @@ class LevelsSampling:
     def noise_scaling(
         self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
     ) -> Tensor:
-        """The state at the first level. Nothing of the latent image is left at ∞."""
+        """The state at the first level. At ∞ nothing of the latent image remains."""
         if bool(self.levels.level(sigma).isinf().all()):
             return noise * _columns(sigma, noise)
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)  # type: ignore[misc]
@@ -52,7 +52,7 @@ class ExactVPrediction:
     sigma_data: float
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
-        """D(x; σ) [B, ...] of the network's output and the state; −σd·F at ∞ (eq. 1, 18)."""
+        """D(x; σ) [B, ...] from the network's output and the state; −σd·F at ∞ (eq. 1, 18)."""
         level = self.levels.level(_columns(sigma, model_output))
         c_skip, c_out, _ = scalings(level, self.sigma_data)
         # eq. 1: D(x; σ) = c_skip·x + c_out·F(c_in·x; σ)
@@ -60,10 +60,10 @@ class ExactVPrediction:
 
 
 def model_sampling(levels: Levels, v_prediction: bool, sigma_data: float, model_config: Any) -> Any:
-    """A model-sampling object for `add_object_patch("model_sampling", …)`, as ComfyUI's own nodes make one.
+    """A model-sampling object for `add_object_patch("model_sampling", …)`, as ComfyUI's own nodes create it.
 
-    v_prediction  else eps-prediction, which has no zero-SNR end        sigma_data  σd of the preconditioner
-    model_config  of the model patched, from which ComfyUI's base class is built
+    v_prediction  False is eps-prediction, which has no zero-SNR end        sigma_data  σd of the preconditioner
+    model_config  the patched model's, with which ComfyUI's base class is constructed
     """
     comfy = import_module("comfy.model_sampling")
     own = (ExactVPrediction, LevelsSampling) if v_prediction else (LevelsSampling,)
@@ -76,10 +76,10 @@ def model_sampling(levels: Levels, v_prediction: bool, sigma_data: float, model_
 
 
 def noise_level(sampling: Any, sigma: Tensor) -> Tensor:
-    """The level that a sampler's sigma means to a model-sampling object: ∞ only for one of ours."""
+    """The level that a sampler's sigma represents for a model-sampling object: ∞ only for a LevelsSampling."""
     return sampling.levels.level(sigma) if isinstance(sampling, LevelsSampling) else sigma
 
 
 def _columns(sigma: Tensor, like: Tensor) -> Tensor:
-    """[B], [B, 1, …] or one level, shaped to broadcast over [B, ...]."""
+    """Levels [B] or [B, 1, …], or a single one, reshaped to broadcast over [B, ...]."""
     return sigma.reshape(()) if sigma.numel() == 1 else sigma.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,7 +1,7 @@
-"""R's nodes for ComfyUI, each of which acts, and N's native schedule (R, "Available Nodes"; N §2, App. A).
+"""R's nodes for ComfyUI, each with an effect, and N's native schedule (R, "Available Nodes"; N §2, App. A).
 
-Names, categories and parameters are R's. What R leaves without effect is made to act, and what R lacks is an
-optional input, so that R's workflows load. Wrong inputs raise InputError, which ComfyUI shows on the node.
+Names, categories and parameters are R's. Parameters that have no effect in R have one here, and what R lacks is
+an optional input, so that R's workflows load. Invalid inputs raise InputError, which ComfyUI shows on the node.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ LARGEST_SIDE = 16384  # px, ComfyUI's own
 class ZsnrVpredConditioningNode:
     """Sets a model's prediction type and noise levels (N §2.1–2.3, App. A).
 
-    min_snr_gamma weighs the training loss and means nothing to a sampler: it only enters the second output, a
-    text that tells what the model was set to and what share of such a training the noisiest steps had.
+    min_snr_gamma weights the training loss and has no meaning for a sampler: it affects only the second output, a
+    text that says what the model was set to and what share of the training loss weight the noisiest steps had.
     """
 
     RETURN_TYPES = ("MODEL", "STRING")
@@ -35,15 +35,15 @@ class ZsnrVpredConditioningNode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = "of the canvas, px, for resolution_scaling"
+        side = "of the canvas in px, for resolution_scaling"
         return {
             "required": {
                 "model": MODEL_INPUT,
                 "zsnr": choice(TRUE_FALSE, "true", "the schedule ends in pure noise"),
-                "v_prediction": choice(TRUE_FALSE, "true", "else eps, which zsnr rules out"),
+                "v_prediction": choice(TRUE_FALSE, "true", "false is eps-prediction, which zsnr rules out"),
                 "sigma_min": number(0.0292, 0.0, 1.0, 0.0001, "lowest level; 0 takes the schedule's own"),
                 "sigma_data": number(1.0, 0.1, 3.0, 0.1, "σd of the preconditioner; SDXL's is 1"),
-                "min_snr_gamma": number(5.0, 1.0, 20.0, 0.1, "a training weight: reported, not used"),
+                "min_snr_gamma": number(5.0, 1.0, 20.0, 0.1, "a training loss weight: reported, not used"),
                 "resolution_scaling": choice(
                     TRUE_FALSE, "true", "largest level times √(H·W)/1024; ∞ stays ∞"
                 ),
@@ -51,7 +51,7 @@ class ZsnrVpredConditioningNode:
             "optional": {
                 "width": number(1024, 16, LARGEST_SIDE, 8, f"width {side}"),
                 "height": number(1024, 16, LARGEST_SIDE, 8, f"height {side}"),
-                "terminal_sigma": choice(list(TERMINAL), "exact", "what σ = ∞ is; 20000 is N App. A.2"),
+                "terminal_sigma": choice(list(TERMINAL), "exact", "how to treat σ = ∞; 20000 is N App. A.2"),
             },
         }
 
@@ -68,7 +68,7 @@ class ZsnrVpredConditioningNode:
         height: int = 1024,
         terminal_sigma: str = "exact",
     ) -> tuple[Any, str]:
-        """(the patched model, what it was set to). Raises InputError for eps-prediction with zsnr."""
+        """(the patched model, a text of its settings). Raises InputError for eps-prediction with zsnr."""
         inputs = checked(
             type(self),
             {
@@ -102,13 +102,13 @@ class ZsnrVpredConditioningNode:
 
 
 class CFGRescaleNode:
-    """Brings guided contrast back to that of the prompt's own estimate (arXiv 2305.08891 §3.4; N §5)."""
+    """Rescales the guided output to the standard deviation of the conditional one (arXiv 2305.08891 §3.4; N §5)."""
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "apply_rescale"
     CATEGORY = "sampling"
     DESCRIPTION = (
-        "CFG rescale on v, of the same strength at every level (standard) or falling along a schedule."
+        "CFG rescale on v, with the same strength at every level (standard) or decreasing along a schedule."
     )
 
     @classmethod
@@ -116,9 +116,11 @@ class CFGRescaleNode:
         return {
             "required": {
                 "model": MODEL_INPUT,
-                "rescale_cfg": choice(TRUE_FALSE, "true", "false leaves the model as it is"),
-                "scale_method": choice(METHODS, "standard", "how the strength runs along the levels"),
-                "rescale_multiplier": number(0.7, 0.0, 1.0, 0.05, "φ: 0 none, 1 all of the rescale"),
+                "rescale_cfg": choice(TRUE_FALSE, "true", "false leaves the model unchanged"),
+                "scale_method": choice(METHODS, "standard", "how the strength varies over the levels"),
+                "rescale_multiplier": number(
+                    0.7, 0.0, 1.0, 0.05, "φ: 0 for no rescale, 1 for the full rescale"
+                ),
             }
         }
 
@@ -147,8 +149,8 @@ def _told(diffusion: DiffusionConfig, levels: Levels) -> str:
     share = weight_mass(diffusion.loss_weights(), 950)
     return (
         f"{diffusion.parameterisation}-prediction, noise levels {top} to {levels.sigma_min:g}. Min-SNR γ = "
-        f"{diffusion.min_snr_gamma:g} is a weight of training and does not act here; a training with it gives the "
-        f"timesteps from 950 on {share:.4%} of all weight."
+        f"{diffusion.min_snr_gamma:g} is a training loss weight and has no effect here; training with it gives "
+        f"timesteps 950 and later {share:.4%} of the total weight."
     )
 
 

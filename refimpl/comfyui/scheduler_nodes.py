@@ -19,13 +19,15 @@ MOST_STEPS = 10000  # ComfyUI's own
 class LaplaceSchedulerNode:
     """Noise levels at quantiles of a Laplace density of log sigma (R; Hang et al. 2024, Tab. 1), ending in 0.
 
-    R's node wrote μ and β where no sampler reads them. This one returns SIGMAS, for SamplerCustom and the like.
+    R's node writes μ and β where no sampler reads them. This one returns SIGMAS, for SamplerCustom and the like.
     """
 
     RETURN_TYPES = ("SIGMAS",)
     FUNCTION = "apply_scheduler"
     CATEGORY = "sampling"
-    DESCRIPTION = "Levels dense around e^mu; from the model's own largest level down to its smallest, then 0."
+    DESCRIPTION = (
+        "Levels concentrated around e^mu, from the model's largest level down to its smallest, then 0."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -33,7 +35,7 @@ class LaplaceSchedulerNode:
         return {
             "required": {
                 "model": MODEL_INPUT,
-                "mu": number(0.0, -5.0, 5.0, 0.1, "log sigma around which the levels lie"),
+                "mu": number(0.0, -5.0, 5.0, 0.1, "log sigma around which the levels are concentrated"),
                 "beta": number(0.5, 0.1, 5.0, 0.1, "width of the density of log sigma"),
             },
             "optional": {
@@ -52,7 +54,7 @@ class LaplaceSchedulerNode:
         sigma_min: float = 0.0,
         sigma_max: float = 0.0,
     ) -> tuple[Tensor]:
-        """[steps + 1] float32, falling. Raises InputError where sigma_min is not below sigma_max."""
+        """The levels [steps + 1] float32, decreasing. Raises InputError if sigma_min is not below sigma_max."""
         inputs = checked(
             type(self),
             {
@@ -71,12 +73,12 @@ class LaplaceSchedulerNode:
             grid = laplace(levels.schedule, *arguments)  # from ∞, for which the largest level stands
             return (grid.clamp(max=levels.sigma_max).float(),)
         high = inputs["sigma_max"] or float(sampling.sigma_max)
-        # both ends are given, so that of the schedule nothing is taken
+        # both ends are given, so the schedule itself does not matter
         return (laplace(DiffusionConfig().schedule(), *arguments, sigma_max=high).float(),)
 
 
 class NAINativeSchedulerNode:
-    """N §2.3: timesteps spaced evenly from the model's last to 0, and its levels there, ending in 0."""
+    """N §2.3: the model's levels at timesteps spaced evenly from its last to 0, then a final 0."""
 
     RETURN_TYPES = ("SIGMAS",)
     FUNCTION = "apply_scheduler"
@@ -93,7 +95,7 @@ class NAINativeSchedulerNode:
         }
 
     def apply_scheduler(self, model: Any, steps: int) -> tuple[Tensor]:
-        """[steps + 1] float32, falling."""
+        """The levels [steps + 1] float32, decreasing."""
         steps = checked(type(self), {"steps": steps})["steps"]
         sampling = _discrete_sampling(model)
         start = float(sampling.timestep(torch.as_tensor(sampling.sigma_max)))
@@ -102,11 +104,11 @@ class NAINativeSchedulerNode:
 
 
 def _discrete_sampling(model: Any) -> Any:
-    """The model's sampling object. Raises InputError unless its schedule is one of timesteps, as SDXL's."""
+    """The model's sampling object. Raises InputError unless it has a schedule of timesteps, like SDXL's."""
     sampling = model.get_model_object("model_sampling")
     if not isinstance(sampling, import_module("comfy.model_sampling").ModelSamplingDiscrete):
         raise InputError(
-            f"the model samples by {type(sampling).__name__}, which has no schedule of timesteps; these levels "
-            "are for SDXL and its like"
+            f"the model samples with {type(sampling).__name__}, which has no schedule of timesteps; these levels "
+            "are for SDXL and similar models"
         )
     return sampling

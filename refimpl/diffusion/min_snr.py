@@ -1,7 +1,7 @@
 """Loss weight by timestep: MinSNR (N §2.4; Hang et al. 2023, §3.4), in units of the v-loss.
 
-A weight belongs to an error of v. The same error seen as noise or as clean latent is smaller: at a fixed
-x_t, eps error = alpha · v error and x0 error = sigma · v error. So one v-loss serves every convention, as
+A weight multiplies a squared error in v. The same error expressed in eps or in x0 is smaller: at a fixed
+x_t, eps error = alpha · v error and x0 error = sigma · v error. So one v-loss serves every convention, with
 weight_eps = weight_v / alpha² and weight_x0 = weight_v / sigma².
 """
 
@@ -19,14 +19,14 @@ def min_snr_weight(
 ) -> Tensor:
     """The weight of the v-loss at a signal-to-noise ratio.
 
-    paper         min(SNR, γ) / (SNR + 1): 0 at SNR 0, so the terminal timestep of N §2.2 teaches nothing
+    paper         min(SNR, γ) / (SNR + 1): 0 at SNR 0, so the terminal timestep of N §2.2 contributes no gradient
     floor         the same, but at least `floor`
     snr_plus_one  min(SNR + 1, γ) / (SNR + 1): 1 where SNR < γ − 1
     none          1
 
-    snr      [...]  0 to inf, of the schedule that is trained on
-    returns  [...]  float64 for float64 and for Python numbers, else float32; finite at 0 and (as 0, or the
-                    floor) at inf
+    snr      [...]  0 to inf, from the schedule used in training
+    returns  [...]  float64 for float64 and for Python numbers, else float32; finite at 0, and at inf (where
+                    it is 0, the floor under policy "floor", or 1 under "none")
     Raises InputError on an unknown policy, γ ≤ 0, a floor outside policy "floor" or below 0, and on an SNR
     that is negative or NaN.
     """
@@ -46,16 +46,16 @@ def min_snr_weight(
 
 
 def weight_mass(weights: Tensor, t_from: int) -> float:
-    """The share of all weight that lies on timesteps t_from and later, when t is drawn uniformly.
+    """The share of the total weight on timesteps t_from and later, when t is drawn uniformly.
 
     weights  [T]  one per timestep        returns  0 to 1
-    Raises InputError when t_from leaves 0..T or the weights have no positive finite sum.
+    Raises InputError when t_from is outside 0..T or the sum of the weights is not positive and finite.
     """
     if weights.ndim != 1 or not 0 <= t_from <= len(weights):
-        raise InputError(f"t_from {t_from} must lie in 0 to T, and weights be [T]: got {list(weights.shape)}")
+        raise InputError(f"t_from {t_from} must be in 0 to T, and weights [T]: got {list(weights.shape)}")
     total = float(weights.double().sum())
     if not (0 < total < math.inf):
-        raise InputError(f"the weights sum to {total}: there is no share to give")
+        raise InputError(f"the weights sum to {total}, so no share of them is defined")
     return float(weights[t_from:].double().sum()) / total
 
 

@@ -1,10 +1,11 @@
 """Keyed draws: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3).
 
 Every draw of a sample is a pure function of (seed, sample id, visit, purpose), so it does not depend on
-the batch, the rank, the device or the order in which samples are read. Two steps: `draw_key` hashes the
-four into a two-word key, and the `keyed_*` functions count blocks of four words under that key.
+the batch, the rank, the device or the order in which samples are read. It takes two steps: `draw_key` hashes
+the four into a two-word key, and the `keyed_*` functions generate blocks of four words in counter mode under
+that key.
 
-A word is a uint32; tensors hold it in int64, as torch has little arithmetic on unsigned integers. The
+A word is a uint32; tensors hold it in int64, as torch supports little arithmetic on unsigned integers. The
 counter of block j of a key is (j low, j high, stream, 0):
 
     stream 0  normals of the noise        stream 2  uniforms
@@ -35,7 +36,7 @@ Words = TypeVar("Words", int, Tensor)
 
 
 class Purpose(IntEnum):
-    """What a draw is for: draws of one sample and visit with different purposes are independent."""
+    """What a draw is for: draws for one sample and visit with different purposes are independent."""
 
     NOISE = 0
     TIMESTEP = 1
@@ -50,7 +51,7 @@ class Purpose(IntEnum):
 
 
 def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:
-    """High and low word of a 32 × 32 bit product, by halves so that int64 never overflows."""
+    """High and low words of a 32 × 32 bit product, computed in halves so that int64 never overflows."""
     low = multiplier * (word & 0xFFFF)
     high = multiplier * (word >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
@@ -59,7 +60,7 @@ def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:
 def _philox(
     c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words
 ) -> tuple[Words, Words, Words, Words]:
-    """Ten rounds on four counter words and two key words; Python integers and tensors alike."""
+    """Ten rounds on four counter words and two key words, for Python integers and tensors alike."""
     for _ in range(ROUNDS):
         high0, low0 = _multiply(MULTIPLIERS[0], c0)
         high1, low1 = _multiply(MULTIPLIERS[1], c2)
@@ -72,7 +73,7 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10: four words from a counter under a key.
 
     counter  [..., 4]  int64 holding uint32        key  [..., 2]  int64 holding uint32
-    returns  [..., 4]  int64 holding uint32; the leading shapes broadcast, bits above the 32nd are ignored
+    returns  [..., 4]  int64 holding uint32; leading dimensions broadcast, bits above the 32nd are ignored
     Raises InputError on another dtype or last dimension. Source: Salmon et al. 2011, §3.3.
     """
     _check_words("counter", counter, 4)
@@ -93,13 +94,13 @@ def sample_id(name: str) -> int:
 def draw_key(seed: int, ids: Tensor, visit: Tensor | int, purpose: Purpose | int) -> Tensor:
     """The two-word key of each sample's draw.
 
-    Philox of the counter (id low, id high, visit, purpose) under the key (seed low, seed high), of which
-    the first two words are taken.
+    The first two words of Philox of the counter (id low, id high, visit, purpose) under the key (seed low,
+    seed high).
 
     seed     -2^63 to 2^64 - 1            ids      [B]  int64, see `sample_id`
     visit    [B] int64 or an int, 0 to 2^32 - 1: how often the sample was seen before (the epoch)
     returns  [B, 2]  int64 holding uint32, on the device of ids
-    Raises InputError when a value does not fit its words, ValueError on a purpose that is none.
+    Raises InputError when a value does not fit its words, ValueError when purpose is not a Purpose.
     """
     seed_words = _seed_words(seed)
     if ids.dtype != torch.int64 or ids.ndim != 1:
@@ -118,9 +119,9 @@ def draw_key(seed: int, ids: Tensor, visit: Tensor | int, purpose: Purpose | int
 
 
 def draw_key_of(seed: int, sample: int, visit: int, purpose: Purpose | int) -> tuple[int, int]:
-    """`draw_key` of one sample in plain integers, for loader processes: the same two words.
+    """`draw_key` of one sample on plain integers, for the loader's processes: the same two words.
 
-    sample  see `sample_id`; other arguments and errors as in `draw_key`
+    sample  see `sample_id`; the other arguments and the errors are those of `draw_key`
     """
     seed_words, sample, visit = _seed_words(seed), operator.index(sample), operator.index(visit)
     if not 0 <= visit <= WORD:
@@ -130,10 +131,10 @@ def draw_key_of(seed: int, sample: int, visit: int, purpose: Purpose | int) -> t
 
 
 def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
-    """Unit normal noise of each key, with offset noise (S §2.5) when offset is not 0.
+    """Unit normal noise from each key, with offset noise (S §2.5) when offset is not 0.
 
     Element e of a sample, in the order of a contiguous [C, H, W], is lane e % 4 of block e // 4.
-    Offset noise adds offset · z[b, c], z one further normal per (sample, channel).
+    Offset noise adds offset · z[b, c], where z is one more normal per (sample, channel).
 
     key      [B, 2]  int64 holding uint32        shape  (C, H, W)
     returns  [B, C, H, W]  float32, computed in float64
@@ -152,7 +153,7 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
 
 
 def keyed_uniform(key: Tensor, n: int) -> Tensor:
-    """n uniforms of each key, strictly inside (0, 1): (word + 1/2) / 2^32.
+    """n uniforms from each key, strictly inside (0, 1): (word + 1/2) / 2^32.
 
     key  [B, 2]  int64 holding uint32        returns  [B, n]  float64
     Raises InputError on a wrong key or a negative n.
@@ -162,10 +163,10 @@ def keyed_uniform(key: Tensor, n: int) -> Tensor:
 
 
 class KeyedIntegers:
-    """Integers of one key, one call after the other; takes the place of a numpy Generator.
+    """A sequence of integers from one key; stands in for a numpy Generator.
 
-    Every call takes the next word of the integer stream (and, with probability below
-    (high - low) / 2^32, one more, so that no value is favoured: Lemire 2019, algorithm 5).
+    Every call consumes the next word of the integer stream (and, with probability below
+    (high - low) / 2^32, one more, so that the result is unbiased: Lemire 2019, algorithm 5).
 
     key  [2]  uint32 values: a tensor or a pair of ints
     """
@@ -173,12 +174,12 @@ class KeyedIntegers:
     def __init__(self, key: Tensor | Sequence[int]):
         words = [int(word) for word in key]
         if len(words) != 2 or not all(0 <= word <= WORD for word in words):
-            raise InputError(f"key must be two words of 0 to 2^32 - 1, got {words}")
+            raise InputError(f"key must be two words, each in 0 to 2^32 - 1, got {words}")
         self._key = (words[0], words[1])
         self._taken = 0
 
     def integers(self, low: int, high: int | None = None) -> int:
-        """A uniform integer of [low, high), or of [0, low) when high is not given.
+        """A uniform integer in [low, high), or in [0, low) when high is not given.
 
         Raises InputError when the range is empty or wider than 2^32.
         """
@@ -186,7 +187,7 @@ class KeyedIntegers:
         low, high = operator.index(low), operator.index(high)  # numpy's integers would overflow below
         span = high - low
         if not 0 < span <= WORD + 1:
-            raise InputError(f"no integer to draw from [{low}, {high}): it must hold 1 to 2^32 integers")
+            raise InputError(f"cannot draw an integer from [{low}, {high}): it must hold 1 to 2^32 integers")
         while True:
             product = self._next_word() * span
             if product & WORD >= (WORD + 1) % span:
@@ -206,7 +207,7 @@ def _seed_words(seed: int) -> tuple[int, int]:
 
 
 def _normals(key: Tensor, n: int, stream: int) -> Tensor:
-    """[B, n] unit normals in float64, by Box–Muller on pairs of words."""
+    """Unit normals [B, n] in float64, by Box–Muller on pairs of words."""
     pairs = -(-n // 2)
     words = _words(key, 2 * pairs, stream).reshape(len(key), pairs, 2)
     u = _open_unit(words[..., 0].contiguous())  # contiguous: one code path, so the same bits in any batch
@@ -216,7 +217,7 @@ def _normals(key: Tensor, n: int, stream: int) -> Tensor:
 
 
 def _words(key: Tensor, n: int, stream: int) -> Tensor:
-    """[B, n] the first n words of each key's stream."""
+    """The first n words [B, n] of each key's stream."""
     if n < 0:
         raise InputError(f"cannot draw {n} numbers")
     block = torch.arange(-(-n // 4), device=key.device)

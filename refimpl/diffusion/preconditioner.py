@@ -8,7 +8,7 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 
-# The largest sigma_edm of other implementations. Nothing here clamps unless asked to by name.
+# The largest sigma_edm of other implementations. Nothing is clamped here unless a mode is asked for by name.
 PARITY_SIGMA_MAX = {
     "novelai": 20000.0,  # N app. A.2, the trivial variant
     "comfyui": 4518.7637,  # its last abar is 4.8973451890853435e-08
@@ -19,8 +19,8 @@ PARITY_SIGMA_MAX = {
 def scalings(sigma_edm: Tensor | float, sigma_data: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The scalings (c_skip, c_out, c_in) of the preconditioner.
 
-    With small, large = the smaller and the larger of σ and σd, √(σ² + σd²) = large·√(1 + (small/large)²), so
-    nothing overflows and the ends are no special cases: (1, 0, 1/σd) at σ = 0 and (0, −σd, 0) at σ = ∞.
+    With small and large the smaller and larger of σ and σd, √(σ² + σd²) = large·√(1 + (small/large)²). So
+    nothing overflows, and the ends need no special case: (1, 0, 1/σd) at σ = 0 and (0, −σd, 0) at σ = ∞.
 
     sigma_edm  [...]  0 to inf        sigma_data  σd > 0
     returns    [...]  each, float64 for float64 and for Python numbers, else float32
@@ -42,7 +42,7 @@ def scalings(sigma_edm: Tensor | float, sigma_data: float = 1.0) -> tuple[Tensor
 
 
 def alpha_sigma(sigma_edm: Tensor | float) -> tuple[Tensor, Tensor]:
-    """The variance-preserving pair of a noise level: alpha = 1/√(1 + σ²), sigma = σ/√(1 + σ²).
+    """The variance-preserving coefficients of a noise level: alpha = 1/√(1 + σ²), sigma = σ/√(1 + σ²).
 
     sigma_edm  [...]  0 to inf        returns  [...], [...]; (0, 1) exactly at inf, dtype as in `scalings`
     Raises InputError on a negative sigma_edm or NaN.
@@ -59,13 +59,13 @@ def denoise(
 ) -> Tensor:
     """The denoiser D(x; σ), which estimates the clean latent (eq. 1).
 
-    x is variance-exploding, x0 + σ·n, where σ is finite. Where σ = ∞ it is the unit-variance noise n itself,
-    as c_in·σ → 1 (eq. 17, 18): the network gets n unscaled, and D = −σd·F(n; ∞).
+    Where σ is finite, x is in variance-exploding form, x0 + σ·n. Where σ = ∞ it is the unit-variance noise n
+    itself, as c_in·σ → 1 (eq. 17, 18): the network gets n unscaled, and D = −σd·F(n; ∞).
 
     network    F(c_in·x [B, ...], sigma_edm) -> [B, ...], with v-prediction
     x          [B, ...]  float32 or float64        sigma_edm  [B] or one number
     returns    [B, ...]  in x's dtype
-    Raises InputError on another dtype of x (bfloat16 is wrong by rms 6.7 at σ = 4096, float16 overflows
+    Raises InputError on another dtype of x (bfloat16 has an rms error of 6.7 at σ = 4096, float16 overflows
     at 20000), on a shape mismatch, and as `scalings` does.
     """
     if x.dtype not in (torch.float32, torch.float64):
@@ -85,7 +85,7 @@ def denoise(
 
 
 def clamp_sigma(sigma_edm: Tensor, mode: str) -> Tensor:
-    """Noise levels as another implementation would have them: at most PARITY_SIGMA_MAX[mode].
+    """Noise levels as in another implementation, clamped to at most PARITY_SIGMA_MAX[mode].
 
     sigma_edm  [...]        returns  [...]
     Raises InputError on an unknown mode.

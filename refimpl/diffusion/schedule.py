@@ -15,10 +15,10 @@ UNIT_NORM_SLACK = 1e-12  # how far alpha² + sigma² may be from 1: a few thousa
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The variance-preserving pair of every timestep; one object serves training and sampling.
+    """The variance-preserving (alpha, sigma) of every timestep; one object serves training and sampling.
 
-    alpha, sigma  [T]  float64, alpha² + sigma² = 1, alpha strictly falling, sigma > 0. alpha may end in 0.
-    Raises InputError when a table breaks one of these.
+    alpha, sigma  [T]  float64, alpha² + sigma² = 1, alpha strictly decreasing, sigma > 0. alpha may end in 0.
+    Raises InputError when a table violates one of these.
     """
 
     alpha: Tensor
@@ -28,7 +28,7 @@ class NoiseSchedule:
         a, s = self.alpha, self.sigma
         if a.dtype != torch.float64 or s.dtype != torch.float64:
             raise InputError(
-                f"a schedule is float64 (half precision gives no noise at t = 0): got {a.dtype}, {s.dtype}"
+                f"a schedule must be float64 (half precision has no noise at t = 0): got {a.dtype}, {s.dtype}"
             )
         if a.ndim != 1 or a.shape != s.shape or len(a) < 3:
             raise InputError(
@@ -38,7 +38,7 @@ class NoiseSchedule:
             raise InputError("alpha² + sigma² must be 1 at every timestep of a schedule")
         if not bool((a[1:] < a[:-1]).all() and (a >= 0).all() and (s > 0).all()):
             raise InputError(
-                "alpha must fall strictly and stay >= 0, and sigma must be > 0, at every timestep"
+                "alpha must be strictly decreasing and >= 0, and sigma must be > 0, at every timestep"
             )
 
     @property
@@ -53,16 +53,16 @@ class NoiseSchedule:
 
     @property
     def snr(self) -> Tensor:
-        """[T] signal-to-noise ratio (alpha/sigma)²; 0 at a zero-SNR end."""
+        """The signal-to-noise ratio (alpha/sigma)² [T]; 0 at a zero-SNR end."""
         return (self.alpha / self.sigma) ** 2
 
     @property
     def sigma_edm(self) -> Tensor:
-        """[T] the σ of N and of the EDM paper, sigma/alpha; inf at a zero-SNR end."""
+        """The σ of N and of Karras et al. 2022 (EDM), sigma/alpha [T]; inf at a zero-SNR end."""
         return self.sigma / self.alpha
 
     def at(self, t: Tensor | int) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of integer timesteps.
+        """alpha and sigma at integer timesteps.
 
         t  [...]  integers 0..T−1        returns  [...], [...]  float64 on t's device
         Raises InputError outside that range and on non-integers.
@@ -74,10 +74,10 @@ class NoiseSchedule:
         return self.alpha.to(t.device)[t.long()], self.sigma.to(t.device)[t.long()]
 
     def t_to_sigma_edm(self, t: Tensor | float) -> Tensor:
-        """sigma_edm of timesteps that need not be integers, by interpolation in log sigma_edm.
+        """sigma_edm at timesteps that need not be integers, by interpolation in log sigma_edm.
 
-        Exact at integers. Before a zero-SNR end the logarithm has no end point, so the last interval is
-        linear in 1/sigma_edm instead: sigma_edm(t) = sigma_edm[T−2] / (T−1−t), which is inf at T−1.
+        Exact at integers. At a zero-SNR end log sigma_edm is infinite, so the last interval is linear in
+        1/sigma_edm instead: sigma_edm(t) = sigma_edm[T−2] / (T−1−t), which is inf at T−1.
 
         t  [...]  0 to T−1        returns  [...]  float64
         Raises InputError outside that range and on NaN.
@@ -94,8 +94,8 @@ class NoiseSchedule:
     def sigma_edm_to_t(self, sigma_edm: Tensor | float) -> Tensor:
         """The timestep of a noise level, the inverse of `t_to_sigma_edm`; not rounded.
 
-        inf is T−1 exactly. A value outside the table gets the nearest end, 0 or T−1: the network knows no
-        timestep beyond it.
+        inf maps to T−1 exactly. A value outside the table maps to the nearest end, 0 or T−1: the network was
+        not trained on timesteps beyond it.
 
         sigma_edm  [...]  0 to inf        returns  [...]  float64, 0 to T−1
         Raises InputError on negative values and NaN.
@@ -129,7 +129,7 @@ class NoiseSchedule:
 
 def sdxl_schedule() -> NoiseSchedule:
     """SDXL's schedule as published, which ends at sigma_edm 14.6 (S §2.5; N §2.2)."""
-    # S §2.5: betas linear in their square roots
+    # S §2.5: the square roots of the betas are linearly spaced
     beta = torch.linspace(BETA_FIRST**0.5, BETA_LAST**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     abar = torch.cumprod(1 - beta, dim=0)
     return NoiseSchedule(alpha=torch.sqrt(abar), sigma=torch.sqrt(1 - abar))
@@ -138,8 +138,9 @@ def sdxl_schedule() -> NoiseSchedule:
 def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     """The schedule shifted and scaled so that it ends in pure noise (N §2.2; Lin et al. 2023, alg. 1).
 
-    The first timestep keeps its bits, the last is alpha 0 and sigma 1 exactly. Computed from alpha = √abar
-    directly: through betas and back costs 1e-5. A schedule that ends in zero SNR already is returned as is.
+    The first timestep is unchanged bit for bit; at the last, alpha is exactly 0 and sigma exactly 1. Computed
+    from alpha = √abar directly: converting to betas and back costs 1e-5. A schedule that already ends in zero
+    SNR is returned as is.
     """
     if schedule.is_zero_terminal:
         return schedule

@@ -1,8 +1,8 @@
 """v-prediction (N §2.1; Salimans & Ho 2022, app. D) and its relation to eps- and x0-prediction.
 
-Functions take (alpha, sigma), never their quotient, so that the two ends of the schedule are exact.
-Coefficients are [B] (or one number for the whole batch), tensors [B, ...]; the arithmetic is in float32,
-or in float64 as soon as a tensor is float64, and the result has the dtype of the first tensor.
+Functions take (alpha, sigma), never their quotient, so that both ends of the schedule are exact.
+Coefficients are [B] (or one number for the whole batch), tensors [B, ...]. Arithmetic is in float32, or in
+float64 if any tensor is float64; the result has the dtype of the first tensor.
 """
 
 import torch
@@ -59,21 +59,21 @@ def v_from_eps(x_t: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient)
     """The velocity of a noise prediction, v = (eps − sigma·x_t) / alpha.
 
     x_t, eps  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
-    Raises InputError when the shapes disagree, and where alpha is 0: there eps is x_t and tells no v.
+    Raises InputError when the shapes disagree, and where alpha is 0: there eps is x_t and does not determine v.
     """
     a, s, x, e = _lift(alpha, sigma, x_t=x_t, eps=eps)
-    _check_nonzero(a, "alpha", "at SNR 0 the noise is the input itself and tells nothing about v")
+    _check_nonzero(a, "alpha", "at SNR 0 the noise is the input itself and does not determine v")
     return ((e - s * x) / a).to(x_t.dtype)
 
 
 def v_from_x0(x_t: Tensor, x0: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
-    """The velocity of a clean prediction, v = (alpha·x_t − x0) / sigma.
+    """The velocity of an x0 prediction, v = (alpha·x_t − x0) / sigma.
 
     x_t, x0  [B, ...]        alpha, sigma  [B]        returns  [B, ...]; exactly −x0 where alpha is 0
-    Raises InputError when the shapes disagree, and where sigma is 0: there x0 is x_t and tells no v.
+    Raises InputError when the shapes disagree, and where sigma is 0: there x0 is x_t and does not determine v.
     """
     a, s, x, clean = _lift(alpha, sigma, x_t=x_t, x0=x0)
-    _check_nonzero(s, "sigma", "without noise the clean latent is the input itself and tells nothing about v")
+    _check_nonzero(s, "sigma", "without noise the clean latent is the input itself and does not determine v")
     return ((a * x - clean) / s).to(x_t.dtype)
 
 
@@ -94,7 +94,7 @@ def target(
 def v_from_output(
     output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient, parameterisation: str = "v"
 ) -> Tensor:
-    """The velocity that a network's output of the given parameterisation stands for.
+    """The velocity implied by the output of a network of the given parameterisation.
 
     output, x_t  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
     Raises InputError on an unknown parameterisation and where the conversion divides by zero.
@@ -108,13 +108,13 @@ def v_from_output(
 def check_parameterisation(parameterisation: str, schedule: NoiseSchedule | None = None) -> None:
     """Refuses an unknown parameterisation, and eps-prediction on a schedule that ends in zero SNR (N §2.1).
 
-    Raises InputError, which says why.
+    Raises InputError, whose message gives the reason.
     """
     config.check_parameterisation(parameterisation, schedule is not None and schedule.is_zero_terminal)
 
 
 def _lift(alpha: Coefficient, sigma: Coefficient, **tensors: Tensor) -> tuple[Tensor, ...]:
-    """(alpha, sigma, *tensors) in the dtype of the arithmetic, alpha and sigma shaped to broadcast."""
+    """(alpha, sigma, *tensors) in the dtype of the arithmetic, with alpha and sigma reshaped to broadcast."""
     (name, first), *others = tensors.items()
     for other_name, other in others:
         if other.shape != first.shape:

@@ -11,13 +11,13 @@ from refimpl.latents.vae import VAE
 
 @torch.no_grad()
 def fold_scale_shift(vae: VAE, scale_shift: ScaleShift, factor: float = SDXL_FACTOR) -> VAE:
-    """A copy of the autoencoder whose latents z′ need the customary factor f alone.
+    """A copy of the autoencoder whose latents z′ need only the customary factor f.
 
-    With x = (z − μ)/σ the model's data, a tool that computes x = f·z′ and decodes z′ = x/f gets the same data
-    and pictures from the copy as z = x·σ + μ gives with the original. Only the two 1×1 convolutions change.
+    The model's data is x = (z − μ)/σ. A tool that computes x = f·z′ and decodes z′ = x/f gets the same data and
+    pictures from the copy as z = x·σ + μ gives with the original. Only the two 1×1 convolutions change.
 
-    factor   f, what the tool multiplies latents with
-    returns  VAE on the same device, in the same dtype, computed in float64
+    factor   f, what the tool multiplies latents by
+    returns  VAE on the same device and in the same dtype; the folding is computed in float64
     Raises InputError when the channel counts differ or the factor is not positive and finite.
     """
     channels = vae.config.latent_channels

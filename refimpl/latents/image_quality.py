@@ -1,4 +1,4 @@
-"""How well a picture is restored: PSNR, SSIM, and blockiness at the 8-pixel boundaries of JPEG (N §4.4)."""
+"""Reconstruction quality of pictures: PSNR, SSIM, and blockiness at JPEG's 8-pixel block boundaries (N §4.4)."""
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +25,15 @@ def psnr(restored: Tensor, images: Tensor) -> Tensor:
 
 
 def ssim(restored: Tensor, images: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004, eq. 13), Gaussian window of 11 × 11 with σ = 1.5.
+    """Structural similarity (Wang et al. 2004, eq. 13) with an 11 × 11 Gaussian window of σ = 1.5.
 
-    restored, images  [B, C, H, W]  pixels in −1..1        returns  [B]  float64, the mean over places and channels
-    Windows that leave the picture are left out. Raises InputError when the shapes differ or a side is below 11.
+    restored, images  [B, C, H, W]  pixels in −1..1        returns  [B]  float64, averaged over positions and channels
+    Only windows entirely inside the picture count. Raises InputError when the shapes differ or a side is below 11.
     """
     _check_pair(restored, images)
     if min(images.shape[2:]) < SSIM_WINDOW:
         raise InputError(
-            f"SSIM of pictures {images.shape[3]} × {images.shape[2]}: both sides must be at least {SSIM_WINDOW}"
+            f"SSIM of pictures of {images.shape[3]} × {images.shape[2]}: both sides must be at least {SSIM_WINDOW}"
         )
     x, y = restored.double(), images.double()
     mu_x, mu_y = _blur(x), _blur(y)
@@ -49,17 +49,18 @@ def ssim(restored: Tensor, images: Tensor) -> Tensor:
 
 
 def blockiness(images: Tensor) -> Tensor:
-    """Steps across the boundaries of 8-pixel blocks, relative to steps elsewhere.
+    """Mean step across the boundaries of 8-pixel blocks, relative to the mean step elsewhere.
 
     mean |x[i] − x[i−1]| over the i that are multiples of 8, divided by the same over all other i; rows and columns
-    together. 1 without blocks, up to ∞ where there is nothing but blocks. The measure is ours; N §4.4 gives none.
+    together. 1 without blocks, up to ∞ if all steps are at block boundaries. This measure is not from a paper; N §4.4
+    defines none.
 
-    images  [B, C, H, W], their upper left corner that of a block        returns  [B]  float64
-    A picture without any step has 1. Raises InputError when a side is not above 8.
+    images  [B, C, H, W], with the upper left corner at the corner of a block        returns  [B]  float64
+    A constant picture has 1. Raises InputError when a side is not above 8.
     """
     if images.ndim != 4 or min(images.shape[2:]) <= JPEG_BLOCK:
         raise InputError(
-            f"blockiness of pictures of shape {list(images.shape)}: give [B, C, H, W], sides above 8"
+            f"blockiness of pictures of shape {list(images.shape)}: give [B, C, H, W] with sides above 8"
         )
     at, elsewhere, places_at, places_elsewhere = 0.0, 0.0, 0, 0
     for dim in (2, 3):
@@ -77,7 +78,7 @@ def blockiness(images: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian mean of every window that lies in the picture, one axis after the other."""
+    """Gaussian mean of every window that fits inside the picture, one axis at a time."""
     place = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     weights = torch.exp(-(place**2) / (2 * SSIM_SIGMA**2))
     weights = (weights / weights.sum()).expand(x.shape[1], 1, SSIM_WINDOW)
@@ -89,5 +90,5 @@ def _check_pair(restored: Tensor, images: Tensor) -> None:
     if restored.shape != images.shape or images.ndim != 4:
         raise InputError(
             f"restored pictures {list(restored.shape)} and their originals {list(images.shape)}: both must be "
-            "[B, C, H, W] and agree"
+            "[B, C, H, W] of equal shape"
         )

@@ -19,12 +19,12 @@ from refimpl.latents.welford import Welford
 
 @dataclass(frozen=True)
 class ScaleShift:
-    """The map between a VAE's latents z and the diffusion model's data x = (z − μ) / σ, channel by channel.
+    """The per-channel map between a VAE's latents z and the diffusion model's data x = (z − μ) / σ.
 
     mean  μ, one finite number per channel: a list, tuple, tensor or array [C]; kept as a tuple
-    std   σ, likewise, above 0. It replaces the customary factor 0.13025, and is never
-          multiplied with it.
-    Raises InputError when the lengths differ or a number is impossible.
+    std   σ, likewise, above 0. It replaces the customary factor 0.13025 and is never
+          multiplied by it.
+    Raises InputError when the lengths differ, a mean is not finite, or a std is not finite and above 0.
     """
 
     mean: tuple[float, ...]
@@ -53,9 +53,9 @@ class ScaleShift:
     def standardise(self, z: Tensor) -> Tensor:
         """x = (z − μ) / σ.
 
-        z  [..., C, H, W]  latents as the VAE's encoder gives them
-        returns  same shape and dtype, computed in float32 at least; near zero mean and unit variance
-        Raises InputError on another channel count or a dtype that is not floating point.
+        z  [..., C, H, W]  latents as the VAE's encoder returns them
+        returns  same shape and dtype, computed in float32 at least; approximately zero mean and unit variance
+        Raises InputError on another channel count or a dtype that is not floating-point.
         """
         mean, std, wide = self._columns(z, "standardise")
         # N App. B.2
@@ -65,7 +65,7 @@ class ScaleShift:
         """z = x·σ + μ, the inverse of `standardise`.
 
         x  [..., C, H, W]      returns  same shape and dtype, computed in float32 at least, for the decoder
-        Raises InputError on another channel count or a dtype that is not floating point.
+        Raises InputError on another channel count or a dtype that is not floating-point.
         """
         mean, std, wide = self._columns(x, "restore")
         # N App. B.2
@@ -86,9 +86,9 @@ class ScaleShift:
 
     @classmethod
     def from_welford(cls, statistics: Welford) -> ScaleShift:
-        """The map that standardises the latents that `statistics` has seen.
+        """The map that standardises the latents accumulated in `statistics`.
 
-        Raises InputError when it has seen none, or a channel was constant.
+        Raises InputError when it has fewer than two values per channel, or a channel was constant.
         """
         return cls(tuple(statistics.mean.tolist()), tuple(statistics.std.tolist()))
 
@@ -105,9 +105,9 @@ class ScaleShift:
 
     @classmethod
     def from_json(cls, text: str) -> ScaleShift:
-        """What `to_json` wrote, or `refimpl stats`, which adds where the numbers come from under "measured".
+        """Reads what `to_json` wrote, or `refimpl stats`, which adds the numbers' provenance under "measured".
 
-        Raises InputError when the text is not that.
+        Raises InputError when the text is neither.
         """
         try:
             fields = json.loads(text)
@@ -126,10 +126,10 @@ class ScaleShift:
     def from_diffusers(cls, config: Mapping[str, Any], channels: int = 4) -> ScaleShift:
         """The map that diffusers' pipelines apply: (z − latents_mean)·scaling_factor / latents_std.
 
-        config  of the VAE; keys read: latents_mean, latents_std (both or neither; None counts as absent),
-                scaling_factor (1 where only it is absent), shift_factor (must be absent or 0)
-        channels  used where the config gives only scaling_factor
-        Raises InputError when these contradict each other or give no scale at all.
+        config  the VAE's; keys read: latents_mean, latents_std (both or neither; None counts as absent),
+                scaling_factor (1 if only it is absent), shift_factor (must be absent or 0)
+        channels  used when the config gives only scaling_factor
+        Raises InputError when these contradict each other or define no scale.
         """
         mean, std = config.get("latents_mean"), config.get("latents_std")
         factor = config.get("scaling_factor")
@@ -174,7 +174,7 @@ NOVELAI_ANIME = ScaleShift(
 """N Fig. 8: 78,224 anime illustrations encoded by SDXL's VAE."""
 
 SDXL_FACTOR = 0.13025
-"""What SDXL's latents are multiplied with (N App. B.1)."""
+"""The factor that SDXL's latents are multiplied by (N App. B.1)."""
 
 SDXL_DEFAULT = ScaleShift.from_factor(SDXL_FACTOR)
-"""What SDXL was trained with (N App. B.1)."""
+"""The map that SDXL was trained with (N App. B.1)."""

@@ -1,4 +1,4 @@
-"""Overlapping tiles, blended: a network applied to a picture too large for one pass (not from a paper)."""
+"""Overlapping, blended tiles: applies a network to a picture too large for one pass (not from a paper)."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where the tiles of one axis begin: evenly spread, each whole, neighbours sharing at least `overlap`.
+    """The starts of the tiles along one axis: evenly spaced whole tiles, neighbours sharing at least `overlap`.
 
-    One tile, at 0, where it covers the axis. 0 ≤ overlap < tile.
+    A single tile, at 0, if it covers the axis. 0 ≤ overlap < tile.
     """
     if length <= tile:
         return [0]
@@ -63,8 +63,8 @@ def tiled(
 
 
 def _ramp(start: int, end: int, length: int, overlap: int, cell: int) -> Tensor:
-    """[(end − start) · cell] float64 weights of one tile along one axis: 1, falling over the overlap towards
-    a neighbour, never to 0."""
+    """The float64 weights [(end − start) · cell] of one tile along one axis: 1, decreasing over the overlap with
+    a neighbour, but never to 0."""
     distance = torch.arange((end - start) * cell, dtype=torch.float64) + 0.5
     weight = torch.ones_like(distance)
     reach = max(overlap * cell, 1)

@@ -62,10 +62,10 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Pictures in [−1, 1] ↔ latents, a factor f smaller on each side, unscaled (scale_shift does that).
+    """Pictures in [−1, 1] ↔ latents, a factor f smaller on each side and unscaled (scale_shift scales them).
 
-    Runs in float32, bfloat16 or float64; results have the dtype of the input. float16 is refused: activations
-    of the published weights overflow it, and the pictures come out black.
+    Runs in float32, bfloat16 or float64; results have the dtype of the input. float16 is refused: the published
+    weights' activations overflow it, and the pictures come out black.
     """
 
     def __init__(self, config: VAEConfig):
@@ -80,10 +80,10 @@ class VAE(nn.Module):
         """Mean and log-variance of the posterior of each latent value.
 
         images   [B, 3, H, W]  float in [−1, 1]; H, W multiples of the factor
-        tile     px, a multiple of the factor, at least twice it: overlapping blended tiles of that side. Less
-                 memory, but group norms and attention see one tile each. The same bits as without when one
-                 tile covers the picture
-        returns  mean, logvar  [B, 4, H/f, W/f]; logvar within −30..20
+        tile     px, a multiple of the factor and at least twice it: encodes in overlapping, blended tiles of that
+                 side. Uses less memory, but group norms and attention see only one tile at a time. Bitwise equal
+                 to no tiling when one tile covers the picture
+        returns  mean, logvar  [B, 4, H/f, W/f]; logvar clamped to −30..20
 
         Raises InputError for other shapes, integer pixels, float16.
         """
@@ -95,15 +95,15 @@ class VAE(nn.Module):
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def encode(self, images: Tensor, tile: int | None = None) -> Tensor:
-        """The posterior's mean: [B, 3, H, W] → [B, 4, H/f, W/f]. Arguments and errors of `moments`."""
+        """The posterior's mean: [B, 3, H, W] → [B, 4, H/f, W/f]. Arguments and errors as in `moments`."""
         mean, _ = self.moments(images, tile)
         return mean
 
     def decode(self, latents: Tensor, tile: int | None = None) -> Tensor:
-        """Pictures of unscaled latents.
+        """Pictures decoded from unscaled latents.
 
         latents  [B, 4, h, w]
-        tile     as in `moments`: px of the picture
+        tile     as in `moments`, in px of the picture
         returns  [B, 3, f·h, f·w], about −1..1, not clamped
 
         Raises InputError for other shapes and float16.
@@ -129,14 +129,18 @@ class VAE(nn.Module):
 
     def _check(self, name: str, x: Tensor, channels: int, multiple: int) -> None:
         if x.ndim != 4 or x.shape[1] != channels or min(x.shape[2:]) < 1:
-            raise InputError(f"VAE: {name} have shape {list(x.shape)}, need [B, {channels}, height, width]")
+            raise InputError(
+                f"VAE: {name} have shape {list(x.shape)}; they must be [B, {channels}, height, width]"
+            )
         if x.shape[2] % multiple or x.shape[3] % multiple:
             raise InputError(
                 f"VAE: {name} are {x.shape[3]} × {x.shape[2]} (width × height): "
                 f"both sides must be multiples of {multiple}; crop or resize them"
             )
         if not x.is_floating_point():
-            raise InputError(f"VAE: {name} have dtype {x.dtype}, need floats (pictures scaled to −1..1)")
+            raise InputError(
+                f"VAE: {name} have dtype {x.dtype}; they must be floating-point (pictures scaled to −1..1)"
+            )
         device = x.device.type
         autocast = None
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

@@ -9,7 +9,7 @@ NORM_EPS = 1e-6  # of every group norm in the published autoencoder
 
 
 class ResnetBlock(nn.Module):
-    """Two 3×3 convolutions and a skip around: [B, in, H, W] → [B, out, H, W]."""
+    """Two 3×3 convolutions with a skip connection: [B, in, H, W] → [B, out, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
@@ -29,7 +29,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """One-head self-attention over all pixels, added to its input: [B, C, H, W] → the same."""
+    """Single-head self-attention over all pixels, added to its input: [B, C, H, W] → the same."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -54,7 +54,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """3×3 convolution of stride 2, padded right and below only: [B, C, H, W] → [B, C, H/2, W/2]."""
+    """3×3 convolution of stride 2, padded on the right and bottom only: [B, C, H, W] → [B, C, H/2, W/2]."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -76,9 +76,9 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, then a resize if `resize` names one; keys block.j, resize.conv.
+    """Residual blocks at one resolution, then a resize if `resize` names one; keys block.j, resize.conv.
 
-    [B, in, H, W] → [B, out, H', W'], H' and W' halved by "downsample", doubled by "upsample".
+    [B, in, H, W] → [B, out, H', W'], with H' and W' halved by "downsample" and doubled by "upsample".
     """
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int, resize: str | None):

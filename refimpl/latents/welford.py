@@ -1,4 +1,4 @@
-"""Streaming mean and spread per latent channel (N App. B; Welford 1962, merged by Chan et al. 1979)."""
+"""Streaming per-channel mean and standard deviation of latents (N App. B; Welford 1962, Chan et al. 1979)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from refimpl.errors import InputError
 def merge_moments(
     count_a: int, mean_a: Tensor, m2_a: Tensor, count_b: int, mean_b: Tensor, m2_b: Tensor
 ) -> tuple[int, Tensor, Tensor]:
-    """Moments of two disjoint sets taken together (Chan, Golub & LeVeque 1979, eq. 2.1).
+    """Moments of the union of two disjoint sets (Chan, Golub & LeVeque 1979, eq. 2.1).
 
     count_*  number of values per channel, not both 0
-    mean_*, m2_*  [C]  mean and sum of squared deviations from it      returns  (count, mean[C], m2[C])
+    mean_*, m2_*  [C]  mean, and sum of squared deviations from it      returns  (count, mean[C], m2[C])
     """
     count = count_a + count_b
     delta = mean_b - mean_a
@@ -27,15 +27,15 @@ def merge_moments(
 
 
 class Welford:
-    """Mean and spread of each channel of a stream of latents, in float64, in constant memory.
+    """Mean and standard deviation of each channel of a stream of latents, in float64 and constant memory.
 
-    The result does not depend on how the stream was cut into batches, workers or ranks. To keep that true
-    to rounding also where the mean is far larger than the spread (NIST's NumAcc4: 1e8 to 1), values are taken
+    The result does not depend on how the stream was split over batches, workers or ranks. To keep that true to
+    within rounding even if the mean is far larger than the spread (NIST's NumAcc4: 1e8 to 1), values are taken
     relative to the channel's first value, `shift`, and the mean is the unrounded pair shift + offset.
 
-    `.std` is the sample value (divisor N − 1), the one that NIST certifies and torch.std gives. N App. B does
-    not say which divisor it used; over whole datasets the two agree to all digits printed.
-    `.variance(ddof=0)` gives the population value.
+    `.std` is the sample value (divisor N − 1), which NIST certifies and torch.std returns. N App. B does not say
+    which divisor it used; over whole data sets the two agree to all digits printed.
+    `.variance(ddof=0)` is the population value.
     """
 
     def __init__(self, channels: int) -> None:
@@ -50,14 +50,14 @@ class Welford:
     def update(self, x: Tensor) -> None:
         """Add every value of a batch of latents.
 
-        x  [B, C, H, W]  any real dtype and device; a batch without elements changes nothing
-        Raises InputError on another shape or channel count, on NaN or infinity, and where squares leave
-        float64. The statistics are then as they were before the call.
+        x  [B, C, H, W]  any real dtype and device; an empty batch changes nothing
+        Raises InputError on another shape or channel count, on NaN or infinity, and where squares overflow
+        float64. The statistics are then unchanged.
         """
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise InputError(
                 f"Welford.update: expected [B, {self.channels}, H, W], got {list(x.shape)}; "
-                "make the accumulator with the number of channels of these latents"
+                "create the accumulator with the number of channels of these latents"
             )
         if x.is_complex() or x.dtype == torch.bool:
             raise InputError(f"Welford.update: expected real numbers, got {x.dtype}")
@@ -103,7 +103,7 @@ class Welford:
         self._add(count, mean.clone(), torch.zeros_like(mean), m2.clone())
 
     def merge(self, other: Welford) -> None:
-        """Add everything that `other` has seen; `other` stays as it is.
+        """Add everything that `other` has seen; `other` is unchanged.
 
         Raises InputError when the channel counts differ.
         """
@@ -129,24 +129,24 @@ class Welford:
 
     @property
     def count(self) -> int:
-        """Values seen per channel (images times pixels of a latent)."""
+        """Values seen per channel (images × pixels of a latent)."""
         return self._count
 
     @property
     def mean(self) -> Tensor:
-        """[C] float64. Raises InputError before the first value."""
+        """The mean [C] float64. Raises InputError before the first value."""
         self._require(1)
         return self._shift + self._offset
 
     @property
     def std(self) -> Tensor:
-        """[C] float64, sample value (divisor N − 1). Raises InputError before the second value."""
+        """The sample standard deviation [C] float64 (divisor N − 1). Raises InputError before the second value."""
         return self.variance().sqrt()
 
     def variance(self, ddof: int = 1) -> Tensor:
-        """[C] float64: m2 / (count − ddof); ddof = 0 population, 1 sample.
+        """The variance m2 / (count − ddof) [C] float64; ddof = 0 for the population's, 1 for the sample's.
 
-        Raises InputError unless more than ddof values were seen.
+        Raises InputError unless more than ddof values have been seen.
         """
         self._require(ddof + 1)
         return self._m2 / (self._count - ddof)
@@ -159,7 +159,7 @@ class Welford:
             )
 
     def state(self) -> dict[str, Any]:
-        """Everything as plain numbers for JSON, which keeps float64 exactly; read by `from_state`."""
+        """The state as plain numbers for JSON, which preserves float64 exactly; read by `from_state`."""
         return {
             "count": self._count,
             "shift": self._shift.tolist(),
@@ -169,9 +169,9 @@ class Welford:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Welford:
-        """The accumulator that `state` describes, ready for more.
+        """The accumulator that `state` describes, which can then be updated further.
 
-        Raises InputError when a key is missing or unknown, lengths differ, or a number is impossible.
+        Raises InputError when a key is missing or unknown, lengths differ, or a number is invalid.
         """
         expected = {"count", "shift", "offset", "m2"}
         if not isinstance(state, Mapping) or set(state) != expected:
@@ -185,7 +185,7 @@ class Welford:
             )
         if (m2 < 0).any() or (count == 0 and any(column.any() for column in (shift, offset, m2))):
             raise InputError(
-                f"Welford.from_state: count {count} with m2 {m2.tolist()} cannot be; it is damaged"
+                f"Welford.from_state: count {count} with m2 {m2.tolist()} is impossible; the state is damaged"
             )
         result = cls(len(m2))
         result._count, result._shift, result._offset, result._m2 = count, shift, offset, m2

@@ -1,4 +1,4 @@
-"""Transformer blocks of the UNet (S §2.1 and Tab. 1); attention never holds its matrix where a kernel is fused."""
+"""Transformer blocks of the UNet (S §2.1 and Tab. 1); a fused kernel never materialises the attention matrix."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ TRANSFORMER_NORM_EPS = 1e-6  # of the published network; its residual blocks use
 
 
 class Attention(nn.Module):
-    """Multi-head attention softmax(q kᵀ / √d) v of `tokens` on `context` (on themselves without one).
+    """Multi-head attention softmax(q kᵀ / √d) v from `tokens` to `context`, or to themselves without one.
 
     tokens [B, n, channels]; context [B, m, context_dim]; returns [B, n, channels].
     """
@@ -30,12 +30,12 @@ class Attention(nn.Module):
     def forward(
         self, tokens: Tensor, context: Tensor | None = None, how: SelfAttention | None = None
     ) -> Tensor:
-        """how  other than plain attention, for tokens on themselves"""
+        """how  modifies self-attention; None is plain attention"""
         source = tokens if context is None else context
         q = self._split_heads(self.to_q(tokens))
         k = self._split_heads(self.to_k(source))
         v = self._split_heads(self.to_v(source))
-        # softmax(q kᵀ / √d) v, never holding the n × m matrix where the device has a fused kernel
+        # softmax(q kᵀ / √d) v; a fused kernel, if the device has one, never materialises the n × m matrix
         heads = F.scaled_dot_product_attention(q, k, v) if how is None else attend(q, k, v, how)
         return self.to_out(heads.transpose(1, 2).flatten(2))
 
@@ -57,11 +57,11 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU of four times the width, then back: [B, n, channels] → [B, n, channels]."""
+    """GEGLU with four times the width, then a projection back: [B, n, channels] → [B, n, channels]."""
 
     def __init__(self, channels: int):
         super().__init__()
-        # The published keys leave slot 1 to a dropout of probability 0.
+        # In the published keys, slot 1 is a dropout of probability 0.
         self.net = nn.Sequential(
             GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
         )
@@ -71,9 +71,9 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; each normalised first and added.
+    """Pre-norm residual self-attention, cross-attention to the text, and feed-forward.
 
-    tokens [B, n, channels]; context [B, m, context_dim]; how the self-attention is changed; returns
+    tokens [B, n, channels]; context [B, m, context_dim]; how: modifies the self-attention; returns
     [B, n, channels].
     """
 
@@ -90,7 +90,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor, how: SelfAttention | None = None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            # Nothing in the block is random, so no generator state has to be kept for the second pass.
+            # Nothing in the block is random, so no RNG state needs to be saved for the recomputation.
             return checkpoint(
                 self._forward, tokens, context, how, use_reentrant=False, preserve_rng_state=False
             )
@@ -109,17 +109,17 @@ class LevelAttention(NamedTuple):
     radius: int | None  # farthest cells attended to; None for all
 
     def on(self, height: int, width: int) -> SelfAttention | None:
-        """For a feature map of this size; None where that is plain attention."""
+        """The self-attention for a feature map of this size; None if it is plain attention."""
         scale = 1.0 if self.train_tokens is None else entropy_scale(height * width, self.train_tokens)
         radius = None if self.radius is None or self.radius >= max(height, width) - 1 else self.radius
         return None if scale == 1 and radius is None else SelfAttention(height, width, scale, radius)
 
 
 class SpatialTransformer(nn.Module):
-    """`depth` transformer blocks over the pixels of a feature map, added to it.
+    """`depth` transformer blocks over the pixels of a feature map, with a residual connection.
 
     x [B, channels, h, w]; context [B, m, context_dim]; returns [B, channels, h, w].
-    The last projection starts at zero, so a new block is the identity.
+    The last projection is initialised to zero, so a new block is the identity.
     """
 
     level_attention: LevelAttention | None = None

@@ -7,17 +7,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """The module itself, all its parameters set to 0."""
+    """Sets all parameters of the module to 0 and returns it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class ResBlock(nn.Module):
-    """Two 3×3 convolutions with the embedding added between them, and a skip around.
+    """Two 3×3 convolutions with the embedding added between them, and a skip connection.
 
     x [B, in, h, w]; emb [B, emb_dim], after its SiLU; returns [B, out, h, w].
-    The second convolution starts at zero, so a new block is its skip alone.
+    The second convolution is initialised to zero, so a new block is just its skip connection.
     """
 
     activation_checkpointing = False
@@ -29,17 +29,17 @@ class ResBlock(nn.Module):
             nn.SiLU(),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
         )
-        # Slot 0 of the published keys is a SiLU: the same for every block, so the UNet applies it once.
+        # In the published keys, slot 0 is a SiLU: it is the same for every block, so the UNet applies it once.
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb_dim, out_channels))
         last = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        # Slot 2 is a dropout of probability 0 in the published network.
+        # In the published keys, slot 2 is a dropout of probability 0.
         self.out_layers = nn.Sequential(nn.GroupNorm(groups, out_channels), nn.SiLU(), nn.Identity(), last)
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            # Nothing in the block is random, so no generator state has to be kept for the second pass.
+            # Nothing in the block is random, so no RNG state needs to be saved for the recomputation.
             return checkpoint(self._forward, x, emb, use_reentrant=False, preserve_rng_state=False)
         return self._forward(x, emb)
 
@@ -63,7 +63,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest-neighbour resize to `size`, then a 3×3 convolution: [B, C, h, w] → [B, C, *size].
 
-    The size is that of the skip to be joined, so odd sizes come out as they went in.
+    The size is that of the skip connection to be concatenated, so odd sizes are restored exactly.
     """
 
     def __init__(self, channels: int):

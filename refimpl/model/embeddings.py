@@ -1,4 +1,4 @@
-"""The two embeddings that are added for the residual blocks: timestep and vector conditioning (S §2.2)."""
+"""The MLP of the timestep embedding and of the vector conditioning, whose sum the residual blocks get (S §2.2)."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""The networks between a prompt and an image, their noise schedule and parameterisation, as one (S §2, Tab. 1)."""
+"""All networks from prompt to image, with their noise schedule and parameterisation, as one model (S §2, Tab. 1)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from refimpl.text.config import TextConfig
 from refimpl.text.tokenizer import Tokenizer
 
 PARTS = ("unet", "text_l", "text_g")
-"""Names of the networks that can be trained, as files and settings have them."""
+"""Names of the networks that can be trained, as used in files and settings."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Model:
         return self
 
     def parts(self) -> dict[str, torch.nn.Module]:
-        """The networks that can be trained, by the names in PARTS."""
+        """The networks that can be trained, keyed by the names in PARTS."""
         networks = zip(PARTS, (self.unet, self.encoder_l, self.encoder_g), strict=True)
         return {name: network for name, network in networks if network is not None}
 
     def null_condition(self) -> tuple[Tensor, Tensor]:
-        """Context [1, 77, D] and pooled state [1, P] of no prompt, as trained."""
+        """The unconditional context [1, 77, D] and pooled state [1, P], as used in training."""
         return null_condition(self.text.null, self.tokenizer, self.encoder_l, self.encoder_g)

@@ -1,8 +1,8 @@
 """Self-attention away from the training size: entropy scaling and neighbourhoods (N refs 4, 15; R).
 
-Softmax over more tokens than in training is flatter, over fewer sharper. Jin et al. 2023 (N ref. 15, after
-Chiang & Cholak 2022, N ref. 4) keep its entropy by multiplying the logits by √(log_T N), N tokens where
-training had T. On very large canvases a place may attend to its neighbourhood alone.
+A softmax over more tokens than in training is flatter, over fewer it is sharper. Jin et al. 2023 (N ref. 15, after
+Chiang & Cholak 2022, N ref. 4) preserve its entropy by multiplying the logits by √(log_T N), for N tokens where
+training had T. On very large canvases a position may attend to its neighbourhood only.
 """
 
 import math
@@ -16,11 +16,11 @@ TILE = 16  # side of the squares of queries that share their keys; a mask is at 
 
 
 class SelfAttention(NamedTuple):
-    """How the tokens of a feature map attend to each other, where it is not plain attention.
+    """How the tokens of a feature map attend to each other, if not by plain attention.
 
-    height, width  of the feature map: tokens lie in rows
+    height, width  size of the feature map, whose tokens are in row-major order
     logit_scale    factor on q kᵀ / √d
-    radius         farthest rows and columns attended to; None for the whole map
+    radius         how many rows and columns away a token attends to; None for the whole map
     """
 
     height: int
@@ -30,8 +30,8 @@ class SelfAttention(NamedTuple):
 
 
 def entropy_scale(tokens: int, train_tokens: int) -> float:
-    """√(log_T N) of N ≥ 1 tokens and T ≥ 2 in training; exactly 1 for as many."""
-    # Jin et al. 2023, §3.2: λ = √(log_T N / d), where √(1 / d) is that of training
+    """√(log_T N) for N ≥ 1 tokens and T ≥ 2 in training; exactly 1 if they are equal."""
+    # Jin et al. 2023, §3.2: λ = √(log_T N / d), where √(1 / d) is the scale used in training
     return math.sqrt(math.log(tokens) / math.log(train_tokens))
 
 
@@ -39,8 +39,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: SelfAttention) -> Tensor:
     """softmax(s·q kᵀ / √d) v, for each token over its neighbourhood.
 
     q, k, v  [B, heads, height · width, d]        returns  as q
-    Never holds the matrix of all logits: a neighbourhood is computed by tiles, each with the keys near it, which
-    takes height·width·(TILE + 2·radius)² products.
+    Never materialises the matrix of all logits: a neighbourhood is computed in tiles, each with the keys near it,
+    which takes height·width·(TILE + 2·radius)² products.
     """
     scale = how.logit_scale / math.sqrt(q.shape[-1])
     if how.radius is None:
@@ -54,7 +54,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: SelfAttention) -> Tensor:
 
 
 def _tile(q: Tensor, k: Tensor, v: Tensor, corner: tuple[int, int], radius: int, scale: float) -> Tensor:
-    """[B, heads, ≤ TILE, ≤ TILE, d] of the tile of queries at a corner; q, k, v [B, heads, height, width, d]."""
+    """The output [B, heads, ≤ TILE, ≤ TILE, d] of the tile of queries at a corner; q, k, v [B, heads, h, w, d]."""
     near: list[Tensor] = []  # per axis: which of the keys [b] each query [a] sees, [a, b]
     queries: list[slice] = []
     keys: list[slice] = []

@@ -13,10 +13,10 @@ from refimpl.text.sinusoid import sinusoidal_features
 
 
 class Stage(nn.Sequential):
-    """One numbered entry of the published lists: layers in order, each given what it needs."""
+    """One numbered entry of the published block lists: layers in order, each called with the inputs it takes."""
 
     def forward(self, h: Tensor, emb: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """h [B, C, h, w]; emb [B, E]; context [B, n, D]; size: that of the skip an Upsample must meet."""
+        """h [B, C, h, w]; emb [B, E]; context [B, n, D]; size: the (h, w) that an Upsample resizes to."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 h = layer(h, emb)
@@ -30,11 +30,11 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Predicts v (or eps, or x0: whatever it was trained on) from noisy latents.
+    """Predicts v (or eps or x0, whichever it was trained on) from noisy latents.
 
-    config                    its shape
+    config                    shape of the network
     activation_checkpointing  recompute each residual and transformer block in the backward pass instead of
-                              keeping its activations: less memory, the same gradients
+                              storing its activations: less memory, the same gradients
 
     Initialised as the published network was: PyTorch's defaults, except that the last convolution of each
     residual block, the last projection of each transformer and the output convolution are zero. A new UNet
@@ -87,7 +87,7 @@ class UNet(nn.Module):
         self.set_activation_checkpointing(activation_checkpointing)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Switch the recomputing of activations on or off."""
+        """Turn activation checkpointing on or off."""
         for module in self.modules():
             if isinstance(module, ResBlock | TransformerBlock):
                 module.activation_checkpointing = enabled
@@ -96,7 +96,7 @@ class UNet(nn.Module):
         """Prediction for noisy latents.
 
         x        [B, in_channels, h, w]   any h, w ≥ 1
-        t        [B]                      timesteps 0..999, integer, float32 or float64; fractions are fine
+        t        [B]                      timesteps 0..999, integer, float32 or float64; may be fractional
         context  [B, n, context_dim]      text states, n ≥ 1
         vector   [B, vector_dim]          pooled text state and size features
         returns  [B, out_channels, h, w]  in x's dtype
@@ -123,7 +123,7 @@ class UNet(nn.Module):
         return self.out(h).to(x.dtype)
 
     def _check(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> None:
-        """Shapes against the config, and float dtypes (t's is the sinusoid's to judge)."""
+        """Checks shapes against the config, and for floating-point dtypes (t's is checked by the sinusoid)."""
         config = self.config
         batch = x.shape[0] if x.ndim else 0
         wanted = {
@@ -139,6 +139,6 @@ class UNet(nn.Module):
             )
             if not fits:
                 needed = ", ".join(map(str, shape))
-                raise InputError(f"UNet.forward: {name} has shape {list(tensor.shape)}, needs [{needed}]")
+                raise InputError(f"UNet.forward: {name} has shape {list(tensor.shape)}, must be [{needed}]")
             if name != "t" and not tensor.is_floating_point():
-                raise InputError(f"UNet.forward: {name} has dtype {tensor.dtype}, needs floats")
+                raise InputError(f"UNet.forward: {name} has dtype {tensor.dtype}, must be floating-point")

@@ -13,7 +13,7 @@ BUILD_COMMAND = "pip install --no-build-isolation -e ."
 
 
 class KernelNotBuilt(InputError, RuntimeError):
-    """The backend "kernel" was asked for and its compiled extension is not there."""
+    """The backend "kernel" was requested, but its compiled extension is missing."""
 
 
 class Ops(NamedTuple):
@@ -28,7 +28,7 @@ class Ops(NamedTuple):
 
 
 def load_ops(backend: str) -> Ops:
-    """The operations of a backend: "reference" (torch, the definition) or "kernel" (compiled, csrc/).
+    """The operations of a backend: "reference" (torch, the definition) or "kernel" (compiled from csrc/).
 
     Raises InputError on an unknown backend, and KernelNotBuilt, with the command that builds it, when the
     compiled extension is missing. There is no fallback from one to the other.

@@ -1,4 +1,4 @@
-"""Is the compiled backend there, what was it built for, and does every operation give the right result?"""
+"""Is the compiled backend installed, what was it built for, and is every operation's result correct?"""
 
 import importlib
 import platform
@@ -14,14 +14,14 @@ LARGEST_ERROR = 1e-5  # of float32 results of order one, against the reference i
 
 
 def describe() -> list[str]:
-    """One line each: Python, torch, devices, and what the compiled backend was built for."""
+    """One line each for Python and torch, each CUDA device, and what the compiled backend was built for."""
     lines = [f"python {platform.python_version()} on {platform.machine()}, torch {torch.__version__}"]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(index)
             lines.append(f"cuda:{index} {torch.cuda.get_device_name(index)}, sm_{major}{minor}")
     else:
-        lines.append(f"no CUDA device (torch is built for {torch.version.cuda or 'the CPU alone'})")
+        lines.append(f"no CUDA device (torch is built for {torch.version.cuda or 'the CPU only'})")
     try:
         load_ops("kernel")
     except KernelNotBuilt as error:
@@ -39,8 +39,8 @@ def describe() -> list[str]:
 def check(device: str) -> list[tuple[str, float, float]]:
     """Runs every operation of the kernel backend once on device, against the reference in float64.
 
-    returns  (operation, largest error, milliseconds)        well under 2 s in all
-    Raises KernelNotBuilt when there is no compiled backend.
+    returns  (operation, largest error, milliseconds)        takes well under 2 s in total
+    Raises KernelNotBuilt when the compiled backend is missing.
     """
     kernel, reference = load_ops("kernel"), load_ops("reference")
     results = []
@@ -59,9 +59,9 @@ def check(device: str) -> list[tuple[str, float, float]]:
 
 
 def report() -> tuple[list[str], bool]:
-    """What `refimpl doctor` prints about the operations, and whether all is well.
+    """What `refimpl doctor` prints about the operations, and whether everything is in order.
 
-    A missing compiled backend is well: the reference runs, and asking for the kernels says how to build them.
+    A missing compiled backend is not an error: the reference runs, and the report says how to build the kernels.
     """
     lines, well = describe(), True
     try:

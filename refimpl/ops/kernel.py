@@ -1,17 +1,17 @@
 """The operations compiled from csrc/: the same names and arguments as refimpl.ops.reference, over torch.ops.
 
-They agree with the reference within rounding, on the CPU and on CUDA. What differs:
+They agree with the reference to within rounding, on the CPU and on CUDA. The differences:
 
-- The arithmetic is float32 whenever the prediction (or x0) is not float64, whatever the other tensors are.
-- v_loss can be differentiated once, in prediction alone; a second derivative raises.
-- add_noise has derivatives by x0 and eps, none by alpha and sigma.
-- Wrong arguments raise ValueError or TypeError.
+- The arithmetic is float32 unless the prediction (or x0) is float64, whatever the other tensors are.
+- v_loss can be differentiated once, with respect to prediction only; a second derivative raises.
+- add_noise is differentiable with respect to x0 and eps, but not alpha and sigma.
+- Invalid arguments raise ValueError or TypeError.
 
-Autocast does not change the operations: give them the tensors as autocast leaves them (a bfloat16 or float16
-prediction beside float32 latents costs no copy). Tensors of one call share a memory order, contiguous or
-channels-last; one that differs is copied into the order of the first.
+Autocast does not change the operations: pass the tensors as autocast leaves them (a bfloat16 or float16
+prediction with float32 latents costs no copy). The tensors of one call share a memory format, contiguous or
+channels-last; one that differs is copied into the format of the first.
 
-On the CPU, memory of results that are no longer in use waits for the next call: at most four blocks, 512 MB in all.
+On the CPU, the memory of freed results is cached for the next call: at most four blocks, 512 MB in total.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from refimpl.ops import _kernels as _kernels  # registers torch.ops.refimpl; ImportError when it is not built
 
-# The overloads themselves: looking them up by name in every call costs as much as the call.
+# The overloads themselves: looking them up by name on every call costs as much as the call.
 _ADD_NOISE = torch.ops.refimpl.add_noise.default
 _ADD_KEYED_NOISE = torch.ops.refimpl.add_keyed_noise.default
 _V_LOSS = torch.ops.refimpl.v_loss.default
@@ -50,9 +50,10 @@ def v_loss(
 ) -> Tensor:
     """The weighted v-prediction loss of each sample (N §2.1, §2.4).
 
-    weight · mean over C, H, W of (prediction − v)², with v = alpha·eps − sigma·x0. The forward pass computes
-    the gradient as well, for a backward pass that sends `expected` into each loss (default 1 / B: the caller
-    takes the batch's mean). Another incoming gradient gives its own exact result at the cost of a second pass.
+    weight · mean over C, H, W of (prediction − v)², with v = alpha·eps − sigma·x0. The forward pass also
+    computes the gradient, for a backward pass whose incoming gradient is `expected` for each loss (default
+    1 / B: the caller takes the mean over the batch). Any other incoming gradient is also exact, at the cost of a
+    second pass.
 
     prediction, x0, eps  [B, C, H, W]        alpha, sigma, weight  [B]
     returns  [B]  float32, or float64 when prediction is float64
@@ -62,7 +63,7 @@ def v_loss(
 
 
 def add_keyed_noise(x0: Tensor, key: Tensor, alpha: Tensor, sigma: Tensor, offset: float = 0.0) -> Tensor:
-    """`add_noise` with the noise of each sample's key, drawn in registers and never stored.
+    """`add_noise` with the noise drawn from each sample's key, in registers and never stored.
 
     x0  [B, C, H, W]        key  [B, 2]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
     Raises ValueError when shapes or devices disagree, TypeError on a wrong dtype.
@@ -80,7 +81,7 @@ def keyed_v_loss(
     offset: float = 0.0,
     expected: float | None = None,
 ) -> Tensor:
-    """`v_loss` with the noise of each sample's key, drawn in registers and never stored.
+    """`v_loss` with the noise drawn from each sample's key, in registers and never stored.
 
     prediction, x0  [B, C, H, W]        key  [B, 2]        alpha, sigma, weight  [B]        returns  [B]
     Raises as `v_loss` does.
@@ -89,7 +90,7 @@ def keyed_v_loss(
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and summed squared deviation of each channel (Welford's M2; N App. B).
+    """Per-channel count, mean and sum of squared deviations (Welford's M2; N App. B).
 
     x  [B, C, H, W]        returns  count [] (elements per channel), mean [C], m2 [C], all float64
     An empty x gives count 0, mean 0 and m2 0. Raises ValueError on another number of dimensions.
@@ -98,10 +99,10 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
-    """Unit normal noise of each key: refimpl.diffusion.philox.keyed_normal within 4 ulp of its radius.
+    """Unit normal noise from each key: refimpl.diffusion.philox.keyed_normal to within 4 ulp of its radius.
 
     key  [B, 2]  int64 holding uint32        shape  (C, H, W)        returns  [B, C, H, W]  float32
-    The same bits on every device and in every batch. Raises ValueError on a wrong key, shape or offset.
+    Bitwise identical on every device and in every batch. Raises ValueError on a wrong key, shape or offset.
     """
     if len(shape) != 3:
         raise ValueError(f"shape must be (C, H, W), got {tuple(shape)}")
@@ -109,7 +110,7 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
     return _KEYED_NORMAL(key, channels, height, width, offset)
 
 
-# ---- Shapes and dtypes of the results, for tracing without data -------------------------------------------
+# ---- Shapes and dtypes of the results, for tracing with fake tensors -------------------------------------------
 
 
 def _order(x: Tensor) -> torch.memory_format:

@@ -1,6 +1,6 @@
 """The operations in torch: the definition that the kernels are tested against.
 
-All of them are out of place and run in float32, or in float64 as soon as a tensor is float64.
+All of them are out of place and compute in float32, or in float64 if any tensor is float64.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def v_loss(
     lower precision. Only prediction gets a gradient.
 
     prediction, x0, eps  [B, C, H, W]        alpha, sigma, weight  [B]
-    returns  [B]  float32, or float64 when a tensor is float64
-    Raises InputError when shapes disagree, or when the samples hold no element (a mean of nothing); a batch
-    of no samples returns [0].
+    returns  [B]  float32, or float64 if any tensor is float64
+    Raises InputError when shapes disagree, or when a sample has no elements to average. An empty batch returns
+    an empty tensor, shape [0].
     """
     _check_per_sample(x0, alpha=alpha, sigma=sigma, weight=weight)
     if prediction.shape != x0.shape:
@@ -55,7 +55,7 @@ def v_loss(
 
 
 def add_keyed_noise(x0: Tensor, key: Tensor, alpha: Tensor, sigma: Tensor, offset: float = 0.0) -> Tensor:
-    """`add_noise` with the noise of each sample's key.
+    """`add_noise` with the noise drawn from each sample's key.
 
     x0  [B, C, H, W]        key  [B, 2]        alpha, sigma  [B]        returns  [B, C, H, W] in x0's dtype
     Raises InputError when the shapes disagree.
@@ -72,7 +72,7 @@ def keyed_v_loss(
     weight: Tensor,
     offset: float = 0.0,
 ) -> Tensor:
-    """`v_loss` with the noise of each sample's key.
+    """`v_loss` with the noise drawn from each sample's key.
 
     prediction, x0  [B, C, H, W]        key  [B, 2]        alpha, sigma, weight  [B]        returns  [B]
     Raises InputError as `v_loss` does.
@@ -81,7 +81,7 @@ def keyed_v_loss(
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and summed squared deviation of each channel (Welford's M2; N app. B).
+    """Per-channel count, mean and sum of squared deviations (Welford's M2; N app. B).
 
     x  [B, C, H, W]        returns  count [] (elements per channel), mean [C], m2 [C], all float64
     An empty x gives count 0, mean 0 and m2 0, which leaves a merge unchanged.
@@ -99,7 +99,7 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
-    """Unit normal noise of each key; see `refimpl.diffusion.philox.keyed_normal`.
+    """Unit normal noise from each key; see `refimpl.diffusion.philox.keyed_normal`.
 
     key  [B, 2]        shape  (C, H, W)        returns  [B, C, H, W]  float32
     """

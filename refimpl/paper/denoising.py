@@ -1,4 +1,4 @@
-"""What a trained network takes the picture for at each noise level on its way (N Fig. 4, 7)."""
+"""A trained network's estimates of the clean picture at each noise level during sampling (N Fig. 4, 7)."""
 
 import math
 from dataclasses import dataclass, replace
@@ -22,8 +22,8 @@ PAPER_LATENT_SIDE = 128  # of N's 1024² canvas
 class Denoising:
     """One prompt's images on N's native grid, sampled with Euler steps.
 
-    sigmas     [n] sigma_edm of each step, ∞ first where it starts there
-    estimates  [n, images, C, h, w] float32, standardised latents: what each step takes the clean latent for; the
+    sigmas     [n] sigma_edm of each step, starting with ∞ if sampling starts there
+    estimates  [n, images, C, h, w] float32, standardised latents: each step's estimate of the clean latent; the
                last is the result
     """
 
@@ -35,9 +35,9 @@ class Denoising:
 def denoising(
     model: Model, settings: SampleConfig, prompt: str, start_sigma: float | None = None
 ) -> Denoising:
-    """The estimates of `settings.seeds` images of a prompt.
+    """The estimates for `settings.seeds` images of a prompt.
 
-    start_sigma  first level, which is finite; None starts at the schedule's end. The noise is the same for both
+    start_sigma  first level, which is finite; None starts at the schedule's end. The noise is the same either way
     """
     factor = model.vae.config.factor
     height, width = settings.height // factor, settings.width // factor
@@ -56,23 +56,23 @@ def denoising(
 
 @torch.no_grad()
 def decoded(model: Model, latents: Tensor) -> Tensor:
-    """[B, C, h, w] standardised latents as images [B, 3, H, W] in 0 … 1."""
+    """Standardised latents [B, C, h, w] decoded to images [B, 3, H, W] in 0 … 1."""
     return (model.vae.decode(model.scale_shift.restore(latents)) / 2 + 0.5).clamp(0, 1)
 
 
 def paper_level(model: Model, settings: SampleConfig, sigma: float) -> float:
-    """The level that hides as much of this canvas as N's σ does of 1024² (N §2.3: in proportion to the side)."""
+    """The level that hides as much of this canvas as N's σ does at 1024² (N §2.3: in proportion to the side)."""
     factor = model.vae.config.factor
     return scale_sigma_max(sigma, settings.height // factor, settings.width // factor, PAPER_LATENT_SIDE)
 
 
 def canvas_mean(latents: Tensor) -> Tensor:
-    """[..., C, h, w] → [...] rms over channels of the canvas' mean: how far its average colour is from 0."""
+    """The rms over channels of the canvas' mean, [..., C, h, w] → [...]: how far its average colour is from 0."""
     return latents.mean((-2, -1)).square().mean(-1).sqrt()
 
 
 def enlarged(settings: SampleConfig, factor: int) -> SampleConfig:
-    """The settings of a canvas of `factor` times the side."""
+    """The settings for a canvas with `factor` times the side."""
     return replace(settings, height=factor * settings.height, width=factor * settings.width)
 
 

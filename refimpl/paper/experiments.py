@@ -1,7 +1,7 @@
-"""N Fig. 2, 3, 4, 6 and 7 as experiments on a trained run: the images, and the numbers in them.
+"""N Fig. 2, 3, 4, 6 and 7 as experiments on a trained run: the images, and the numbers measured on them.
 
-Levels are those of N scaled to the run's canvas, where they hide as much as at 1024² (N §2.3). Pictures are drawn
-without guidance: what is shown is what the network takes for true.
+The levels are N's, scaled to the run's canvas so that they hide as much as at 1024² (N §2.3). Pictures are sampled
+without guidance, to show the distribution that the network itself has learned.
 """
 
 import math
@@ -33,7 +33,7 @@ BRIGHTNESS, CANVAS_MEAN = "mean pixel", "rms of the canvas' mean latent"  # of e
 
 @dataclass(frozen=True)
 class Experiment:
-    """Images in named rows of one length, what is written above them, and the numbers in them."""
+    """Images in named rows of equal length, with their captions, and the numbers measured on them."""
 
     title: str
     rows: list[tuple[str, list[Panel]]]
@@ -41,11 +41,11 @@ class Experiment:
 
 
 def run_experiments(run: Path, weights: str = "ema") -> dict[int, Experiment]:
-    """The five experiments of a run, by the number of N's figure.
+    """The five experiments on a run, keyed by the number of N's figure.
 
     run      a run folder or checkpoint, trained with zero terminal SNR: the figures compare starts from ∞ with others
     weights  "ema", the moving average, or "unet", the weights as trained
-    Raises InputError for another run.
+    Raises InputError for a run without zero terminal SNR, and as `load_model` does.
     """
     model, table, _ = load_model(run, weights)
     if not model.diffusion.zero_terminal_snr:
@@ -59,9 +59,9 @@ def run_experiments(run: Path, weights: str = "ema") -> dict[int, Experiment]:
 
 
 def figure_2(model: Model, settings: SampleConfig) -> Experiment:
-    """N Fig. 2: black and white asked for, from pure noise and from the published schedule's end.
+    """N Fig. 2: prompts for black and for white, from pure noise and from the published schedule's end.
 
-    From the finite level the network trusts the mean of the noise, which is grey.
+    From the finite level, the network relies on the mean of the noise, which is grey.
     """
     starts = (math.inf, PUBLISHED_END)
     title = "“completely black” and “completely white” (N Fig. 2)"
@@ -93,7 +93,7 @@ def figure_6(model: Model, settings: SampleConfig) -> Experiment:
 
 
 def figure_7(model: Model, settings: SampleConfig) -> Experiment:
-    """N Fig. 7: estimates on the way, on the canvas and from the two levels of Fig. 6."""
+    """N Fig. 7: the estimates during sampling, on the canvas and from the two levels of Fig. 6."""
     large = enlarged(settings, 2)
     starts = (PUBLISHED_END, RAISED_END)
     last = settings.steps - 1
@@ -110,7 +110,7 @@ def _results(
     starts: Sequence[float],
     title: str,
 ) -> Experiment:
-    """Finished images of prompts, a row for each start, with the mean of their canvas."""
+    """Finished images for the prompts, one row per start, with their canvas means."""
     rows, numbers = [], {}
     for start in starts:
         name, level = _start(model, settings, start)
@@ -135,7 +135,7 @@ def _trajectories(
     steps: Sequence[int],
     title: str,
 ) -> Experiment:
-    """One image's estimates at some steps, a row for each start."""
+    """One image's estimates at the given steps, one row per start."""
     rows, numbers = [], {}
     for start in starts:
         row, level = _start(model, settings, start)
@@ -156,7 +156,7 @@ def _trajectories(
 
 
 def _start(model: Model, settings: SampleConfig, paper_sigma: float) -> tuple[str, float | None]:
-    """A start at N's σ on this canvas: what the figures call it, and its level (None: the schedule's end)."""
+    """A start at N's σ on this canvas: its name in the figures, and its level (None for the schedule's end)."""
     if paper_sigma == math.inf:
         return f"from {level_name(math.inf)}", None
     level = paper_level(model, settings, paper_sigma)

@@ -1,4 +1,4 @@
-"""What holds for every inference grid and for its arguments (N §2.3)."""
+"""Checks of inference grids and of their arguments (N §2.3)."""
 
 import math
 import operator
@@ -13,19 +13,20 @@ MOST_STEPS = 100_000  # a hundred times the timesteps of the schedule; beyond it
 
 
 def as_levels(values: Tensor | Sequence[float], place: str) -> Tensor:
-    """The values as a tensor, float64 where they are Python numbers, or InputError."""
+    """The values as a tensor, float64 if they are Python numbers. Raises InputError when they are not numbers."""
     if isinstance(values, Tensor):
         return values
     try:
         return torch.tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{place}: {values!r}; give real noise levels, falling to 0.") from None
+        raise InputError(f"{place}: {values!r}; give real noise levels, decreasing to 0.") from None
 
 
 def check_grid(sigmas: Tensor | Sequence[float], place: str = "grid") -> Tensor:
-    """The grid as float64 on the CPU, or InputError.
+    """The grid as float64 on the CPU.
 
-    sigmas   [n + 1]  sigma_edm, n >= 1: strictly decreasing, last 0, ∞ allowed in first place only
+    sigmas   [n + 1]  sigma_edm, n >= 1: strictly decreasing, last entry 0, ∞ allowed as the first entry only
+    Raises InputError when the grid violates one of these.
     """
     sigmas = as_levels(sigmas, place)
     if sigmas.ndim != 1 or sigmas.numel() < 2:
@@ -47,24 +48,24 @@ def check_grid(sigmas: Tensor | Sequence[float], place: str = "grid") -> Tensor:
         i = int((~falls).nonzero()[0])
         raise InputError(
             f"{place}: entries {i} and {i + 1} are {float(sigmas[i])} and {float(sigmas[i + 1])}; levels "
-            "must fall strictly (inf only in first place). Take fewer steps or levels further apart."
+            "must be strictly decreasing (inf only as the first). Take fewer steps or levels further apart."
         )
     return sigmas
 
 
 def check_steps(n: int, most: int = MOST_STEPS) -> int:
-    """n as an int in 1 … most, or InputError."""
+    """n as an int. Raises InputError when it is not a whole number in 1 … most."""
     try:
         steps = operator.index(n)
     except TypeError:
         raise InputError(f"steps: {n!r} is not a whole number; give 1 to {most}.") from None
     if not 1 <= steps <= most:
-        raise InputError(f"steps: {steps} is not in 1 to {most}; choose a number of steps inside it.")
+        raise InputError(f"steps: {steps} is not in 1 to {most}; choose a number of steps in that range.")
     return steps
 
 
 def check_positive(what: str, value: float) -> float:
-    """value as a float, positive and finite, or InputError naming `what`."""
+    """value as a float. Raises InputError naming `what` when it is not positive and finite."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -75,5 +76,5 @@ def check_positive(what: str, value: float) -> float:
 
 
 def grid_of(levels: Tensor, place: str) -> Tensor:
-    """The levels [n] followed by 0, checked."""
+    """The grid of the levels [n] followed by 0, checked."""
     return check_grid(torch.cat([levels.double(), torch.zeros(1, dtype=torch.float64)]), place)

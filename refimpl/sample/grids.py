@@ -1,7 +1,7 @@
-"""Inference noise grids by name (N §2.3, Fig. 5; R), their start for a canvas or an image (N §2.3; SDEdit).
+"""Inference noise grids by name (N §2.3, Fig. 5; R), and where they start for a canvas or an image (N §2.3; SDEdit).
 
-Every grid is sigma_edm [n + 1], float64, strictly decreasing, last entry 0. Its first entry is ∞ where it
-starts at the zero-SNR end of the schedule; ∞ stands nowhere else.
+Every grid is sigma_edm [n + 1], float64, strictly decreasing, last entry 0. Its first entry is ∞ if it
+starts at the zero-SNR end of the schedule; no other entry is ∞.
 """
 
 import math
@@ -17,14 +17,14 @@ from refimpl.sample.grid_checks import as_levels, check_grid, check_positive, ch
 from refimpl.sample.sigma_grids import exponential, karras, laplace
 from refimpl.sample.timestep_grids import leading, native, trailing
 
-# R's "Progressive Steps", verbatim. R labels 20000 as zero terminal SNR; it is finite, and so is this grid.
+# R's "Progressive Steps", verbatim. R calls 20000 zero terminal SNR, but it is finite, and so is this grid's start.
 COMMUNITY_TRAINER_SIGMAS = (20000.0, 17.8, 12.4, 9.2, 7.2, 5.4, 3.9, 2.1, 0.9, 0.0292)
 
 
 def explicit(sigmas: Sequence[float] | Tensor) -> Tensor:
-    """An explicit list of levels as a grid; a final 0 is added where it is missing.
+    """An explicit list of levels as a grid; a final 0 is appended if it is missing.
 
-    Raises InputError when the list is no strictly decreasing sequence of levels, ∞ allowed in first place.
+    Raises InputError unless the list is strictly decreasing, with ∞ allowed as the first entry only.
     """
     levels = as_levels(sigmas, "explicit grid")
     if levels.ndim == 1 and levels.numel() and levels[-1] != 0:
@@ -33,13 +33,13 @@ def explicit(sigmas: Sequence[float] | Tensor) -> Tensor:
 
 
 def community_trainer(schedule: NoiseSchedule, n: int = len(COMMUNITY_TRAINER_SIGMAS)) -> Tensor:
-    """R's ten fixed levels (README, "Progressive Steps") and 0. The schedule does not enter.
+    """R's ten fixed levels (README, "Progressive Steps") and 0. The schedule is not used.
 
     Raises InputError for n other than 10.
     """
     if n != len(COMMUNITY_TRAINER_SIGMAS):
         raise InputError(
-            f"community_trainer grid: {n} steps asked; it is a fixed list of {len(COMMUNITY_TRAINER_SIGMAS)}."
+            f"community_trainer grid: {n} steps asked for; it is a fixed list of {len(COMMUNITY_TRAINER_SIGMAS)}."
         )
     return explicit(COMMUNITY_TRAINER_SIGMAS)
 
@@ -48,7 +48,7 @@ def scale_sigma_max(sigma_max: float, height: int, width: int, base: int = 1024)
     """N §2.3 and R: sigma_max for a canvas, in proportion to its side √(H·W)/base.
 
     Twice the side needs twice the noise to destroy as much of the (fully redundant) signal.
-    sigma_max  ∞, pure noise, is ∞ on every canvas        height, width, base  pixels, or latent pixels all three
+    sigma_max  ∞, pure noise, stays ∞ on every canvas     height, width, base  all in pixels or all in latent pixels
     """
     side = math.sqrt(check_positive("height", height) * check_positive("width", width))
     scale = side / check_positive("base", base)
@@ -56,7 +56,7 @@ def scale_sigma_max(sigma_max: float, height: int, width: int, base: int = 1024)
 
 
 def start_at(sigmas: Tensor, sigma_edm: float) -> Tensor:
-    """The rest of a grid from a finite level on: the level, then the entries below it (SDEdit; S §2.5).
+    """The rest of a grid from a finite level on: that level, then the entries below it (SDEdit; S §2.5).
 
     Raises InputError when the level is not finite and above 0.
     """
@@ -66,11 +66,11 @@ def start_at(sigmas: Tensor, sigma_edm: float) -> Tensor:
 
 
 def from_strength(sigmas: Tensor, strength: float) -> Tensor:
-    """The last part of a grid for image-to-image (SDEdit): the nearest whole number to strength·n steps.
+    """The last strength·n steps of a grid, rounded to a whole number, for image-to-image (SDEdit).
 
-    strength  in (0, 1]; 1 is the whole grid, from pure noise where that starts at ∞. Below 1 at least the
-              first step is left out, so that the image's noise is finite.
-    Raises InputError for a strength outside that, or one that leaves no step.
+    strength  in (0, 1]; 1 is the whole grid, from pure noise if that starts at ∞. Below 1, at least the first
+              step is left out, so that the noise added to the image is finite.
+    Raises InputError for a strength outside that range, or one that leaves no step.
     """
     sigmas = check_grid(sigmas)
     n = sigmas.numel() - 1
@@ -94,10 +94,10 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Tensor]] = {
 
 
 def grid_by_name(name: str, schedule: NoiseSchedule, n: int, sigma_max: float | None = None) -> Tensor:
-    """The grid of that name with its defaults, as configurations and the command line choose it.
+    """The grid of that name with its defaults, as configurations and the command line use it.
 
     sigma_max  first level, for the grids that can start anywhere; None starts at the schedule's end
-    Raises InputError for an unknown name (naming the nearest), and whatever the grid itself refuses.
+    Raises InputError for an unknown name (naming the nearest), and as the grid itself does.
     """
     n = check_steps(n)
     if name not in GRIDS:

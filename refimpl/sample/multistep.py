@@ -1,9 +1,9 @@
 """Multistep samplers: DPM-Solver++ (Lu et al. 2023) and UniPC (Zhao et al. 2023).
 
 Written for the variance-exploding state, in which the papers' x_t/α_t is y and λ = −ln σ. The step from ∞
-stays out of the history (N App. A.1): its step size is infinite, so it would weigh nothing. All extrapolate
-by the ratio of neighbouring steps, so a grid with two almost equal levels amplifies what the network, or fresh
-noise, changed between them.
+stays out of the history (N App. A.1): its step size is infinite, so its weight would be 0. All of them
+extrapolate by the ratio of neighbouring step sizes, so a grid with two nearly equal levels amplifies whatever the
+network, or fresh noise, changed between them.
 """
 
 import math
@@ -49,9 +49,9 @@ def dpmpp_2m_sde(
     eta: float = 1.0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """SDE-DPM-Solver++(2M), midpoint form (Lu et al. 2023, §5 and App. B.3), with eta as k-diffusion has it.
+    """SDE-DPM-Solver++(2M), midpoint form (Lu et al. 2023, §5 and App. B.3), with k-diffusion's eta.
 
-    eta  at least 0: 1 is the paper's SDE, 0 is `dpmpp_2m` and draws no noise
+    eta  at least 0: 1 is the paper's SDE; 0 is `dpmpp_2m` and draws no noise
     Other arguments, result and errors as in `euler_ancestral`.
     """
     check_eta(eta)
@@ -79,7 +79,7 @@ def dpmpp_2m_sde(
 def unipc(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | None = None) -> Tensor:
     """UniPC-2 for data prediction, B(h) = e^h − 1 (Zhao et al. 2023, alg. 1–2 and App. of B_2).
 
-    Every estimate first corrects the step that led to it (UniC), then predicts the next one (UniP); one
+    Each estimate first corrects the step that led to it (UniC), then predicts the next one (UniP), with one
     network call per step. Arguments, result and errors as in `euler`.
     """
     run = begin(predict_v, x, sigmas, callback)
@@ -102,7 +102,7 @@ def unipc(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | N
 
 
 def _unip(y: Tensor, taken: list[tuple[float, Tensor]], lam_next: float, order: int) -> Tensor:
-    """UniP of order 1 or 2 from y at the last of `taken` to −ln σ = lam_next."""
+    """UniP of order 1 or 2, from y at the last entry of `taken` to −ln σ = lam_next."""
     lam, m = taken[-1]
     h = lam_next - lam
     b = math.expm1(-h)
@@ -117,7 +117,7 @@ def _unip(y: Tensor, taken: list[tuple[float, Tensor]], lam_next: float, order: 
 def _unic(
     y: Tensor, taken: list[tuple[float, Tensor]], lam_next: float, m_next: Tensor, order: int
 ) -> Tensor:
-    """UniC of order 1 or 2: the step from y at the last of `taken`, with the estimate m_next at its end."""
+    """UniC of order 1 or 2: the step from y at the last entry of `taken`, using the estimate m_next at its end."""
     lam, m = taken[-1]
     h = lam_next - lam
     b = math.expm1(-h)

@@ -1,4 +1,4 @@
-"""Grids that are spaced in functions of sigma_edm (Karras et al. 2022, eq. 5; Hang et al. 2024; R)."""
+"""Grids evenly spaced in a function of sigma_edm (Karras et al. 2022, eq. 5; Hang et al. 2024; R)."""
 
 import math
 
@@ -21,11 +21,11 @@ def karras(
     """Karras et al. 2022, eq. 5: evenly spaced in sigma^(1/rho), then sigma 0.
 
     sigma_min   last level before 0; the schedule's first by default
-    sigma_max   first level; the schedule's last by default. Where that is ∞, the formula makes the n − 1
+    sigma_max   first level; the schedule's last by default. Where that is ∞, the formula gives the n − 1
                 levels after it, from `finite_max` down
     finite_max  only with sigma_max = ∞; the schedule's largest finite level by default (2254.2 for SDXL)
     returns     sigma_edm [n + 1] float64
-    Raises InputError for n < 1 and levels or rho that are not positive, finite and in order.
+    Raises InputError for n < 1, levels or rho that are not positive and finite, or levels out of order.
     """
     n = check_steps(n)
     rho = check_positive("karras grid: rho", rho)
@@ -62,9 +62,9 @@ def laplace(
 ) -> Tensor:
     """R's Laplace grid (Hang et al. 2024, Tab. 1): quantiles of a Laplace density of log sigma, then sigma 0.
 
-    λ = μ − β·sign(½ − u)·ln(1 − 2|½ − u|) at n even u in [0, 1]; σ = e^λ clamped to the levels given. At
-    u = 0 the formula itself is ∞, which is the first entry on a zero-SNR schedule. Levels that the clamp
-    makes equal are respread evenly in log sigma up to the next unclamped one, so that no step is empty.
+    λ = μ − β·sign(½ − u)·ln(1 − 2|½ − u|) at n evenly spaced u in [0, 1]; σ = e^λ, clamped to the given
+    levels. At u = 0 the formula itself gives ∞, which is the first entry on a zero-SNR schedule. Levels that
+    the clamp makes equal are respaced evenly in log sigma up to the next unclamped one, so that no step is empty.
     mu, beta  centre and width of the density of log sigma; other arguments, result and errors as in `karras`
     """
     n = check_steps(n)
@@ -86,7 +86,7 @@ def _levels(
     sigma_max: float | None,
     finite_max: float | None,
 ) -> tuple[float, float, bool]:
-    """(lowest, highest finite level, whether ∞ comes first) of a grid given by a formula in sigma."""
+    """(lowest level, highest finite level, whether ∞ comes first) of a grid given by a formula in sigma."""
     first = float(schedule.sigma_edm[-1]) if sigma_max is None else float(sigma_max)
     from_infinity = first == math.inf
     if from_infinity and not schedule.is_zero_terminal:
@@ -109,7 +109,7 @@ def _grid(name: str, levels: Tensor, from_infinity: bool) -> Tensor:
 
 
 def _respread(sigma: Tensor, high: float, low: float) -> Tensor:
-    """Spread runs of equal levels at either bound evenly in log sigma up to the next free level, or bound."""
+    """Respace runs of equal levels at either bound evenly in log sigma, up to the next free level or the bound."""
     sigma = sigma.clone()
     n = sigma.numel()
     if (sigma <= low).all() and n > 1:
@@ -129,7 +129,7 @@ def _log_spaced(high: float, low: float, n: int) -> Tensor:
 
 
 def _pin_ends(levels: Tensor, high: float, low: float) -> Tensor:
-    """The levels with their ends set to the exact values, which powers and logarithms miss by rounding."""
+    """The levels with their ends set to the exact values, which powers and logarithms only approximate."""
     if levels.numel() > 0:
         levels[0] = high
     if levels.numel() > 1:

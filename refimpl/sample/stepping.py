@@ -1,8 +1,8 @@
-"""What all samplers share: state, estimates and the step from σ = ∞ (N App. A.1, eq. 2, 9, 18).
+"""What all samplers share: the state, the estimates and the step from σ = ∞ (N App. A.1, eq. 2, 9, 18).
 
 The state between steps is variance-exploding, y = x0 + σ·n with σ = sigma_edm, and float64, whatever the
-dtype of the caller or the network: one rounding of it to bfloat16 at σ = 4096 would cost rms 6.7, and
-float16 overflows at 20000. The network is handed the variance-preserving x = y/√(1 + σ²) in the caller's dtype.
+dtype of the caller or the network: rounding it once to bfloat16 at σ = 4096 has an rms error of 6.7, and
+float16 overflows at 20000. The network is given the variance-preserving x = y/√(1 + σ²) in the caller's dtype.
 """
 
 import math
@@ -36,9 +36,9 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A sampler's run after the step from ∞, if there was one: its first state and its finite steps.
+    """A sampling run after the step from ∞, if there was one: its first state and its finite steps.
 
-    y  [B, ...]  float64, variance-exploding at the level of the first of `steps`; x0 where there are none
+    y  [B, ...]  float64, variance-exploding at the level of the first of `steps`; x0 if there are none
     """
 
     y: Tensor
@@ -48,12 +48,12 @@ class Run:
     callback: Callback | None
 
     def estimate(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """The network's (x0, eps) [B, ...] float64 for the state y at a finite level: y = x0 + σ·eps."""
+        """The network's estimates (x0, eps) [B, ...] float64 for the state y at a finite level: y = x0 + σ·eps."""
         alpha, _ = alpha_sigma(sigma)
         return _estimate(self.predict_v, float(alpha) * y, sigma, self.dtype)
 
     def begin_step(self, y: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """`estimate` at the start of a step, whose x0 the callback is shown."""
+        """`estimate` at the start of a step; its x0 is passed to the callback."""
         x0, eps = self.estimate(y, step.sigma)
         if self.callback is not None:
             self.callback(step.number, x0)
@@ -65,17 +65,18 @@ class Run:
 
 
 def begin(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | None) -> Run:
-    """Check the arguments of a sampler and take the step from ∞, which no sampler's history sees (eq. 18).
+    """Check the arguments of a sampler and take the step from ∞, which enters no sampler's history (eq. 18).
 
-    x       [B, ...]  variance-preserving at sigmas[0]: unit-variance noise where that is ∞
+    x       [B, ...]  variance-preserving at sigmas[0]: unit-variance noise if that is ∞
     sigmas  [n + 1]   a grid
-    Raises InputError for a bad grid, an x that is not finite floating point, or a wrong shape from predict_v.
+    Raises InputError for an invalid grid, an x that is not floating-point or not finite, or a wrong shape from
+    predict_v.
     """
     levels = check_grid(sigmas, "sigmas").tolist()
     if any(LARGEST_SIGMA < level < math.inf for level in levels[:2]):
-        raise InputError(f"sigmas: a level is above {LARGEST_SIGMA:g}; use inf in first place instead.")
+        raise InputError(f"sigmas: a level is above {LARGEST_SIGMA:g}; use inf as the first level instead.")
     if not x.is_floating_point() or x.ndim == 0:
-        raise InputError(f"x: {x.dtype} of shape {list(x.shape)}; give floating point latents [B, C, H, W].")
+        raise InputError(f"x: {x.dtype} of shape {list(x.shape)}; give floating-point latents [B, C, H, W].")
     if not x.isfinite().all():
         raise InputError(
             "x holds NaN or inf; give it in variance-preserving form, unit-variance noise for sigma = inf."
@@ -95,16 +96,16 @@ def begin(predict_v: PredictV, x: Tensor, sigmas: Tensor, callback: Callback | N
 def noise_source(noise: Noise | None, key: Tensor | None, x: Tensor) -> Noise:
     """The noise of a stochastic sampler: the caller's function, or normals keyed by (key, step).
 
-    Given neither, the key is that of seed 0 and the sample's place in the batch: the same in every run.
+    Given neither, the key is derived from seed 0 and the sample's index in the batch: the same in every run.
 
     key  [B, 2]  int64 holding uint32, one per sample; step i draws under the first two Philox words of the
-                 counter (i, 0, 0, 1), which no draw of the key itself uses. So the sample is the same in any
-                 batch, and the same key may have made the first noise.
-    Raises InputError when both are given, or their shapes do not fit x.
+                 counter (i, 0, 0, 1), which no draw under the key itself uses. So the sample is the same in any
+                 batch, and the same key may also have drawn the initial noise.
+    Raises InputError when both are given, or the key's shape does not fit x.
     """
     if noise is not None and key is not None:
         raise InputError(
-            "this sampler adds noise and got both of noise= and key=. Pass key=[B, 2] (Philox words, one pair "
+            "this sampler adds noise and got both noise= and key=. Pass either key=[B, 2] (Philox words, one pair "
             "per sample; see draw_key) or noise=lambda step, like: torch.randn_like(like)."
         )
     if noise is not None:
@@ -127,14 +128,14 @@ def noise_source(noise: Noise | None, key: Tensor | None, x: Tensor) -> Noise:
 
 
 def check_eta(eta: float, most: float = math.inf) -> None:
-    """InputError unless eta, the part of a sampler's noise, is finite and 0 … most."""
+    """Raises InputError unless eta, the fraction of a sampler's noise, is finite and in 0 … most."""
     if not (math.isfinite(eta) and 0 <= eta <= most):
         limit = f"0 to {most:g}" if math.isfinite(most) else "at least 0 and finite"
         raise InputError(f"eta is {eta}; give a number {limit}.")
 
 
 def draw_noise(source: Noise, step: Step, like: Tensor) -> Tensor:
-    """Noise of a step, [B, ...] float64 as like. Raises InputError when the source returns another shape."""
+    """Noise for a step, [B, ...] in like's dtype. Raises InputError when the source returns another shape."""
     z = source(step.number, like)
     if z.shape != like.shape:
         raise InputError(
@@ -144,17 +145,17 @@ def draw_noise(source: Noise, step: Step, like: Tensor) -> Tensor:
 
 
 def sdedit_start(x0: Tensor, noise: Tensor, sigma_edm: float) -> Tensor:
-    """A clean latent noised to the level where image-to-image starts (Meng et al. 2022, SDEdit), VP form.
+    """A clean latent noised to the level where image-to-image starts (Meng et al. 2022, SDEdit), in VP form.
 
     x0, noise  [B, ...]; noise has unit variance        sigma_edm  0 to ∞; at ∞ the result is the noise itself
-    returns    [B, ...]  alpha·x0 + sigma·noise in x0's dtype: a sampler's x for a grid from sigma_edm
+    returns    [B, ...]  alpha·x0 + sigma·noise in x0's dtype: a sampler's x for a grid that starts at sigma_edm
     Raises InputError when the shapes differ or sigma_edm is negative or NaN.
     """
     return add_noise(x0, noise, *alpha_sigma(float(sigma_edm)))
 
 
 def _estimate(predict_v: PredictV, x: Tensor, sigma_edm: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x0, eps) of x, variance-preserving at sigma_edm; at ∞ exactly (−v, x)."""
+    """The estimates (x0, eps) for x, variance-preserving at sigma_edm; at ∞ exactly (−v, x)."""
     v = predict_v(x.to(dtype), torch.tensor(sigma_edm, dtype=torch.float64, device=x.device))
     if v.shape != x.shape:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Grids that are spaced in timesteps (N §2.3, Fig. 5; arXiv 2305.08891 §3.3, Tab. 2)."""
+"""Grids evenly spaced in timesteps (N §2.3, Fig. 5; arXiv 2305.08891 §3.3, Tab. 2)."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ def native(
 ) -> Tensor:
     """N §2.3: n timesteps spaced evenly from the schedule's last to 0, then sigma 0.
 
-    start      first timestep, in place of the last one (N Fig. 6: 880 and 932 on the zero-SNR table)
-    sigma_max  the same as a noise level; give one of the two
+    start      first timestep, instead of the schedule's last (N Fig. 6: 880 and 932 on the zero-SNR table)
+    sigma_max  the start as a noise level; give at most one of the two
     returns    sigma_edm [n + 1] float64; for n = 28 from t = 999 the timesteps are 999, 962, … 37, 0
-    Raises InputError for n < 1, a start outside the schedule, and steps so dense that two fall together.
+    Raises InputError for n < 1, a start outside the schedule, and steps so dense that two levels coincide.
     """
     n = check_steps(n)
     if start is not None and sigma_max is not None:
@@ -26,7 +26,9 @@ def native(
     if sigma_max is not None:
         first = _timestep_of(schedule, sigma_max)
     if not (first == 0 and n == 1) and not 0 < first <= last:
-        raise InputError(f"native grid: start {first} is not in (0, {last}]; choose a timestep inside it.")
+        raise InputError(
+            f"native grid: start {first} is not in (0, {last}]; choose a timestep in that range."
+        )
     sigma_edm = schedule.t_to_sigma_edm(torch.linspace(first, 0, n, dtype=torch.float64))
     if sigma_max is not None:
         sigma_edm[0] = sigma_max  # exactly: the way through t and back costs a rounding
@@ -36,7 +38,7 @@ def native(
 def trailing(schedule: NoiseSchedule, n: int) -> Tensor:
     """arXiv 2305.08891 §3.3, Tab. 2 "trailing": t_i = round(T·(n − i)/n) − 1, i = 0 … n − 1, then sigma 0.
 
-    Rounded half to even in integer arithmetic: stepping through floats gives n + 1 entries for some n.
+    Rounded half to even in integer arithmetic: stepping in floating point gives n + 1 entries for some n.
     returns  sigma_edm [n + 1] float64
     Raises InputError for n outside 1 … T.
     """
@@ -49,9 +51,9 @@ def trailing(schedule: NoiseSchedule, n: int) -> Tensor:
 def leading(schedule: NoiseSchedule, n: int, offset: int = 1, force: bool = False) -> Tensor:
     """arXiv 2305.08891 §3.3, Tab. 2 "leading": t_i = (n − 1 − i)·⌊T/n⌋ + offset, then sigma 0.
 
-    It stops short of the last timestep, so on a zero-SNR schedule the pure noise that sampling starts from
-    is passed off as a noisy image: the flaw which zero terminal SNR is there to mend. Only `force` allows it.
-    offset   shift of all timesteps (1 for SDXL), cut where it would leave the schedule (n = T)
+    It omits the last timestep, so on a zero-SNR schedule the pure noise that sampling starts from is treated
+    as a noisy image: the flaw that zero terminal SNR is meant to fix. Only `force` allows it.
+    offset   shift of all timesteps (1 for SDXL), reduced where it would leave the schedule (n = T)
     returns  sigma_edm [n + 1] float64
     Raises InputError for n outside 1 … T, a negative offset, or a zero-SNR schedule without `force`.
     """
@@ -62,7 +64,7 @@ def leading(schedule: NoiseSchedule, n: int, offset: int = 1, force: bool = Fals
     if schedule.is_zero_terminal and not force:
         raise InputError(
             f"leading grid: the schedule ends in zero SNR at t = {total - 1}, and leading spacing skips that "
-            "step, so sampling would start from a level that still holds signal. Use native or trailing, or "
+            "step, so sampling would start from a level that still contains signal. Use native or trailing, or "
             "pass force=True."
         )
     spacing = total // n

@@ -1,4 +1,4 @@
-"""Text and size conditioning of the network (S §2.1, §2.2; long prompts N §4.2)."""
+"""Text and size conditioning of the network (S §2.1, §2.2; for long prompts, N §4.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from refimpl.text.tokenizer import ROW_TOKENS, Chunk, Tokenizer, as_tokenizer
 
 
 def chunk_counts(prompts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """Chunks of 75 tokens that each prompt fills, at least 1.
+    """The number of 75-token chunks that each prompt takes, at least 1.
 
     Raises InputError on anything but a non-empty list of str.
     """
@@ -36,18 +36,18 @@ def encode_prompts(
 
     prompts  B strings of any length
     tokenizer  see `load_tokenizer`; or a CLIPTokenizer of transformers, whose own padding is not used
-    encoder_l  None for bigG's states alone, as SDXL's refiner has them (S §2.5)
+    encoder_l  None for bigG's states only, as SDXL's refiner uses (S §2.5)
     pooling  "mean" over the sample's own chunks (N §4.2), or "first" chunk only, as some other tools do
     chunks   n; None takes the largest own count in this batch
-    rows_per_call  chunks that one encoder call takes; 1 makes each chunk's bits independent of all others,
-                   more is faster on a GPU and may differ in the last bit
+    rows_per_call  chunks per encoder call; 1 makes each chunk's bits independent of all others, more is faster
+                   on a GPU and may differ in the last bit
     returns  context [B, 77·n, D_l + D_g] (D_g without encoder_l), pooled [B, P], on the encoders' device and
              in their dtype
 
-    A prompt's own chunks come first, and they and its pooled state depend on the prompt alone. Where n
-    exceeds its own count the rest is the empty prompt's chunk. No attention mask marks it (other tools use
-    none either), so the network does see it: whoever wants network outputs independent of batch-mates passes
-    a fixed `chunks`, or groups prompts by `chunk_counts`.
+    A prompt's own chunks come first; they and its pooled state depend on that prompt alone. If n exceeds its own
+    count, the rest is padded with the empty prompt's chunk. No attention mask hides the padding (nor does it in
+    other tools), so the network attends to it: for network outputs that do not depend on the rest of the batch,
+    pass a fixed `chunks`, or group prompts by `chunk_counts`.
     Raises InputError on a bare str, an empty list, an entry that is not a str, an unknown pooling, `chunks`
     below a prompt's own count, or a vocabulary larger than an encoder's.
     """
@@ -100,7 +100,7 @@ def null_condition(
     encoder_l: CLIPTextModel | None,
     encoder_g: CLIPTextModelWithProjection,
 ) -> tuple[Tensor, Tensor]:
-    """The condition that stands for no prompt, in training and in sampling alike.
+    """The unconditional (null) conditioning, in training and in sampling alike.
 
     kind  "zeros", or "empty": the empty prompt's states      returns  context [1, 77, D], pooled [1, P]
     Raises InputError on another kind.
@@ -116,9 +116,9 @@ def null_condition(
 def apply_dropout(
     context: Tensor, pooled: Tensor, drop: Tensor, null: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Replace the condition of the samples marked in `drop` by the null condition.
+    """Replace the conditioning of the samples marked in `drop` with the null conditioning.
 
-    context [B, 77·n, D]; pooled [B, P]; drop [B] bool, drawn by the caller for each visit of a sample;
+    context [B, 77·n, D]; pooled [B, P]; drop [B] bool, drawn by the caller on each visit to a sample;
     null from `null_condition`, repeated n times along the sequence      returns  new (context, pooled)
     Raises InputError when shapes do not fit or drop is not bool.
     """
@@ -131,7 +131,7 @@ def apply_dropout(
     if rest or null_context.shape[2] != context.shape[2] or null_pooled.shape[1:] != pooled.shape[1:]:
         raise InputError(
             f"apply_dropout: null condition {list(null_context.shape)}, {list(null_pooled.shape)} "
-            f"does not fit {list(context.shape)}, {list(pooled.shape)}; make it with the same encoders"
+            f"does not fit {list(context.shape)}, {list(pooled.shape)}; compute it with the same encoders"
         )
     drop = drop.to(context.device)
     null_context = null_context.to(context).repeat(1, repeats, 1)
@@ -142,7 +142,7 @@ def apply_dropout(
 
 
 def size_embedding(size_ints: Tensor) -> Tensor:
-    """Fourier features of the size and crop integers, each embedded by itself (S §2.2).
+    """Fourier features of the size and crop integers, each embedded separately (S §2.2).
 
     size_ints  [B, K]  pixels, integer or float32; K = 6: original h, w; crop top, left; target h, w
     returns  [B, 256·K] float32, cosines first within each integer's 256
@@ -156,9 +156,9 @@ def size_embedding(size_ints: Tensor) -> Tensor:
 def vector_conditioning(pooled: Tensor, size_ints: Tensor, scores: Tensor | None = None) -> Tensor:
     """The vector that is added to the timestep embedding: pooled ⊕ size features (S §2.2).
 
-    pooled [B, P]; size_ints [B, 6]; scores [B] of the refiner, which take the place of the target size (S §2.5)
-    returns  [B, P + 1536] in pooled's dtype; 2816 for SDXL; with scores [B, P + 1280], 2560 for its refiner
-    The features are computed in float32 and cast last. Raises InputError when the batch sizes differ.
+    pooled [B, P]; size_ints [B, 6]; scores [B] for the refiner, which replace the target size (S §2.5)
+    returns  [B, P + 1536] in pooled's dtype, 2816 for SDXL; with scores [B, P + 1280], 2560 for its refiner
+    The features are computed in float32 and cast at the end. Raises InputError when the batch sizes differ.
     """
     numbers = size_ints
     if scores is not None:
@@ -171,7 +171,7 @@ def vector_conditioning(pooled: Tensor, size_ints: Tensor, scores: Tensor | None
     if pooled.dim() != 2 or size_ints.shape[:1] != pooled.shape[:1]:
         raise InputError(
             f"vector_conditioning: pooled {list(pooled.shape)} and size_ints {list(size_ints.shape)} "
-            "must be [B, P] and [B, 6] with one B"
+            "must be [B, P] and [B, 6] with equal B"
         )
     wide = torch.promote_types(pooled.dtype, torch.float32)
     features = size_embedding(numbers)

@@ -1,4 +1,4 @@
-"""The two text encoders of SDXL, CLIP ViT-L and OpenCLIP ViT-bigG, of transformers (S §2.1, Tab. 1)."""
+"""SDXL's two text encoders, CLIP ViT-L and OpenCLIP ViT-bigG, from transformers (S §2.1, Tab. 1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLIP_L_PARAMETERS = 123_060_480
 CLIP_BIGG_PARAMETERS = 694_659_840
 
 SHARED_SCALE = 0.1
-"""Std of what all prompts have in common, in random tiny encoders; that of a word's embedding is 1."""
+"""Std, in random tiny encoders, of the embeddings that all prompts share; that of a word's embedding is 1."""
 
 
 def clip_l_config() -> CLIPTextConfig:
@@ -35,7 +35,7 @@ def clip_bigg_config() -> CLIPTextConfig:
 
 
 def tiny_configs() -> tuple[CLIPTextConfig, CLIPTextConfig]:
-    """The same two architectures at 32 and 64 channels over `tiny_vocabulary`: context 96, pooled 64."""
+    """The same two architectures with 32 and 64 channels over `tiny_vocabulary`: context 96, pooled 64."""
     size = len(tiny_vocabulary()[0])
     config_l = _config(size, TINY_L_CHANNELS, layers=2, heads=2, activation="quick_gelu", pad_id=size - 1)
     config_g = _config(size, TINY_G_CHANNELS, layers=3, heads=4, activation="gelu", pad_id=0)
@@ -61,12 +61,12 @@ def _config(
 
 
 def tiny_encoders(seed: int = 0) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Random tiny encoders, a function of the seed alone, frozen and in eval mode.
+    """Random tiny encoders, determined by the seed alone, frozen and in eval mode.
 
-    They stay random in training, so their states must tell words apart as they are. Every map keeps unit
-    scale (std 1 / √fan-in), where CLIP's own initialisation (0.02) leaves contexts near zero; and BOS, EOS
-    and the positions, which all prompts share, are small beside the words.
-    The global random generator is neither read nor moved.
+    They stay random in training, so their states must distinguish words without training. Every linear map
+    preserves unit scale (std 1 / √fan-in), whereas CLIP's own initialisation (0.02) leaves contexts near zero; and
+    BOS, EOS and the positions, which all prompts share, are small relative to the words.
+    The global random generator is neither read nor advanced.
     """
     config_l, config_g = tiny_configs()
     with torch.random.fork_rng(devices=[]):  # transformers fills new models from the global generator
@@ -80,7 +80,7 @@ def tiny_encoders(seed: int = 0) -> tuple[CLIPTextModel, CLIPTextModelWithProjec
 
 @torch.no_grad()
 def _fill(encoder: torch.nn.Module, generator: torch.Generator) -> None:
-    # By sorted name without the prefix that some transformers versions have: the same draws in all of them.
+    # In order of the names, without the prefix that some transformers versions add: equal draws in all versions.
     parameters = {name.removeprefix("text_model."): p for name, p in encoder.named_parameters()}
     for name, parameter in sorted(parameters.items()):
         if name.endswith("token_embedding.weight"):
@@ -101,8 +101,8 @@ def load_encoders(
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """CLIP-L and bigG from local folders (`text_encoder`, `text_encoder_2` of a diffusers SDXL folder).
 
-    dtype  of the weights      returns  (CLIP-L, bigG), frozen and in eval mode. Nothing is downloaded.
-    Raises InputError when a folder cannot be read, or lacks some of the weights.
+    dtype  the weights' dtype      returns  (CLIP-L, bigG), frozen and in eval mode. Nothing is downloaded.
+    Raises InputError when a folder cannot be read or lacks some of the weights.
     """
     encoder_l = load_encoder(CLIPTextModel, Path(folder_l), dtype)
     return encoder_l, load_encoder(CLIPTextModelWithProjection, Path(folder_g), dtype)
@@ -131,7 +131,7 @@ def load_encoder(kind: type[Encoder], folder: Path, dtype: torch.dtype = torch.f
 
 
 def _variant(folder: Path) -> str | None:
-    """Name of the only variant (model.fp16.safetensors) in a folder; None where it has the plain file."""
+    """Name of a folder's only variant (fp16 for model.fp16.safetensors); None if it has the plain file."""
     if any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
         return None
     names = (path.name.split(".") for path in folder.glob("model.*.safetensors"))
@@ -140,12 +140,12 @@ def _variant(folder: Path) -> str | None:
 
 
 def freeze(encoder: torch.nn.Module) -> None:
-    """Put the encoder in eval mode, without gradients."""
+    """Put the encoder in eval mode and disable its gradients."""
     encoder.eval().requires_grad_(False)
 
 
 def penultimate_state(encoder: CLIPTextModel | CLIPTextModelWithProjection, ids: Tensor) -> Tensor:
-    """Hidden state after the last layer but one, without the final layer norm (S §2.1, N §4.2).
+    """Hidden state after the penultimate layer, without the final layer norm (S §2.1, N §4.2).
 
     ids  [N, 77] int64      returns  [N, 77, D] in the encoder's dtype
     """
@@ -158,8 +158,8 @@ def penultimate_and_pooled(
     """bigG's penultimate state, and its pooled state: the projected, normalised last state at the first EOS.
 
     ids  [N, 77] int64      returns  ([N, 77, D], [N, P]) in the encoder's dtype
-    The place is found here from the ids: transformers looks for the largest id instead where a config says
-    eos_token_id 2, as the published ones do, and that is a wrong place in a vocabulary with added tokens.
+    The position is found here from the ids: if a config says eos_token_id 2, as the published ones do,
+    transformers takes the largest id instead, which is the wrong position in a vocabulary with added tokens.
     Raises InputError when a row has no EOS.
     """
     output = encoder(input_ids=ids, output_hidden_states=True)

@@ -1,4 +1,4 @@
-"""The image as prompt: CLIP-G's image embedding in the place of the pooled text state (S §2.6)."""
+"""Image prompts: CLIP-G's image embedding in place of the pooled text state (S §2.6)."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from refimpl.errors import InputError
 from refimpl.text.encoders import freeze
 from refimpl.text.towers import without_progress_bars
 
-# Of the pixels that CLIP was trained on, in 0 … 1 (Radford et al. 2021; OpenCLIP kept them).
+# Statistics of the pixels that CLIP was trained on, in 0 … 1 (Radford et al. 2021; OpenCLIP kept them).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def load_image_tower(folder: Path | str, pooled_dim: int) -> CLIPVisionModelWithProjection:
-    """The image tower of a local folder, frozen and in eval mode. Nothing is downloaded.
+    """The image tower from a local folder, frozen and in eval mode. Nothing is downloaded.
 
     pooled_dim  channels of the pooled text state that its embedding replaces
     Raises InputError when the folder cannot be read, lacks weights, or embeds in another number of channels.
@@ -52,9 +52,9 @@ def save_image_tower(tower: CLIPVisionModelWithProjection, folder: Path) -> None
 
 
 def embed_images(tower: CLIPVisionModelWithProjection, images: Tensor) -> Tensor:
-    """Image embeddings for the place of the pooled text states.
+    """Image embeddings that take the place of the pooled text states.
 
-    images   [B, 3, H, W] in −1 … 1      returns  [B, P], projected and, as the pooled text states, not normalised
+    images   [B, 3, H, W] in −1 … 1      returns  [B, P], projected and, like the pooled text states, not normalised
     """
     side = tower.config.image_size
     assert isinstance(side, int)  # else transformers would not have built it
@@ -62,7 +62,7 @@ def embed_images(tower: CLIPVisionModelWithProjection, images: Tensor) -> Tensor
 
 
 def clip_pixels(images: Tensor, side: int) -> Tensor:
-    """What CLIP's image tower takes: shorter side scaled to `side`, bicubic; centre square; standardised.
+    """The input of CLIP's image tower: bicubic resize of the shorter side to `side`, centre crop, standardised.
 
     images  [B, 3, H, W] in −1 … 1      returns  [B, 3, side, side]
     """

@@ -14,15 +14,15 @@ def sinusoidal_features(values: Tensor, dim: int = 256, max_period: float = 1000
     """Cosines, then sines, of each value at dim / 2 frequencies from 1 down to nearly 1 / max_period.
 
     values  [...]  integers, float32 or float64      returns  [..., dim]  float32
-    Computed in float32, as published checkpoints were trained, also under autocast. bfloat16 and float16
-    values are refused: bfloat16 has already turned 1217 into 1216.
+    Computed in float32, as the published checkpoints were trained, even under autocast. bfloat16 and float16
+    values are refused: bfloat16 rounds 1217 to 1216.
     Raises InputError on those dtypes, and on a dim that is not a positive even number.
     """
     if dim < 2 or dim % 2:
         raise InputError(f"sinusoidal_features: dim is {dim}; it must be even and at least 2")
     if values.dtype in (torch.bfloat16, torch.float16, torch.bool) or values.is_complex():
         raise InputError(
-            f"sinusoidal_features: values are {values.dtype}; keep them integer or float32 up to here"
+            f"sinusoidal_features: values are {values.dtype}; keep them integer or float32 until this call"
         )
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32, device=values.device)

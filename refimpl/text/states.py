@@ -1,4 +1,4 @@
-"""Captions → text states, each caption encoded once while it is remembered and the towers are frozen."""
+"""Captions → text states, with a cache of recent captions while the towers are frozen."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from refimpl.text.towers import Towers
 
 
 class TextStates:
-    """encode_prompts with a memory of the `capacity` captions used last.
+    """encode_prompts with an LRU cache of `capacity` captions.
 
-    trained  the towers change from step to step: nothing is remembered, and gradients reach them
+    trained  the towers are being trained: nothing is cached, and gradients flow into them
     """
 
     def __init__(self, towers: Towers, pooling: str, capacity: int, trained: bool = False):
@@ -22,9 +22,9 @@ class TextStates:
         self._nulls: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Context [B, 77·n, D] and pooled state [B, P], n the largest chunk count of these prompts.
+        """Context [B, 77·n, D] and pooled state [B, P], where n is the largest chunk count of these prompts.
 
-        Every caption is encoded by itself, so remembering it changes no bit. Raises as `encode_prompts` does.
+        Every caption is encoded by itself, so caching it changes no bit. Raises as `encode_prompts` does.
         """
         if self._trained:
             return encode_prompts(prompts, *self._towers, pooling=self._pooling)
@@ -34,7 +34,7 @@ class TextStates:
         return torch.cat([context for context, _ in states]), torch.cat([pooled for _, pooled in states])
 
     def null(self, kind: str) -> tuple[Tensor, Tensor]:
-        """`null_condition` of these towers; of trained ones the empty prompt's states are made anew at each call."""
+        """`null_condition` of these towers; if they are trained, the empty prompt is encoded anew on each call."""
         if self._trained and kind == "empty":
             return null_condition(kind, *self._towers)
         if kind not in self._nulls:

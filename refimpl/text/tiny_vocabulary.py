@@ -1,4 +1,4 @@
-"""A small byte-level BPE vocabulary in CLIP's layout, built in code (CLIP's own is not ours)."""
+"""A small byte-level BPE vocabulary in CLIP's layout, built in code (CLIP's own is not ours to ship)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ character artist style general rating safe quality best good normal high low res
 """
 
 WORDS = tuple(_CAPTION_WORDS.split())
-"""Words of the demonstration's captions and of similar ones; each is one token."""
+"""Words from the demo's captions and similar ones; each is one token."""
 
 
 @lru_cache(maxsize=1)
@@ -49,7 +49,7 @@ def tiny_vocabulary() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Tokens by id, and merges by rank.
 
     The layout is CLIP's: 256 byte symbols, the same with the end-of-word mark, one token per merge, BOS, EOS.
-    Each of WORDS is one token; any other text falls apart into pieces of words, at worst into bytes.
+    Each of WORDS is one token; any other text is split into subwords, at worst into bytes.
     """
     alphabet = byte_symbols()
     merges = _learn_merges(WORDS)
@@ -69,7 +69,7 @@ def write_tiny_vocabulary(folder: Path) -> None:
 def byte_symbols() -> tuple[str, ...]:
     """One printable character for each byte, in byte-level BPE's order (Radford et al. 2019, §2.2).
 
-    Printable Latin-1 bytes stand for themselves and come first; the others follow as U+0100, U+0101, ...
+    Printable Latin-1 bytes represent themselves and come first; the others follow as U+0100, U+0101, ...
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = len(set(range(256)) - set(printable))
@@ -79,8 +79,8 @@ def byte_symbols() -> tuple[str, ...]:
 def _learn_merges(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Merge the most frequent adjacent pair until every word is one token (Sennrich et al. 2016, Alg. 1).
 
-    Encoding repeats the merges in this order, so a learnt word always ends up whole. Ties go to the pair that
-    sorts first, to have the same vocabulary everywhere.
+    Encoding applies the merges in this order, so a learnt word always ends up whole. Ties go to the pair that
+    sorts first, so that the vocabulary is the same everywhere.
     """
     pieces = [(*word[:-1], word[-1] + END_OF_WORD) for word in dict.fromkeys(words)]
     merges: list[tuple[str, str]] = []

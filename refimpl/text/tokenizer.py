@@ -1,4 +1,4 @@
-"""Prompts to token ids in chunks of 75 (S §2.1, N §4.2): one CLIP vocabulary, two paddings."""
+"""Prompts → token ids in chunks of 75 (S §2.1, N §4.2), with one CLIP vocabulary and two padding ids."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from refimpl.errors import InputError
 from refimpl.text.tiny_vocabulary import write_tiny_vocabulary
 
 CHUNK_TOKENS = 75
-"""Tokens of the prompt in one chunk: CLIP's 77 positions less BOS and EOS."""
+"""Prompt tokens per chunk: CLIP's 77 positions minus BOS and EOS."""
 
 ROW_TOKENS = CHUNK_TOKENS + 2
 
 Chunk = tuple[int, ...]
-"""The prompt's own ids in one chunk, at most 75, without BOS, EOS and padding."""
+"""The prompt's own ids in one chunk, at most 75, without BOS, EOS or padding."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """A CLIP vocabulary with the special ids that the two text encoders expect.
 
-    CLIP-L pads with EOS (49407 in CLIP's vocabulary), bigG with id 0; that is their only difference.
+    CLIP-L pads with EOS (49407 in CLIP's vocabulary), bigG with id 0; that is the only difference between them.
     """
 
     clip: PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class Tokenizer:
         """All token ids of a text, without BOS and EOS.
 
         A special token spelled out in the text (`<|endoftext|>`) becomes that token, as in CLIP.
-        Raises InputError when text is not a str, or holds half of a surrogate pair.
+        Raises InputError when text is not a str, or contains an unpaired surrogate.
         """
         if not isinstance(text, str):
             raise InputError(f"prompt: expected a str, got {type(text).__name__}: {text!r}")
@@ -114,16 +114,16 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 
 
 def as_tokenizer(tokenizer: Tokenizer | PreTrainedTokenizerBase) -> Tokenizer:
-    """A CLIP tokenizer of transformers with the paddings of the two towers; a Tokenizer is returned as it is.
+    """A CLIP tokenizer of transformers with the padding ids of the two towers; a Tokenizer is returned as is.
 
-    Raises InputError for anything else, and where BOS or EOS is missing.
+    Raises InputError for anything else, and when BOS or EOS is missing.
     """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     bos_id, eos_id = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or bos_id is None or eos_id is None:
         raise InputError(
-            f"tokenizer: {type(tokenizer).__name__} has no BOS and EOS; give one of load_tokenizer, or a "
+            f"tokenizer: {type(tokenizer).__name__} has no BOS and EOS; give one from load_tokenizer, or a "
             "CLIPTokenizer of transformers"
         )
     return Tokenizer(tokenizer, bos_id, eos_id, pad_l_id=eos_id, pad_g_id=0, vocabulary_size=len(tokenizer))
@@ -131,7 +131,7 @@ def as_tokenizer(tokenizer: Tokenizer | PreTrainedTokenizerBase) -> Tokenizer:
 
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> Tokenizer:
-    """The tokenizer of the tiny models: the same code over `tiny_vocabulary`."""
+    """The tokenizer of the tiny models: the same code with `tiny_vocabulary`."""
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_vocabulary(Path(folder))
         return load_tokenizer(folder)

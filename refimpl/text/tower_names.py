@@ -1,6 +1,6 @@
-"""A text tower's parameters under names that no version of transformers changes, and those that train.
+"""A text tower's parameters under names that are the same in every version of transformers, and which are unused.
 
-transformers 5.6 dropped the outer `text_model` of CLIPTextModel; files keep the names with it.
+transformers 5.6 dropped the outer `text_model` of CLIPTextModel; files keep the names that include it.
 """
 
 from torch import nn
@@ -10,7 +10,7 @@ PREFIX = "text_model."
 
 
 def tower_parameters(encoder: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, nn.Parameter]:
-    """Every parameter: `text_model.…`, and `text_projection.weight` of bigG."""
+    """Every parameter by name: `text_model.…`, and bigG's `text_projection.weight`."""
     return {
         name if name.startswith((PREFIX, "text_projection.")) else PREFIX + name: parameter
         for name, parameter in encoder.named_parameters()
@@ -18,10 +18,10 @@ def tower_parameters(encoder: CLIPTextModel | CLIPTextModelWithProjection) -> di
 
 
 def freeze_unused(encoder: CLIPTextModel | CLIPTextModelWithProjection) -> None:
-    """Freezes what no condition sees: CLIP-L's last layer and final norm, as its penultimate states are used.
+    """Freezes parameters that do not affect the conditioning: CLIP-L's last layer and final norm.
 
-    bigG's pooled state passes through all its layers. A parameter without a gradient would stall DDP and have
-    nothing for AdamW to average.
+    CLIP-L's penultimate states are used, whereas bigG's pooled state passes through all its layers. A parameter that
+    never gets a gradient would stall DDP and give AdamW nothing to average.
     """
     if isinstance(encoder, CLIPTextModelWithProjection):
         return

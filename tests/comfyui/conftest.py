@@ -1,4 +1,4 @@
-"""A ComfyUI to import from, in every test of the nodes."""
+"""Makes a stub ComfyUI importable in every test of the nodes."""
 
 from collections.abc import Iterator
 

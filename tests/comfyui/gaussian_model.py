@@ -1,4 +1,4 @@
-"""ComfyUI models whose network is the perfect one of Gaussian data, and their runs by the project's samplers."""
+"""ComfyUI models with the optimal network for Gaussian data, and their sampling by the project's samplers."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ DATA = {"positive": Gaussian(0.4, 0.7), "negative": Gaussian(-0.3, 1.1)}
 
 
 def network(schedule: NoiseSchedule = ZERO_SNR) -> stub.Network:
-    """v of x [B, ...] at timesteps t [B], float32 as ComfyUI calls it, of the data of a condition."""
+    """v for x [B, ...] at timesteps t [B], float32 as ComfyUI passes it, for the data of a condition."""
 
     def predict(x: Tensor, t: Tensor, condition: str) -> Tensor:
         levels = schedule.t_to_sigma_edm(t.double())
@@ -24,12 +24,12 @@ def network(schedule: NoiseSchedule = ZERO_SNR) -> stub.Network:
 
 
 def model(sampling=None, predict: stub.Network | None = None) -> stub.ModelPatcher:
-    """A ComfyUI model, by default one that is set up as plain v-prediction."""
+    """A ComfyUI model, by default set up for plain v-prediction."""
     return stub.ModelPatcher(stub.BaseModel(predict or network(), sampling or stub.plain_sampling()))
 
 
 def zsnr_model(**inputs) -> stub.ModelPatcher:
-    """That model after the ZSNR V-Prediction node, on the schedule's own levels."""
+    """That model after the ZSNR V-Prediction node, with the schedule's own levels."""
     given = {
         "zsnr": "true",
         "v_prediction": "true",

@@ -1,4 +1,4 @@
-"""A stand-in for ComfyUI: the part of its public behaviour that nodes and samplers meet, written for these tests.
+"""A stub of ComfyUI: the part of its public behaviour that nodes and samplers rely on, written for these tests.
 
 A ModelPatcher holds a base model; sampling applies its object patches, wraps the sampler, and calls the model as
 KSAMPLER, the guider and BaseModel do: noise_scaling, then per step calculate_input, timestep, the network,
@@ -92,7 +92,7 @@ class ModelSamplingDiscrete(nn.Module):
 
 
 class ModelSamplingDiscreteFlow(nn.Module):
-    """A model of another kind, without timesteps of its own."""
+    """A model of another kind, without discrete timesteps."""
 
 
 Network = Callable[[Tensor, Tensor, str], Tensor]  # (x [B, ...], t [B], "positive" | "negative") -> output
@@ -151,7 +151,7 @@ class Guider:
     def __call__(self, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None = None) -> Tensor:
         model = self.inner_model
         cond = model.apply_model(x, timestep, "positive")
-        # at scale 1 the other condition is not computed
+        # at scale 1 the unconditional prediction is not computed
         alone = math.isclose(self.scale, 1.0)
         uncond = torch.zeros_like(cond) if alone else model.apply_model(x, timestep, "negative")
         if "sampler_cfg_function" not in model_options:
@@ -237,7 +237,7 @@ def sample(
     denoise_mask: Tensor | None = None,
     callback: Any = None,
 ) -> Tensor:
-    """What SamplerCustom does: object patches on, wrappers around the sampler, the patches off again."""
+    """What SamplerCustom does: apply object patches, wrap the sampler, and remove the patches."""
     model = patcher.model
     saved = {name: getattr(model, name) for name in patcher.object_patches}
     for name, value in patcher.object_patches.items():
@@ -261,7 +261,7 @@ def _wrapped(wrapper: Callable[..., Tensor], inner: Callable[..., Tensor]) -> Ca
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """`comfy.model_sampling` and `comfy.patcher_extension` importable, for as long as the block runs."""
+    """Makes `comfy.model_sampling` and `comfy.patcher_extension` importable while the `with` block runs."""
     modules = {
         name: ModuleType(name) for name in ("comfy", "comfy.model_sampling", "comfy.patcher_extension")
     }

@@ -1,4 +1,4 @@
-"""Guidance in ComfyUI by number: against the project's cfg and rescale on v, for every method."""
+"""Guidance in ComfyUI, numerically: against the project's cfg and rescale on v, for every method."""
 
 import math
 
@@ -82,7 +82,7 @@ def test_every_method_runs_from_all_to_its_own_end(method: str) -> None:
 
 
 def test_methods_fall_as_the_schedulers_of_their_names_space_levels() -> None:
-    """At the level that a scheduler reaches after half of its way, half of φ is left."""
+    """At the level that a scheduler reaches halfway, half of φ is left."""
     sampling = zsnr_model().get_model_object("model_sampling")
     low, high = float(sampling.sigma_min), float(sampling.sigma_max)
     halfway = {
@@ -100,7 +100,7 @@ def test_methods_fall_as_the_schedulers_of_their_names_space_levels() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sigma_data", [1.0, 0.5])
 def test_each_sample_is_rescaled_for_its_own_level(method: str, sigma_data: float) -> None:
-    """One call, levels apart: std of the guided output against the formula, sample by sample."""
+    """One call with a different level per sample: std of the guided output against the formula, sample by sample."""
     patched = rescaled(zsnr_model(sigma_data=sigma_data), method, 0.9)
     sampling = patched.get_model_object("model_sampling")
     guide = patched.model_options["sampler_cfg_function"]

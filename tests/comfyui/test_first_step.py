@@ -1,4 +1,4 @@
-"""Whole runs in ComfyUI's way against the project's samplers, and the step from infinity in them."""
+"""Whole sampling runs as ComfyUI does them against the project's samplers, and their step from infinity."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_image_to_image_starts_at_its_own_level() -> None:
 
 
 def test_inpainting_is_left_to_the_sampler() -> None:
-    """Its latent image is what the mask keeps, so the sampler starts from the stand-in, which costs little."""
+    """The latent image is what the mask preserves, so the sampler starts from the stand-in, at little cost."""
     patched, n = zsnr_model(), noise(*SHAPE)
     (sigmas,) = NAINativeSchedulerNode().apply_scheduler(patched, 28)
     started: list[Tensor] = []
@@ -119,7 +119,7 @@ def test_the_model_given_is_left_as_it_was() -> None:
 
 def test_an_old_comfyui_is_told_what_it_lacks() -> None:
     class Old:
-        """A patcher of the time before wrappers."""
+        """A model patcher from before ComfyUI had wrappers."""
 
     with pytest.raises(InputError, match="update ComfyUI, or set terminal_sigma to 20000"):
         patch_first_step(Old(), levels_for(ZERO_SNR, "exact", 0.0, None))

@@ -1,4 +1,4 @@
-"""Installing: the one folder, copied or linked, is loaded as ComfyUI loads what lies in custom_nodes."""
+"""Installation: the one folder, copied or linked, is loaded the way ComfyUI loads custom_nodes."""
 
 import importlib.util
 import shutil
@@ -16,7 +16,7 @@ FOLDER = Path(refimpl.comfyui.__file__).parent
 
 
 def load(folder: Path) -> ModuleType:
-    """As ComfyUI does: the folder's __init__.py under the folder's path as its name."""
+    """Imports as ComfyUI does: the folder's __init__.py, with the folder's path as the module name."""
     spec = importlib.util.spec_from_file_location(str(folder), folder / "__init__.py")
     assert spec is not None
     assert spec.loader is not None
@@ -53,7 +53,7 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
 
 
 def test_another_missing_package_is_named_itself(tmp_path: Path) -> None:
-    """refimpl there, torch not: the error is torch's."""
+    """With refimpl installed and torch missing, the error names torch."""
     package = tmp_path / "refimpl" / "comfyui"
     package.mkdir(parents=True)
     (tmp_path / "refimpl" / "__init__.py").touch()
@@ -67,6 +67,6 @@ def test_another_missing_package_is_named_itself(tmp_path: Path) -> None:
 
 
 def test_the_nodes_are_importable_outside_comfyui() -> None:
-    """`comfy` is looked for when a node acts, never on import."""
+    """`comfy` is imported when a node runs, never when the nodes are imported."""
     code = "import sys, refimpl.comfyui; assert 'comfy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

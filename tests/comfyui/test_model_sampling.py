@@ -1,4 +1,4 @@
-"""c_skip, c_out, c_in and the timestep of ComfyUI's calls, by number against the preconditioner."""
+"""c_skip, c_out, c_in and the timestep of ComfyUI's calls, numerically against the preconditioner."""
 
 import math
 

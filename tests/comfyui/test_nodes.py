@@ -1,4 +1,4 @@
-"""What a user of the nodes meets: names, inputs, ranges, refusals, and the numbers that come out."""
+"""What a user of the nodes sees: names, inputs, ranges, errors, and the resulting numbers."""
 
 import math
 from typing import Any
@@ -129,8 +129,8 @@ def test_min_snr_is_told_to_be_a_training_weight() -> None:
         drawn = stub.sample(patched, noise(1, 4, 2, 2), torch.tensor([STAND_IN_FOR_INFINITY, 3.0, 0.0]))
         told[gamma, "drawn"] = drawn
     assert told[5.0] == (
-        "v-prediction, noise levels ∞ (pure noise) to 0.0292. Min-SNR γ = 5 is a weight of training and does not "
-        "act here; a training with it gives the timesteps from 950 on 0.0034% of all weight."
+        "v-prediction, noise levels ∞ (pure noise) to 0.0292. Min-SNR γ = 5 is a training loss weight and has no "
+        "effect here; training with it gives timesteps 950 and later 0.0034% of the total weight."
     )
     assert "γ = 20" in told[20.0]
     assert torch.equal(told[1.0, "drawn"], told[20.0, "drawn"])
@@ -169,7 +169,7 @@ def test_laplace_takes_the_range_given() -> None:
     for patched in (zsnr_model(), model()):
         (sigmas,) = LaplaceSchedulerNode().apply_scheduler(patched, 0.0, 0.5, 9, sigma_min=0.1, sigma_max=8.0)
         assert torch.equal(sigmas, laplace(PLAIN, 9, 0.0, 0.5, 0.1, 8.0).float())
-        # in its middle: λ = μ at u = ½
+        # at the midpoint, λ = μ at u = ½
         assert float(sigmas[4]) == 1
     with pytest.raises(InputError, match=r"sigma_min 9\.0 is not below"):
         LaplaceSchedulerNode().apply_scheduler(model(), 0.0, 0.5, 9, sigma_min=9.0, sigma_max=8.0)

@@ -1,4 +1,4 @@
-"""MinSNR: pinned shares of the weight, agreement of the units, and the ends of the SNR range."""
+"""MinSNR: pinned shares of the weight, agreement across parameterisations, and the ends of the SNR range."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Offset noise: the variance it adds and where."""
+"""Offset noise: how much variance it adds, and where."""
 
 import math
 

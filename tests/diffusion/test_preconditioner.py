@@ -25,7 +25,7 @@ SIGMA_DATA = st.sampled_from((1.0, 0.5, 3.0, 0.13025)) | st.floats(1e-3, 1e3)
 
 
 def exact_scalings(sigma: float, sigma_data: float) -> tuple[float, float, float]:
-    """N eq. 10–12 as printed, in 60 digits and with an exponent that cannot overflow."""
+    """N eq. 10–12 as printed, to 60 digits and with an exponent range that cannot overflow."""
     with localcontext() as context:
         context.prec, context.Emax, context.Emin = 60, 10**6, -(10**6)
         s, d = Decimal(sigma), Decimal(sigma_data)

@@ -42,7 +42,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @st.composite
 def schedules(draw) -> NoiseSchedule:
-    """Any valid schedule with finite noise: strictly falling alpha."""
+    """Any valid schedule whose noise levels are finite: strictly decreasing alpha."""
     steps = draw(st.lists(st.floats(1e-6, 1), min_size=3, max_size=40))
     angle = torch.cumsum(float64(steps), dim=0)
     angle = angle / angle[-1] * draw(st.floats(1.0, 1.57))
@@ -176,7 +176,7 @@ def test_timesteps_rise_with_the_noise_level(first, second):
 def test_noise_above_the_last_finite_level_maps_into_the_last_interval(sigma_edm):
     t = ZTSNR.sigma_edm_to_t(sigma_edm)
     assert 998 < t.item() <= 999
-    # linear in 1/sigma_edm: what is left of the interval is the ratio to the last finite level
+    # linear in 1/sigma_edm: the remaining fraction of the interval is the ratio to the last finite level
     assert 999 - t.item() == pytest.approx(
         ZTSNR.sigma_edm[998].item() / sigma_edm, abs=999 * FLOAT64_ROUNDING
     )
@@ -252,9 +252,9 @@ def pair(angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (*pair(float64([0.1, 0.5, 1.0])[None]), r"\[1, 3\]"),
         (float64([0.9, 0.5, 0.1]), float64([0.9, 0.5, 0.1]), "must be 1"),
         (float64([0.9, math.nan, 0.1]), float64([0.9, 0.5, 0.1]), "must be 1"),
-        (*pair(float64([0.5, 0.1, 1.0])), "fall strictly"),
-        (*pair(float64([0.5, 0.5, 1.0])), "fall strictly"),
-        (*pair(float64([0.5, 1.0, 2.0])), "stay >= 0"),
+        (*pair(float64([0.5, 0.1, 1.0])), "strictly decreasing"),
+        (*pair(float64([0.5, 0.5, 1.0])), "strictly decreasing"),
+        (*pair(float64([0.5, 1.0, 2.0])), "and >= 0, and sigma"),
         (float64([1.0, 0.6, 0.0]), float64([0.0, 0.8, 1.0]), "sigma must be > 0"),
     ],
 )

@@ -36,7 +36,7 @@ BINARY = pytest.mark.parametrize(
 
 
 def magnitude(*tensors: torch.Tensor) -> float:
-    """The largest absolute value, at least 1: what rounding errors of a sum are relative to."""
+    """The largest absolute value, at least 1: the scale of the rounding errors of a sum."""
     return max([1.0, *(float(t.abs().max()) for t in tensors if t.numel())])
 
 

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and blockiness against scikit-image and by hand."""
+"""PSNR, SSIM and blockiness against scikit-image and hand-computed values."""
 
 import io
 import math
@@ -43,7 +43,7 @@ def test_equal_pictures() -> None:
 
 
 def test_blockiness_by_hand() -> None:
-    """Steps of 2 across the boundaries and of 1 elsewhere."""
+    """Steps of 2 across block boundaries and of 1 elsewhere."""
     steps = torch.tensor([2.0 if i % 8 == 0 else 1.0 for i in range(1, 24)])
     row = torch.cat([torch.zeros(1), steps.cumsum(0)])
     picture = (row[:, None] + row[None, :]).expand(2, 1, 24, 24)

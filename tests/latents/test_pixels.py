@@ -1,4 +1,4 @@
-"""Pixels and network values: the ends, the middle, and the way back for every pixel."""
+"""Pixels and network values: the ends, the middle, and the round trip of every pixel value."""
 
 import pytest
 import torch

@@ -61,7 +61,7 @@ def test_restore_inverts_standardise(dtype: torch.dtype, data: st.DataObject) ->
     back = scale_shift.restore(x)
     assert x.dtype == back.dtype == dtype
     assert x.shape == back.shape == z.shape
-    # Only storing x rounds at the dtype's eps, relative to |x|·σ = |z − μ|; float16 may also leave its range.
+    # Only storing x rounds at the dtype's eps, relative to |x|·σ = |z − μ|; float16 may also overflow.
     mean = torch.tensor(scale_shift.mean, dtype=torch.float64).view(-1, 1, 1)
     std = torch.tensor(scale_shift.std, dtype=torch.float64).view(-1, 1, 1)
     info = torch.finfo(dtype)

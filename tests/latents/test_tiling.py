@@ -1,4 +1,4 @@
-"""Tiles cover, overlap and blend without a seam."""
+"""Tiles cover the picture, overlap, and blend without a seam."""
 
 from itertools import pairwise
 

@@ -43,7 +43,7 @@ PUBLISHED_KEYS = {  # a tensor of each kind, as found in sd_xl_base_1.0.safetens
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from threads, and on a busy machine wait for them."""
+    """Networks this small gain nothing from threads, and wait for them on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -55,12 +55,12 @@ def diffusers_vae(config: VAEConfig) -> AutoencoderKL:
 
 
 def to_diffusers(state: dict[str, torch.Tensor], config: VAEConfig) -> dict[str, torch.Tensor]:
-    """Every tensor under its name, and in its shape, in diffusers."""
+    """Every tensor under its diffusers name and in its diffusers shape."""
     return vae_to_diffusers(state, config, "test")
 
 
 def pair(config: VAEConfig) -> tuple[VAE, AutoencoderKL]:
-    """Our autoencoder and the oracle, sharing values but not storage."""
+    """Our autoencoder and the oracle, with equal weights in separate storage."""
     torch.manual_seed(0)
     ours, theirs = VAE(config), diffusers_vae(config)
     theirs.load_state_dict(to_diffusers(ours.state_dict(), config))

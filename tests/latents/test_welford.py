@@ -16,7 +16,7 @@ from tests import strategies, tolerances
 
 
 def column(values: list[float]) -> torch.Tensor:
-    """[N, 1, 1, 1]: the values of one channel."""
+    """The values of one channel, [N, 1, 1, 1]."""
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
 
 
@@ -48,7 +48,7 @@ def test_nist_numacc(name: str) -> None:
         mean, std = exact(values)
         assert statistics.mean.item() == pytest.approx(mean, rel=tolerances.NUMACC_EXACT)
         assert statistics.std.item() == pytest.approx(std, rel=tolerances.WELFORD_RELATIVE)
-        # The certified values are those of the decimals, of which float64 stores the neighbours.
+        # The certified values are for the exact decimals, which float64 rounds to the nearest value.
         stored = tolerances.STORED_DECIMAL * math.ulp(max(values))
         assert abs(statistics.mean.item() - certified_mean) <= 2 * stored
         assert abs(statistics.std.item() - certified_std) <= 2 * stored

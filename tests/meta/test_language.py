@@ -22,6 +22,15 @@ FORBIDDEN = {
     r"another of its bucket": "another image from its bucket",
     r"\blet in\b": "accepted",
     r"stands? for (?:it|them)\b": "replaces it",
+    r"\bin first place\b": "as the first entry",
+    r"\bstrictly falling\b|\bfalls? strictly\b": "strictly decreasing",
+    r"\btakes? the \w+ for\b": "estimates",
+    r"\btells? (?:no|nothing)\b": "does not determine",
+    r"\bcomes in by\b": "the incoming gradient of",
+    r"\bbit by bit\b": "bit for bit",
+    r"\bnever holds? (?:the|its|a)\b": "never materialises",
+    r"\bof no special kind\b": "arbitrary",
+    r"\blayer but one\b": "penultimate",
 }
 
 

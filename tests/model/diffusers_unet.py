@@ -17,20 +17,20 @@ SIZES = 6
 
 
 def diffusers_unet(config: UNetConfig, size_features: int = SIZE_FEATURES) -> UNet2DConditionModel:
-    """diffusers' network of the same shape. It has one depth for the last level and the middle: so must config."""
+    """diffusers' network of the same shape. It uses one depth for the last level and the middle, as config must."""
     table = {**unet_table(config), "addition_time_embed_dim": size_features}
     return UNet2DConditionModel.from_config(table)
 
 
 def to_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
-    """Every tensor under its name in diffusers."""
+    """Every tensor under its diffusers name."""
     names = renamed_keys(state, unet_modules(config), "test")
     return {names[key]: tensor for key, tensor in state.items()}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One call, in our arguments and in diffusers'."""
+    """One call, with our arguments and with diffusers'."""
 
     x: Tensor
     t: Tensor
@@ -40,16 +40,16 @@ class Inputs:
     size_features: int = SIZE_FEATURES
 
     def to(self, dtype: torch.dtype) -> "Inputs":
-        """The same, timesteps and sizes left alone."""
+        """The same call with timesteps and sizes unchanged."""
         return replace(self, x=self.x.to(dtype), context=self.context.to(dtype), pooled=self.pooled.to(dtype))
 
     def ours(self, unet: nn.Module) -> Tensor:
-        """What our network makes of it."""
+        """Our network's output for it."""
         sizes = sinusoidal_features(self.sizes, self.size_features).flatten(1).to(self.pooled.dtype)
         return unet(self.x, self.t, self.context, torch.cat([self.pooled, sizes], dim=1))
 
     def theirs(self, unet: UNet2DConditionModel) -> Tensor:
-        """What diffusers' network makes of it."""
+        """diffusers' network's output for it."""
         added = {"text_embeds": self.pooled, "time_ids": self.sizes}
         return unet(self.x, self.t, self.context, added_cond_kwargs=added).sample
 
@@ -62,7 +62,7 @@ def inputs(
     tokens: int = 7,
     size_features: int = SIZE_FEATURES,
 ) -> Inputs:
-    """Unit normals; timesteps with both ends among them; sizes in pixels."""
+    """Unit normals; timesteps including both ends; sizes in pixels."""
     generator = torch.Generator().manual_seed(height * 100 + width)
     return Inputs(
         x=torch.randn(batch, config.in_channels, height, width, generator=generator),
@@ -75,7 +75,7 @@ def inputs(
 
 
 def trained_looking(unet: UNet, seed: int = 0) -> UNet:
-    """The network with its zero-initialised tensors filled, so that every part of it has an effect."""
+    """The network with its zero-initialised tensors filled in, so that every part of it has an effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in unet.parameters():

@@ -1,4 +1,4 @@
-"""Options of self-attention on a whole UNet: off, at the training size, away from it, and in neighbourhoods."""
+"""Self-attention options on a whole UNet: off, at the training size, away from it, and in neighbourhoods."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def test_off_is_the_default_and_changes_no_bit() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("side", [8, 11, 13])
 def test_at_the_training_size_nothing_changes(side: int) -> None:
-    """On every level, also where a side is odd and halves are rounded up."""
+    """On every level, including where a side is odd and its half is rounded up."""
     unet, given = filled_unet(), inputs(side, side)
     plain = unet(*given)
     set_attention(unet, AttentionOptions(train_side=side))
@@ -84,7 +84,7 @@ def test_a_window_that_covers_the_canvas_changes_nothing(window: int) -> None:
 
 @torch.no_grad()
 def test_scaled_logits_are_scaled_queries_of_self_attention_alone() -> None:
-    """Another road to the same numbers: √(log_T N) of each level in its own query weights."""
+    """Another route to the same numbers: √(log_T N) of each level folded into its query weights."""
     unet, given = filled_unet(), inputs(12, 20)
     set_attention(unet, AttentionOptions(train_side=8))
     changed = unet(*given)

@@ -1,4 +1,4 @@
-"""The whole SDXL UNet against diffusers', once, on small latents: 11 GB of memory, some minutes."""
+"""The full SDXL UNet against diffusers', once, on small latents: takes 11 GB of memory and a few minutes."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_full_size_equals_diffusers(request: pytest.FixtureRequest) -> None:
                 parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
             else:  # gains of norms about 1, biases about 0
                 parameter.normal_(float(name.endswith("weight")), 0.1, generator=generator)
-    # Shared storage: two networks in the memory of one.
+    # Shared storage: two networks take the memory of one.
     theirs.load_state_dict(to_diffusers(ours.state_dict(), config), assign=True)
     call = inputs(config, 32, 32, batch=1, tokens=77, size_features=SIZE_FEATURES)
     with torch.no_grad():

@@ -22,7 +22,7 @@ def qkv(cells: int, heads: int = 2, head_dim: int = 3, dtype: torch.dtype = torc
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, how: SelfAttention) -> Tensor:
-    """The matrix of all logits, −∞ where one is not seen."""
+    """The matrix of all logits, −∞ where a key is masked out."""
     rows, columns = torch.arange(how.height), torch.arange(how.width)
     place = torch.cartesian_prod(rows, columns)
     far = (place[:, None] - place).abs().amax(-1)
@@ -63,7 +63,7 @@ def test_every_gradient_is_the_derivative(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of values of the largest tensor that any operation makes."""
+    """Records the size, in values, of the largest tensor that any operation creates."""
 
     values = 0
 
@@ -87,7 +87,7 @@ def test_no_tensor_grows_with_the_square_of_the_canvas() -> None:
 
 
 def test_the_scale_grows_as_the_logarithm_of_the_tokens() -> None:
-    """Exactly 1 for as many tokens as in training; else √(ln N / ln T)."""
+    """Exactly 1 for the training token count; otherwise √(ln N / ln T)."""
     assert [entropy_scale(n, n) for n in (2, 3, 4096, 16384)] == [1, 1, 1, 1]
     assert entropy_scale(4096**2, 4096) == math.sqrt(2)
     assert entropy_scale(65536, 4096) == pytest.approx(math.sqrt(16 / 12), rel=FLOAT64_ROUNDING)

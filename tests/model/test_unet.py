@@ -80,7 +80,7 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def pair(config: UNetConfig) -> tuple[UNet, torch.nn.Module]:
-    """Our network and the oracle, sharing values but not storage."""
+    """Our network and the oracle, with equal weights in separate storage."""
     torch.manual_seed(0)
     ours = trained_looking(UNet(config))
     theirs = diffusers_unet(config)
@@ -215,7 +215,7 @@ def test_empty_batch_gives_an_empty_prediction() -> None:
 
 
 def kept_bytes(unet: UNet, call: Inputs) -> tuple[int, torch.Tensor]:
-    """Bytes autograd keeps for the backward pass, parameters apart; and the output."""
+    """Bytes that autograd saves for the backward pass, excluding parameters; and the output."""
     parameters = {p.untyped_storage().data_ptr() for p in unet.parameters()}
     kept: dict[int, int] = {}
 

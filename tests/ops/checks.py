@@ -1,4 +1,4 @@
-"""What an implementation of the operations must satisfy; the tests of the kernels and of planted bugs share it.
+"""What an implementation of the operations must satisfy; shared by the tests of the kernels and of planted bugs.
 
 Each check takes the operations under test and arguments, and raises AssertionError. The truth is the reference in
 float64; an implementation may err twice as much as the eager reference in the tensors' own precision, plus some
@@ -31,9 +31,9 @@ def arithmetic_eps(dtype: torch.dtype) -> float:
 
 
 def assert_close(result: Tensor, eager: Tensor, exact: Tensor, terms: Tensor) -> None:
-    """|result − exact| within the eager error and some roundings of `terms`, the size of what was added.
+    """|result − exact| is within the eager error plus a few roundings of `terms`, the magnitude of the summands.
 
-    Where exact does not fit the result's dtype, the result must be what eager gives.
+    Where exact overflows the result's dtype, the result must be what eager gives.
     """
     assert result.dtype == eager.dtype
     assert result.shape == eager.shape
@@ -64,7 +64,7 @@ def assert_close(result: Tensor, eager: Tensor, exact: Tensor, terms: Tensor) ->
 
 
 def check_add_noise(ops: Ops, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> None:
-    """x_t agrees with the reference, and is eps itself where alpha is 0."""
+    """x_t agrees with the reference, and is exactly eps where alpha is 0."""
     result = ops.add_noise(x0, eps, alpha, sigma)
     x0_64, eps_64, alpha_64, sigma_64 = in_float64(x0, eps, alpha, sigma)
     exact = REFERENCE.add_noise(x0_64, eps_64, alpha_64, sigma_64)
@@ -95,7 +95,7 @@ def largest_noise(offset: float) -> float:
 
 
 def loss_and_gradient(v_loss, prediction: Tensor, *arguments, incoming: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and the gradient by prediction when `incoming` comes in by the loss."""
+    """The loss, and the gradient with respect to prediction for the loss's incoming gradient `incoming`."""
     leaf = prediction.detach().requires_grad_()
     loss = v_loss(leaf, *arguments)
     (gradient,) = torch.autograd.grad(loss, leaf, incoming.to(loss.dtype))
@@ -112,7 +112,7 @@ def check_v_loss(
     weight: Tensor,
     incoming: Tensor,
 ) -> None:
-    """Loss and gradient agree with the reference, with and without a gradient wanted."""
+    """Loss and gradient agree with the reference, whether or not a gradient is requested."""
     arguments = (x0, eps, alpha, sigma, weight)
     exact_arguments = in_float64(*arguments)
     noise = exact_arguments[1].abs()
@@ -189,7 +189,7 @@ def _check_loss(
 
 
 def check_keyed_normal(ops: Ops, key: Tensor, shape: tuple[int, int, int], offset: float) -> None:
-    """The normals of a key, within ulps of their radius of the float64 definition; equal bits in any batch."""
+    """A key's normals are within ulps of their radius of the float64 definition, with equal bits in any batch."""
     result = ops.keyed_normal(key, shape, offset)
     expected = REFERENCE.keyed_normal(key.cpu(), shape, offset).double()
     assert result.dtype == torch.float32
@@ -211,7 +211,7 @@ def radius_ulps(key: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def ulp_of(x: Tensor) -> Tensor:
-    """Distance of the float32 values next to x."""
+    """The spacing of the float32 values around x."""
     return torch.ldexp(torch.ones_like(x), torch.frexp(x)[1] - 24)
 
 
@@ -276,7 +276,7 @@ def check_batch_split(ops: Ops, *arguments: Tensor) -> None:
 
 
 def check_channel_moments(ops: Ops, x: Tensor) -> None:
-    """Count exactly; mean and M2 within float64 rounding of the two-pass values."""
+    """The count is exact; mean and M2 are within float64 rounding of the two-pass values."""
     count, mean, m2 = ops.channel_moments(x)
     expected_count, expected_mean, expected_m2 = REFERENCE.channel_moments(x.cpu())
     assert (count.dtype, mean.dtype, m2.dtype) == (torch.float64,) * 3

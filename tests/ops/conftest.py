@@ -29,7 +29,7 @@ def device(request) -> str:
 
 @pytest.fixture
 def cuda() -> str:
-    """The CUDA device, for tests that make sense on it alone."""
+    """The CUDA device, for tests that make sense only there."""
     if reason := missing_cuda():
         if os.environ.get("REFIMPL_REQUIRE_CUDA") == "1":
             pytest.fail(f"REFIMPL_REQUIRE_CUDA=1, but {reason}")

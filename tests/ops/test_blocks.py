@@ -1,4 +1,4 @@
-"""Memory of the CPU kernels' large results (csrc/blocks.h): kept for the next call, shared by no two tensors."""
+"""The cache of memory for the CPU kernels' large results (csrc/blocks.h): reused, never shared by two tensors."""
 
 import gc
 import threading
@@ -20,7 +20,7 @@ def noise(shape=LARGE, seed: int = 0) -> torch.Tensor:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use, from Linux; garbage of other tests is not."""
+    """Resident memory of this process, from Linux, after collecting other tests' garbage."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
@@ -52,7 +52,7 @@ def test_living_tensors_share_nothing():
 
 
 def test_the_gradient_stays_the_caller_s():
-    """Losses one after the other, their gradients all kept: none is overwritten by a later step."""
+    """Successive losses with all gradients kept alive: none is overwritten by a later step."""
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 2, 4, 128, 128, generator=generator)
     scalars = (torch.full((2,), 0.6), torch.full((2,), 0.8), torch.ones(2))
@@ -75,7 +75,7 @@ def test_few_blocks_are_kept():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's accounts")
 def test_kept_blocks_have_a_limit_in_bytes():
-    """Blocks beyond half a gigabyte go back to the system, however few they are."""
+    """Blocks beyond half a gigabyte are returned to the system, however few they are."""
     alive = [
         torch.ops.refimpl.keyed_normal(torch.zeros(1, 2, dtype=torch.int64), 1, 8192, 10000) for _ in range(2)
     ]

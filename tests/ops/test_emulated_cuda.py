@@ -1,6 +1,6 @@
 """The source of the CUDA kernels, run on the CPU thread by thread (tests/ops/emulator), under the kernels' checks.
 
-What this leaves open is for a GPU: races that no barrier shows, the compiler's code, and speed.
+Only a GPU can show the rest: data races that the emulation does not expose, the compiler's code, and speed.
 """
 
 import ctypes
@@ -61,7 +61,7 @@ def pointer(x: Tensor | None) -> ctypes.c_void_p:
 
 
 def emulated(library: ctypes.CDLL) -> Ops:
-    """Operations with the bindings' part in Python: one memory order, float64 scalars, outputs full of NaN."""
+    """Operations with the bindings' part in Python: one memory format, float64 scalars, outputs filled with NaN."""
 
     def sizes(x: Tensor):
         return (ctypes.c_int64 * 3)(x.shape[0], x.shape[1], x.shape[2] * x.shape[3])
@@ -89,7 +89,7 @@ def emulated(library: ctypes.CDLL) -> Ops:
         return noise(None, None, key, unused, unused, offset, out)
 
     def loss(prediction, x0, eps, key, alpha, sigma, weight, offset, grad, incoming, expected):
-        """The loss, or with `incoming` the correction of a gradient that expected another one."""
+        """The loss or, given `incoming`, the correction of a gradient computed for another incoming gradient."""
         order = order_of(prediction)
         wanted = prediction.dtype if x0.dtype == prediction.dtype else torch.float32
         tensors = [prediction.contiguous(memory_format=order), x0.to(wanted).contiguous(memory_format=order)]
@@ -196,7 +196,7 @@ def test_the_cpu_kernels_draw_the_same_bits(ops, shape):
 
 
 def test_unaligned_tensors(ops):
-    """A batch that starts in the middle of 16 bytes takes the element-wise path, to the same bits."""
+    """A batch that is not 16-byte aligned takes the element-wise path, with bitwise equal results."""
     prediction, x0, eps, key, alpha, sigma, weight = example((3, 4, 16, 16), torch.bfloat16, "cpu")
     shifted = []
     for t in (prediction, x0, eps):

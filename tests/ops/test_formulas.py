@@ -75,7 +75,7 @@ def test_philox_known_answers(counter, key, expected):
 
 
 def uniform_logarithm(word: np.ndarray) -> np.ndarray:
-    """ln((w + 1/2) / 2^32) in float64, by log1p of the exact complement above 1/2."""
+    """ln((w + 1/2) / 2^32) in float64, through log1p of the exact complement above 1/2."""
     w = word.astype(np.float64)
     below, complement = (w + 0.5) / 2**32, (2.0**32 - w - 0.5) / 2**32
     return np.where(w < 2**31, np.log(below), np.log1p(-complement))

@@ -47,7 +47,7 @@ def dtype(request, device) -> torch.dtype:
 
 
 def example(shape, dtype, device, order=torch.contiguous_format, latent_dtype=None):
-    """prediction, x0, eps, key, alpha, sigma, weight of one shape; timesteps 0 and 999 among them."""
+    """prediction, x0, eps, key, alpha, sigma, weight of one shape; the timesteps include 0 and 999."""
     generator = torch.Generator().manual_seed(sum(shape))
     tensors = torch.randn(3, *shape, generator=generator).unbind()
     dtypes = (dtype, latent_dtype or dtype, latent_dtype or dtype)

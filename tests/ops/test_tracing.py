@@ -15,7 +15,7 @@ ORDERS = pytest.mark.parametrize(
 
 
 def calls(device, order, dtype=torch.float32) -> dict:
-    """Arguments of every operator, the inner steps of the loss included."""
+    """Arguments for every operator, including the inner steps of the loss."""
     prediction, x0, eps, key, alpha, sigma, weight = example(SHAPE, dtype, device, order)
     with_gradient = prediction.clone(memory_format=torch.preserve_format).requires_grad_()
     step = (prediction, x0, None, key, alpha, sigma, weight, 0.05)

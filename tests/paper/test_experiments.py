@@ -1,4 +1,4 @@
-"""N Fig. 2, 3, 4, 6 and 7 drawn from a run: what is in them, by number, and what is refused."""
+"""N Fig. 2, 3, 4, 6 and 7 reproduced from a run: their contents, checked numerically, and what is refused."""
 
 import json
 import math
@@ -78,7 +78,7 @@ def test_the_canvas_mean_is_of_the_colour_not_of_the_detail() -> None:
 
 
 class BlackNetwork(torch.nn.Module):
-    """Perfect for a data set of one black canvas whose latent is `clean`: x0 whatever the noise."""
+    """The optimal network for a data set of one black canvas with latent `clean`: predicts it whatever the noise."""
 
     def __init__(self, clean: torch.Tensor, schedule):
         super().__init__()

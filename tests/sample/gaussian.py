@@ -1,4 +1,4 @@
-"""Data for which the perfect network is known: the analytic denoiser of a Gaussian."""
+"""Data for which the optimal network is known: the analytic denoiser of a Gaussian."""
 
 import math
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class Gaussian:
         return sigma * (alpha * x * (1 - self.std**2) - self.mean) / power
 
     def denoiser(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """E[x0 | y] of y = x0 + σ·n, as k-diffusion's samplers call it; sigma [B]."""
+        """E[x0 | y] for y = x0 + σ·n, with the signature that k-diffusion's samplers call; sigma [B]."""
         sigma = sigma.reshape(-1, *[1] * (y.ndim - 1))
         return (self.std**2 * y + sigma**2 * self.mean) / (self.std**2 + sigma**2)
 
     def flow(self, y: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        """The exact probability flow of y from one level to another."""
+        """y moved along the exact probability flow from one level to another."""
         spread, spread_next = math.hypot(self.std, sigma), math.hypot(self.std, sigma_next)
         return self.mean + spread_next / spread * (y - self.mean)
 
@@ -42,13 +42,13 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class FlatCanvas:
-    """Canvases of one colour: every pixel of a sample is the same c ~ N(mean, std²)."""
+    """Canvases of a single colour: every pixel of a sample is the same c ~ N(mean, std²)."""
 
     mean: float
     std: float
 
     def predict_v(self, x: Tensor, sigma_edm: Tensor) -> Tensor:
-        """E[v | x]: the canvas' mean pixel carries all there is to know, at a noise lower by √pixels."""
+        """E[v | x]: the canvas' mean pixel is a sufficient statistic, with noise lower by √pixels."""
         alpha, sigma = (float(part) for part in alpha_sigma(sigma_edm))
         pixels = x[0].numel()
         y_mean = x.flatten(1).mean(1).reshape(-1, *[1] * (x.ndim - 1))

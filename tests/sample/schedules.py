@@ -1,4 +1,4 @@
-"""The two schedules of the tests, small ones of any length, and grids without the step from ∞."""
+"""The two schedules used in the tests, small ones of any length, and grids without the step from ∞."""
 
 import math
 
@@ -20,7 +20,7 @@ FINITE_GRIDS = {
 
 
 def small_schedule(timesteps: int, zero_terminal: bool) -> NoiseSchedule:
-    """A quarter of a cosine wave, to pure noise or almost."""
+    """A quarter of a cosine wave, down to pure noise or nearly so."""
     phi = torch.linspace(0.02, math.pi / 2 if zero_terminal else 1.5, timesteps, dtype=torch.float64)
     alpha = phi.cos()
     if zero_terminal:

@@ -30,7 +30,7 @@ ODE = [name for name in SAMPLERS if name not in STOCHASTIC]
 
 @pytest.mark.parametrize("name", ODE)
 def test_from_infinity_the_flow_converges_to_the_exact_one(name):
-    """n maps to m + s·n but for what the step from ∞ and the last denoising cost, both known exactly."""
+    """n maps to m + s·n except for the errors of the step from ∞ and the last denoising, both known exactly."""
     n = torch.linspace(-3, 3, 61, dtype=torch.float64).reshape(1, 1, 1, 61)
     errors = []
     for steps in (40, 80, 160):
@@ -87,7 +87,7 @@ def test_from_infinity_the_distribution_is_the_datas(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_keyed_samples_from_infinity_have_the_datas_mean_and_std(name):
-    """The real thing on the paper's 28-step grid: 32,768 keyed values against the sampler's own moments."""
+    """Actual samples on the paper's 28-step grid: 32,768 keyed values against the sampler's own moments."""
     key = draw_key(11, torch.arange(8), 0, Purpose.INIT_NOISE)
     n = keyed_normal(key, (4, 32, 32)).double()
     grid = native(ZERO_SNR, 28)

@@ -1,4 +1,4 @@
-"""Bad grids end in one message that says where and what to do."""
+"""Invalid grids raise one message that says where the fault is and what to do."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Grids by name, the fixed lists, and starts for a canvas or an image."""
+"""Grids by name, the fixed lists, and where a grid starts for a canvas or an image."""
 
 import math
 

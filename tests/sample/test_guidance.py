@@ -90,11 +90,11 @@ def test_a_sample_does_not_depend_on_its_batch():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda v: cfg(v, v[:1], 5.0), "equal shapes"),
+        (lambda v: cfg(v, v[:1], 5.0), "equal shape"),
         (lambda v: cfg(v, v, math.nan), "scale is nan"),
         (lambda v: cfg(v, v, math.inf), "scale is inf"),
-        (lambda v: cfg(v.long(), v.long(), 5.0), "floating point"),
-        (lambda v: rescale(v, v[:, :1], 0.5), "equal shapes"),
+        (lambda v: cfg(v.long(), v.long(), 5.0), "floating-point"),
+        (lambda v: rescale(v, v[:, :1], 0.5), "equal shape"),
         (lambda v: rescale(v, v, -0.1), "factor is -0.1"),
         (lambda v: rescale(v, v, 1.1), "factor is 1.1"),
         (lambda v: rescale(v, v, math.nan), "factor is nan"),

@@ -1,4 +1,4 @@
-"""UniPC against diffusers, and the history of the multistep samplers; k-diffusion's are in test_samplers."""
+"""UniPC against diffusers, and the history of the multistep samplers; test_samplers compares with k-diffusion."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_unipc_is_diffusers_step_for_step(grid):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_step_from_infinity_stays_out_of_the_history(name):
-    """What follows ∞ is what the same sampler does when it starts at the next level (N App. A.1)."""
+    """After the step from ∞, a sampler does exactly what it does when started at the next level (N App. A.1)."""
     grid = native(ZERO_SNR, 12)
     n = torch.randn(SHAPE, dtype=torch.float64)
     whole = []
@@ -43,7 +43,7 @@ def test_the_step_from_infinity_stays_out_of_the_history(name):
         name, DATA.predict_v, n, grid, key=KEYS, callback=lambda i, estimate: whole.append((i, estimate))
     )
     state = float(grid[1]) * n - DATA.predict_v(n, grid[0])
-    # step i of the rest is step i + 1 of the whole: hand the rest the whole's noise
+    # step i of the rest is step i + 1 of the whole run: give the rest the noise of the whole run
     noise = {"noise": later_noise(n)} if name in STOCHASTIC else {}
     rest = []
     x = state / math.hypot(1, float(grid[1]))

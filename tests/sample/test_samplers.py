@@ -1,4 +1,4 @@
-"""Every sampler against k-diffusion or diffusers, and what holds for each whatever the data."""
+"""Every sampler against k-diffusion or diffusers, and properties that hold for each whatever the data."""
 
 import math
 
@@ -37,7 +37,7 @@ def step_noise(step, like):
 
 
 def theirs(name, y, grid, **arguments):
-    """A k-diffusion sampler with the noise of `step_noise`, one draw per noisy step."""
+    """A k-diffusion sampler with noise from `step_noise`, one draw per noisy step."""
     count = iter(range(len(grid)))
     if name in ("euler_ancestral", "dpmpp_2m_sde"):
         arguments["noise_sampler"] = lambda *_: step_noise(next(count), y)
@@ -47,7 +47,7 @@ def theirs(name, y, grid, **arguments):
     return x0, [state["denoised"] for state in states]
 
 
-# a single step of k-diffusion's dpmpp_2m_sde ends in an UnboundLocalError, so the last grid is for the others
+# k-diffusion's dpmpp_2m_sde raises UnboundLocalError on a single step, so the last grid is for the others
 @pytest.mark.parametrize(
     ("name", "arguments", "grids"),
     [

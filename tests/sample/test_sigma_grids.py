@@ -1,4 +1,4 @@
-"""Grids in functions of sigma against k-diffusion, scipy's Laplace quantiles and R's formula."""
+"""Grids spaced in functions of sigma against k-diffusion, scipy's Laplace quantiles and R's formula."""
 
 import math
 
@@ -20,7 +20,7 @@ FORMULAS = pytest.mark.parametrize("grid", [karras, exponential, laplace], ids=l
 
 @pytest.fixture
 def float64_default():
-    """k-diffusion makes its ramps in the default dtype."""
+    """k-diffusion builds its ramps in the default dtype."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -132,7 +132,7 @@ def test_impossible_finite_maxima_are_refused(grid, finite_max):
         (lambda: laplace(PLAIN, 28, beta=-0.5), "beta is -0.5"),
         (lambda: laplace(PLAIN, 28, beta=math.nan), "beta is nan"),
         (lambda: laplace(PLAIN, 28, mu=math.inf), "mu is inf"),
-        (lambda: laplace(PLAIN, 28, beta=1e-300), "must fall strictly"),
+        (lambda: laplace(PLAIN, 28, beta=1e-300), "must be strictly decreasing"),
         (lambda: exponential(PLAIN, 0), "steps: 0"),
         (lambda: exponential(PLAIN, 100_001), "steps: 100001"),
     ],

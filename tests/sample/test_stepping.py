@@ -72,7 +72,7 @@ def test_the_network_gets_the_callers_dtype_and_the_state_is_float64(dtype):
 
 
 def test_why_the_state_is_not_half_precision():
-    """The numbers of the docstring: what rounding the variance-exploding state itself would cost."""
+    """The figures in the docstring: the error of rounding the variance-exploding state itself."""
     n = keyed_normal(KEYS, (4, 64, 64)).double()
     y = 4096 * n
     assert round(float((y.bfloat16().double() - y).square().mean().sqrt()), 1) == 6.7
@@ -82,9 +82,9 @@ def test_why_the_state_is_not_half_precision():
 @pytest.mark.parametrize(
     ("x", "grid", "message"),
     [
-        (torch.zeros(SHAPE, dtype=torch.int64), [math.inf, 0], "floating point"),
-        (torch.zeros(SHAPE, dtype=torch.complex64), [math.inf, 0], "floating point"),
-        (torch.zeros(()), [math.inf, 0], "floating point"),
+        (torch.zeros(SHAPE, dtype=torch.int64), [math.inf, 0], "floating-point"),
+        (torch.zeros(SHAPE, dtype=torch.complex64), [math.inf, 0], "floating-point"),
+        (torch.zeros(()), [math.inf, 0], "floating-point"),
         (torch.full(SHAPE, math.inf), [math.inf, 0], "variance-preserving"),
         (torch.full(SHAPE, math.nan), [3.0, 0], "variance-preserving"),
         (torch.zeros(SHAPE), [2 * LARGEST_SIGMA, 0], "use inf"),
@@ -113,7 +113,7 @@ def test_keyed_noise_is_a_function_of_sample_and_step():
     source = noise_source(None, KEYS, like)
     z = source(3, like)
     assert torch.equal(z, source(3, like))
-    # its definition, which other implementations may repeat
+    # its definition, which other implementations can reproduce
     step_keys = philox4x32(torch.tensor([3, 0, 0, 1]).expand(5, 4), KEYS)[:, :2]
     assert torch.equal(z, keyed_normal(step_keys, (4, 3, 7)))
     one_by_one = [noise_source(None, KEYS[i : i + 1], like[:1])(3, like[:1]) for i in range(5)]
@@ -136,7 +136,7 @@ def test_keyed_noise_is_standard_normal_and_uncorrelated_with_the_first_noise():
 @pytest.mark.parametrize(
     ("noise", "key", "message"),
     [
-        (lambda step, like: like, KEYS[:2], "both of noise= and key="),
+        (lambda step, like: like, KEYS[:2], "both noise= and key="),
         (None, KEYS, r"key: shape \[5, 2\] for x of shape \[2, 3, 4, 5\]"),
         (None, KEYS[:2, :1], "key: shape"),
         (None, KEYS[0], "key: shape"),

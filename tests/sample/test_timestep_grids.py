@@ -1,4 +1,4 @@
-"""Grids in timesteps against the pinned vectors, N's figures and diffusers."""
+"""Grids spaced in timesteps against the pinned vectors, N's figures and diffusers."""
 
 import json
 import math
@@ -22,7 +22,7 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "schedule.json").r
 
 
 def pinned(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(timesteps, sigma_edm) of the vector whose name starts so."""
+    """(timesteps, sigma_edm) of the vector whose name starts with this prefix."""
     vector = next(value for key, value in VECTORS.items() if key.startswith(name))
     sigmas = [float(sigma) for sigma in vector["sigmas"]][:28]
     return torch.tensor(vector["timesteps"]), torch.tensor(sigmas, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_native_of_any_length(n, schedule):
 def test_native_from_any_start(start, n):
     grid = native(ZERO_SNR, n, start=start)
     assert grid.shape == (n + 1,)
-    # One level alone and one of many may differ in the last bit: vectorised and scalar log are not the same code.
+    # One level by itself and in a batch may differ in the last bit: vectorised and scalar log are different code.
     torch.testing.assert_close(grid[0], ZERO_SNR.t_to_sigma_edm(start), rtol=FLOAT64_NEAR_ZERO_SNR, atol=0)
 
 
@@ -99,7 +99,7 @@ def test_trailing_and_leading_on_any_schedule(timesteps, zero_terminal, data):
 
 
 def test_trailing_is_diffusers_but_for_its_float_steps():
-    """diffusers walks down in floats: it overshoots to n + 1 entries for 62 n, and breaks ties by rounding."""
+    """diffusers steps in floating point: it overshoots to n + 1 entries for 62 n, and breaks ties by rounding."""
     scheduler = DDIMScheduler(timestep_spacing="trailing")
     overshoots = 0
     for n in range(1, 1001):

@@ -1,4 +1,4 @@
-"""Prompts and sizes to the network's conditions (S §2.2, Tab. 1; N §4.2)."""
+"""Prompts and sizes → the network's conditioning (S §2.2, Tab. 1; N §4.2)."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_a_tokenizer_of_transformers_gets_the_paddings_of_the_towers() -> None:
     "tokenizer", [None, "clip", PreTrainedTokenizerFast(tokenizer_object=Backend(WordLevel()))]
 )
 def test_anything_but_a_clip_tokenizer_is_refused(tokenizer) -> None:
-    with pytest.raises(InputError, match="has no BOS and EOS; give one of load_tokenizer"):
+    with pytest.raises(InputError, match="has no BOS and EOS; give one from load_tokenizer"):
         encode_prompts(["red"], tokenizer, ENCODER_L, ENCODER_G)
 
 
@@ -265,9 +265,9 @@ def test_sizes_that_lost_their_value_are_refused() -> None:
         vector_conditioning(torch.zeros(2, 64), SIZES.bfloat16())
     with pytest.raises(InputError, match=r"expected \[B, 6\], got \[6\]"):
         size_embedding(SIZES[0])
-    with pytest.raises(InputError, match="with one B"):
+    with pytest.raises(InputError, match="with equal B"):
         vector_conditioning(torch.zeros(3, 64), SIZES)
-    with pytest.raises(InputError, match="with one B"):
+    with pytest.raises(InputError, match="with equal B"):
         vector_conditioning(torch.zeros(64), SIZES)
 
 

@@ -1,4 +1,4 @@
-"""Which towers, and where they and their tokenizer lie (S Tab. 1, §2.5)."""
+"""Which towers are used, and where they and their tokenizer are found (S Tab. 1, §2.5)."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from refimpl.text.towers import load_towers, save_towers
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny towers as a diffusers folder has them."""
+    """Tiny towers laid out as in a diffusers folder."""
     folder = tmp_path_factory.mktemp("towers")
     save_towers(folder, TextConfig(towers="tiny").load())
     return folder

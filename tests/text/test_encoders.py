@@ -52,7 +52,7 @@ def test_states_are_transformers_own() -> None:
     state_g, pooled = penultimate_and_pooled(encoder_g, ids_g, TOKENIZER.eos_id)
     assert torch.equal(penultimate_state(encoder_l, ids_l), oracle_l.hidden_states[-2])
     assert torch.equal(state_g, oracle_g.hidden_states[-2])
-    # transformers pools at the first EOS where the config names the true EOS, as the tiny one does
+    # transformers pools at the first EOS if the config names the true EOS, as the tiny one does
     assert torch.equal(pooled, oracle_g.text_embeds)
 
 
@@ -132,7 +132,7 @@ def test_saved_encoders_load_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_published_spelling_of_the_keys_is_read(tmp_path: Path) -> None:
-    # Published CLIP-L files prefix every key and hold position_ids; newer transformers write neither.
+    # Published CLIP-L files prefix every key and contain position_ids; newer transformers write neither.
     saved = tiny_encoders(1)
     for encoder, name in zip(saved, "lg", strict=True):
         encoder.save_pretrained(str(tmp_path / name))

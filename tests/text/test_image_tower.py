@@ -1,4 +1,4 @@
-"""The image as prompt: what CLIP's image tower is shown, and which towers are refused (S §2.6)."""
+"""Image prompts: what CLIP's image tower is given, and which towers are refused (S §2.6)."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Smooth, with all levels: of noise Pillow clips what overshoots between its two passes."""
+    """A smooth image with all levels: on noise, Pillow clips overshoot between its two passes."""
     levels = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(levels).resize((width, height), Image.Resampling.BILINEAR)
 

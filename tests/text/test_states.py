@@ -1,4 +1,4 @@
-"""Text states with a memory: the same bits as encoding anew, however little it remembers."""
+"""Cached text states: the same bits as encoding anew, however small the cache."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -24,7 +24,7 @@ def test_layout_is_clips() -> None:
 
 
 def test_ids_stay_as_they_are() -> None:
-    # Saved tiny models know words by id: a changed list of words makes their prompts mean other words.
+    # Saved tiny models know words by id: changing the list of words would change the meaning of their prompts.
     digest = hashlib.sha256("\n".join(tiny_vocabulary()[0]).encode()).hexdigest()
     assert digest.startswith("17b33ad1d76f3153")
 

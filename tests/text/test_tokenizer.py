@@ -90,7 +90,7 @@ def test_saved_folder_loads_the_same(tmp_path: Path) -> None:
 
 
 def test_a_truncating_folder_still_gives_every_token(tmp_path: Path) -> None:
-    # Some published folders were saved with truncation and padding switched on.
+    # Some published folders were saved with truncation and padding enabled.
     write_tiny_vocabulary(tmp_path)
     clip = CLIPTokenizer.from_pretrained(str(tmp_path), local_files_only=True, model_max_length=77)
     clip("red", truncation=True, max_length=77, padding="max_length")

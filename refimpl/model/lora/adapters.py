@@ -1,10 +1,10 @@
 """Low-rank adapters (Hu et al. 2021, "LoRA", §4.1): W x becomes W x + (alpha / rank) · up (down x).
 
-A file of our own rather than peft: kohya's files name modules, ranks and alphas one by one, and adapted layers that
-keep the plain layer's keys (`to_q.weight` beside `to_q.lora_down.weight`) need no renaming anywhere.
+Written here rather than taken from peft: kohya's files give each module its own name, rank and alpha, and adapted
+layers that keep the plain layer's keys (`to_q.weight` beside `to_q.lora_down.weight`) need no renaming anywhere.
 
 Target patterns are shell patterns (fnmatch, case-sensitive) on whole module names, in which `*` also crosses dots:
-`*.attn2.to_k` is every cross-attention's key map. Module names are those of the single file for the UNet, and
+`*.attn2.to_k` is every cross-attention's key projection. Module names are the single file's for the UNet, and
 transformers' with the prefix `text_model.` for the text towers, whatever the installed version calls them.
 """
 
@@ -33,15 +33,15 @@ def add_lora(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Adapts every Linear and Conv2d whose name a target matches, in place; everything else is frozen.
+    """Adapts, in place, every Linear and Conv2d whose name matches a target; everything else is frozen.
 
     targets  patterns on module names, see above            rank, alpha  the update is scaled by alpha / rank
-    dropout  share of the rank's components dropped per image in training, drawn by `draw_lora_dropout`
-    seed     of the initial draw of `down`, a function of (seed, module name) alone; `up` starts at 0
+    dropout  fraction of the rank's components dropped per image in training, drawn by `draw_lora_dropout`
+    seed     of the initial values of `down`, which depend on (seed, module name) alone; `up` starts at 0
     returns  the names of the adapted modules, in the module's order
     The adapters' weights are float32 (float64 in a float64 layer) on the layer's device.
-    Raises InputError when a target matches nothing (naming the nearest modules), when the rank exceeds what a layer's
-    weight can have, or when there are adapters already.
+    Raises InputError when a target matches nothing (naming the nearest modules), when the rank exceeds the largest
+    possible rank of a layer's weight, or when the module already has adapters.
     """
     check_rank_and_alpha(rank, alpha)
     check_dropout(dropout)
@@ -54,7 +54,7 @@ def add_lora(
         if rank > most:
             shape = list(layers[name].weight.shape)
             raise InputError(
-                f"LoRA rank {rank} exceeds that of {name}, whose weight {shape} has rank {most} at most; "
+                f"LoRA rank {rank} exceeds that of {name}, whose weight {shape} has rank at most {most}; "
                 "lower the rank or leave the module out of the targets"
             )
     module.requires_grad_(False)
@@ -64,7 +64,7 @@ def add_lora(
 
 
 def adaptable_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Every Linear and Conv2d by name, adapted ones included, their adapters not."""
+    """Every Linear and Conv2d by name, including adapted ones but not their adapters."""
     return {
         name: layer
         for name, layer in _named_modules(module)
@@ -78,7 +78,7 @@ def adapted_layers(module: nn.Module) -> dict[str, LoRALayer]:
 
 
 def match_targets(names: Iterable[str], targets: Iterable[str]) -> list[str]:
-    """The names that some target matches, in their order. InputError names the targets that match none."""
+    """The names that match any target, in their order. Raises InputError naming a target that matches none."""
     names, targets = list(names), list(targets)
     if not targets:
         raise InputError("LoRA targets are empty; name at least one pattern, such as '*.attn2.to_k'")
@@ -90,7 +90,7 @@ def match_targets(names: Iterable[str], targets: Iterable[str]) -> list[str]:
 
 
 def lora_state(module: nn.Module) -> dict[str, Tensor]:
-    """The adapters alone: {module}.lora_down.weight, {module}.lora_up.weight and {module}.alpha (float32, [])."""
+    """Only the adapters: {module}.lora_down.weight, {module}.lora_up.weight and {module}.alpha (float32, [])."""
     state: dict[str, Tensor] = {}
     for name, layer in adapted_layers(module).items():
         state[f"{name}.{DOWN}"] = layer.lora_down.weight.detach()
@@ -101,7 +101,7 @@ def lora_state(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_lora_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies a `lora_state` into a network with the same adapters; InputError lists every difference."""
+    """Copies a `lora_state` into a network with the same adapters. Raises InputError listing every difference."""
     layers = adapted_layers(module)
     expected = lora_state(module)
     problems = differences(shapes_of(expected), shapes_of(state), nearest_names(expected))
@@ -118,7 +118,7 @@ def load_lora_state(module: nn.Module, state: Mapping[str, Tensor], source: str)
 
 @torch.no_grad()
 def merge_lora(module: nn.Module) -> None:
-    """Folds every adapter into its layer's weight and removes it: the state dict has the plain keys again.
+    """Merges every adapter into its layer's weight and removes it, so the state dict has the plain keys again.
 
     W + (alpha / rank) · up · down is computed in float32 or wider, then rounded once to W's dtype.
     """
@@ -140,11 +140,11 @@ def merged_weight(weight: Tensor, down: Tensor, up: Tensor, alpha: float, streng
 
 
 def draw_lora_dropout(module: nn.Module, key: Tensor) -> None:
-    """Draws which components of each adapter's rank every image of the next batch goes without.
+    """Draws which components of each adapter's rank are dropped for each image of the next batch.
 
     key  [B, 2]  two-word keys (`draw_key`) of the rows of the next batch
     A function of the keys alone, so it is the same on any number of ranks, and the same when activation
-    checkpointing computes a block twice. Layers without dropout draw nothing.
+    checkpointing recomputes a block. Layers without dropout draw nothing.
     """
     layers = [layer for layer in adapted_layers(module).values() if layer.dropout > 0]
     if not layers:
@@ -176,7 +176,7 @@ def _adapted(
 
 
 def _named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    # transformers 5.6 dropped the outer `text_model` of CLIP-L; files and patterns keep the name with it.
+    # transformers 5.6 dropped the outer `text_model` of CLIP-L; files and patterns keep the name that includes it.
     bare_tower = isinstance(module, CLIPTextModel) and not hasattr(module, "text_model")
     for name, child in module.named_modules():
         yield (f"text_model.{name}" if bare_tower else name), child

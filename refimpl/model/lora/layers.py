@@ -1,9 +1,9 @@
-"""A Linear and a Conv2d with a low-rank update beside their weight (Hu et al. 2021, §4.1).
+"""A Linear and a Conv2d with a low-rank update alongside their weight (Hu et al. 2021, §4.1).
 
-    y = W x + b + (alpha / rank) · up (m ⊙ down x)        m: which components of the rank dropout keeps, else 1
+    y = W x + b + (alpha / rank) · up (m ⊙ down x)        m: the dropout mask on the rank's components; else 1
 
-They are the plain layers, with the plain layers' parameters under the same keys, and the two maps as children. For a
-convolution, `down` has its kernel, stride, padding and dilation, and `up` is 1×1.
+They are the plain layers, with the plain layers' parameters under the same keys, plus the two maps as children. For
+a convolution, `down` has its kernel, stride, padding and dilation, and `up` is 1×1.
 """
 
 import torch
@@ -14,7 +14,7 @@ from refimpl.model.lora.config import float32
 
 
 class _Adapted(nn.Module):
-    """What the two adapted layers share; the maps' values are left to the caller to fill."""
+    """What the two adapted layers share; the caller must fill in the maps' values."""
 
     channel: int
     """the dimension of the layer's output that holds the channels"""
@@ -23,7 +23,7 @@ class _Adapted(nn.Module):
     alpha: float
     dropout: float
     kept: Tensor | None
-    """[B, rank] of the next batch: 0 for a dropped component, 1 / (1 − dropout) for a kept one"""
+    """the next batch's mask [B, rank]: 0 for a dropped component, 1 / (1 − dropout) for a kept one"""
 
     def _set_adapter(
         self,
@@ -33,15 +33,15 @@ class _Adapted(nn.Module):
         alpha: float,
         dropout: float,
     ) -> None:
-        # Made without memory, as a new layer would draw from the global generator; `add_lora` draws the values.
-        # float32 at least, as the steps of training would be lost in bfloat16.
+        # Created on the meta device, as a new layer would draw from the global generator; `add_lora` draws the
+        # values. float32 at least, as training updates would be rounded away in bfloat16.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.lora_down = down.to(dtype).to_empty(device=weight.device)
         self.lora_up = up.to(dtype).to_empty(device=weight.device)
         self.alpha, self.dropout, self.kept = float32(alpha), dropout, None
 
     def _update(self, x: Tensor) -> Tensor:
-        """(alpha / rank) · up (m ⊙ down x), in the adapter's dtype unless autocast says otherwise."""
+        """(alpha / rank) · up (m ⊙ down x), in the adapter's dtype unless autocast changes it."""
         low = self.lora_down(x.to(self.lora_down.weight.dtype))
         if self.training and self.dropout > 0:
             low = low * self._kept_as(low)
@@ -91,7 +91,7 @@ class LoRAConv2d(_Adapted, nn.Conv2d):
 
     def __init__(self, base: nn.Conv2d, rank: int, alpha: float, dropout: float):
         if base.groups != 1:
-            raise InputError(f"LoRA adapts no grouped convolutions; one has {base.groups} groups")
+            raise InputError(f"LoRA cannot adapt grouped convolutions; one has {base.groups} groups")
         nn.Conv2d.__init__(self, **_conv_options(base), device="meta")
         self.weight, self.bias = base.weight, base.bias
         down = nn.Conv2d(**{**_conv_options(base), "out_channels": rank, "bias": False}, device="meta")

@@ -1,4 +1,4 @@
-"""The known names most like one that is unknown, quickly, for thousands of numbered module names."""
+"""Fast search for the known names nearest to an unknown one, among thousands of numbered module names."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -15,8 +15,8 @@ Numbers = tuple[str, ...]
 def nearest_names(names: Iterable[str]) -> Callable[[str], list[str]]:
     """A function from an unknown name or pattern to the names whose last parts are most similar, best first.
 
-    Names are compared with their numbers masked, and by as many of their dotted parts as the unknown name has. Of
-    names that differ in numbers alone, the one with the wanted numbers is given, or the first.
+    Names are compared with their numbers masked, and by as many of their last dotted parts as the unknown name has.
+    Of names that differ only in numbers, the one with the unknown name's numbers is returned, else the first.
     """
     known = list(names)
     tails: dict[int, dict[str, dict[Numbers, str]]] = {}  # number of parts → masked tail → numbers → name

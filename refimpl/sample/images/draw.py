@@ -30,12 +30,12 @@ def draw_images(
     """Draws `config.seeds` images of each prompt.
 
     start_sigma  largest sigma_edm of the grid; None starts at the schedule's end, ∞ with zero terminal SNR
-    batch_size   images per network call; but for rounding no image depends on it, nor on the other prompts
-    refiner      works on the lowest noise levels, on the model's device
+    batch_size   images per network call; apart from rounding, no image depends on it or on the other prompts
+    refiner      refines at the lowest noise levels, on the model's device
     image_prompt [3, H, W] in −1 … 1, whose embedding replaces every prompt's pooled state (S §2.6)
     returns      [prompts, seeds, 3, H, W] float32 in 0 … 1
     Raises InputError when the size is not a multiple of the VAE's factor, the grid does not fit the schedule, the
-    refiner knows other latents, or the model takes no image prompt.
+    refiner's latents are scaled differently, or the model takes no image prompt.
     """
     if refiner is not None:
         check_same_latents(model, refiner.model)
@@ -50,7 +50,7 @@ def draw_images(
     latent_shape = (model.vae.config.latent_channels, config.height // factor, config.width // factor)
     device = next(model.unet.parameters()).device
 
-    # Made first, so that too many images for the memory are refused before any is drawn.
+    # Allocated first, so that too many images for the memory fail before any is drawn.
     images = torch.empty(len(config.prompts), config.seeds, 3, config.height, config.width)
     for rows in _batches(model, config, batch_size):
         prompts = [config.prompts[row] for row, _ in rows]
@@ -62,7 +62,7 @@ def draw_images(
         if refiner is not None and refiner.mode == "last":
             last_steps = guided_network(refiner.model, prompts, size, config)
             predict_v = finished_by_refiner(predict_v, last_steps, refiner.sigma_edm)
-        # At ∞ the noise itself; at a finite level noise around zero, which tells the network that x0 has mean 0.
+        # At ∞, the noise itself; at a finite level, noise around zero, which tells the network that x0 has mean 0.
         x = sdedit_start(torch.zeros_like(noise), noise, float(sigmas[0]))
         x0 = sample_by_name(config.sampler, predict_v, x, sigmas, key=key)
         if refiner is not None and refiner.mode == "sdedit":
@@ -70,7 +70,7 @@ def draw_images(
         decoded = model.vae.decode(model.scale_shift.restore(x0.float()))
         if not decoded.isfinite().all():
             raise InputError(
-                f"an image of {prompts[0]!r} or of a prompt drawn with it is not finite: the weights are not, or "
+                f"an image of {prompts[0]!r} or of a prompt in its batch is not finite: the weights are not, or "
                 f"sample.guidance {config.guidance:g} is too large; lower it, or use another checkpoint"
             )
         for (row, number), image in zip(rows, (decoded.float() / 2 + 0.5).clamp(0, 1).cpu(), strict=True):
@@ -79,9 +79,9 @@ def draw_images(
 
 
 def _batches(model: Model, config: SampleConfig, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-    """(prompt's row, number) of all images in batches of equal context length.
+    """Batches of (index of the prompt, number of the image), each of equal context length.
 
-    A short prompt beside a long one would be padded with chunks that its network sees (N §4.2).
+    Batched with a long prompt, a short one would be padded with chunks that the network attends to (N §4.2).
     """
     counts = chunk_counts(config.prompts, model.tokenizer)
     for chunks in sorted(set(counts)):

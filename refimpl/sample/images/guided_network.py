@@ -1,4 +1,4 @@
-"""A model and prompts as v(x; σ) under classifier-free guidance (N §5; S §2.5, §2.6)."""
+"""A model and prompts as one function v(x; σ) under classifier-free guidance (N §5; S §2.5, §2.6)."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -30,7 +30,7 @@ def guided_network(
 
     image_prompt  [3, H, W] in −1 … 1, whose embedding replaces every prompt's pooled state (S §2.6)
     returns       predict_v(x [B, C, h, w] in VP form, sigma_edm scalar) → v [B, C, h, w]
-    Raises InputError for an image prompt to a model without an image tower.
+    Raises InputError when an image prompt is given to a model without an image tower.
     """
     schedule, parameterisation = model.diffusion.schedule(), model.diffusion.parameterisation
     device, count = next(model.unet.parameters()).device, len(prompts)
@@ -65,7 +65,7 @@ def guided_network(
 
 
 def _scores(model: Model, score: float, sizes: Tensor) -> Tensor | None:
-    """[B] aesthetic scores for a network that is conditioned on them."""
+    """Aesthetic scores [B] for a network that is conditioned on them, else None."""
     if model.text.vector != "score":
         return None
     return torch.full((len(sizes),), score, dtype=torch.float32, device=sizes.device)

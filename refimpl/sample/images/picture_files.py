@@ -1,4 +1,4 @@
-"""Images in 0 … 1 → PNG files."""
+"""Images in 0 … 1 written as PNG files."""
 
 import contextlib
 from pathlib import Path
@@ -14,7 +14,7 @@ GAP = 2  # px of grey between the images of a grid
 
 
 def write_grid(images: Tensor, path: Path) -> None:
-    """One PNG of a grid of images.
+    """Writes a grid of images as one PNG.
 
     images  [rows, columns, 3, H, W] in 0 … 1
     Raises InputError when the file cannot be written.
@@ -25,7 +25,7 @@ def write_grid(images: Tensor, path: Path) -> None:
 
 
 def write_image(image: Tensor, path: Path) -> None:
-    """One PNG of an image [3, H, W] in 0 … 1. Raises InputError when the file cannot be written."""
+    """Writes an image [3, H, W] in 0 … 1 as a PNG. Raises InputError when the file cannot be written."""
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The refiner: a second network for the lowest noise levels (S §2.5), by SDEdit or for a run's last steps."""
+"""The refiner: a second network for the lowest noise levels (S §2.5), by SDEdit or for the last sampling steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ MODES = ("sdedit", "last")
 class Refiner:
     """A refiner and how it is applied.
 
-    Raises InputError when it is to start above the timesteps that it was trained on.
+    Raises InputError when it would start above the timesteps that it was trained on.
     """
 
     model: Model
     mode: str = "sdedit"
-    """sdedit: the finished latents are noised and denoised again; last: the same grid's last steps are its own"""
+    """sdedit: the finished latents are noised and denoised again; last: it takes over the last steps of the grid"""
     share: float | None = None
-    """share of the schedule's noise scales, from the lowest, that it works on: 0.2 is t < 200; None for all that it
-    was trained on"""
+    """fraction of the schedule's noise scales, from the lowest, that it works on: 0.2 is t < 200; None for all that
+    it was trained on"""
 
     def __post_init__(self) -> None:
         check_choice("refiner mode", self.mode, MODES)
@@ -45,19 +45,19 @@ class Refiner:
 
     @property
     def timestep(self) -> float:
-        """The timestep from which on it is applied, that one included."""
+        """The timestep from which it is applied, inclusive."""
         if self.share is None:
             return float(self.model.diffusion.last_timestep)
         return self.share * self.model.diffusion.schedule().timesteps - 1
 
     @property
     def sigma_edm(self) -> float:
-        """The noise level of that timestep, by the refiner's own schedule."""
+        """The noise level at that timestep in the refiner's own schedule."""
         return float(self.model.diffusion.schedule().t_to_sigma_edm(self.timestep))
 
 
 def check_same_latents(base: Model, refiner: Model) -> None:
-    """Raises InputError unless both networks know the same latents."""
+    """Raises InputError unless both networks work in the same latents."""
     if base.scale_shift != refiner.scale_shift:
         raise InputError(
             f"the refiner's latents are scaled by {refiner.scale_shift}, the base's by {base.scale_shift}; a refiner "
@@ -66,9 +66,9 @@ def check_same_latents(base: Model, refiner: Model) -> None:
 
 
 def finished_by_refiner(base: PredictV, refiner: PredictV, sigma_edm: float) -> PredictV:
-    """One network of two: the base above a noise level, the refiner at it and below (S §2.5; Balaji et al. 2022).
+    """One network from two: the base above a noise level, the refiner at and below it (S §2.5; Balaji et al. 2022).
 
-    Samplers pass through the change as they are: every network's output is read as v, and so is their history.
+    Samplers need no change at the switch: both networks' outputs are read as v, so the history stays valid.
     """
 
     def predict_v(x: Tensor, level: Tensor) -> Tensor:
@@ -87,10 +87,10 @@ def refined(
     size: SizeInts,
     config: SampleConfig,
 ) -> Tensor:
-    """Latents diffused to the refiner's first noise level and denoised by it, with the same text (S §2.5, SDEdit).
+    """Latents noised to the refiner's first noise level and denoised by it, with the same text (S §2.5, SDEdit).
 
     x0            [B, C, h, w]  the base's latents
-    ids, numbers  [B]  of the images: their noise is keyed by them
+    ids, numbers  [B]  sample id and number of each image, which key its noise
     returns       [B, C, h, w]
     """
     schedule = refiner.model.diffusion.schedule()

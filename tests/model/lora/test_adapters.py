@@ -38,21 +38,21 @@ CONV_TARGETS = ("*.in_layers.2", "*.op", "*.conv", "*.skip_connection")
 
 
 def plain_unet(config: UNetConfig = SMALL) -> UNet:
-    """A small network, always the same."""
+    """A small deterministic network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return trained_looking(UNet(config))
 
 
 def adapted_unet(config: UNetConfig = SMALL, targets=(*ATTENTION_TARGETS, *CONV_TARGETS), **options) -> UNet:
-    """A small network with adapters that change its output; always the same."""
+    """A small deterministic network with adapters that change its output."""
     unet = plain_unet(config)
     add_lora(unet, targets, **{"rank": 3, "alpha": 2.0, **options})
     return filled(unet)
 
 
 def filled(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The network with its adapters' up maps drawn, so that they have an effect."""
+    """The network with random values in its adapters' up maps, so that they have an effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in adapted_layers(network).values():
@@ -351,7 +351,7 @@ WRONG = {
     "True": ({"rank": True}, r"LoRA rank True must be"),
     "large rank": (
         {"rank": 17},
-        r"LoRA rank 17 exceeds that of \S+attn1\.to_q, whose weight \[16, 16\] has rank 16 at most; lower the rank",
+        r"LoRA rank 17 exceeds that of \S+attn1\.to_q, whose weight \[16, 16\] has rank at most 16; lower the rank",
     ),
     "alpha 0": ({"alpha": 0.0}, r"LoRA alpha 0\.0 must be positive and finite"),
     "negative alpha": ({"alpha": -1.0}, r"LoRA alpha -1\.0 must be positive"),

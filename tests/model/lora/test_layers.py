@@ -1,4 +1,4 @@
-"""Adapted layers against the same layer with the update folded into its weight."""
+"""Adapted layers against the same layer with the update merged into its weight."""
 
 import pytest
 import torch
@@ -128,5 +128,5 @@ def test_dropout_without_a_draw_for_the_batch_says_what_to_call():
 
 
 def test_a_grouped_convolution_is_refused():
-    with pytest.raises(InputError, match=r"no grouped convolutions; one has 2 groups"):
+    with pytest.raises(InputError, match=r"cannot adapt grouped convolutions; one has 2 groups"):
         LoRAConv2d(nn.Conv2d(4, 4, 3, groups=2), 1, 1.0, 0.0)

@@ -1,4 +1,4 @@
-"""The nearest names: by their last parts, numbers masked, and quick for any number of unknown ones."""
+"""The nearest names: by their last parts, with numbers masked, and fast for any number of unknown ones."""
 
 import time
 

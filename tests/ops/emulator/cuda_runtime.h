@@ -1,9 +1,9 @@
-// The part of CUDA that csrc/*.cu use, on the CPU: every thread of a block is a fiber, and blocks run one by
-// one.
+// The part of CUDA that csrc/*.cu use, on the CPU: every thread of a block is a fiber, and blocks run one at a
+// time.
 //
-// It executes the kernels' own source, so that indexing, tails, reductions and barriers are tested where
-// there is no GPU. It says nothing about speed, and nothing about races between threads that no barrier
-// separates. A barrier that not every thread reaches aborts.
+// It executes the kernels' own source, so that indexing, tails, reductions and barriers are tested on machines
+// without a GPU. It says nothing about speed, nor about data races between threads without a barrier between
+// them. A barrier that not every thread reaches aborts.
 #pragma once
 
 #include <stdint.h>
@@ -70,7 +70,7 @@ inline void enter() {
   wait_at(State::done);
 }
 
-// Releases threads [begin, end) from a barrier if all of them wait there.
+// Releases threads [begin, end) from a barrier if all of them are waiting there.
 inline bool release(unsigned begin, unsigned end, State barrier) {
   unsigned waiting = 0;
   for (unsigned t = begin; t < end; ++t) waiting += fibers[t].state == barrier;

@@ -30,7 +30,7 @@ CONFIG = SampleConfig(
 
 @pytest.fixture(scope="module")
 def model(trained: Path) -> Model:
-    """The trained model, its network turned up: a few steps from zero it would draw noise alone."""
+    """The trained model with its network scaled up: after so few steps it would otherwise draw only noise."""
     model, _, _ = load_model(trained)
     with torch.no_grad():
         model.unet.out[2].weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
@@ -56,7 +56,7 @@ def test_the_same_settings_draw_the_same_bits(sampler: str, model: Model) -> Non
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
 def test_an_image_depends_on_neither_batch_nor_other_prompts(sampler: str, model: Model) -> None:
-    """A long prompt beside a short one must not lengthen its context."""
+    """A long prompt must not lengthen the context of a short one."""
     config = replace(CONFIG, prompts=("red circle", LONG, "dark square"), sampler=sampler)
     images = draw_images(model, config)
     for batch_size in (1, 4, 5):
@@ -145,7 +145,7 @@ def test_an_eps_network_is_read_as_one(model: Model) -> None:
         ({"width": 36}, None, "36×48 px is not a multiple of the VAE's 8"),
         ({"grid": "leading"}, None, "leading"),
         ({"grid": "trailing"}, 14.6, r"has a fixed start, so sigma_max=14\.6 cannot apply"),
-        ({"grid": "community_trainer"}, None, "3 steps asked; it is a fixed list of 10"),
+        ({"grid": "community_trainer"}, None, "3 steps asked for; it is a fixed list of 10"),
         ({}, -1.0, "-1"),
         ({}, float("nan"), "nan"),
     ],
@@ -162,7 +162,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_images_that_are_not_finite_are_refused(model: Model) -> None:
-    """A run whose weights went astray would otherwise be drawn as black squares."""
+    """A run whose weights have diverged would otherwise be drawn as black squares."""
     astray = replace(model, unet=copy.deepcopy(model.unet))
     with torch.no_grad():
         astray.unet.out[2].weight.fill_(torch.nan)
@@ -171,7 +171,7 @@ def test_images_that_are_not_finite_are_refused(model: Model) -> None:
 
 
 def test_attention_is_changed_while_drawing_alone(model: Model) -> None:
-    """Off, trained on another canvas, and seeing its neighbours alone; a window over the whole canvas is off."""
+    """Off, trained on another canvas, and attending to neighbours only; a window over the whole canvas is off."""
     plain = draw_images(model, CONFIG)
     scaled = draw_images(model, replace(CONFIG, attention_train_side=512))
     near = draw_images(model, replace(CONFIG, attention_window=8))
