@@ -1,6 +1,6 @@
 """Ranks: the same bits in `ordered`, the same numbers in `fast`, and an error of one that does not hang the others.
 
-Spec 6.1, 6.2; the global batch is 4 images in every test, whoever computes them.
+N §4; the global batch is 4 images in every test, whoever computes them.
 """
 
 import json
