@@ -114,12 +114,12 @@ def test_data_command_prints_buckets_and_tags(
     assert any(row[:1] == ["colour"] for row in rows)
     assert "plan of epoch 0, by mode" in out
     assert "images dropped" in out
-    assert "batches of leftovers, from several buckets" in out
+    assert "batches of leftovers from several buckets" in out
     assert "ranks' time waiting for a step's largest shape" in out
     assert "batches of epoch 0, by mode" in out
     # Aspects 2, 1/2 and 1 have their buckets; 40 × 56 goes to 1, 2/7 away: 4 images of 18.
     assert f"mean |aspect error|: {4 / 18 * 2 / 7:.4f}" in out
-    assert "smaller than their bucket, and so enlarged: " in out
+    assert "smaller than their bucket, and so upscaled: " in out
     assert printed([toml, "--processes", "1"], capsys) == out  # the short spelling
     out = printed([toml, "--folder", str(root / "heldout"), "--processes", "1"], capsys)
     assert f"4 images in {root}/heldout" in out
