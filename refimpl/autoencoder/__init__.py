@@ -1,1 +1,1 @@
-"""Autoencoders: trained from scratch, their decoders finetuned, the statistics of their latents."""
+"""Autoencoders: training from scratch, decoder finetuning, and the statistics of their latents."""

@@ -2,7 +2,7 @@
 
 crops → frozen encoder → latents → decoder → L1 + perceptual + adversarial → backward → AdamW → EMA
 
-The latents stay what they were, so that a diffusion model trained on them keeps its meaning.
+The encoder, and so the latents, do not change, so that a diffusion model trained on them stays valid.
 """
 
 import contextlib
@@ -50,13 +50,13 @@ def finetune_decoder(
     device: torch.device,
     features: Features | None = None,
 ) -> VAE:
-    """Trains the decoder and returns the autoencoder with the moving average in its place, frozen.
+    """Train the decoder and return the autoencoder, frozen, with the moving average as its decoder.
 
-    vae       changed in place: `decoder` and `post_quant_conv`; `encoder` and `quant_conv` keep their bits
+    vae       changed in place: `decoder` and `post_quant_conv`; `encoder` and `quant_conv` are left untouched
     index     training images
-    run       folder of checkpoints/ and metrics.jsonl; continued from its newest checkpoint if it has one
-    features  for the perceptual term
-    Data order and crops are functions of (seed, step), so a resumed run ends with the bits of an uninterrupted one.
+    run       folder of checkpoints/ and metrics.jsonl; resumed from its newest checkpoint if it has one
+    features  feature network of the perceptual term
+    Data order and crops are functions of (seed, step), so a resumed run ends bitwise equal to an uninterrupted one.
     Raises InputError for settings that do not fit the images or the autoencoder, and when the loss is not finite.
     """
     check_fits(vae, index, config, features, run)
@@ -121,9 +121,9 @@ def finetune_decoder(
 
 @torch.no_grad()
 def measure_decoder(vae: VAE, index: Index, size: int, device: torch.device) -> dict[str, float]:
-    """Means over the centre crops of all images: PSNR (dB), SSIM, blockiness restored and of the originals.
+    """Means over the centre crops of all images: PSNR (dB), SSIM, and blockiness of the restored and the originals.
 
-    size  px of the square crops. Pictures are clamped to −1..1 before they are compared.
+    size  side of the square crops, px. Restored images are clamped to −1..1 before they are compared.
     """
     batches = [
         ((size, size), np.arange(first, min(first + MEASURED_BATCH, len(index))))
@@ -143,9 +143,9 @@ def measure_decoder(vae: VAE, index: Index, size: int, device: torch.device) -> 
 
 
 def without_jpeg_blocks(index: Index, limit: float) -> tuple[Index, dict[str, float]]:
-    """The images whose own pixels, unscaled, have at most `limit` blockiness; and id → blockiness of the others.
+    """The images whose unscaled pixels have a blockiness of at most `limit`; and id → blockiness of the others.
 
-    Images that are too small for a block's boundary, or cannot be read, are left to the loader.
+    Images that are too small to contain a block boundary, or that cannot be read, are kept and left to the loader.
     """
     found: dict[str, float] = {}
     for name, path in zip(tqdm(index.ids, "blocks of JPEG", unit="image"), index.paths, strict=True):
@@ -162,7 +162,7 @@ def without_jpeg_blocks(index: Index, limit: float) -> tuple[Index, dict[str, fl
 
 
 def write_row(run: Path, step: int, values: Mapping[str, float]) -> None:
-    """Appends one JSON object to the run's metrics.jsonl; what is not finite becomes null."""
+    """Append one JSON object to the run's metrics.jsonl; values that are not finite become null."""
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     path = run / "metrics.jsonl"
     try:
@@ -174,7 +174,7 @@ def write_row(run: Path, step: int, values: Mapping[str, float]) -> None:
 
 
 class _State:
-    """What a checkpoint holds, kept together to be written and read back."""
+    """Everything in a checkpoint, kept together for writing and reading."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _State:
         return ["decoder", "discriminator"] if config.adversarial_weight else ["decoder"]
 
     def write(self, config: DecoderConfig, run: Path, step: int) -> None:
-        """Commits the state after `step` steps; an older checkpoint goes once the new one is whole."""
+        """Commit the state after `step` steps; older checkpoints are removed once the new one is complete."""
         tensors: dict[str, Mapping[str, Tensor]] = {"ema": self.average}
         for name in self._used(config):
             network, optimizer = self.networks[name]
@@ -203,7 +203,7 @@ class _State:
         keep_newest(run, 1)
 
     def load(self, config: DecoderConfig, run: Path) -> int:
-        """Takes the newest checkpoint's state and returns its step; 0 when there is none."""
+        """Load the newest checkpoint's state and return its step; 0 when there is none."""
         steps = committed_steps(run)
         if not steps:
             return 0
@@ -213,7 +213,7 @@ class _State:
             network, optimizer = self.networks[name]
             if name not in tensors:
                 raise InputError(
-                    f"{folder} has no {name}; the run was begun without decoder.adversarial_weight"
+                    f"{folder} has no {name}; the run was started without decoder.adversarial_weight"
                 )
             load_state(network, tensors[name], f"{folder}/{name}.safetensors")
             source = f"{folder}/{name}_optimizer.safetensors"
@@ -228,15 +228,15 @@ class _State:
 
 
 def check_fits(vae: VAE, index: Index, config: DecoderConfig, features: Features | None, run: Path) -> None:
-    """Raises InputError for settings that do not fit the images, the autoencoder or what the run has done."""
+    """Raise InputError for settings that do not fit the images, the autoencoder or the run's progress."""
     done = max(committed_steps(run), default=0)
     if done > config.steps:
         raise InputError(
-            f"decoder.steps {config.steps}: the run {run} has done {done} already; give at least as many"
+            f"decoder.steps {config.steps}: the run {run} has already done {done}; give at least as many"
         )
     factor = vae.config.factor
     if config.size < SSIM_WINDOW:
-        raise InputError(f"decoder.size {config.size} px is below the window of SSIM, {SSIM_WINDOW} px")
+        raise InputError(f"decoder.size {config.size} px is below the SSIM window, {SSIM_WINDOW} px")
     if config.size % factor:
         raise InputError(
             f"decoder.size {config.size} px is not a multiple of the autoencoder's factor {factor}"
@@ -253,5 +253,5 @@ def check_fits(vae: VAE, index: Index, config: DecoderConfig, features: Features
     least = make_discriminator(0).smallest_side
     if config.adversarial_weight and config.size < least:
         raise InputError(
-            f"decoder.size {config.size} px is below the discriminator's smallest picture, {least} px"
+            f"decoder.size {config.size} px is below the discriminator's smallest image, {least} px"
         )

@@ -1,4 +1,4 @@
-"""Settings of the decoder's finetuning (N §4.4, S §2.4)."""
+"""Settings of decoder finetuning (N §4.4, S §2.4)."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from refimpl.errors import InputError
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """How the decoder of an autoencoder is finetuned, its encoder frozen; N and S give none of these numbers."""
+    """How an autoencoder's decoder is finetuned with its encoder frozen; none of the defaults are from N or S."""
 
     steps: int = 10_000
     """optimizer steps"""
@@ -17,23 +17,23 @@ class DecoderConfig:
     size: int = 256
     """side of the square crops, px; a multiple of the autoencoder's factor"""
     learning_rate: float = 1e-5
-    """of the decoder, constant; and of the discriminator"""
+    """constant learning rate of the decoder and of the discriminator"""
     l1_weight: float = 1.0
     """weight of the mean absolute error"""
     perceptual_weight: float = 0.0
-    """weight of the distance between feature maps; needs a feature network"""
+    """weight of the perceptual loss, the distance between feature maps; needs a feature network"""
     adversarial_weight: float = 0.0
-    """weight of the patch discriminator's judgement"""
+    """weight of the patch discriminator's adversarial loss"""
     adversarial_start: int = 0
-    """optimizer steps before the discriminator is heard; it learns from the first on"""
+    """optimizer steps before the adversarial loss is used; the discriminator trains from the first step"""
     max_blockiness: float = 0.0
-    """training images above it, as stored, are left out as degraded by JPEG (1 is clean); 0 for no limit"""
+    """leave out training images whose stored pixels are blockier than this, from JPEG (1 is clean); 0 for no limit"""
     ema_decay: float = 0.999
-    """decay of the weights' moving average, which is what is written"""
+    """decay of the weights' moving average, which is the result that is saved"""
     precision: str = "fp32"
     """fp32, tf32 or bf16 (autocast)"""
     seed: int = 0
-    """of data order, crops and the discriminator's first weights"""
+    """seed of data order, crops and the discriminator's initial weights"""
     checkpoint_every: int = 1000
     """optimizer steps between checkpoints; the last step always writes one"""
     log_every: int = 50

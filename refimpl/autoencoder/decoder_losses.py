@@ -1,4 +1,4 @@
-"""What the restored picture is compared by: pixels, and features of a network the user brings (N §4.4, S §2.4)."""
+"""Reconstruction losses: in pixels, and in the features of a network that the user supplies (N §4.4, S §2.4)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,18 +9,19 @@ from torch import Tensor
 from refimpl.errors import InputError
 
 Features = Callable[[Tensor], Sequence[Tensor]]
-"""Pictures [B, 3, H, W] in −1..1 → feature maps [B, C, h, w], of one or several layers."""
+"""Images [B, 3, H, W] in −1..1 → feature maps [B, C, h, w] of one or more layers."""
 
 
 def l1_loss(restored: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute error of pixels in −1..1."""
+    """Mean absolute pixel error, for images in −1..1."""
     return (restored - images).abs().mean()
 
 
 def perceptual_loss(features: Features, restored: Tensor, images: Tensor) -> Tensor:
-    """Distance between feature maps of unit length (Zhang et al. 2018, eq. 1, all channels of weight 1).
+    """Distance between unit-normalised feature maps (Zhang et al. 2018, eq. 1, with all channel weights 1).
 
-    Mean over the layers of the mean over places of the squared distance between the two unit vectors.
+    At each position, the squared distance between the two unit vectors; averaged over positions, then over layers.
+    Zhang et al. sum over layers instead.
     """
     with torch.no_grad():
         wanted = [maps.detach() for maps in features(images)]
@@ -35,10 +36,10 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def load_features(path: Path, size: int, device: torch.device) -> Features:
-    """A feature network from a TorchScript file, frozen; run once on a picture of `size` px to see that it fits.
+    """A frozen feature network from a TorchScript file; it is run once on an image of `size` px as a check.
 
-    The file maps pictures [B, 3, H, W] in −1..1 to a tensor or a list of tensors [B, C, h, w].
-    Raises InputError when it cannot be read, or gives anything else.
+    The network maps images [B, 3, H, W] in −1..1 to a tensor or a list of tensors [B, C, h, w].
+    Raises InputError when the file cannot be read, or the network returns anything else.
     """
     if not path.is_file():
         raise InputError(f"feature network {path} does not exist")
@@ -50,7 +51,7 @@ def load_features(path: Path, size: int, device: torch.device) -> Features:
     except Exception as error:  # of any class: the file brings its own code
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"feature network {path} cannot be used on pictures of {size} px ({reason}); save it with torch.jit"
+            f"feature network {path} cannot be used on images of {size} px ({reason}); save it with torch.jit"
         ) from error
 
     def features(images: Tensor) -> Sequence[Tensor]:
@@ -63,5 +64,5 @@ def load_features(path: Path, size: int, device: torch.device) -> Features:
         or not maps
         or not all(isinstance(m, Tensor) and m.ndim == 4 for m in maps)
     ):
-        raise InputError(f"feature network {path} must give a tensor or a list of tensors [B, C, h, w]")
+        raise InputError(f"feature network {path} must return a tensor or a list of tensors [B, C, h, w]")
     return features

@@ -1,4 +1,4 @@
-"""Mean and spread of a data set's latents as more images are seen, over any number of ranks (N App. B, Fig. 8)."""
+"""Mean and std of a data set's latents as more images are seen, on any number of ranks (N App. B, Fig. 8)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ STANDARDISED_IMAGES = 2000  # of which the statistics are taken once more, after
 
 @dataclass(frozen=True)
 class Measured:
-    """Statistics of a data set.
+    """Latent statistics of a data set.
 
-    curve         (images, Welford) at logarithmically spaced numbers of images in random order; the last has all
-    standardised  (images, Welford) of the first images of that order, after standardising with the last
+    curve         (images, Welford) after logarithmically spaced numbers of images in random order, up to all of them
+    standardised  (images, Welford) of the first images in that order, after standardising with the final statistics
     """
 
     curve: list[tuple[int, Welford]]
@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def statistics(self) -> Welford:
-        """Of all images."""
+        """Statistics of all images."""
         return self.curve[-1][1]
 
     @property
@@ -42,7 +42,7 @@ class Measured:
         return ScaleShift.from_welford(self.statistics)
 
     def document(self) -> dict[str, Any]:
-        """The preset as a JSON object: mean, std, and under `measured` where they come from."""
+        """The preset as a JSON object: mean, std and, under `measured`, the measurements they come from."""
         images, after = self.standardised
         return {
             "mean": list(self.scale_shift.mean),
@@ -64,12 +64,12 @@ def measure_latents(
     seed: int,
     world: World,
 ) -> Measured:
-    """Welford's streaming average over every image once, by Chan's rule across ranks; every rank calls it.
+    """Welford's streaming moments over every image once, merged across ranks by Chan's rule; all ranks must call it.
 
-    read     latents [B, C, h, w], one tensor for each batch, in order
-    seed     of the order in which the curve sees the images
-    returns  the same on every rank, and to rounding on any number of them
-    Raises InputError when there is no image, or `read` does.
+    read     returns latents [B, C, h, w], one tensor for each batch, in order
+    seed     seed of the order in which the curve sees the images
+    returns  the same on every rank and, up to rounding, for any number of ranks
+    Raises InputError when there are no images, and whatever `read` raises.
     """
     order = shuffled(len(bucket_of), seed, 0, Stream.ITEMS)
     ends = curve_points(len(order))
@@ -92,7 +92,7 @@ def measure_latents(
 
 
 def curve_points(count: int) -> list[int]:
-    """PER_DECADE numbers of images per decade, from 1 to `count`, rounded, each once."""
+    """PER_DECADE numbers of images per decade, from 1 to `count`, rounded and without repeats."""
     steps = int(np.ceil(np.log10(max(count, 1)) * PER_DECADE))
     points = {round(10 ** (step / PER_DECADE)) for step in range(steps)} | {count}
     return sorted(point for point in points if point <= count)
@@ -107,7 +107,7 @@ def _by_part(
     label: str,
     world: World,
 ) -> list[Welford]:
-    """Statistics of each part; its batches are shared out among the ranks and merged in their order."""
+    """Statistics of each part; its batches are distributed over the ranks and the results merged in rank order."""
     mine = [_batches(buckets, bucket_of, part)[world.rank :: world.size] for part in parts]
     every = [batch for batches in mine for batch in batches]
     latents = iter(read(every))
@@ -130,7 +130,7 @@ def _by_part(
 def _batches(
     buckets: Sequence[tuple[int, int]], bucket_of: np.ndarray, items: np.ndarray
 ) -> list[tuple[tuple[int, int], np.ndarray]]:
-    """The items by bucket, in batches."""
+    """The items in batches of up to BATCH, each from one bucket."""
     result = []
     for bucket in np.unique(bucket_of[items]).tolist():
         own = items[bucket_of[items] == bucket]

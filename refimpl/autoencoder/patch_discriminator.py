@@ -1,7 +1,7 @@
-"""Patch discriminator and its hinge loss, the adversarial term of the decoder's finetuning (S §2.4; N §4.4).
+"""Patch discriminator and its hinge losses, the adversarial term of decoder finetuning (S §2.4; N §4.4).
 
-The network is PatchGAN (Isola et al. 2017, §3.2.2): a few strided convolutions whose every output judges one patch.
-Group norms stand where it has batch norms, so that a picture's judgement does not depend on its batch.
+The network is PatchGAN (Isola et al. 2017, §3.2.2): a few strided convolutions, each of whose outputs judges one
+patch. Group norms replace its batch norms, so that the output for an image does not depend on the rest of its batch.
 """
 
 import torch
@@ -13,10 +13,10 @@ GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures to one number per patch, high for real ones.
+    """Maps images to one logit per patch, high for real images.
 
-    channels  of the first layer, a multiple of 8; doubled at every further one, at most eightfold
-    strided   layers that halve the sides; 3 judge patches of 70 × 70 px
+    channels  channels of the first layer, a multiple of 8; doubled at each further layer, up to eightfold
+    strided   number of layers that halve the sides; with 3, the receptive field is 70 × 70 px
     """
 
     def __init__(self, channels: int = 64, strided: int = 3, image_channels: int = 3):
@@ -36,7 +36,7 @@ class PatchDiscriminator(nn.Module):
 
     @property
     def smallest_side(self) -> int:
-        """Shortest side of a picture that leaves one patch, px."""
+        """Smallest image side, in px, for which the output has at least one patch."""
         halvings = sum(isinstance(layer, nn.Conv2d) and layer.stride == (2, 2) for layer in self.layers)
         return 3 * 2**halvings
 
@@ -46,17 +46,17 @@ class PatchDiscriminator(nn.Module):
 
 
 def discriminator_loss(real: Tensor, restored: Tensor) -> Tensor:
-    """Hinge loss of the judge: ½·(mean max(0, 1 − real) + mean max(0, 1 + restored)), from its outputs."""
+    """Hinge loss of the discriminator's outputs: ½·(mean max(0, 1 − real) + mean max(0, 1 + restored))."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + restored).mean())
 
 
 def generator_loss(restored: Tensor) -> Tensor:
-    """Hinge loss of the judged: −mean of the judge's output."""
+    """Hinge loss of the decoder: minus the mean of the discriminator's output."""
     return -restored.mean()
 
 
 def make_discriminator(seed: int, channels: int = 64) -> PatchDiscriminator:
-    """Weights normal with std 0.02, as in Isola et al. 2017 (§6.2), a function of the seed alone."""
+    """A discriminator whose weights are drawn from N(0, 0.02²), as in Isola et al. 2017 (§6.2), using `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PatchDiscriminator(channels)

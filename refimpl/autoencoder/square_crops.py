@@ -1,4 +1,4 @@
-"""Endless batches of square crops, each epoch in a new order: what autoencoders are trained on (S §2.4)."""
+"""Endless batches of square crops, reshuffled every epoch, on which autoencoders are trained (S §2.4)."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,9 @@ def square_crops(
 ) -> Iterator[Batch]:
     """Batches from step `start` on; order and crops are functions of (seed, step) and the images' ids.
 
-    size, batch_size  px of a side, images        cache  keeps decoded images of a small data set
+    size        side of the crops, px
+    batch_size  images per batch
+    cache       keeps the decoded images of a small data set
     Raises InputError when there are fewer images than one batch, and BadImage for one that cannot be read.
     """
     epoch_steps = len(index) // batch_size or 1  # plan_epoch refuses fewer images than one batch

@@ -1,8 +1,8 @@
 """Training an autoencoder from scratch, and measuring its latents (S §2.4; N App. B).
 
 S trains the architecture of Stable Diffusion's autoencoder with an exponential moving average of the weights. The
-loss here is its reconstruction term (squared error) and the KL term; perceptual and adversarial terms are not needed
-at the size of a demonstration.
+loss here is a reconstruction term (squared error) and the KL term; perceptual and adversarial terms are not needed
+at the scale of a demonstration.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,14 +35,14 @@ SCALE_SHIFTS = {"sdxl": SDXL_DEFAULT, "novelai_anime": NOVELAI_ANIME}
 def train_autoencoder(
     index: Index, vae_config: VAEConfig, config: LatentConfig, seed: int, device: torch.device
 ) -> VAE:
-    """Trains on random square crops and returns the averaged weights, frozen.
+    """Train on random square crops and return the autoencoder with the averaged weights, frozen.
 
     Batch order and crops are functions of the seed, so two runs on one machine give the same autoencoder.
     Raises InputError when there are fewer images than one batch.
     """
     if len(index) < config.train_batch:
         raise InputError(
-            f"{len(index)} images are fewer than one batch of the autoencoder's training, latents.train_batch "
+            f"{len(index)} images are fewer than one batch of autoencoder training, latents.train_batch "
             f"{config.train_batch}; add {config.train_batch - len(index)} images, or lower it"
         )
     with torch.random.fork_rng(devices=[]):
@@ -85,10 +85,10 @@ def train_autoencoder(
 
 @torch.no_grad()
 def _initialise(vae: VAE) -> None:
-    """Weights from which a few hundred steps suffice; PyTorch's own lose two thirds of the variance at each layer.
+    """Initial weights from which a few hundred steps suffice; PyTorch's lose two thirds of the variance per layer.
 
-    Residual branches and attention begin at zero, other convolutions keep the variance, and the posterior begins
-    narrow: at log-variance 0 its noise would drown the first latents.
+    Residual branches and attention start at zero, other convolutions preserve the variance, and the posterior starts
+    narrow: at log-variance 0 its noise would drown out the first latents.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, torch.nn.Conv2d):
@@ -105,7 +105,7 @@ def _initialise(vae: VAE) -> None:
 def measure_scale_shift(
     vae: VAE, index: Index, buckets: list[tuple[int, int]], bucket_of: np.ndarray, device: torch.device
 ) -> tuple[ScaleShift, Welford]:
-    """Scale-and-shift of a data set's latents by Welford's streaming average (N App. B), centre crops.
+    """Scale-and-shift of a data set's latents by Welford's streaming moments (N App. B), from centre crops.
 
     returns  the map that gives every channel mean 0 and std 1, and the statistics it came from
     """
@@ -121,7 +121,7 @@ def measure_scale_shift(
 def heldout_psnr(
     vae: VAE, index: Index, buckets: list[tuple[int, int]], bucket_of: np.ndarray, device: torch.device
 ) -> list[float]:
-    """PSNR in dB of each image's reconstruction, pixels in 0 … 1, centre crops of the image's bucket."""
+    """PSNR in dB of the reconstruction of each image's centre crop, in its bucket's size; bucket after bucket."""
     values = []
     for images in centre_crops(index, bucket_batches(buckets, bucket_of, 16)):
         restored = vae.decode(vae.encode(images.to(device))).clamp(-1, 1).cpu()
@@ -131,14 +131,14 @@ def heldout_psnr(
 
 
 def psnr_from_error(squared_error: float) -> float:
-    """PSNR in dB from a mean squared error of pixels in −1 … 1: 10·log₁₀(2² / error), at most 100."""
+    """PSNR in dB from the mean squared error of pixels in −1 … 1: 10·log₁₀(2² / error), capped at 100."""
     return min(100.0, 10 * float(np.log10(4 / max(squared_error, 1e-30))))
 
 
 def bucket_batches(
     buckets: list[tuple[int, int]], bucket_of: np.ndarray, batch_size: int
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Every item once, in batches of one bucket, in order: (bucket size, items)."""
+    """Every item once, as batches from one bucket each, in order: ((width, height), items)."""
     for bucket in np.unique(bucket_of):
         items = np.flatnonzero(bucket_of == bucket)
         for start in range(0, len(items), batch_size):
@@ -148,6 +148,6 @@ def bucket_batches(
 def centre_crops(
     index: Index, batches: Iterable[tuple[tuple[int, int], Sequence[int] | npt.NDArray[np.integer]]]
 ) -> Iterator[Tensor]:
-    """Centre crops as float images [B, 3, H, W] in −1 … 1."""
+    """Centre crops of each batch, as float images [B, 3, H, W] in −1 … 1."""
     for batch in load_batches(index, list(batches), 0, CentreDraws()):
         yield from_pixels(batch.images)

@@ -1,4 +1,4 @@
-"""Nearest bucket by aspect ratio, exact in ties and linear in the number of images (N §4.1.2)."""
+"""Nearest bucket by aspect ratio, exact in ties, in time linear in the number of images (N §4.1.2)."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ COARSE_FIRST, COARSE_LAST = (int(np.float32(2.0**e).view(np.int32)) >> COARSE_SH
 
 
 class AspectTable:
-    """Buckets by aspect, with the boundaries that decide between neighbours.
+    """Buckets sorted by aspect, with the decision boundaries between neighbours.
 
-    Buckets of one aspect form a group. Slot 2k is group k; slot 2k + 1 is the exact tie between the groups k
-    and k + 1. Between two groups of aspects a1 < a2 the errors agree at the boundary aspect = (a1 + a2)/2
-    (linear) or aspect² = a1·a2 (log), both rational, so that integers can decide what rounding can't.
+    Buckets of equal aspect form a group. Slot 2k is group k; slot 2k + 1 is the exact tie between the groups k
+    and k + 1. Between two groups of aspects a1 < a2 the errors are equal at the boundary aspect = (a1 + a2)/2
+    (linear) or aspect² = a1·a2 (log). Both are rational, so integer arithmetic settles what rounding can't.
     """
 
     def __init__(self, buckets: Sequence[Bucket], metric: Metric) -> None:
@@ -47,7 +47,7 @@ class AspectTable:
         self.coarse = self._coarse_buckets()
 
     def _coarse_buckets(self) -> IntArray:
-        """Bucket by the leading bits of a float32 aspect; -1 for the cells that these bits don't decide."""
+        """Bucket by the leading bits of a float32 aspect; -1 for the cells where these bits are not enough."""
         edges = (np.arange(COARSE_FIRST, COARSE_LAST + 1, dtype=np.int32) << COARSE_SHIFT).view(np.float32)
         low = np.searchsorted(self.float_bounds, edges[:-1].astype(np.float64) * (1 - COARSE_BAND))
         high = np.searchsorted(self.float_bounds, edges[1:].astype(np.float64) * (1 + COARSE_BAND))
@@ -89,7 +89,7 @@ class AspectTable:
         return slot
 
     def _exact_slots(self, width: IntArray, height: IntArray) -> IntArray:
-        """Slots of the few images that rounding can't place, each distinct aspect looked up in integers."""
+        """Slots of the few images too close to a boundary for float64; each distinct aspect is looked up exactly."""
         divisor = np.gcd(width, height)
         reduced, inverse = np.unique(
             np.stack([width // divisor, height // divisor]), axis=1, return_inverse=True
@@ -102,8 +102,8 @@ class AspectTable:
     def error(self, width: IntArray, height: IntArray, index: IntArray) -> npt.NDArray[np.float64]:
         """Aspect error [n] of images against bucket `index` [n].
 
-        From the products w·H and h·W, exact in float64, so that it is 0 exactly where the aspects agree and,
-        in log, the same bits for an image and its transpose.
+        Computed from the products w·H and h·W, exact in float64, so that it is exactly 0 where the aspects agree
+        and, for the log metric, bitwise equal for an image and its transpose.
         """
         index = index.astype(np.intp)
         across = self.height.take(index, mode="wrap")

@@ -1,4 +1,4 @@
-"""Batches from per-bucket lists, and what becomes of the lists' ends (N §4.1.2)."""
+"""Batches from per-bucket lists, and what happens to the leftovers of each list (N §4.1.2)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ LOG_UNIT = 2.0**-32  # of log aspects as integers, whose sums don't depend on th
 
 @dataclass(frozen=True, eq=False)
 class BatchList:
-    """Batches, each of one bucket, and the order in which they are drawn."""
+    """Batches, each from one bucket, and the order in which they are drawn."""
 
     items: IntArray  # of batch k: items[starts[k] : starts[k + 1]]
     starts: npt.NDArray[np.int64]
@@ -34,12 +34,12 @@ class BatchList:
 
 @dataclass(frozen=True, eq=False)
 class CatchAll:
-    """How the lists' ends become batches.
+    """How the leftovers of the buckets' lists become batches.
 
     bucket_of           [N]  bucket of each item
-    n_buckets           buckets there are, used or not
+    n_buckets           number of buckets, used or not
     aspects             [N]  width / height of the items; None where they aren't known
-    bucket_aspects      [n_buckets]  likewise
+    bucket_aspects      [n_buckets]  the same for the buckets
     """
 
     bucket_of: IntArray
@@ -48,7 +48,7 @@ class CatchAll:
     bucket_aspects: npt.NDArray[np.float64] | None = None
 
     def bucket_order(self) -> IntArray:
-        """Buckets in the order in which their leftovers are joined: by aspect, so that likes meet likes."""
+        """Buckets in the order in which their leftovers are joined: by aspect, so that similar ones share a batch."""
         if self.bucket_aspects is None:
             return np.arange(self.n_buckets)
         return np.argsort(self.bucket_aspects, kind="stable")
@@ -57,7 +57,7 @@ class CatchAll:
         """Bucket [k] for each of k batches of leftovers, items [k, size].
 
         The bucket of the least total |log aspect error|; without aspects, the one most of the items come
-        from. Equals go to the lowest index.
+        from. Ties go to the lowest index.
         """
         chosen = np.empty(len(items), np.int64)
         for batch, members in enumerate(items):
@@ -70,7 +70,7 @@ class CatchAll:
 
 
 def _whole_log(aspects: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Logarithms as whole numbers of LOG_UNITs."""
+    """Logarithms of the aspects, rounded to integer multiples of LOG_UNIT."""
     return np.rint(np.log(aspects) / LOG_UNIT).astype(np.int64)
 
 
@@ -86,11 +86,11 @@ def list_batches(
     """Cut lists of items into batches.
 
     items    bucket after bucket, each list shuffled;  counts [n_buckets] their lengths
-    sizes    [n_buckets]  items of a batch of each bucket
-    returns  the batches, and the items dropped: none when all sizes are equal and divide the items
-    The last len % size items of each list go to the catch-all, whose batches have the least of the sizes;
-    when they don't divide by it, as many as needed are dropped at random. Drawing a batch's bucket with
-    probability remaining / total, as N does, is distributed as shuffling the list of batches, done here.
+    sizes    [n_buckets]  items per batch of each bucket
+    returns  the batches, and the items dropped: none when all sizes are equal and divide the number of items
+    The last len % size items of each list go to the catch-all, whose batches have the smallest of the sizes;
+    if their number is not a multiple of it, the remainder is dropped at random. Drawing each batch's bucket with
+    probability remaining / total, as N does, has the same distribution as shuffling the list of batches, as here.
     """
     full = counts // sizes
     ends = counts.cumsum()

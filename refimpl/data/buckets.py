@@ -35,12 +35,12 @@ def pixel_budget_batch_sizes(buckets: Sequence[Bucket], budget: int) -> npt.NDAr
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """What a dataset's buckets look like.
+    """The bucket of every image of a dataset, and how well it fits.
 
     index       [N]  bucket of each image
     error       [N]  aspect error of each image, in the metric's units
     pruned      [N]  True where the image is too far from every bucket
-    mean_error       mean of `error` over the images kept (N §4.1.3 reports 0.033); nan without any
+    mean_error       mean of `error` over the images kept (N §4.1.3 reports 0.033); nan if none are kept
     """
 
     index: IntArray
@@ -56,10 +56,10 @@ def assign_and_prune(
     metric: Metric = "log",
     max_log_error: float = math.inf,
 ) -> Assignment:
-    """`assign`, and mark the images whose aspect is too far from even the best bucket's (N §4.1.2).
+    """`assign`, then mark for pruning the images whose aspect is too far from even the nearest bucket's (N §4.1.2).
 
     max_log_error  largest |log aspect error| kept, whatever the metric, so that an image and its transpose
-                   are pruned together; math.log(1.5) prunes what would lose a third of its area
+                   are pruned together; math.log(1.5) prunes images that would lose more than a third of their area
     Raises InputError as `assign` does, and for a limit that is negative or nan.
     """
     if not max_log_error >= 0:
@@ -74,15 +74,15 @@ def assign_and_prune(
 def assign(
     widths: npt.ArrayLike, heights: npt.ArrayLike, buckets: Sequence[Bucket], metric: Metric = "log"
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """Nearest bucket of each image by aspect = width / height (N §4.1.2).
+    """The bucket nearest to each image by aspect = width / height (N §4.1.2).
 
     widths, heights  [N]  pixels, whole numbers of any type (after EXIF rotation)
     metric   "linear": |bucket aspect − image aspect|, as N prints it
              "log": |log bucket aspect − log image aspect|, the same for an image and its transpose
     returns  index [N], error [N] float64 in the metric's units
-    Exact ties, decided in integers and never by rounding, go to the bucket of the nearer area, then to the
-    lower index.
-    Raises InputError for sizes that are not positive integers, arrays of unequal length, an unknown metric.
+    Exact ties are detected in integer arithmetic, never by rounding; they go to the bucket whose area is nearer,
+    then to the lower index.
+    Raises InputError for sizes that are not positive integers, arrays of unequal length, or an unknown metric.
     """
     width, height = _as_sizes("widths", widths), _as_sizes("heights", heights)
     if width.shape != height.shape:
@@ -109,7 +109,7 @@ def _as_sizes(name: str, values: npt.ArrayLike) -> IntArray:
         array = array.astype(np.int64)  # a table's column with gaps elsewhere is read as floats
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(
-            f"{name}: shape {array.shape}, {array.dtype}; give one whole number of pixels per image"
+            f"{name}: shape {array.shape}, {array.dtype}; give a 1-D array with one integer, in pixels, per image"
         )
     return array
 
@@ -120,6 +120,6 @@ def _check_sizes(width: IntArray, height: IntArray, start: int) -> None:
     bad = (width <= 0) | (height <= 0) | (width >= MAX_IMAGE_SIDE) | (height >= MAX_IMAGE_SIDE)
     first = int(np.flatnonzero(bad)[0])
     raise InputError(
-        f"image {start + first} is {width[first]}x{height[first]} pixels: sides go from 1 to "
+        f"image {start + first} is {width[first]}x{height[first]} pixels: sides must be from 1 to "
         f"{MAX_IMAGE_SIDE - 1}; remove it from the dataset"
     )

@@ -1,4 +1,4 @@
-"""Captions made of tags: reading and shuffling them (N §4.2, §4.3)."""
+"""Captions made of tags: parsing, shuffling and tag dropout (N §4.2, §4.3)."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -14,11 +14,11 @@ Tags = dict[str, tuple[str, ...]]  # by class
 
 
 def parse_caption(text: str, tag_classes: Collection[str] = DEFAULT_TAG_CLASSES) -> tuple[str, Tags]:
-    """Caption and tags of a sidecar's text: tags separated by commas or line breaks.
+    """Caption and tags from a sidecar's text: tags separated by commas or line breaks.
 
-    A tag written `class:name`, its class among `tag_classes`, belongs to that class and loses the prefix; any
-    other is of class "general", also when it holds a colon. Blanks are trimmed and runs of them become one;
-    empty tags vanish.
+    A tag written `class:name`, with its class among `tag_classes`, belongs to that class and loses the prefix; any
+    other tag is of class "general", even if it contains a colon. Leading and trailing whitespace is stripped, runs
+    of whitespace become one space, and empty tags are removed.
     returns  the caption, its tags joined by ", ", and the tags by class, both in the order written
     """
     names: list[str] = []
@@ -36,9 +36,9 @@ def parse_caption(text: str, tag_classes: Collection[str] = DEFAULT_TAG_CLASSES)
 
 
 def shuffle_tags(caption: str, rng: "IntegerSource", keep_first: int = 0) -> str:
-    """The caption with its tags in random order, the first `keep_first` left in place (Fisher and Yates).
+    """The caption with its tags in random order, the first `keep_first` left in place (Fisher–Yates shuffle).
 
-    rng  drawn from once for every tag but the last of those shuffled
+    rng  drawn from once for each of the shuffled tags but one
     """
     tags = caption.split(", ")
     for last in range(len(tags) - 1, keep_first, -1):
@@ -50,11 +50,11 @@ def shuffle_tags(caption: str, rng: "IntegerSource", keep_first: int = 0) -> str
 def drop_tags(
     caption: str, tags: Tags, rates: Mapping[str, float], rng: "IntegerSource", keep_first: int = 0
 ) -> str:
-    """The caption without some of its tags, each left out by itself with the probability of its class.
+    """The caption without some of its tags, each dropped independently with the probability of its class.
 
-    tags   by class; a tag of the caption that is in several belongs to the first
-    rates  class → probability; other classes stay whole
-    rng    drawn from once for every tag of these classes but for the first `keep_first` of the caption
+    tags   by class; a tag of the caption that is in several classes belongs to the first
+    rates  class → probability; tags of other classes are always kept
+    rng    drawn from once for every tag of these classes, except among the first `keep_first` of the caption
     """
     classes = {name: tag_class for tag_class, names in reversed(tags.items()) for name in names}
     kept = []

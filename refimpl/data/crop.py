@@ -28,18 +28,18 @@ class SizeInts(NamedTuple):
 
 
 class IntegerSource(Protocol):
-    """What draws the crop: a numpy Generator, or anything else with its `integers`."""
+    """The source of a crop's random integers: a NumPy Generator, or anything else with its `integers` method."""
 
     def integers(self, low: int, high: int, /) -> int | np.integer:
-        """A whole number in [low, high)."""
+        """A random integer in [low, high)."""
         ...
 
 
 def cover_size(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
-    """Size (width, height) of an image scaled to cover `bucket`: one side fits, the other is the least.
+    """Smallest size (width, height) to which an image can be scaled to cover `bucket`: one side fits exactly.
 
-    The scale is the larger of the two ratios; the other side is rounded up in integers, so it is never short
-    and never a pixel longer than needed.
+    The scale is the larger of the two ratios; the other side is rounded up in integer arithmetic, so it is never
+    too short and never a pixel longer than needed.
     """
     across, down = bucket
     if across * height >= down * width:
@@ -50,16 +50,16 @@ def cover_size(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
 def cover_and_crop(
     image: Picture, bucket: Bucket, rng: IntegerSource, resampler: Resampler = "pillow"
 ) -> tuple[Picture, SizeInts]:
-    """Scale `image`, keeping its aspect, to cover `bucket`; crop what juts out at a random place.
+    """Scale `image`, keeping its aspect, to cover `bucket`; crop the excess at a random offset.
 
     image    PIL image of mode RGB or L, or uint8 array [H, W, 3]; upright (EXIF rotation applied)
     bucket   (width, height)
-    rng      drawn from twice, for the top and then for the left, each from 0 to what juts out, inclusive
-    resampler  antialiased Lanczos of "pillow", or for arrays of "torch": faster, within 2 levels of Pillow's
-    returns  the image of the bucket's size, of the kind given, and its SizeInts
-    Of an image so long that scaled whole it would be of gigabytes (1x10000 for a bucket of 512x512 is), only
-    the part that the crop keeps is computed, by Pillow.
-    Raises InputError for an image of another mode, shape or type, and for a bucket without area.
+    rng      drawn from twice, for the top and then for the left, each from 0 to the excess, inclusive
+    resampler  antialiased Lanczos by "pillow" or, for arrays, by "torch": faster, within 2 levels of Pillow's
+    returns  an image of the bucket's size, of the same type as `image`, and its SizeInts
+    An image so elongated that the scaled whole would take gigabytes (such as 1x10000 for a bucket of 512x512) is
+    resampled by Pillow within the crop only.
+    Raises InputError for an image of another mode, shape or type, and for a bucket with a side below 1.
     """
     bucket = int(bucket[0]), int(bucket[1])
     if isinstance(image, Image.Image):
@@ -91,9 +91,9 @@ def _cover_and_crop(image: Image.Image, bucket: Bucket, rng: IntegerSource) -> t
 
 
 def cover(image: Image.Image, bucket: Bucket) -> Image.Image | None:
-    """The whole image scaled to cover `bucket`, or None when that would take more than SCALED_WHOLE buckets.
+    """The whole image scaled to cover `bucket`, or None if its area would exceed SCALED_WHOLE times the bucket's.
 
-    Raises InputError for an image of another mode than RGB and L, and for sizes without area.
+    Raises InputError for an image of a mode other than RGB and L, and for a side below 1.
     """
     if image.mode not in ("RGB", "L"):
         raise InputError(f"image of mode {image.mode}: give RGB or L; use images.decode")
@@ -113,7 +113,7 @@ def _can_be_scaled_whole(size: tuple[int, int], bucket: Bucket) -> bool:
 def crop(
     scaled: Image.Image, original: tuple[int, int], bucket: Bucket, rng: IntegerSource
 ) -> tuple[Image.Image, SizeInts]:
-    """A random crop of what `cover` gave for an image of size `original`, (width, height)."""
+    """A random crop of what `cover` returned for an image of size `original`, (width, height)."""
     size_ints = _drawn(original, bucket, rng)
     left, top = size_ints.crop_left, size_ints.crop_top
     return scaled.crop((left, top, left + bucket[0], top + bucket[1])), size_ints
@@ -139,7 +139,7 @@ class _Span(NamedTuple):
 def _span(offset: int, length: int, size: int, covering: int) -> _Span:
     """Where pixels [offset, offset + length) of an axis scaled from `size` to `covering` come from.
 
-    Pillow rounds the box to float32, so it is counted from a whole pixel nearby, not from the image's edge.
+    Pillow rounds the box to float32, so it is measured from a whole pixel nearby, not from the image's edge.
     """
     reach = 1 + LANCZOS_REACH * max(1, -(-size // covering))
     first = max(0, offset * size // covering - reach)
@@ -155,9 +155,9 @@ def _check_array(array: npt.NDArray[np.uint8]) -> None:
 
 
 def flip(image: Picture, size_ints: SizeInts) -> tuple[Picture, SizeInts]:
-    """Mirror a cropped image left to right, and with it the pixels removed on its left (S §2.2).
+    """Mirror a cropped image left to right, and update its crop_left to match (S §2.2).
 
-    The mirrored image's left margin is what had been removed on the right.
+    The mirrored image's crop_left is the number of pixels that the crop had removed on the right.
     """
     original = size_ints.original_width, size_ints.original_height
     covering_width, _ = cover_size(*original, (size_ints.target_width, size_ints.target_height))
@@ -171,8 +171,8 @@ def flip(image: Picture, size_ints: SizeInts) -> tuple[Picture, SizeInts]:
 def conditioning_at_inference(
     height: int, width: int, original_height: int | None = None, original_width: int | None = None
 ) -> SizeInts:
-    """SizeInts to sample a height x width image with: nothing cropped, and as large as it looks (S §2.2).
+    """SizeInts for sampling a height x width image: nothing cropped, and never resized (S §2.2).
 
-    The original size is the target's unless given.
+    The original size is the target size unless given.
     """
     return SizeInts(original_height or height, original_width or width, 0, 0, height, width)

@@ -17,7 +17,7 @@ MAX_BUCKETS = 2**16
 
 
 class PlanState(NamedTuple):
-    """All that a run must save to go on in the middle of an epoch."""
+    """All that a run must save to resume in the middle of an epoch."""
 
     seed: int
     epoch: int
@@ -26,7 +26,7 @@ class PlanState(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Shares:
-    """Paper mode: what each rank lists its batches from."""
+    """Paper mode: the share of the items from which each rank makes its own batches."""
 
     items: IntArray  # [world_size, items of a rank], in the order of the epoch's shuffle
     sizes: npt.NDArray[np.int64]
@@ -46,7 +46,7 @@ class Plan:
     """The batches of one epoch: a pure function of what `plan_epoch` was given.
 
     seed, epoch, world_size, mode   as given
-    dropped  item indices, ascending, that this epoch leaves out; any other comes exactly once
+    dropped  item indices, ascending, that this epoch leaves out; every other item occurs exactly once
     """
 
     seed: int
@@ -60,7 +60,7 @@ class Plan:
     _shares: _Shares | None = field(repr=False, default=None)
 
     def __len__(self) -> int:
-        """Steps of the epoch, the same on every rank."""
+        """Number of steps in the epoch, the same on every rank."""
         if self._shares is None:
             return len(self._lists[0])
         return self._shares.items.shape[1] // int(self._shares.sizes[0])
@@ -72,10 +72,10 @@ class Plan:
     def global_batch(self, step: int) -> tuple[int, npt.NDArray[np.int64]]:
         """Bucket index and item indices of all ranks together at `step`, rank after rank.
 
-        Raises InputError in paper mode, where each rank has a bucket of its own.
+        Raises InputError in paper mode, where each rank draws from its own bucket.
         """
         if self._shares is not None:
-            raise InputError("a plan of mode paper has no global batches: ask for batch(step, rank)")
+            raise InputError("a plan of mode paper has no global batches: call batch(step, rank) instead")
         return self._lists[0][step]
 
     def batch(self, step: int, rank: int = 0) -> tuple[int, npt.NDArray[np.int64]]:
@@ -93,7 +93,7 @@ class Plan:
         return bucket, items[rank * per_rank : (rank + 1) * per_rank]
 
     def batches(self, rank: int = 0, start: int = 0) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        """The batches of one rank in order, from step `start` on."""
+        """The batches of one rank in order, starting at step `start`."""
         return (self.batch(step, rank) for step in range(start, len(self)))
 
     def bucket_steps(self, rank: int = 0) -> npt.NDArray[np.int64]:
@@ -103,13 +103,13 @@ class Plan:
         return batches.buckets[batches.sequence]
 
     def mixed_steps(self, rank: int = 0) -> npt.NDArray[np.bool_]:
-        """Where [steps] a batch comes from the catch-all, of items that no bucket's list had room for."""
+        """Whether each step's batch [steps] comes from the catch-all of items that filled no bucket's batch."""
         self.batch(0, rank)
         batches = self._lists[0 if self._shares is None else rank]
         return batches.sequence >= batches.first_mixed
 
     def state(self, cursor: int) -> PlanState:
-        """What to save after `cursor` steps; batches(rank, start=cursor) of the same plan go on from there."""
+        """What to save after `cursor` steps; batches(rank, start=cursor) of the same plan resumes from there."""
         return PlanState(self.seed, self.epoch, cursor)
 
 
@@ -129,21 +129,21 @@ def plan_epoch(
     batch_size  items per rank and step; a global batch has world_size times as many. In global mode also an
                 array [n_buckets], one size for each bucket (`buckets.pixel_budget_batch_sizes`)
     seed, epoch the shuffle's key
-    mode   "global": the plan is a list of global batches, each of one bucket, that the ranks slice; it
-           depends on world_size · batch_size alone, not on either, and all shapes of a step agree.
-           "paper": each rank takes 1/world_size of the shuffled items and plans alone, as N describes.
-    aspects, bucket_aspects  [N], [n_buckets]  width / height, both or neither: with them a batch of leftovers
-           takes the bucket of least total |log aspect error|, without, the one most of its items come from
-    The items are shuffled and the last N % (world_size · batch_size) dropped. With sizes by bucket, leftovers
-    make batches of the least size, and what is too few for one of these is dropped, at random.
-    Raises InputError for fewer items than one global batch, and for arguments that fit no plan.
+    mode   "global": the plan is a list of global batches, each from one bucket, that the ranks slice; it
+           depends only on the product world_size · batch_size, and all ranks have the same shape at each step.
+           "paper": each rank takes 1/world_size of the shuffled items and plans on its own, as N describes.
+    aspects, bucket_aspects  [N], [n_buckets]  width / height, both or neither: if given, a batch of leftovers
+           uses the bucket of least total |log aspect error|; otherwise the bucket most of its items come from
+    The items are shuffled and the last N % (world_size · batch_size) dropped. With one size per bucket, leftovers
+    form batches of the smallest size, and the remainder that does not fill one of these is dropped at random.
+    Raises InputError for fewer items than one global batch, and for invalid or inconsistent arguments.
     """
     buckets, sizes = _checked(bucket_of, batch_size, world_size, mode, bucket_aspects)
     catch_all = CatchAll(buckets, sizes.size, *_checked_aspects(aspects, bucket_aspects, buckets.size))
     equal = bool((sizes == sizes[0]).all())
     if mode == "paper" and not equal:
         raise InputError(
-            "batch sizes by bucket need the plan mode global: in mode paper the ranks' steps differ"
+            "batch sizes by bucket need the plan mode global: in mode paper the ranks' numbers of steps would differ"
         )
     global_sizes = sizes * world_size
     _check_enough(buckets.size, world_size, int(sizes.min()))
@@ -174,7 +174,7 @@ def _checked(
     buckets = np.asarray(bucket_of)
     if buckets.size == 0:
         raise InputError(
-            "no items to plan an epoch of: the dataset, or what is left of it after pruning, is empty"
+            "no items to plan an epoch from: the dataset, or what is left of it after pruning, is empty"
         )
     if buckets.ndim != 1 or buckets.dtype.kind not in "iu":
         raise InputError(f"bucket_of: shape {buckets.shape}, {buckets.dtype}; give one bucket index per item")

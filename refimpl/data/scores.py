@@ -1,4 +1,4 @@
-"""Aesthetic scores of images, which SDXL's refiner is conditioned on (S §2.5), from tags written `score:6.5`."""
+"""Aesthetic scores of images, on which SDXL's refiner is conditioned (S §2.5), from tags written `score:6.5`."""
 
 import math
 from dataclasses import replace
@@ -11,12 +11,12 @@ from refimpl.errors import InputError
 
 
 def take_scores(index: Index, score_class: str, default: float) -> tuple[Index, npt.NDArray[np.float32]]:
-    """Takes the scores out of the captions: they are numbers for the network, not words for the text towers.
+    """Take the scores out of the captions: they are numbers for the network, not words for the text encoders.
 
     index        read with `score_class` among its tag classes
-    default      of images without a score
+    default      score of images without one
     returns      the data set without the tags of that class, and [N] float32 scores
-    Raises InputError for a score that is no finite number, and for an image with two.
+    Raises InputError for a score that is not a number of magnitude below 1e30, and for an image with more than one.
     """
     scores = np.full(len(index), default, np.float32)
     captions, tags = list(index.captions), list(index.tags)
@@ -36,7 +36,7 @@ def _score(written: tuple[str, ...], name: str, score_class: str) -> float:
     score, *others = written
     if others:
         raise InputError(
-            f"image {name!r} has {len(written)} tags of class {score_class!r} ({', '.join(written)}); leave one"
+            f"image {name!r} has {len(written)} tags of class {score_class!r} ({', '.join(written)}); keep one"
         )
     try:
         value = float(score)
@@ -44,7 +44,7 @@ def _score(written: tuple[str, ...], name: str, score_class: str) -> float:
         value = math.nan
     if not abs(value) < 1e30:  # float32 still holds it; NaN is not below
         raise InputError(
-            f"image {name!r}: the aesthetic score {score_class}:{score} is not a number; write one such as "
-            f"{score_class}:6.5, or name another data.score_class"
+            f"image {name!r}: the aesthetic score {score_class}:{score} is not a number below 1e30 in magnitude; "
+            f"write one such as {score_class}:6.5, or set another data.score_class"
         )
     return value

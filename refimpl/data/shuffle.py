@@ -1,4 +1,4 @@
-"""Random orders as pure functions of (seed, epoch), the same on every platform (N §4.1.2)."""
+"""Random permutations as pure functions of (seed, epoch), the same on every platform (N §4.1.2)."""
 
 import operator
 from enum import IntEnum
@@ -15,7 +15,7 @@ MIN_RANDOM_BITS = 24  # fewer, and equal draws, which the index decides, would n
 
 
 class Stream(IntEnum):
-    """What random words are for: each use has its own under one (seed, epoch)."""
+    """Independent streams of random words, one per use, under the same (seed, epoch)."""
 
     ITEMS = 0
     BATCHES = 1
@@ -25,13 +25,13 @@ class Stream(IntEnum):
 def random_words(count: int, seed: int, epoch: int, stream: Stream, rank: int = 0) -> npt.NDArray[np.uint64]:
     """The first `count` words of Philox4x64-10, key (seed, epoch), counter from (0, 0, rank, stream).
 
-    NumPy promises these raw words for good, which it does not of its shuffles.
-    Raises InputError when seed, as signed or unsigned, or epoch, unsigned, exceeds 64 bits.
+    NumPy guarantees that these raw words never change between versions, but not its shuffles.
+    Raises InputError when the seed (signed or unsigned) or the epoch (unsigned) does not fit in 64 bits.
     """
     seed, epoch = operator.index(seed), operator.index(epoch)  # NumPy's integers would overflow below
     if not -(2**63) <= seed < 2**64 or not 0 <= epoch < 2**64:
         raise InputError(
-            f"seed = {seed}, epoch = {epoch}: the seed must fit in 64 bits, the epoch start at 0"
+            f"seed = {seed}, epoch = {epoch}: the seed must fit in 64 bits, and the epoch must be 0 to 2^64 − 1"
         )
     key = np.array([seed % 2**64, epoch], np.uint64)
     counter = np.array([0, 0, rank, stream], np.uint64)
@@ -41,9 +41,9 @@ def random_words(count: int, seed: int, epoch: int, stream: Stream, rank: int = 
 def shuffled(
     count: int, seed: int, epoch: int, stream: Stream, rank: int = 0, group_bits: int = 0
 ) -> IntArray:
-    """The numbers 0 … count − 1 in random order: by their random words, equal ones by number.
+    """The numbers 0 … count − 1 in random order: sorted by their random words, ties by number.
 
-    group_bits  upper bits left unused, to get the very order that `shuffled_in_groups` has
+    group_bits  upper bits left unused, which gives exactly the order that `shuffled_in_groups` uses
     """
     keys, index_bits = _keys(count, seed, epoch, stream, rank, group_bits)
     keys.sort()
@@ -53,12 +53,13 @@ def shuffled(
 def shuffled_in_groups(
     groups: IntArray, trim: int, seed: int, epoch: int
 ) -> tuple[IntArray, npt.NDArray[np.int64], IntArray]:
-    """Shuffle the items, take the last `trim` off, and list the rest by group.
+    """Shuffle the items, drop the last `trim`, and list the rest by group.
 
     groups   [N]  group of each item, ≥ 0; N ≥ 1
-    returns  items [N − trim], group after group, each in the order of the shuffle; the groups' counts [G];
-             the items taken off [trim], ascending
-    One sort does it all: of (group, random bits, item), all different, so its result is the same everywhere.
+    returns  items [N − trim], group after group, each group in the shuffled order; items per group [G];
+             the items dropped [trim], ascending
+    A single sort does all of this: its keys (group, random bits, item) are distinct, so the result is the same on
+    every platform.
     """
     group_bits = bits_of(groups)
     keys, index_bits = _keys(groups.size, seed, epoch, Stream.ITEMS, 0, group_bits)
@@ -68,7 +69,7 @@ def shuffled_in_groups(
     keys.sort()
     counts = np.bincount(groups).astype(np.int64)
     ends = counts.cumsum()
-    # The last of the whole shuffle are the last of their groups, so the ends of the groups hold them all.
+    # The last items of the whole shuffle are also the last of their groups, so the groups' tails contain them all.
     tails = [np.arange(max(end - trim, end - count), end) for end, count in zip(ends, counts, strict=True)]
     tail = np.concatenate(tails)
     order = np.argsort(keys[tail] << np.uint64(group_bits))  # without the group: random bits, then the item
@@ -80,14 +81,14 @@ def shuffled_in_groups(
 
 
 def bits_of(groups: IntArray) -> int:
-    """Bits that the largest group number takes."""
+    """Number of bits that the largest group number needs."""
     return int(groups.max()).bit_length() if groups.size else 0
 
 
 def _keys(
     count: int, seed: int, epoch: int, stream: Stream, rank: int, group_bits: int
 ) -> tuple[npt.NDArray[np.uint64], int]:
-    """Unsorted keys of (group_bits zeros, random bits, number), and how many bits the number takes."""
+    """Unsorted keys made of (group_bits zeros, random bits, number), and how many bits the number needs."""
     index_bits = max(count - 1, 0).bit_length()
     if 64 - index_bits - group_bits < MIN_RANDOM_BITS:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Which class a tag belongs to, and which tags an image's record implies (N §4.2, §4.3)."""
+"""Which class a tag belongs to, and which tags follow from an image's metadata record (N §4.2, §4.3)."""
 
 import csv
 import json
@@ -31,26 +31,28 @@ TAG_COLUMNS, CLASS_COLUMNS = ("name", "tag"), ("category", "class")
 
 @dataclass(frozen=True)
 class TagRules:
-    """How captions and records become tags by class."""
+    """How captions and metadata records become tags by class."""
 
     classes: tuple[str, ...] = DEFAULT_TAG_CLASSES
     """classes that a tag may name as its prefix, as in `character:alice`"""
     table: Mapping[str, str] = field(default_factory=dict)
-    """class of each tag that no prefix or record gives one; names in either spelling, blank or underscore"""
+    """class of each tag that has none from a prefix or a record; names may be spelled with spaces or underscores"""
     underscores_to_spaces: bool = False
-    """write long_hair as `long hair`; names without two letters or digits side by side, such as ^_^, stay"""
+    """write long_hair as `long hair`; names without two adjacent letters or digits, such as ^_^, are kept as is"""
     rating_tags: bool = False
     """add a tag of class rating where a record has a `rating`"""
     quality: tuple[tuple[float, str], ...] = ()
-    """(least score, tag): add the tag of the highest bound that a record's `score` reaches, of class quality"""
+    """(minimum score, tag): add the tag, of class quality, of the highest minimum that a record's `score` reaches"""
 
     def __post_init__(self) -> None:
         bounds = [bound for bound, _ in self.quality]
         if sorted(bounds, reverse=True) != bounds or len(set(bounds)) != len(bounds):
-            raise InputError(f"quality bounds {bounds} must fall from the highest to the lowest")
+            raise InputError(
+                f"quality bounds {bounds} must be listed from the highest to the lowest, each once"
+            )
 
     def named(self, name: str, tag_class: str = "") -> tuple[str, str] | None:
-        """Class and name of a tag as written, without a class where none is known; None for an empty one."""
+        """Class and name of a tag as written, of class "general" where no other is known; None for an empty tag."""
         name = " ".join(name.replace(",", " ").split())
         prefix, colon, rest = (part.strip() for part in name.partition(":"))
         if not tag_class and colon and rest and prefix in self.classes:
@@ -64,7 +66,7 @@ class TagRules:
         return (tag_class, name) if name else None
 
     def listed(self, tags: Sequence[tuple[str, str]]) -> tuple[str, Tags]:
-        """Caption and tags by class of (class or "", tag as written) pairs."""
+        """Caption and tags by class from (class or "", tag as written) pairs."""
         found = [pair for tag_class, name in tags if (pair := self.named(name, tag_class))]
         by_class: dict[str, list[str]] = {}
         for tag_class, name in found:
@@ -72,22 +74,23 @@ class TagRules:
         return ", ".join(name for _, name in found), {c: tuple(names) for c, names in by_class.items()}
 
     def from_text(self, text: str) -> tuple[str, Tags]:
-        """Caption and tags by class of a text of tags separated by commas or line breaks."""
+        """Caption and tags by class from text: tags separated by commas or line breaks."""
         if not self.table and not self.underscores_to_spaces:
             return parse_caption(text, self.classes)
         return self.listed([("", name) for name in re.split(r"[,\r\n]", text)])
 
     def from_record(self, record: Mapping[str, Any]) -> tuple[str, Tags, bool]:
-        """Caption, tags by class, and whether the record holds either.
+        """Caption, tags by class, and whether the record has a text or tags at all.
 
-        record  `caption` or `text`; `tags`: text of tags, a list of them, of {name, category} or of [name, class],
-                or lists by class; or Danbooru's `tag_string…`; `rating`; `score`. Others are passed over.
+        record  `caption` or `text`; `tags`: a comma-separated string, a list of names, of {name, category} or of
+                [name, class], or lists by class; or Danbooru's `tag_string…`; `rating`; `score`. Other fields are
+                ignored.
         A text and tags are joined, the text first, as other trainers do.
-        Raises ValueError for values of another kind.
+        Raises ValueError for values of another type.
         """
         text = _first(record, ("caption", "text"))
         if text is not None and not isinstance(text, str):
-            raise ValueError(f"its text is {text!r}, which is no string")
+            raise ValueError(f"its text is {text!r}, which is not a string")
         pairs = _record_tags(record)
         held = text is not None or pairs is not None
         implied = self._implied(record)
@@ -100,11 +103,11 @@ class TagRules:
         rating, score = record.get("rating"), record.get("score")
         if self.rating_tags and rating is not None:
             if not isinstance(rating, str):
-                raise ValueError(f"its rating is {rating!r}, which is no string")
+                raise ValueError(f"its rating is {rating!r}, which is not a string")
             implied.append(("rating", RATINGS.get(rating, rating)))
         if self.quality and score is not None:
             if isinstance(score, bool) or not isinstance(score, int | float):
-                raise ValueError(f"its score is {score!r}, which is no number")
+                raise ValueError(f"its score is {score!r}, which is not a number")
             implied += [("quality", tag) for bound, tag in self.quality if score >= bound][:1]
         return implied
 
@@ -114,7 +117,7 @@ def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _record_tags(record: Mapping[str, Any]) -> list[tuple[str, str]] | None:
-    """(class or "", name) of each tag; None where the record has none at all."""
+    """(class or "", name) of each tag; None where the record has no tag field at all."""
     classed = {c: record[f"tag_string_{c}"] for c in TAG_STRINGS if f"tag_string_{c}" in record}
     if classed:
         return [(c, name) for c, names in classed.items() for name in _words(names)]
@@ -129,12 +132,12 @@ def _record_tags(record: Mapping[str, Any]) -> list[tuple[str, str]] | None:
         return [(class_name(c), name) for c, names in tags.items() for name in _names(names)]
     if isinstance(tags, list | tuple):
         return [_pair(tag) for tag in tags]
-    raise ValueError(f"its tags are {tags!r}: give a text, a list or lists by class")
+    raise ValueError(f"its tags are {tags!r}: give a comma-separated string, a list, or lists by class")
 
 
 def _words(value: Any) -> list[str]:
     if not isinstance(value, str):
-        raise ValueError(f"its tags are {value!r}, which is no string")
+        raise ValueError(f"its tags are {value!r}, which is not a string")
     return value.split()
 
 
@@ -142,7 +145,7 @@ def _names(value: Any) -> list[str]:
     if isinstance(value, str):
         return re.split(r"[,\r\n]", value)
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"its tags are {value!r}, which is no list of strings")
+        raise ValueError(f"its tags are {value!r}, which is not a list of strings")
     return list(value)
 
 
@@ -154,14 +157,14 @@ def _pair(tag: Any) -> tuple[str, str]:
     elif isinstance(tag, list | tuple) and len(tag) == 2:
         name, tag_class = tag
     else:
-        raise ValueError(f"its tag {tag!r} is no string and no name with a class")
+        raise ValueError(f"its tag {tag!r} is neither a string nor a name with a class")
     if not isinstance(name, str):
         raise ValueError(f"its tag {tag!r} has no name")
     return "" if tag_class is None else class_name(tag_class), name
 
 
 def class_name(value: Any) -> str:
-    """A class by its name or Danbooru's number. Raises ValueError for neither."""
+    """The class for a name or for Danbooru's category number. Raises ValueError for anything else."""
     if isinstance(value, str) and not value.strip().isdecimal():
         return value.strip()
     try:
@@ -172,9 +175,9 @@ def class_name(value: Any) -> str:
 
 
 def read_tag_table(path: Path) -> dict[str, str]:
-    """Tag → class, from JSON ({tag: class}) or CSV with the columns name and category, whatever others it has.
+    """Tag → class, from JSON ({tag: class}) or from CSV with at least the columns name and category.
 
-    Classes are names or Danbooru's numbers. Raises InputError, with the line, for anything else.
+    Classes are names or Danbooru's category numbers. Raises InputError for anything else; for CSV it gives the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -186,7 +189,7 @@ def read_tag_table(path: Path) -> dict[str, str]:
         if path.suffix.lower() == ".json":
             table = json.loads(text)
             if not isinstance(table, dict):
-                raise ValueError("it is no table of tag: class")
+                raise ValueError("it is not a JSON object of tag: class")
             return {name: class_name(value) for name, value in table.items()}
         rows = csv.DictReader(text.splitlines())
         name, tag_class = (
@@ -194,7 +197,9 @@ def read_tag_table(path: Path) -> dict[str, str]:
             for known in (TAG_COLUMNS, CLASS_COLUMNS)
         )
         if name is None or tag_class is None:
-            raise ValueError(f"its first line names {rows.fieldnames}: needs the columns name and category")
+            raise ValueError(
+                f"its first line names {rows.fieldnames}: it needs the columns name and category"
+            )
         found = {}
         for row in rows:
             try:

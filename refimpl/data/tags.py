@@ -1,4 +1,4 @@
-"""Tag-based loss weights (N §4.3). N gives no formula: this one is ours."""
+"""Tag-based loss weights (N §4.3). N gives no formula; the one used here is not from a paper."""
 
 import math
 from collections import Counter
@@ -20,12 +20,12 @@ class TagCounts:
     """How often each tag occurs within its class, and the loss weight of an image that follows from it.
 
     The factor of one tag is (reference / count)^beta, where `count` is the number of images with that tag and
-    `reference` the mean of it over the tags of its class seen so far. An image's weight is the mean factor of
+    `reference` its mean over the tags of the same class seen so far. An image's weight is the mean factor of
     its tags, clamped to [w_min, w_max]: below 1 for tags overly common in their class, above 1 for rare ones.
 
     beta   0 for equal weights, 1 to give every tag of a class the same sum of factors
-    w_min, w_max   w_min ≤ 1 ≤ w_max, so that an image without tags, of weight 1, is inside them
-    Raises InputError for values outside these.
+    w_min, w_max   w_min ≤ 1 ≤ w_max, so that the weight 1 of an image without tags lies within them
+    Raises InputError for values outside these ranges.
     """
 
     def __init__(self, beta: float = 0.5, w_min: float = 0.25, w_max: float = 4.0) -> None:
@@ -47,12 +47,12 @@ class TagCounts:
                 self._totals[tag_class] += len(distinct)
 
     def add(self, tag_class: str, tag: str, images: int) -> None:
-        """Count a tag of so many images, one or more, at once."""
+        """Count a tag that occurs in `images` images, one or more, at once."""
         self.counts.setdefault(tag_class, Counter())[tag] += images
         self._totals[tag_class] += images
 
     def factor(self, tag_class: str, tag: str) -> float:
-        """Factor of one tag by the counts so far; 1 for a class never counted."""
+        """Factor of one tag according to the counts so far; 1 for a class never counted."""
         counts = self.counts.get(tag_class)
         if counts is None:
             return 1.0
@@ -60,10 +60,10 @@ class TagCounts:
         return (reference / max(counts[tag], 1)) ** self.beta
 
     def weight(self, tags_by_class: TagsByClass) -> float:
-        """Loss weight of an image with these tags by the counts so far, clamped, not yet normalised.
+        """Loss weight of an image with these tags according to the counts so far, clamped but not normalised.
 
-        A tag never counted is taken as counted once; a class never counted gives its tags the factor 1. An
-        image without tags weighs 1. Raises InputError as `update` does.
+        A tag never counted is treated as counted once; tags of a class never counted have the factor 1. An
+        image without tags has the weight 1. Raises InputError as `update` does.
         """
         factors = [self.factor(c, tag) for c, tags in _distinct(tags_by_class) for tag in tags]
         if not factors:
@@ -81,9 +81,9 @@ def _distinct(tags_by_class: TagsByClass) -> list[tuple[str, set[str]]]:
 def dataset_weights(tags: Sequence[TagsByClass], counts: TagCounts) -> npt.NDArray[np.float64]:
     """Loss weight of every image of a dataset, normalised to mean 1.
 
-    tags     [N]  tags by class of each image; those of an index file are weighed by their numbers, many at once
+    tags     [N]  tags by class of each image; those of an index file are weighted by tag id, in vectorised chunks
     counts   of this dataset (`count_tags`) or of a larger one
-    returns  [N]  float64. The clamp comes first, so the range is [w_min, w_max] divided by the clamped mean.
+    returns  [N]  float64. Clamping comes first, so the range is [w_min, w_max] divided by the mean clamped weight.
     """
     if isinstance(tags, TagLists):
         weights = _listed_weights(tags, counts)
@@ -108,7 +108,7 @@ def count_tags(tags: Sequence[TagsByClass], counts: TagCounts) -> TagCounts:
 
 
 def _chunks(tags: TagLists) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Row (within its chunk) and id of every tag, each once per image, CHUNK images at a time."""
+    """Row (within its chunk) and id of every tag, repeats within an image removed, CHUNK images at a time."""
     for start in range(0, len(tags), CHUNK):
         lengths, ids = tags.numbers(start, min(start + CHUNK, len(tags)))
         keys = np.repeat(np.arange(len(lengths)), lengths) * tags.distinct + ids

@@ -1,1 +1,1 @@
-"""Files in and out: our own committed folders, and other tools' formats."""
+"""Reading and writing models: this program's run folders, and other tools' formats."""

@@ -1,4 +1,4 @@
-"""A checkpoint from whatever a path names: a single file, a diffusers folder, or a run of this program."""
+"""A checkpoint from whatever a path points to: a single file, a diffusers folder, or a run of this program."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +22,16 @@ class Opened(NamedTuple):
     """single file, diffusers folder or run"""
     checkpoint: Checkpoint
     tokenizer: Tokenizer | Path | None
-    """the one that belongs to its text towers, or the folder that holds it"""
+    """the tokenizer of its text towers, or the folder that contains it; None if there is none"""
     zeros_for_empty: bool
-    """the null condition is zeros, as SDXL was trained; else the empty prompt"""
+    """whether the null condition is zeros, as SDXL was trained, rather than the empty prompt"""
 
 
 def kind_of(path: Path | str) -> str:
-    """single file, diffusers folder or run; nothing is read. Raises InputError when nothing is there."""
+    """The kind of checkpoint: single file, diffusers folder or run; no file is opened.
+
+    Raises InputError when `path` does not exist.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(
@@ -47,12 +50,12 @@ def load(
     use_ema: bool = False,
     keep_unknown: bool = False,
 ) -> Opened:
-    """Opens what `path` names.
+    """Open the checkpoint at `path`, of any kind.
 
-    prediction    overrides what is said there
-    weights       of a run: "ema" or "unet"
-    use_ema, keep_unknown  of a single file, as in refimpl.interop.single_file.read_write.load
-    Raises InputError when nothing is there, or it cannot be read.
+    prediction    overrides what the file or folder says; not allowed for a run
+    weights       for a run: "ema" or "unet"
+    use_ema, keep_unknown  for a single file, as in refimpl.interop.single_file.read_write.load
+    Raises InputError when `path` does not exist or cannot be read.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -60,8 +63,8 @@ def load(
         checkpoint, model = run_checkpoint.load(path, weights)
         if prediction is not None:
             raise InputError(
-                f"{path} is a run, whose configuration says what it predicts; leave --prediction, --v-pred and "
-                "--ztsnr away"
+                f"{path} is a run, whose configuration says what it predicts; leave out --prediction, --v-pred and "
+                "--ztsnr"
             )
         return Opened(kind, checkpoint, model.tokenizer, model.text.null == "zeros")
     if kind == FOLDER:

@@ -1,1 +1,1 @@
-"""What a run shows a person: figures and one self-contained HTML page."""
+"""Human-readable reports: figures and self-contained HTML pages."""

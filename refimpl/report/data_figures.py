@@ -1,4 +1,4 @@
-"""Figures of a data set: its sizes (S Fig. 2), how far they are from the buckets (N §4.1.3), its loss weights."""
+"""Figures of a data set: its sizes (S Fig. 2), its aspect errors (N §4.1.3) and its loss weights (N §4.3)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ ERROR_BINS = 40
 
 @styled
 def size_density(density: Any, bin_pixels: int, buckets: Sequence[tuple[int, int]]) -> "Figure":
-    """S Fig. 2: how many images there are of each height and width, and the buckets among them.
+    """S Fig. 2: number of images by height and width, with the buckets marked.
 
-    density  [bins, bins]  images by height (rows) and width, bins of `bin_pixels`; the last holds all beyond
+    density  [bins, bins]  images by height (rows) and width, in bins of `bin_pixels`; the last bin has all beyond it
     buckets  (width, height) in pixels
     """
     counts = np.asarray(density, np.float64)
@@ -40,7 +40,7 @@ def size_density(density: Any, bin_pixels: int, buckets: Sequence[tuple[int, int
 
 @styled
 def aspect_errors(errors: Any, mean: float) -> "Figure":
-    """How far the images' aspects are from their buckets': |bucket aspect − image aspect|, as N §4.1.3 counts."""
+    """Histogram of the images' aspect errors, |bucket aspect − image aspect| as in N §4.1.3."""
     values = np.asarray(errors, np.float64)
     figure, (axes,) = new_figure(3.2)
     most = float(np.percentile(values, 99)) if values.size else 0.0
@@ -53,7 +53,7 @@ def aspect_errors(errors: Any, mean: float) -> "Figure":
 
 @styled
 def weight_histogram(edges: Sequence[float], images: Sequence[int]) -> "Figure":
-    """Images by loss weight (N §4.3), bins equal on a log scale."""
+    """Histogram of the images' loss weights (N §4.3), with bins of equal width on a log scale."""
     figure, (axes,) = new_figure(3.2)
     axes.bar(edges[:-1], images, np.diff(edges), align="edge", color=GREEN, edgecolor="white")
     axes.set_xscale("log")

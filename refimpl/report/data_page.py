@@ -1,4 +1,4 @@
-"""A data set's survey as lines for the terminal and as one HTML page; tags and names are data, and escaped."""
+"""A data set's survey as lines for the terminal and as one HTML page; tags and names are escaped as data."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ Part = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # heading, header, ro
 def survey_lines(
     source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = ()
 ) -> Iterator[str]:
-    """What `refimpl data check` prints."""
+    """The lines that `refimpl data check` prints."""
     yield f"{found.images} images in {shown(source)}"
     yield from _summary(found)
     for heading, header, rows in [*_tables(found, listed), *_plan_tables(plans, found.buckets)]:
@@ -30,7 +30,7 @@ def survey_lines(
 
 
 def weight_lines(source: str, found: WeightSurvey) -> Iterator[str]:
-    """What `refimpl data tags` prints."""
+    """The lines that `refimpl data tags` prints."""
     yield f"{found.count} images in {shown(source)}; loss weights, mean 1:"
     most = max([1, *found.images])
     for low, high, count in zip(found.edges, found.edges[1:], found.images, strict=False):
@@ -42,7 +42,7 @@ def weight_lines(source: str, found: WeightSurvey) -> Iterator[str]:
 
 
 def survey_page(source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = ()) -> str:
-    """The survey as a page that needs no network. Raises InputError when matplotlib is missing."""
+    """The survey as a self-contained HTML page. Raises InputError when matplotlib is missing."""
     source = shown(source)
     density = data_figures.size_density(found.density, BIN_PIXELS, found.buckets)
     histogram = figures.bucket_histogram(found.buckets, found.bucket_counts, found.mean_error)
@@ -50,7 +50,11 @@ def survey_page(source: str, found: Survey, listed: int, plans: Sequence[Planned
     drawn = [
         (
             "Sizes",
-            [_figure(density, "images by height and width", "Height and width of the images, as S Fig. 2.")],
+            [
+                _figure(
+                    density, "images by height and width", "Height and width of the images, as in S Fig. 2."
+                )
+            ],
         ),
         (
             "Aspects",
@@ -63,7 +67,7 @@ def survey_page(source: str, found: Survey, listed: int, plans: Sequence[Planned
 
 
 def weight_page(source: str, found: WeightSurvey) -> str:
-    """The weights as a page that needs no network. Raises InputError when matplotlib is missing."""
+    """The weights as a self-contained HTML page. Raises InputError when matplotlib is missing."""
     source = shown(source)
     histogram = data_figures.weight_histogram(found.edges, found.images)
     drawn = [
@@ -74,7 +78,7 @@ def weight_page(source: str, found: WeightSurvey) -> str:
 
 
 def shown(text: str) -> str:
-    """Text for a terminal: what isn't printable is escaped, so that a name can't steer it."""
+    """Text safe for a terminal: if it isn't printable it is escaped, so that a name can't inject control codes."""
     return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()
 
 
@@ -93,7 +97,7 @@ def _summary(found: Survey) -> list[str]:
         f"mean |aspect error|: {found.mean_error:.4f} (N §4.1.3: {figures.N_MEAN_ASPECT_ERROR}); "
         f"{used} of {len(found.buckets)} buckets used",
         f"left out: {bad}; pruned, too far from every bucket: {len(found.pruned)}",
-        f"smaller than their bucket, and so enlarged: {found.small}; without a caption: {found.uncaptioned}",
+        f"smaller than their bucket, and so upscaled: {found.small}; without a caption: {found.uncaptioned}",
     ]
 
 
@@ -137,7 +141,7 @@ def _plan_tables(plans: Sequence[PlannedEpoch], buckets: Sequence[Bucket]) -> li
     rows: list[tuple[Any, ...]] = [
         ("steps", *(each.steps for each in reports)),
         ("images dropped", *(each.dropped.size for each in reports)),
-        ("batches of leftovers, from several buckets", *(f"{each.catch_all_share:.2%}" for each in reports)),
+        ("batches of leftovers from several buckets", *(f"{each.catch_all_share:.2%}" for each in reports)),
         ("ranks' time waiting for a step's largest shape", *(f"{each.idle_share:.2%}" for each in reports)),
     ]
     batches = [

@@ -1,4 +1,4 @@
-"""Figures of a run and of N (fig. 1, 5, 8): one function each, plain numbers in, a matplotlib Figure out."""
+"""Figures of a run and of N (Fig. 5 and 8): one function each, from plain numbers to a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ def _numbers(name: str, values: Any, ndim: int = 1) -> FloatArray:
 
 
 def smoothed(values: Any, half_life: float) -> FloatArray:
-    """Exponential moving average, debiased: its first value is the first value, not a share of 0.
+    """Exponential moving average with bias correction, so that it starts at the first value.
 
     values [N]; half_life in entries        returns [N] float64
     Raises InputError when half_life is not positive.
@@ -52,7 +52,7 @@ def smoothed(values: Any, half_life: float) -> FloatArray:
 def loss_curve(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     """Training loss, raw and smoothed, and the held-out loss where a row has one.
 
-    rows  mappings with `step` and any of `loss`, `heldout_loss`; others (sample times, …) are passed over
+    rows  mappings with `step` and any of `loss`, `heldout_loss`; other rows (sample times, …) are ignored
     Raises InputError when no row has a loss.
     """
     train = np.array([(row["step"], row["loss"]) for row in rows if row.get("loss") is not None])
@@ -85,7 +85,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 def bucket_histogram(
     buckets: Sequence[tuple[int, int]], counts: Sequence[int], mean_aspect_error: float
 ) -> "Figure":
-    """How many images each bucket holds, from the tallest to the widest (N §4.1.2).
+    """Number of images in each bucket, from the tallest to the widest (N §4.1.2).
 
     buckets  (width, height) in pixels        counts  images in each
     Raises InputError when the two differ in length or are empty.
@@ -112,7 +112,7 @@ def _finite(sigma_edm: Any) -> tuple[FloatArray, FloatArray]:
 
 @styled
 def schedule_figure(plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> "Figure":
-    """N Fig. 5: noise level over timestep, with and without zero terminal SNR."""
+    """N Fig. 5: noise level against timestep, with and without zero terminal SNR."""
     figure, (axes,) = new_figure(4.2)
     for schedule, colour, label in (
         (plain, GREY, "as published (SDXL)"),
@@ -147,7 +147,7 @@ def _note(axes: "Axes", text: str, point: tuple[float, float], at: tuple[float, 
 def latent_statistics(before: Moments, after: Moments, reference: Moments | None = None) -> "Figure":
     """N Fig. 8: mean and standard deviation of each latent channel, before and after standardising.
 
-    before, after  (mean[C], std[C])        reference  another table to compare with, such as N's
+    before, after  (mean[C], std[C])        reference  another pair to compare with, such as N's
     Raises InputError when the tables differ in their number of channels.
     """
     series = [("encoded", before, ORANGE), ("standardised", after, BLUE)]
@@ -157,7 +157,9 @@ def latent_statistics(before: Moments, after: Moments, reference: Moments | None
     channels = len(tables[0][1])
     for label, mean, std, _ in tables:
         if len(mean) != channels or len(std) != channels:
-            raise InputError(f"{label} has {len(mean)} means and {len(std)} stds; wanted {channels} of each")
+            raise InputError(
+                f"{label} has {len(mean)} means and {len(std)} stds; expected {channels} of each"
+            )
     figure, panels = new_figure(3.6, 1, 2)
     width = 0.8 / len(tables)
     for panel, axes in enumerate(panels):
@@ -171,7 +173,7 @@ def latent_statistics(before: Moments, after: Moments, reference: Moments | None
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.12)
         axes.set(
-            xlabel="latent channel", title=("Mean μ (wanted 0)", "Standard deviation σ (wanted 1)")[panel]
+            xlabel="latent channel", title=("Mean μ (target 0)", "Standard deviation σ (target 1)")[panel]
         )
     panels[0].set_ylabel("latent value")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tables))
@@ -180,7 +182,7 @@ def latent_statistics(before: Moments, after: Moments, reference: Moments | None
 
 @styled
 def latent_table(mean: Any, std: Any) -> "Figure":
-    """The table of N Fig. 8: μ and σ of each latent channel, four decimals."""
+    """The table of N Fig. 8: μ and σ of each latent channel, to four decimals."""
     values = [_numbers("mean", mean), _numbers("std", std)]
     figure, (axes,) = new_figure(1.4)
     axes.axis("off")
@@ -197,10 +199,10 @@ def latent_table(mean: Any, std: Any) -> "Figure":
 
 @styled
 def weight_mass(weights: Mapping[str, Any], per: int = 50) -> "Figure":
-    """Share of all loss weight that falls on each range of timesteps (N §2.4), one panel per policy.
+    """Share of the total loss weight that falls on each range of timesteps (N §2.4), one panel per policy.
 
-    weights  policy → weight[T] of each timestep        per  timesteps in one bar
-    Raises InputError when nothing is given, or a policy gives no weight at all.
+    weights  policy → weight[T] of each timestep        per  timesteps per bar
+    Raises InputError when no policy is given, or when a policy's weights do not sum to a positive finite number.
     """
     if not weights:
         raise InputError("no policy to draw: give the weights of at least one")
@@ -221,5 +223,5 @@ def weight_mass(weights: Mapping[str, Any], per: int = 50) -> "Figure":
     for axes in panels[len(weights) :]:
         axes.axis("off")
     figure.supxlabel(f"timestep t, {per} per bar", fontsize=10)
-    figure.supylabel("share of all weight (%)", fontsize=10)
+    figure.supylabel("share of total weight (%)", fontsize=10)
     return figure

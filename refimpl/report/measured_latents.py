@@ -1,4 +1,4 @@
-"""What `refimpl stats` measured, as figures: N Fig. 8 before and after, and how soon the numbers settle."""
+"""Figures of what `refimpl stats` measured: N Fig. 8 before and after, and how fast the statistics converge."""
 
 import json
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 
 
 def measured_figures(preset: Path, folder: Path) -> list[Path]:
-    """Writes latent_statistics.png and latent_convergence.png into a folder, made when absent; their paths.
+    """Write latent_statistics.png and latent_convergence.png into a folder, created if needed; returns their paths.
 
-    preset  a file that `refimpl stats` wrote
-    Raises InputError when it is none.
+    preset  a file written by `refimpl stats`
+    Raises InputError when it is not such a file.
     """
     try:
         text = preset.read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def measured_figures(preset: Path, folder: Path) -> list[Path]:
         raise InputError(f"--statistics {preset} can't be read ({error})") from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"--statistics {preset} holds no measurement of `refimpl stats` ({type(error).__name__}: {error})"
+            f"--statistics {preset} is not a file written by `refimpl stats` ({type(error).__name__}: {error})"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
@@ -50,9 +50,9 @@ def measured_figures(preset: Path, folder: Path) -> list[Path]:
 
 @styled
 def convergence(curve: list[Mapping[str, Any]]) -> "Figure":
-    """Mean and standard deviation of each latent channel after n images, less their final values (N App. B).
+    """Mean and standard deviation of each latent channel after n images, minus their final values (N App. B).
 
-    curve  rows of images, mean[C], std[C], in the order measured; the last is the whole data set
+    curve  rows with `images`, mean[C] and std[C], in the order measured; the last is the whole data set
     Raises InputError when it is empty.
     """
     if not curve:
@@ -66,7 +66,7 @@ def convergence(curve: list[Mapping[str, Any]]) -> "Figure":
             axes.plot(images, column, color=COLOURS[channel % len(COLOURS)], label=f"channel {channel}")
         axes.axhline(0, color="#222222", linewidth=0.8, linestyle="--")
         axes.set_xscale("log")
-        axes.set(xlabel="images", title=f"{symbol} after n images, less its final value")
+        axes.set(xlabel="images", title=f"{symbol} after n images, minus its final value")
     panels[0].set_ylabel("in units of the channel's final σ")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

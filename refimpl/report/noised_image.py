@@ -1,4 +1,4 @@
-"""N Fig. 1: an image under growing noise, and its lowest frequencies, which survive σ = 14.6."""
+"""N Fig. 1: an image under increasing noise, and its lowest frequencies, which survive σ = 14.6."""
 
 import math
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ LEVELS = (0.5, 3.0)  # noise levels on the way to the end of the published sched
 
 
 def example_image(side: int = SHOWN) -> Image.Image:
-    """A drawn landscape for when no image is given: a red evening sky, a bright sun, dark hills."""
+    """A drawn landscape, the default image: a red evening sky, a bright sun, dark hills."""
     y, x = np.mgrid[0:side, 0:side] / side
     sky = np.stack([0.95 - 0.45 * (1 - y), 0.25 + 0.35 * y, 0.45 - 0.3 * y], axis=-1)
     sun = ((x - 0.65) ** 2 + (y - 0.4) ** 2 < 0.15**2)[..., None]
@@ -53,7 +53,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def _show(axes: "Axes", x: Tensor, reach: float) -> None:
-    """Draw values in [-reach, reach] as colours; what lies outside is cut off."""
+    """Draw values in [-reach, reach] as colours; values outside are clipped."""
     pixels = (x / reach / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
     axes.imshow(pixels, interpolation="nearest", extent=(0, 1, 0, 1))
     axes.set(xticks=[], yticks=[])
@@ -63,7 +63,7 @@ def _show(axes: "Axes", x: Tensor, reach: float) -> None:
 
 
 def _square(image: Image.Image) -> Tensor:
-    """The middle of the image as [3, SHOWN, SHOWN] float64 in [-1, 1]."""
+    """The image's central square, resized, as [3, SHOWN, SHOWN] float64 in [-1, 1]."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     cut = image.convert("RGB").crop((left, top, left + side, top + side)).resize((SHOWN, SHOWN))
@@ -71,7 +71,7 @@ def _square(image: Image.Image) -> Tensor:
 
 
 def noised_levels(plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> list[tuple[float, Tensor, Tensor]]:
-    """(sigma_edm, alpha [1], sigma [1]) of each column: two on the way, the published end, the ZTSNR end."""
+    """(sigma_edm, alpha [1], sigma [1]) of each column: the two LEVELS, the published end, the ZTSNR end."""
     on_the_way = plain.sigma_edm_to_t(torch.tensor(LEVELS)).round().long()
     columns = [(plain, t.view(1)) for t in on_the_way]
     columns += [(each, torch.tensor([each.timesteps - 1])) for each in (plain, zero_terminal)]
@@ -80,10 +80,10 @@ def noised_levels(plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> list[tu
 
 @styled
 def noised_image(image: Image.Image, plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> "Figure":
-    """N Fig. 1: an image noised to the last sigma of the published schedule, and beside it to infinity.
+    """N Fig. 1: an image noised to the last sigma of the published schedule and, beside it, to infinity.
 
-    Upper row: the noised image. Lower row: its block averages, in units of the rms that they would have for
-    an image of unit variance, and their correlation with those of the clean image.
+    Upper row: the noised image. Lower row: its block averages, divided by √(alpha² + (sigma / block)²), which is
+    their rms if the clean ones have unit variance, and their correlation with those of the clean image.
     Raises InputError when the image is smaller than 100 pixels a side: small canvases hide the flaw.
     """
     if min(image.size) < LEAST_SIDE:

@@ -1,4 +1,4 @@
-"""The building blocks of a self-contained HTML page: everything that comes from data is escaped here."""
+"""Building blocks of a self-contained HTML page; everything that comes from data is escaped here."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -41,21 +41,21 @@ figure img { display: block; max-width: 100%; height: auto; background: #fff; pa
 
 
 class Markup(str):
-    """HTML made by this module; a plain str is data, and is escaped wherever it is put."""
+    """HTML made by this module; a plain str is data, and is escaped wherever it is inserted."""
 
 
 def text(value: object) -> Markup:
-    """Data as HTML: escaped, with quotes, unless it is Markup already."""
+    """Data as HTML: escaped, including quotes, unless it is already Markup."""
     return value if isinstance(value, Markup) else Markup(escape(str(value), quote=True))
 
 
 def paragraph(value: object) -> Markup:
-    """A paragraph of data."""
+    """A paragraph containing data."""
     return Markup(f"<p>{text(value)}</p>")
 
 
 def verdict(passed: bool) -> Markup:
-    """The word pass or FAIL, in words as well as in colour."""
+    """The word pass or FAIL, so that the result does not depend on colour alone."""
     return Markup('<span class="good">pass</span>' if passed else '<span class="bad">FAIL</span>')
 
 
@@ -69,9 +69,9 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> Markup:
 
 
 def image(png: bytes, alt: object, caption: object = "", width: int | None = None) -> Markup:
-    """A PNG inside the page (data URI) with its alternative text and a caption above it.
+    """A PNG embedded in the page (data URI), with alternative text and a caption above it.
 
-    width  CSS pixels, for images that are stored denser or smaller than they are shown
+    width  displayed width in CSS pixels, if it differs from the image's own
     """
     size = f' width="{int(width)}"' if width is not None else ""
     source = base64.b64encode(png).decode("ascii")
@@ -82,7 +82,7 @@ def image(png: bytes, alt: object, caption: object = "", width: int | None = Non
 
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[Markup]]], opening: Sequence[Markup] = ()) -> str:
-    """A whole HTML page that needs no network and runs no script.
+    """A complete HTML page that needs no network and runs no scripts.
 
     sections  (heading, its parts) in order; the headings are linked at the top
     """

@@ -1,4 +1,4 @@
-"""Images in named rows, each with a caption: the form of N Fig. 2, 3, 4, 6 and 7."""
+"""Captioned images in labelled rows, in the form of N Fig. 2, 3, 4, 6 and 7."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ Panel = tuple[Tensor, str]  # image [3, H, W] in 0 … 1, and what is written ab
 
 @styled
 def panel_figure(title: str, rows: Sequence[tuple[str, Sequence[Panel]]]) -> "Figure":
-    """Images in named rows of one length, each with its caption."""
+    """Captioned images in labelled rows of equal length."""
     columns = len(rows[0][1])
     figure, axes = new_figure(1.0 + len(rows) * 8.4 / max(columns, 3), len(rows), columns)
     figure.suptitle(title)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def paper_figures(folder: str | os.PathLike[str], image: Image.Image | None = None) -> list[Path]:
-    """Write N Fig. 1, 5 and 8 into a folder, which is made when it is absent; returns the paths.
+    """Write N Fig. 1, 5 and 8 into a folder, which is created if needed; returns the paths.
 
-    image  the picture that Fig. 1 noises, 100 pixels a side or more; a drawn landscape by default
-    Raises InputError when the folder's place is taken by a file, or the image is too small.
+    image  the image to be noised in Fig. 1, at least 100 pixels a side; a drawn landscape by default
+    Raises InputError when `folder` is a file, or the image is too small.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

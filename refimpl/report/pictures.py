@@ -1,4 +1,4 @@
-"""Grids of images with their captions, as one picture (PIL)."""
+"""Grids of captioned images, as one PIL image."""
 
 import io
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """The font of the figures, which has σ and ∞; Pillow's own has not."""
+    """The font of the figures, which has σ and ∞; Pillow's default font does not."""
     path = Path(matplotlib_module().get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), FONT_SIZE)
 
 
 def as_picture(pixels: Any) -> Image.Image:
-    """A uint8 array or tensor [H, W, 3] as an RGB image. Raises InputError on anything else."""
+    """A uint8 array or tensor [H, W, 3] as an RGB image. Raises InputError for anything else."""
     array = np.asarray(pixels)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise InputError(f"images must be uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")
@@ -35,7 +35,7 @@ def as_picture(pixels: Any) -> Image.Image:
 
 
 def wrap(text: str, width: float, font: ImageFont.FreeTypeFont, lines: int = LINES) -> list[str]:
-    """The text in at most `lines` lines of `width` pixels; what does not fit ends in an ellipsis."""
+    """The text in at most `lines` lines of `width` pixels; text that does not fit is cut with an ellipsis."""
     wrapped: list[str] = [""]
     for word in " ".join(text.split()).split(" "):
         longer = f"{wrapped[-1]} {word}".strip()
@@ -57,7 +57,7 @@ def sample_grid(images: Any, labels: Sequence[str], columns: int | None = None) 
 
     images   uint8 [N, H, W, 3], or a list of [H, W, 3] that may differ in size
     labels   N captions; long ones are cut after three lines
-    columns  cells in a row; by default as fit GRID_WIDTH pixels, in evenly filled rows
+    columns  cells per row; by default as many as fit into GRID_WIDTH pixels, in evenly filled rows
     Raises InputError when there are no images, or not one label for each.
     """
     pictures = [as_picture(image) for image in images]
@@ -90,7 +90,7 @@ def sample_grid(images: Any, labels: Sequence[str], columns: int | None = None) 
 
 
 def above(first: Any, second: Any) -> NDArray[np.uint8]:
-    """Two images of one size as one, the first above the second with a white gap between.
+    """Two images of the same size as one, the first above the second with a white gap between them.
 
     first, second  uint8 [H, W, 3]        returns  uint8 [2·H + 2, W, 3]
     Raises InputError when their sizes differ.
@@ -102,7 +102,7 @@ def above(first: Any, second: Any) -> NDArray[np.uint8]:
 
 
 def png(picture: Image.Image) -> bytes:
-    """The picture as a PNG file."""
+    """The image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""report.html of a run: plain numbers and images in, one self-contained page out."""
+"""A run's report.html: one self-contained page made from plain numbers and images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ Section = tuple[str, list[Markup]]
 
 @dataclass(frozen=True)
 class Criterion:
-    """One thing that the run had to reach."""
+    """One target that the run had to reach."""
 
     name: str
     measured: str | float
@@ -45,7 +45,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What a report says, as plain data. A part that is left out (None or empty) has no section."""
+    """The content of a report, as plain data. A part that is left out (None or empty) has no section."""
 
     title: str
     summary: Sequence[str] = ()  # paragraphs
@@ -105,14 +105,14 @@ def _buckets(content: ReportContent) -> Section:
 def _schedule(content: ReportContent, plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> Section:
     caption = "N Fig. 5: the published schedule stops short of pure noise; rescaled, it reaches σ = ∞."
     drawn = figures.schedule_figure(plain, zero_terminal)
-    parts = [_figure(drawn, "noise level over timestep, two schedules", caption)]
+    parts = [_figure(drawn, "noise level against timestep, two schedules", caption)]
     if content.noised is not None:
         caption = (
             "N Fig. 1: at σ = 14.6, where the published schedule ends, the lowest frequencies of a 512 × 512 "
             "image are still there; at σ = ∞ they are gone."
         )
         drawn = noised_image(content.noised, plain, zero_terminal)
-        parts.append(_figure(drawn, "an image under growing noise", caption))
+        parts.append(_figure(drawn, "an image under increasing noise", caption))
     return "Schedule", parts
 
 
@@ -147,7 +147,7 @@ def _reconstructions(content: ReportContent) -> Section:
         )
     pairs = zip(content.originals, content.reconstructions, strict=True)
     images = [pictures.above(original, rebuilt) for original, rebuilt in pairs]
-    grid = Grid("Held-out images above, below them what the VAE makes of them", images,
+    grid = Grid("Held-out images, each above its VAE reconstruction", images,
                 [f"{psnr:.1f} dB" for psnr in content.psnr])  # fmt: skip
     mean = float(np.mean(content.psnr))
     return "VAE reconstructions", [paragraph(f"Mean PSNR of those shown: {mean:.2f} dB."), _grid(grid)]
@@ -160,7 +160,7 @@ def _sections(content: ReportContent) -> list[Section]:
     if content.samples:
         sections.append(("Samples", [_grid(grid) for grid in content.samples]))
     if content.losses:
-        sections.append(("Loss", [_figure(figures.loss_curve(content.losses), "loss over step")]))
+        sections.append(("Loss", [_figure(figures.loss_curve(content.losses), "loss against step")]))
     if content.buckets:
         sections.append(_buckets(content))
     if content.schedules is not None:

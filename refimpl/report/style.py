@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-# Okabe & Ito 2008: distinct with every common colour vision, and in grey.
+# Okabe & Ito 2008: distinguishable with every common form of colour vision, and in greyscale.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = (
     "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#767676",
 )  # fmt: skip
@@ -52,7 +52,7 @@ def matplotlib_module() -> Any:
 
 
 def styled(draw: Callable[P, "Figure"]) -> Callable[P, "Figure"]:
-    """Runs a drawing function under STYLE and leaves the caller's matplotlib settings alone."""
+    """Run a drawing function under STYLE without changing the caller's matplotlib settings."""
 
     @wraps(draw)
     def under_style(*args: P.args, **kwargs: P.kwargs) -> "Figure":
@@ -65,9 +65,9 @@ def styled(draw: Callable[P, "Figure"]) -> Callable[P, "Figure"]:
 def new_figure(
     height: float, rows: int = 1, columns: int = 1, **subplots: Any
 ) -> tuple["Figure", list["Axes"]]:
-    """An empty figure of the page's width and its axes, row by row; height in inches.
+    """An empty figure as wide as the page, and its axes, row by row; height in inches.
 
-    Figure objects are made directly, never through pyplot: no window system, no global state.
+    Figure objects are created directly, never through pyplot, which needs a window system and global state.
     """
     matplotlib_module()
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def new_figure(
 
 
 def png_bytes(figure: "Figure") -> bytes:
-    """The figure as a PNG file; the same figure gives the same bytes."""
+    """The figure as the bytes of a PNG file; the same figure always gives the same bytes."""
     buffer = io.BytesIO()
     with matplotlib_module().rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""Finetuning the decoder: what changes, what must not, and going on after a stop (N §4.4)."""
+"""Finetuning the decoder: what changes, what must not, and resuming after a stop (N §4.4)."""
 
 import io
 import json
@@ -114,11 +114,11 @@ def test_jpeg_degraded_images_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 8}, "decoder.size 8 px is below the window of SSIM, 11 px"),
+        ({"size": 8}, "decoder.size 8 px is below the SSIM window, 11 px"),
         ({"size": 33}, "decoder.size 33 px is not a multiple of the autoencoder's factor 8"),
         ({"batch_size": 1000}, "images are fewer than one batch, decoder.batch_size 1000"),
         ({"perceptual_weight": 1.0}, "needs a feature network"),
-        ({"adversarial_weight": 1.0, "size": 16}, "below the discriminator's smallest picture, 24 px"),
+        ({"adversarial_weight": 1.0, "size": 16}, "below the discriminator's smallest image, 24 px"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(
@@ -151,7 +151,7 @@ def test_the_rate_that_makes_the_loss_infinite_is_named(index: Index, tmp_path: 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """An autoencoder with its unusual number of groups noted."""
+    """An autoencoder whose unusual number of groups is recorded in the metadata."""
     path = tmp_path / "autoencoder.safetensors"
     safetensors_file.write(path, fresh_vae().state_dict(), noted({}, Architecture(vae=VAE_CONFIG)))
     return path
@@ -207,7 +207,7 @@ def test_a_resumed_run_keeps_its_start_and_its_images(weights: Path, root: Path,
     assert not run.exists()
     command(weights, root, run)
     before = (run / "vae.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(InputError, match="has done 3 already; give at least as many"):
+    with pytest.raises(InputError, match="has already done 3; give at least as many"):
         command(weights, root, run, "--resume", "--decoder.steps", "2")
     with pytest.raises(InputError, match="images was 18, now 4"):
         command(weights, root, run, "--resume", "--folder", str(root / "heldout"))

@@ -1,4 +1,4 @@
-"""What a restored picture is compared by."""
+"""The reconstruction losses."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FIRST, SECOND = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
 
 
 class Edges(torch.nn.Module):
-    """Differences along rows and along columns, as two layers' maps."""
+    """Differences along rows and along columns, as the feature maps of two layers."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [x[..., 1:] - x[..., :-1], x[:, :, 1:] - x[:, :, :-1]]
@@ -35,7 +35,7 @@ def test_l1() -> None:
 
 
 def test_the_distance_is_that_of_unit_vectors() -> None:
-    """(1, 0, 0) and (0, 3, 0) are √2 apart as unit vectors; places without any feature are 0."""
+    """(1, 0, 0) and (0, 3, 0) are √2 apart as unit vectors; positions where all features are 0 stay 0."""
     one, other = torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2)
     one[0, 0, 0, 0], other[0, 1, 0, 0] = 1.0, 3.0
     assert perceptual_loss(lambda x: [x], one, other).item() == pytest.approx((2 + 0) / 2)
@@ -62,7 +62,7 @@ def test_files_that_are_no_such_network_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pt does not exist"):
         load_features(tmp_path / "none.pt", 8, CPU)
     (tmp_path / "text.pt").write_text("not a network")
-    with pytest.raises(InputError, match=r"text\.pt cannot be used on pictures of 8 px"):
+    with pytest.raises(InputError, match=r"text\.pt cannot be used on images of 8 px"):
         load_features(tmp_path / "text.pt", 8, CPU)
-    with pytest.raises(InputError, match=r"must give a tensor or a list of tensors \[B, C, h, w\]"):
+    with pytest.raises(InputError, match=r"must return a tensor or a list of tensors \[B, C, h, w\]"):
         load_features(save(Numbers(), tmp_path / "numbers.pt"), 8, CPU)

@@ -1,4 +1,4 @@
-"""Statistics of a data set: the same on any number of ranks, in any batches; from images and from a cache."""
+"""Statistics of a data set: the same for any number of ranks and any batches, from images and from a cache."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ BUCKETS = [(16, 8), (16, 16), (8, 24)]
 
 
 def latents_of(count: int) -> tuple[np.ndarray, list[Tensor]]:
-    """Buckets, and latents [2, h, w] float64 of mean 5 and −3 and spread 2 and 0.1."""
+    """Buckets, and latents [2, h, w] float64 whose channels have mean 5 and −3 and std 2 and 0.1."""
     draw = torch.Generator().manual_seed(0)
     bucket_of = torch.randint(0, len(BUCKETS), (count,), generator=draw).numpy()
     wide = torch.tensor([2.0, 0.1])[:, None, None], torch.tensor([5.0, -3.0])[:, None, None]
@@ -38,7 +38,7 @@ def latents_of(count: int) -> tuple[np.ndarray, list[Tensor]]:
 
 @given(count=st.integers(1, 200), seed=st.integers(0, 3))
 def test_every_point_of_the_curve_is_the_one_pass_value(count: int, seed: int) -> None:
-    """Of the first n images in one order: against torch over all their cells at once."""
+    """Statistics of the first n images of the order, against torch over all their cells at once."""
     bucket_of, latents = latents_of(count)
     seen: list[int] = []
 
@@ -75,7 +75,7 @@ def measured(config: str, out: Path, *options: str) -> dict:
 
 
 def test_images_and_their_cache_agree(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Images of a bucket's own size have one crop, which is also the central one."""
+    """Images of exactly the bucket's size have only one crop, which is also the central one."""
     config = caches.toml(
         root, tmp_path, buckets={"max_area": 2304, "max_side": 64, "min_side": 32, "step": 8}
     )
@@ -125,7 +125,7 @@ def test_figures_of_what_was_measured(root: Path, tmp_path: Path, capsys: pytest
         drawn.T, (stds - stds[-1]) / stds[-1], rtol=WELFORD_RELATIVE, atol=WELFORD_RELATIVE
     )
     (tmp_path / "plain.json").write_text('{"mean": [1], "std": [1]}')
-    for name, message in (("plain.json", "holds no measurement"), ("nowhere.json", "can't be read")):
+    for name, message in (("plain.json", "is not a file written by"), ("nowhere.json", "can't be read")):
         with pytest.raises(InputError, match=message):
             figures_command(["--statistics", str(tmp_path / name), "--out", str(tmp_path / "figures")])
     with pytest.raises(InputError, match="the curve is empty"):

@@ -13,7 +13,7 @@ from tests.tolerances import FLOAT32_ROUNDING
 
 
 def receptive_field(network: PatchDiscriminator, side: int) -> int:
-    """Rows of the picture that the middle patch's judgement depends on, where group norms are left out."""
+    """Rows of the image on which the middle patch's output depends, with the group norms removed."""
     plain = torch.nn.Sequential(*[m for m in network.layers if not isinstance(m, torch.nn.GroupNorm)])
     x = torch.zeros(1, 3, side, side, requires_grad=True)
     judgement = plain(x)

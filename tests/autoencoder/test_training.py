@@ -1,4 +1,4 @@
-"""Training an autoencoder, measuring its latents, and keeping both (S §2.4, N App. B)."""
+"""Training an autoencoder, measuring its latents, and saving both (S §2.4, N App. B)."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def test_training_lowers_the_error(root: Path) -> None:
 
 
 def test_measured_statistics_standardise_the_latents(root: Path) -> None:
-    """Mean 0 and variance 1 in every channel over all latent cells, computed here in one pass."""
+    """Mean 0 and variance 1 in every channel over all latent cells, computed here over all cells at once."""
     data = stage(runs.config(root, root))
     vae = train_autoencoder(data.index, VAE_CONFIG, SHORT, 0, CPU)
     scale_shift, statistics = measure_scale_shift(vae, data.index, data.buckets, data.bucket_of, CPU)
@@ -135,7 +135,7 @@ def test_given_statistics_are_taken_as_they_are(root: Path, tmp_path: Path) -> N
 
 
 def test_any_number_of_steps_has_a_rate(root: Path, tmp_path: Path) -> None:
-    """At 20 the warm-up of 5 % is a single step."""
+    """With 20 steps, a warm-up of 5 % is a single step."""
     config = runs.config(root, tmp_path)
     data = read_stage(config, config.all_stages()[0])
     settings = LatentConfig(train_steps=20, train_batch=2, train_size=8)

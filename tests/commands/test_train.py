@@ -46,7 +46,7 @@ def nothing(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], list[str]]] = {
-    "empty folder": (empty, {}, ["{data}/train: no image in it"]),
+    "empty folder": (empty, {}, ["{data}/train: no images in it"]),
     "absent folder": (
         nothing, {"data": {"folder": "/nowhere/at/all"}}, ["/nowhere/at/all: there is no such folder"],
     ),

@@ -23,7 +23,7 @@ def write_png(
     *before: bytes,
     after: bytes = b"",
 ) -> Path:
-    """A PNG of one IDAT; `rows` holds the filter bytes; further chunks before and after it."""
+    """A PNG with one IDAT; `rows` includes the filter bytes; further chunks go before and after it."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
     pixels = png_chunk(b"IDAT", zlib.compress(rows))
     path.write_bytes(
@@ -33,12 +33,12 @@ def write_png(
 
 
 def exif_bytes(orientation: int) -> bytes:
-    """A TIFF header with the orientation tag, as EXIF chunks hold it."""
+    """A TIFF header with the orientation tag, as in EXIF chunks."""
     return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
 def profile_with_red_and_blue_exchanged() -> bytes:
-    """sRGB whose first channel is blue: a pixel (r, g, b) under it is (b, g, r) in sRGB."""
+    """sRGB with red and blue swapped: a pixel (r, g, b) in it is (b, g, r) in sRGB."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return srgb.replace(b"rXYZ", b"****", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"****", b"bXYZ", 1)
 
@@ -56,14 +56,14 @@ def _profile(space: bytes, connection: bytes, kind: bytes, tags: dict[bytes, byt
 
 
 def linear_grey_profile() -> bytes:
-    """Grey whose values are light, not its usual power."""
+    """Grey with linear-light values instead of the usual gamma."""
     curve = b"curv\0\0\0\0" + struct.pack(">I", 0)
     white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
     return _profile(b"GRAY", b"XYZ ", b"mntr", {b"wtpt": white, b"kTRC": curve})
 
 
 def cmyk_profile_with_green_cyan() -> bytes:
-    """CMYK under which paper is white, cyan ink a green, and any other mixture black."""
+    """CMYK in which paper is white, cyan ink is a green, and any other mixture is black."""
     corners = [(0, 128, 128)] * 16  # Lab of the table's 2⁴ corners, cyan slowest
     corners[0b0000] = 255, 128, 128
     corners[0b1000] = 128, 64, 192
@@ -76,7 +76,7 @@ def cmyk_profile_with_green_cyan() -> bytes:
 
 
 def quadrants(width: int = 64, height: int = 32) -> np.ndarray:
-    """Red, green / blue, white: no two orientations of it look alike."""
+    """Red, green / blue, white: no two of its orientations look alike."""
     image = np.empty((height, width, 3), np.uint8)
     image[: height // 2, : width // 2] = 255, 0, 0
     image[: height // 2, width // 2 :] = 0, 255, 0

@@ -22,7 +22,7 @@ WRITTEN = {"a": "alice, red dress", "b": "blue", "sub/c": "bob, blue"}
 
 
 def picture(name: str) -> bytes:
-    """A PNG of its own size and colours."""
+    """A PNG with a size and colours of its own."""
     width, height = SIZES[name]
     pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return encoded(Image.fromarray(pixels), "PNG")

@@ -1,4 +1,4 @@
-"""Buckets and the assignment to them (N §4.1.2; S App. H)."""
+"""Buckets and the assignment of images to them (N §4.1.2; S App. H)."""
 
 import math
 from fractions import Fraction
@@ -116,7 +116,7 @@ def test_impossible_buckets_are_named(buckets: list) -> None:
 
 
 def nearest_exactly(width: int, height: int, buckets: list[tuple[int, int]], metric: str) -> int:
-    """The definition, in rational numbers: least error, then nearest area, then lowest index."""
+    """The definition in rational arithmetic: least error, then nearest area, then lowest index."""
 
     def rank(index: int) -> tuple[Fraction, int, int]:
         across, down = buckets[index]
@@ -208,11 +208,11 @@ def test_assign_takes_any_integers_and_any_number_of_images() -> None:
         ([4, 4, 4], [4, 4, -2], "log", "image 2 is 4x-2"),
         ([2**31], [4], "log", "image 0 is 2147483648x4"),
         ([4, 4], [4], "log", "2 widths but 1 heights"),
-        ([4.5], [4], "log", "whole number of pixels"),
-        ([math.nan], [4], "log", "whole number of pixels"),
-        ([math.inf], [4], "log", "whole number of pixels"),
+        ([4.5], [4], "log", "one integer, in pixels, per image"),
+        ([math.nan], [4], "log", "one integer, in pixels, per image"),
+        ([math.inf], [4], "log", "one integer, in pixels, per image"),
         ([4, 0.0], [4, 4], "log", "image 1 is 0x4"),
-        ([[4]], [[4]], "log", "one whole number of pixels per image"),
+        ([[4]], [[4]], "log", "one integer, in pixels, per image"),
         ([4], [4], "euclidean", "unknown aspect metric 'euclidean'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Captions of tags: reading, dropping, shuffling."""
+"""Captions made of tags: parsing, dropout, shuffling."""
 
 from collections import Counter
 
@@ -78,7 +78,7 @@ TAGS = {"artist": ("ann", "bob"), "general": ("red", "bob"), "character": ("eve"
 
 
 class Always:
-    """Draws that are all the lowest or all the highest."""
+    """Draws that are always the lowest or always the highest."""
 
     def __init__(self, highest: bool) -> None:
         self.highest, self.drawn = highest, 0

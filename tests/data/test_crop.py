@@ -23,7 +23,7 @@ BUCKETS = [(8, 8), (8, 16), (24, 8), (32, 32), (64, 16)]
 
 
 class At:
-    """Draws the given numbers, top first, and notes the ranges asked for."""
+    """Draws the given numbers, top first, and records the ranges requested."""
 
     def __init__(self, *values: int) -> None:
         self.values = list(values)
@@ -37,7 +37,7 @@ class At:
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """Red grows to the right, green downwards, blue is noise that overshoots no end of the scale."""
+    """Red increases to the right, green downwards; blue is noise whose filtered values stay within the scale."""
     noise = np.random.default_rng(0).integers(80, 176, (height, width))
     red = np.broadcast_to(np.linspace(0, 255, width), (height, width))
     green = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
@@ -123,7 +123,7 @@ def test_extreme_sizes(size: tuple[int, int], bucket: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(60, 2000), (2000, 60), (5, 400)])
 def test_the_part_computed_of_a_long_image_is_that_of_the_whole(size: tuple[int, int]) -> None:
     column, row = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
-    # As wide as the lobes of the filter, and along one axis only: no rounding between two passes.
+    # As wide as the lobes of the filter, and along one axis only, so there is no rounding between two passes.
     stripes = (column if size[0] > size[1] else row) // 8 % 2 * 255
     image = Image.fromarray(np.repeat(stripes[:, :, None], 3, 2).astype(np.uint8))
     across, down = cover_size(*size, (8, 8))
@@ -136,7 +136,7 @@ def test_the_part_computed_of_a_long_image_is_that_of_the_whole(size: tuple[int,
 
 
 def test_the_crop_of_a_very_long_image_is_where_it_says() -> None:
-    """Row i of 10,000 has grey i // 100; scaled 8 times, the crop from row 8 · 5,000 shows grey 50."""
+    """Row i of 10,000 has grey i // 100; scaled by 8, the crop from row 8 · 5,000 shows grey 50."""
     rows = np.repeat(np.arange(100, dtype=np.uint8), 100)
     image = Image.fromarray(np.broadcast_to(rows[:, None, None], (10_000, 1, 3)).copy())
     cropped, _ = cover_and_crop(image, (8, 80), At(8 * 5_050, 0))

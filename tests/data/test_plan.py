@@ -22,7 +22,7 @@ MODES: list[Mode] = ["global", "paper"]
 
 
 def all_batches(plan: Plan) -> list[list[tuple[int, list[int]]]]:
-    """Batches by rank."""
+    """The batches of every rank."""
     return [
         [(bucket, items.tolist()) for bucket, items in plan.batches(rank)] for rank in range(plan.world_size)
     ]
@@ -156,7 +156,7 @@ def global_batches(plan: Plan) -> list[tuple[int, list[int]]]:
 
 
 def test_leftovers_of_like_aspects_meet() -> None:
-    """Buckets listed wide, tall, wide, tall: joined by aspect, no batch mixes wide with tall."""
+    """With buckets listed wide, tall, wide, tall, joining by aspect means that no batch mixes wide with tall."""
     bucket_aspects = np.array([2.0, 0.5, 1.9, 0.6])
     bucket_of = np.array([0, 1, 2, 3])
     plan = plan_epoch(bucket_of, 2, 0, 0, aspects=bucket_aspects[bucket_of], bucket_aspects=bucket_aspects)
@@ -184,7 +184,7 @@ def test_plans_are_functions_of_seed_and_epoch(mode: Mode) -> None:
 
 
 def test_pinned_plan() -> None:
-    """Must never change: a resumed run would train on other batches."""
+    """These must never change: a resumed run would train on other batches."""
     plan = plan_epoch([0, 1, 2, 0, 1, 2, 0, 0, 0, 1, 1], 2, seed=1, epoch=2, world_size=2)
     assert global_batches(plan) == [(0, [0, 6, 2, 5]), (1, [4, 1, 10, 9])]
     assert plan.dropped.tolist() == [3, 7, 8]
@@ -216,7 +216,7 @@ def test_paper_mode_has_no_global_batch() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_batch_order_is_that_of_drawing_by_remaining_share(mode: Mode) -> None:
-    """Buckets of 3, 2 and 1 batches: all 60 sequences of buckets are equally likely under N's drawing."""
+    """With buckets of 3, 2 and 1 batches, all 60 sequences of buckets are equally likely when drawn as N does."""
     bucket_of = [0, 0, 0, 1, 1, 2]
     plans = [plan_epoch(bucket_of, 1, seed, epoch, mode=mode) for seed in range(60) for epoch in range(60)]
     sequences = Counter(tuple(bucket for bucket, _ in plan.batches()) for plan in plans)
@@ -225,7 +225,7 @@ def test_batch_order_is_that_of_drawing_by_remaining_share(mode: Mode) -> None:
 
 
 def test_small_buckets_last_as_long_as_large_ones() -> None:
-    """200 batches of one bucket and 10 of another: the rare ones are spread evenly over the epoch's fifths."""
+    """With 200 batches of one bucket and 10 of another, the rare ones are spread evenly over the epoch's fifths."""
     bucket_of = [0] * 400 + [1] * 20
     fifths = Counter(
         5 * step // 210
@@ -326,7 +326,7 @@ def test_a_million_items_are_planned_exactly_once() -> None:
 
 
 def check_plans_of_random_data_sets(data_sets: int, seed: int) -> None:
-    """Every id once per epoch or dropped, and as many steps on every rank, so that none waits for ever."""
+    """Every id occurs once per epoch or is dropped, and every rank has as many steps, so none waits for ever."""
     generator = np.random.default_rng(seed)
     for number in range(data_sets):
         n_buckets, n_items = int(generator.integers(1, 34)), int(generator.integers(8, 200))

@@ -1,4 +1,4 @@
-"""Shuffles: the same permutation everywhere, unbiased (N §4.1.2)."""
+"""Shuffles: unbiased, and the same permutation on every platform (N §4.1.2)."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.tolerances import CHANCE
 
 
 def philox4x64(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x64-10 (Salmon et al. 2011), written from the paper in Python's integers."""
+    """Philox4x64-10 (Salmon et al. 2011), written from the paper with Python's integers."""
     c, k = list(counter), list(key)
     for _ in range(10):
         low = c[0] * 0xD2E7470EE14C6C93
@@ -39,7 +39,7 @@ def test_words_are_philox(seed: int, epoch: int, rank: int, stream: Stream) -> N
 
 
 def test_pinned_permutation() -> None:
-    """Must never change, on any platform or with any release: a resumed run would train on other batches."""
+    """These must never change, on any platform or with any release: a resumed run would train on other batches."""
     assert shuffled(10, seed=1, epoch=2, stream=Stream.ITEMS).tolist() == [4, 2, 0, 6, 1, 5, 9, 8, 7, 3]
 
 

@@ -115,7 +115,7 @@ def test_quality(score: float, tag: str | None) -> None:
     [
         ({"text": 5}, "its text is 5"),
         ({"tags": 5}, "its tags are 5"),
-        ({"tags": [5]}, "its tag 5 is no string"),
+        ({"tags": [5]}, "its tag 5 is neither a string"),
         ({"tags": [{"category": 1}]}, "has no name"),
         ({"tags": [["x", 99]]}, "tag class 99 is neither a name nor one of 0 general"),
         ({"tags": {"artist": 5}}, "its tags are 5"),
@@ -159,7 +159,7 @@ def test_tag_tables(name: str, content: str, table: dict, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.json", b"[]", "it is no table"),
+        ("t.json", b"[]", "it is not a JSON object"),
         ("t.json", b"{", "not a tag table"),
         ("t.json", b'{"a": 9}', "tag class 9 is neither"),
         ("t.csv", b"name,count\na,1\n", "needs the columns name and category"),

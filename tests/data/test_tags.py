@@ -1,4 +1,4 @@
-"""Tag-based loss weights (N §4.3; the formula is ours)."""
+"""Tag-based loss weights (N §4.3; the formula is not from a paper)."""
 
 import math
 
@@ -135,7 +135,7 @@ def test_senseless_settings_are_named(options: dict, message: str) -> None:
 
 
 def listed(images: list) -> object:
-    """The tags as the column of an index."""
+    """The tags as a column of an index."""
     rows = Gathered("/data")
     for number, tags in enumerate(images):
         rows.add(Row(f"{number:03}", "x.png", 1, 1, 1, "", tags, True, None))

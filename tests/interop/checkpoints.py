@@ -1,4 +1,4 @@
-"""Checkpoints of small models for the tests of other tools' formats, filled with numbers or with any bits."""
+"""Checkpoints of small models for the tests of other tools' formats, with random values or arbitrary bits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ PARTS = ("unet", "vae", "text_l", "text_g")
 
 
 def shapes_only(architecture: Architecture, metadata: Mapping[str, str] | None = None) -> Checkpoint:
-    """A checkpoint of this shape whose tensors have no values."""
+    """A checkpoint of this architecture on the meta device."""
     with torch.device("meta"):
         text_l = architecture.text_l and CLIPTextModel(architecture.text_l).state_dict()
         text_g = architecture.text_g and CLIPTextModelWithProjection(architecture.text_g).state_dict()
@@ -38,7 +38,7 @@ def random_bits(
     other: Mapping[str, Tensor] | None = None,
     **fields,
 ) -> Checkpoint:
-    """A checkpoint of any bits, NaNs of every kind among them; each tensor has one of the dtypes."""
+    """A checkpoint of arbitrary bits, including NaNs of every kind; each tensor has one of the dtypes."""
     generator = torch.Generator().manual_seed(seed)
 
     def fill(state: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
@@ -61,7 +61,7 @@ def random_bits(
 
 
 def working(seed: int = 0, **fields) -> Checkpoint:
-    """A tiny checkpoint whose networks compute something: nothing in them is zero but biases."""
+    """A tiny checkpoint whose networks compute something: only biases are zero."""
     torch.manual_seed(seed)
     unet, vae = UNet(UNetConfig.tiny()), VAE(VAEConfig.tiny())
     with torch.no_grad():
@@ -76,7 +76,7 @@ def working(seed: int = 0, **fields) -> Checkpoint:
 
 
 def same_bits(one: Mapping[str, Tensor] | None, two: Mapping[str, Tensor] | None) -> bool:
-    """Same names, dtypes, shapes and bytes."""
+    """Whether names, dtypes, shapes and bytes are all the same."""
     if one is None or two is None:
         return one is two
     return one.keys() == two.keys() and all(
@@ -95,6 +95,6 @@ def bits(tensor: Tensor) -> bytes:
 
 
 def private_bytes() -> int:
-    """Memory of this process that is in no file."""
+    """Memory of this process that is not backed by a file."""
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""Small networks with adapters that have an effect, and the spellings in which other trainers store them."""
+"""Small networks with adapters that have an effect, and the key names with which other trainers store them."""
 
 import functools
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ EVERYTHING = (*ATTENTION_TARGETS, *CONVOLUTIONS, *OUTER)
 
 
 def fill(network: nn.Module, seed: int) -> nn.Module:
-    """Draws the up maps, which start at 0."""
+    """Draw the up matrices, which start at 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in adapted_layers(network).values():
@@ -32,7 +32,7 @@ def fill(network: nn.Module, seed: int) -> nn.Module:
 
 
 def unet(seed: int = 0) -> UNet:
-    """The tiny UNet, every tensor of it filled, the same for the same seed."""
+    """The tiny UNet with every tensor filled; the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return trained_looking(UNet(CONFIG)).eval()
@@ -51,13 +51,13 @@ def networks(
 
 
 def lora_file(parts: Mapping[str, nn.Module], **metadata: str) -> LoRAFile:
-    """What a file of these networks' adapters holds."""
+    """The contents of a file of these networks' adapters."""
     return LoRAFile(**{part: lora_state(network) for part, network in parts.items()}, metadata=metadata)
 
 
 @functools.cache
 def example() -> LoRAFile:
-    """Adapters of every kind of module of the tiny UNet and towers; not to be changed."""
+    """Adapters of every kind of module of the tiny UNet and towers; must not be changed."""
     return lora_file(networks())
 
 
@@ -72,7 +72,7 @@ def diffusers_spelled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def kohya(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """kohya's keys: the module's dots as underscores."""
+    """kohya's keys: the module's name with underscores for dots."""
     spelled = {}
     for key, value in state.items():
         module, slot = key.replace(".lora_", "|lora_").replace(".alpha", "|alpha").split("|")
@@ -81,7 +81,7 @@ def kohya(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def peft(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """PEFT's keys; no alphas, which PEFT keeps in a file of their own."""
+    """PEFT's keys, without alphas, which PEFT keeps in a separate file."""
     letters = {"lora_down": "lora_A", "lora_up": "lora_B"}
     spelled = {}
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""Figures: the drawn data are the given data, and the numbers of N stand where its figures show them."""
+"""Figures: the drawn data are the given data, and N's numbers appear where its figures show them."""
 
 import matplotlib as mpl
 import numpy as np
@@ -123,7 +123,7 @@ def test_latent_statistics_bars_are_the_moments():
 
 
 def test_latent_statistics_of_unequal_channels_are_refused():
-    with pytest.raises(InputError, match="standardised has 1 means and 2 stds; wanted 2"):
+    with pytest.raises(InputError, match="standardised has 1 means and 2 stds; expected 2"):
         figures.latent_statistics(([0, 0], [1, 1]), ([0], [1, 1]))
 
 

@@ -1,4 +1,4 @@
-"""The three figures of N that need no network come out as PNG files."""
+"""The three figures of N that need no trained network are written as PNG files."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Grids of images: every pixel is where its caption is, whatever the sizes and the captions hold."""
+"""Grids of images: every image is above its caption, whatever the sizes and the captions."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""report.html: whole, self-contained, and inert whatever the data hold."""
+"""report.html: complete, self-contained, and free of active content whatever the data contain."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ HOSTILE = "<script>alert('x')</script>\" onload=\"y' & <b>"
 
 
 class Reader(HTMLParser):
-    """Collects elements, attributes and visible text; nothing that the data hold may become an element."""
+    """Collects elements, attributes and visible text; nothing in the data may become an element."""
 
     def __init__(self, markup: str):
         super().__init__(convert_charrefs=True)
@@ -118,7 +118,7 @@ def test_nothing_is_loaded_from_anywhere_and_nothing_runs(full, hostile):
 
 
 def test_hostile_words_are_shown_as_they_are(full, hostile):
-    """The same elements whatever the words; each place that shows words shows them unchanged."""
+    """The elements are the same whatever the text, and every place that shows the text shows it unchanged."""
     assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in full.elements]
     shown = "".join(hostile.visible)
     assert shown.count(HOSTILE) == "".join(full.visible).count("plain")

@@ -145,7 +145,7 @@ def test_adapters_of_another_network_are_refused(
     shutil.rmtree(other / "checkpoints")
     shutil.copytree(adapted / "checkpoints", other / "checkpoints")
     with pytest.raises(
-        InputError, match=r"holds adapters of another UNet than .*components/unet\.safetensors"
+        InputError, match=r"holds adapters of a UNet other than .*components/unet\.safetensors"
     ):
         load_model(other)
 

@@ -1,1 +1,1 @@
-"""The demo's pictures: drawings and photographs, with captions."""
+"""The images of the demo data set: drawings and photographs, with captions."""

@@ -1,4 +1,4 @@
-"""The demo data set: photographs and drawn illustrations with tags, in the sidecar layout (image, `.txt`)."""
+"""The demo data set: photographs and drawn illustrations with tags, each image with a `.txt` sidecar."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TRAIN, HELDOUT = "train", "heldout"
 
 @dataclass(frozen=True)
 class DemoManifest:
-    """What a demo data folder holds; saved as manifest.json beside the folders train/ and heldout/."""
+    """The contents of a demo data folder; saved as manifest.json beside the folders train/ and heldout/."""
 
     version: int
     seed: int
@@ -96,14 +96,14 @@ def _write_all(
 
 
 def read_demo_manifest(folder: str | os.PathLike[str]) -> DemoManifest:
-    """The manifest of a demo data folder. Raises InputError when there is none that can be read."""
+    """The manifest of a demo data folder. Raises InputError when it is missing or can't be read."""
     path = Path(folder) / MANIFEST
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["licences"] = tuple(Licence(**licence) for licence in fields["licences"])
         return DemoManifest(**fields)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the folder holds no complete demo data set") from None
+        raise InputError(f"{path}: no such file; the folder is not a complete demo data set") from None
     except (ValueError, KeyError, TypeError) as reason:
         raise InputError(
             f"{path} is not a demo manifest ({reason}); delete the folder and run again"
@@ -111,13 +111,13 @@ def read_demo_manifest(folder: str | os.PathLike[str]) -> DemoManifest:
 
 
 def _reuse(folder: Path, seed: int, illustrations: int) -> DemoManifest:
-    """The manifest of an existing folder, checked. Raises InputError when it is not the wanted data set."""
+    """The manifest of an existing folder, checked. Raises InputError when it is not the requested data set."""
     manifest = read_demo_manifest(folder)
     held = (manifest.version, manifest.seed, manifest.illustrations)
     wanted = (VERSION, seed, illustrations)
     if held != wanted:
         raise InputError(
-            f"{folder} holds demo images of (version, seed, illustrations) {held}, wanted {wanted}; "
+            f"{folder} holds demo images of (version, seed, illustrations) {held}, not {wanted}; "
             "delete it or name another folder"
         )
     for name, size in manifest.files.items():
@@ -133,12 +133,12 @@ def write_demo_images(
     illustrations: int = ILLUSTRATIONS,
     progress: Callable[[int, int], None] | None = None,
 ) -> DemoManifest:
-    """Write the demo data set into folder/train and folder/heldout, or reuse it when it is there already.
+    """Write the demo data set into folder/train and folder/heldout, or reuse it if it is already there.
 
-    78 training and 26 held-out photograph crops from disjoint parts of 13 photographs, `illustrations`
-    training and about a sixth as many held-out drawings. Captions are tags, `class:name` with
-    the classes of DEMO_TAG_CLASSES. `progress(done, total)` is called after each image.
-    The folder appears whole or not at all: it is filled under a temporary name beside its place.
+    It has 78 training and 26 held-out photograph crops from disjoint parts of 13 photographs, and `illustrations`
+    training and about a sixth as many held-out drawings. Captions are tags, written `class:name` with the classes
+    of DEMO_TAG_CLASSES. `progress(done, total)` is called after each image.
+    The folder appears whole or not at all: it is filled under a temporary name beside its final one.
     Raises InputError when the folder holds anything else, or a package with the photographs is missing.
     """
     folder = Path(folder)

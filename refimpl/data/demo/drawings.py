@@ -1,4 +1,4 @@
-"""Illustrations of the demo data set: flat colours, gradients, shapes, patterns, landscapes, from a seed."""
+"""Illustrations of the demo data set: flat colours, gradients, shapes, patterns and landscapes, drawn from a seed."""
 
 from collections.abc import Callable
 from itertools import cycle, islice
@@ -31,7 +31,7 @@ _SUPERSAMPLE = 4  # shapes are drawn larger and averaged down: PIL's own edges a
 
 
 def _size(rng: np.random.Generator, index: int) -> tuple[int, int]:
-    """Width and height: the aspects in turn with a jitter, sides from 64 to 256 pixels."""
+    """Width and height: the aspects in turn, with jitter; sides are 64 to 256 pixels."""
     aspect = ASPECTS[index % len(ASPECTS)] * float(np.exp(rng.uniform(-ASPECT_JITTER, ASPECT_JITTER)))
     aspect = float(np.clip(aspect, 0.26, 3.85))  # inside 1:4 … 4:1 after rounding, too
     longest = rng.uniform(MIN_SIDE * max(aspect, 1 / aspect), MAX_SIDE)
@@ -52,7 +52,7 @@ def _flat(rng: np.random.Generator, index: int) -> Drawing:
 
 
 def _gradient(rng: np.random.Generator, index: int) -> Drawing:
-    """A linear change between two colours. The caption does not say which is left: a flip keeps it true."""
+    """A linear gradient between two colours. The caption does not say which is left: a flip keeps it true."""
     width, height = _size(rng, index)
     first, second = _two_colours(rng)
     horizontal = bool(rng.integers(2))
@@ -104,7 +104,7 @@ def _shape(rng: np.random.Generator, index: int) -> Drawing:
 
 
 def _pattern(rng: np.random.Generator, index: int) -> Drawing:
-    """Stripes across or upright, or a chequerboard, of two colours."""
+    """Horizontal or vertical stripes, or a chequerboard, in two colours."""
     size = _size(rng, index)
     first, second = _two_colours(rng)
     pattern = ("vertical stripes", "horizontal stripes", "squares")[index % 3]
@@ -132,7 +132,7 @@ def _landscape(rng: np.random.Generator, index: int) -> Drawing:
     return _shrink(large), caption
 
 
-# Of every ten drawings four are flat ones. The order spreads the kinds evenly, so any count has the same mix.
+# Four of every ten drawings are flat. The order spreads the kinds evenly, so any count has about the same mix.
 _KINDS: dict[str, Callable[[np.random.Generator, int], Drawing]] = {
     "flat": _flat,
     "shape": _shape,

@@ -1,4 +1,4 @@
-"""Photographs of the demo data set: crops of those that the scikit-image and scikit-learn wheels carry."""
+"""Photographs of the demo data set: crops of those bundled with the scikit-image and scikit-learn wheels."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Licence:
 class Photograph:
     """One bundled photograph, divided so that no held-out pixel is a training pixel.
 
-    split is the column (pixels) between the two parts; `train_left` says which one trains.
+    `split` is the pixel column that divides it; `train_left` says whether the left part is the training part.
     """
 
     package: tuple[str, ...]
@@ -106,7 +106,7 @@ PHOTOGRAPHS = (
 
 
 def locate(photograph: Photograph) -> Path:
-    """Path of a bundled photograph; the package is found, not imported (that would take a second or more).
+    """Path of a bundled photograph; the package is located but not imported (that would take a second or more).
 
     Raises InputError when the package, or the file in it, is not installed.
     """
@@ -115,7 +115,7 @@ def locate(photograph: Photograph) -> Path:
     if spec is None or spec.origin is None:
         package = photograph.licence.name.partition(":")[0]
         raise InputError(
-            f"{package} is not installed; the demo cuts its photographs from the ones it carries. "
+            f"{package} is not installed; the demo cuts its photographs from the ones bundled with it. "
             "Run: pip install 'refimpl[demo]'"
         )
     path = Path(spec.origin).parent.joinpath(*folders, photograph.file)
@@ -125,7 +125,7 @@ def locate(photograph: Photograph) -> Path:
 
 
 def _crop(image: Image.Image, aspect: float, rng: np.random.Generator) -> Image.Image:
-    """A random window of about this aspect (width / height), 60 to 100 % of the largest, sides 72 to 400."""
+    """A random window of about this aspect (width / height), 60 to 100 % of the largest, with sides of 72 to 400."""
     aspect = float(np.clip(aspect * np.exp(rng.uniform(-ASPECT_JITTER, ASPECT_JITTER)), 0.26, 3.85))
     largest = min(image.width / aspect, float(image.height))  # height of the largest window
     smallest = MIN_SIDE / min(1.0, aspect)  # height at which the shorter side is MIN_SIDE
@@ -142,7 +142,7 @@ def _crop(image: Image.Image, aspect: float, rng: np.random.Generator) -> Image.
 
 
 def _fitting(width: int, height: int) -> list[float]:
-    """The aspects whose largest window in a part keeps MIN_SIDE on both sides, with the jitter."""
+    """The aspects whose largest window in a part has at least MIN_SIDE on both sides, jitter included."""
     slack = float(np.exp(ASPECT_JITTER))
     return [
         a for a in ASPECTS if width / a >= MIN_SIDE * slack and height * a >= MIN_SIDE * slack
@@ -150,9 +150,9 @@ def _fitting(width: int, height: int) -> list[float]:
 
 
 def photograph_crops(heldout: bool, seed: int) -> Iterator[tuple[str, Image.Image, str]]:
-    """Yields (id, RGB image, caption with tag classes); the same for the same seed.
+    """Yield (id, RGB image, caption with tag classes); the same for the same seed.
 
-    Crops for training and for holding out come from disjoint parts of each photograph.
+    Training and held-out crops come from disjoint parts of each photograph.
     Raises InputError when scikit-image or scikit-learn is not installed.
     """
     for number, photograph in enumerate(PHOTOGRAPHS):

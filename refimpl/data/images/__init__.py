@@ -1,1 +1,1 @@
-"""Image files to RGB pixels, safely, whatever wrote them."""
+"""Image files decoded to RGB pixels, safely, whatever software wrote them."""

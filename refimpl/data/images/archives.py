@@ -1,4 +1,4 @@
-"""Images inside archives: members of tar files and cells of parquet files, read where they lie, never extracted."""
+"""Images inside archives: members of tar files and cells of parquet files, read in place, never extracted."""
 
 import io
 import os
@@ -12,12 +12,12 @@ ROW_GROUPS_KEPT = 2  # of a parquet file: neighbouring rows are read together
 
 
 class ArchiveChanged(OSError):
-    """The archive is not the one that was indexed."""
+    """The archive is no longer the one that was indexed."""
 
 
 @dataclass(frozen=True)
 class TarMember:
-    """Bytes of one member of a tar file."""
+    """The bytes of one member of a tar file."""
 
     archive: str
     name: str  # of the member, for messages
@@ -30,7 +30,7 @@ class TarMember:
         return f"{self.archive}/{self.name}"
 
     def open(self) -> BinaryIO:
-        """The member as a file of its own. Raises OSError when the archive is gone or has another size."""
+        """The member as a binary file. Raises OSError when the archive is gone or its size has changed."""
         file = open(self.archive, "rb")  # noqa: SIM115
         found = os.fstat(file.fileno()).st_size
         if found != self.archive_size:
@@ -48,7 +48,7 @@ class TarMember:
 
 @dataclass(frozen=True)
 class ParquetCell:
-    """Bytes of one cell of a parquet file."""
+    """The bytes of one cell of a parquet file."""
 
     archive: str
     name: str  # of the image, for messages
@@ -61,7 +61,7 @@ class ParquetCell:
         return f"{self.archive}/{self.name}"
 
     def open(self) -> BinaryIO:
-        """The cell as a file. Raises OSError when the archive is gone or has another size."""
+        """The cell as a binary file. Raises OSError when the archive is gone or its size has changed."""
         return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
@@ -86,7 +86,7 @@ ImageSource = str | os.PathLike[str] | Packed
 
 
 class _Window(io.RawIOBase):
-    """Bytes [start, start + size) of a file as a file."""
+    """Bytes [start, start + size) of a file, presented as a file of their own."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file, self._start, self._size, self._at = file, start, size, 0
@@ -103,7 +103,7 @@ class _Window(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise OSError(f"a seek to {base + offset}, before the start")
+            raise OSError(f"seek to {base + offset}, before the start")
         self._at = base + offset
         return self._at
 
@@ -121,7 +121,7 @@ class _Window(io.RawIOBase):
 
 
 def parquet_module() -> Any:
-    """pyarrow.parquet. Raises InputError when it is not installed."""
+    """The module pyarrow.parquet. Raises InputError when it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -133,7 +133,7 @@ def parquet_module() -> Any:
 
 @lru_cache(maxsize=64)
 def row_group_starts(archive: str, archive_size: int) -> tuple[int, ...]:
-    """First row of each row group, and the number of rows after them; the size is there to notice a new file."""
+    """First row of each row group, then the number of rows; the size makes the cache notice a replaced file."""
     metadata = parquet_module().ParquetFile(archive).metadata
     starts = [0]
     for group in range(metadata.num_row_groups):

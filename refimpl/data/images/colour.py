@@ -1,4 +1,4 @@
-"""Any colour mode to 8-bit sRGB on a background: what an image's pixels are to the model (S §2.4)."""
+"""Any colour mode converted to 8-bit sRGB over a background: the pixels that the model sees (S §2.4)."""
 
 import io
 from functools import lru_cache
@@ -15,12 +15,12 @@ Transparent = int | tuple[int, ...] | None  # the value that tRNS declares to be
 
 
 def to_srgb(image: ImageFile.ImageFile, background: tuple[int, int, int]) -> Image.Image:
-    """An opened image's pixels as RGB: ICC profile converted from, transparency laid over `background`.
+    """An opened image's pixels as sRGB: its ICC profile is applied, transparency composited over `background`.
 
     16-bit grey v becomes round(v / 257), so that white stays white; of 16-bit colour Pillow keeps the upper byte,
-    which is never more than one level away. A profile that can't be read, or is one for
-    another kind of image, is passed over: the pixels then count as sRGB.
-    Raises ValueError for samples of 32 bits, which have no defined white, and what Pillow raises.
+    which is never more than one level off. A profile that can't be read, or that is for another colour mode, is
+    ignored: the pixels are then taken to be sRGB.
+    Raises ValueError for 32-bit samples, which have no defined white, and whatever Pillow raises.
     """
     transparent = _transparent_value(image)
     image.load()
@@ -32,7 +32,7 @@ def to_srgb(image: ImageFile.ImageFile, background: tuple[int, int, int]) -> Ima
 
 
 def _transparent_value(image: ImageFile.ImageFile) -> Transparent:
-    """tRNS in the units of the pixels that Pillow will decode; asked before it decodes them."""
+    """The tRNS value in the units of the pixels that Pillow will decode; must be read before it decodes them."""
     value = image.info.get("transparency")
     if value is None or image.mode in ("P", "PA"):
         return None
@@ -47,14 +47,14 @@ def _transparent_value(image: ImageFile.ImageFile) -> Transparent:
 
 
 def _split(image: Image.Image, transparent: Transparent) -> tuple[Image.Image, Image.Image | None]:
-    """Opaque colour, of mode L, RGB, CMYK or LAB, and alpha."""
+    """Opaque colour, of mode L, RGB, CMYK or LAB, and the alpha mask, or None for an opaque image."""
     if image.mode.startswith("I;16"):
         samples = np.asarray(image).astype(np.uint32)
         grey = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
         return grey, None if transparent is None else _opaque(samples != transparent)
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"samples of 32 bits (mode {image.mode}) have no defined white; save it with 8 or 16"
+            f"32-bit samples (mode {image.mode}) have no defined white; save it with 8 or 16 bits"
         )
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -87,7 +87,7 @@ def _through_profile(colour: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=PROFILES_KEPT)
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
-    """Transform to sRGB and the mode it takes; None for a profile that can't be read."""
+    """The mode that a profile applies to, and the transform to sRGB; None for a profile that can't be used."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         assert isinstance(source.profile, ImageCms.core.CmsProfile)

@@ -1,4 +1,4 @@
-"""Image files to upright sRGB pixels, and what is wrong with those that can't be (N §4.1.3)."""
+"""Image files decoded to upright sRGB pixels, and what is wrong with those that can't be (N §4.1.3)."""
 
 import os
 import stat
@@ -43,9 +43,10 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 
 
 class BadImage(InputError):
-    """An image file that can't be used, its `path`, the `reason` and of what `kind` that is, in a word or two.
+    """An image file that can't be used: its `path`, the `reason`, and the `kind` of problem in a word or two.
 
-    It survives the way between processes. The path of an image in an archive is what messages call it.
+    It can be pickled, and so passed between processes. For an image in an archive, `path` is the archive's path
+    followed by the name inside it, as in messages.
     """
 
     def __init__(self, path: ImageSource, reason: str, kind: str = "damaged") -> None:
@@ -69,9 +70,9 @@ class Accepted:
     max_pixels: int = MAX_PIXELS
     """width · height, read from the header before anything is decoded"""
     animations: bool = True
-    """take the first frame of an animation or the first page of a TIFF; False refuses them"""
+    """take the first frame of an animation or the first page of a TIFF; False rejects them"""
     any_suffix: bool = False
-    """take files whose suffix is that of another format; False refuses them"""
+    """accept files whose suffix is that of another format; False rejects them"""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in SUFFIXES]
@@ -93,13 +94,13 @@ def decode(
     background: tuple[int, int, int] = WHITE,
     accepted: Accepted = DEFAULT_ACCEPTED,
 ) -> Image.Image:
-    """Decode an image, a file or inside an archive, to 8-bit sRGB, upright.
+    """Decode an image, from a file or from inside an archive, to 8-bit sRGB, upright.
 
-    EXIF orientation is applied, an embedded ICC profile converted from, transparency (alpha or tRNS) laid over
-    `background`, 16-bit grey scaled to 8; CMYK, grey, palette and bilevel images become RGB. Of an animation
-    it is the first frame.
+    EXIF orientation and an embedded ICC profile are applied, transparency (alpha or tRNS) is composited over
+    `background`, 16-bit grey is scaled to 8 bits; CMYK, grey, palette and bilevel images become RGB. Of an
+    animation, the first frame is decoded.
     returns  PIL image of mode RGB without metadata
-    Raises BadImage for anything that is not a whole image of an accepted kind.
+    Raises BadImage for anything that is not a complete image of an accepted format.
     """
     with opened_image(path, accepted) as image:
         pixels = to_srgb(image, background)
@@ -111,9 +112,9 @@ def decode(
 
 
 def read_size(path: ImageSource, accepted: Accepted = DEFAULT_ACCEPTED) -> tuple[int, int]:
-    """(width, height) that `decode` will give, from the file's header alone.
+    """(width, height) of what `decode` will return, from the file's header alone.
 
-    Raises BadImage for a file that is seen there not to be an accepted image.
+    Raises BadImage for a file whose header shows that it is not an accepted image.
     """
     with _readable(path, accepted) as file:
         if accepted.animations and "WEBP" in accepted.formats:
@@ -132,7 +133,7 @@ def read_size(path: ImageSource, accepted: Accepted = DEFAULT_ACCEPTED) -> tuple
 
 @contextmanager
 def opened_image(path: ImageSource, accepted: Accepted) -> Iterator[ImageFile.ImageFile]:
-    """An accepted image, its header read; whatever Pillow raises inside the block becomes a BadImage."""
+    """An accepted image whose header has been read; whatever Pillow raises inside the block becomes a BadImage."""
     with _readable(path, accepted) as file, _image(path, file, accepted) as image:
         yield image
 
@@ -177,7 +178,7 @@ def _check_accepted(path: ImageSource, image: ImageFile.ImageFile, accepted: Acc
     assert found is not None
     _check_header(path, found, *image.size, accepted)
     if not accepted.animations and image.format != "MPO" and getattr(image, "is_animated", False):
-        raise BadImage(path, "it has more than one frame; extract one, or accept animations", "animation")
+        raise BadImage(path, "it has more than one frame; extract one, or allow animations", "animation")
 
 
 def _check_header(path: ImageSource, found: str, width: int, height: int, accepted: Accepted) -> None:
@@ -190,7 +191,7 @@ def _check_header(path: ImageSource, found: str, width: int, height: int, accept
 
 
 def _reason(path: ImageSource, error: Exception, accepted: Accepted) -> tuple[str, str]:
-    """What is wrong, and of what kind it is."""
+    """The reason and the kind of a problem, for BadImage."""
     if isinstance(error, FileNotFoundError):
         gone = f"its archive {path.archive} is gone" if isinstance(path, Packed) else "there is no such file"
         return gone, "missing"
@@ -216,7 +217,7 @@ def _is_empty(path: ImageSource) -> bool:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation still to be applied; Pillow applies a TIFF's own when it decodes."""
+    """EXIF orientation still to be applied; for a TIFF, Pillow applies it when decoding, so it is 1."""
     if image.format == "TIFF":
         return 1
     try:
@@ -226,7 +227,7 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def _metadata_follows_pixels(file: IO[bytes] | None) -> bool:
-    """Whether a PNG holds EXIF or text after its pixels, found by hopping from chunk to chunk."""
+    """Whether a PNG has EXIF or text after its pixels, found by skipping from chunk to chunk."""
     assert file is not None
     file.seek(8)
     pixels_seen = False

@@ -1,4 +1,4 @@
-"""JPEG to upright sRGB pixels by libjpeg-turbo's own interface, three times as fast as through Pillow (N §4.1.3)."""
+"""JPEG to upright sRGB pixels through libjpeg-turbo's own API, three times as fast as through Pillow (N §4.1.3)."""
 
 import importlib.util
 
@@ -21,10 +21,10 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def check_fast() -> None:
-    """Raises InputError where simplejpeg is not installed, or torch has no Lanczos filter."""
+    """Raise InputError if simplejpeg is not installed or torch has no Lanczos filter."""
     if importlib.util.find_spec("simplejpeg") is None:
         raise InputError(
-            "the fast decoder needs simplejpeg: pip install 'refimpl[fast]', or data.decoder = 'pillow'"
+            "the fast decoder needs simplejpeg: pip install 'refimpl[fast]', or set data.decoder = 'pillow'"
         )
     check_torch_lanczos()
 
@@ -32,10 +32,10 @@ def check_fast() -> None:
 def decode_fast(
     path: ImageSource, background: tuple[int, int, int] = WHITE, accepted: Accepted = DEFAULT_ACCEPTED
 ) -> Pixels:
-    """What `images.decode` gives, as an array [H, W, 3].
+    """The pixels that `images.decode` returns, as an array [H, W, 3].
 
-    Plain JPEGs, grey or YCbCr without a colour profile, are decoded by simplejpeg. Any other image, and one
-    that simplejpeg refuses, goes through Pillow, whose word on it counts.
+    Plain JPEGs (grey or YCbCr, without a colour profile) are decoded by simplejpeg. Any other image, and any that
+    simplejpeg rejects, goes through Pillow, which has the final say.
     Raises BadImage as `images.decode` does.
     """
     import simplejpeg
@@ -53,7 +53,7 @@ def decode_fast(
 
 
 def upright(pixels: Pixels, turn: int) -> Pixels:
-    """Turn an image as its EXIF orientation, 1 to 8, asks for. pixels [H, W, 3] → a view of them."""
+    """Turn an image upright by its EXIF orientation, 1 to 8. pixels [H, W, 3] → a view of them."""
     if turn in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if turn in (3, 4, 7, 8):

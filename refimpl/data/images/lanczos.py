@@ -1,4 +1,4 @@
-"""Antialiased Lanczos on uint8 arrays by torch, within 2 levels of Pillow's and several times as fast (N §4.1.3)."""
+"""Antialiased Lanczos resampling of uint8 arrays by torch: within 2 levels of Pillow's, several times as fast."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,21 +9,21 @@ from refimpl.errors import InputError
 
 
 def check_torch_lanczos() -> None:
-    """Raises InputError where this torch has no Lanczos filter."""
+    """Raise InputError if this version of torch has no Lanczos filter."""
     try:
         lanczos(np.zeros((2, 2, 3), np.uint8), 1, 1)
     except (NotImplementedError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"torch {torch.__version__} has no Lanczos filter for uint8; use 2.13, or data.decoder = 'pillow'"
+            f"torch {torch.__version__} has no Lanczos filter for uint8; use 2.13, or set data.decoder = 'pillow'"
         ) from error
 
 
 def lanczos(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
-    """Scale an image, as Pillow does with `Resampling.LANCZOS`.
+    """Resize an image as Pillow does with `Resampling.LANCZOS`.
 
     pixels   [H, W, 3]        width, height  in pixels        returns  [height, width, 3]
-    Each of the two passes rounds and clips to 8 bits, so their order shows where the filter overshoots. Torch
-    filters the rows first; where Pillow starts with the columns, so does this.
+    Each of the two passes rounds and clips to 8 bits, so their order matters where the filter overshoots. Torch
+    filters along the rows first; where Pillow starts with the columns, so does this function.
     """
     own_height, own_width = pixels.shape[:2]
     x = torch.from_numpy(

@@ -1,4 +1,4 @@
-"""Size and orientation of a WebP file from its headers (RFC 9649); Pillow would read and check the whole file."""
+"""Size and orientation of a WebP file from its headers (RFC 9649); Pillow would read and parse the whole file."""
 
 import re
 import struct
@@ -9,11 +9,11 @@ _ICC, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04  # flags of VP8X that may sta
 
 
 def webp_size(file: BinaryIO, length: int) -> tuple[int, int, int] | None:
-    """(width, height, EXIF orientation) of a WebP file; None for one that is for Pillow to judge.
+    """(width, height, EXIF orientation) of a WebP file; None for one that is left to Pillow.
 
-    file    at its start; length  of the file in bytes
-    Read here: stills whose RIFF size fits into the file, with EXIF, where there is any, of one plain orientation.
-    Left to Pillow: animations, XMP, which may hold an orientation too, and whatever is out of the ordinary.
+    file    positioned at its start; length  of the file in bytes
+    Handled here: still images whose RIFF size fits into the file and whose EXIF, if any, has one valid orientation.
+    Left to Pillow: animations, files with XMP, which may also hold an orientation, and anything unusual.
     """
     head = file.read(30)
     if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
@@ -37,7 +37,7 @@ def _three_bytes(data: bytes, at: int) -> int:
 
 
 def _bitstream_size(kind: bytes, data: bytes) -> tuple[int, int] | None:
-    """Of a lossy key frame (RFC 6386 §9.1) or a lossless stream, from its first ten bytes."""
+    """Size of a lossy key frame (RFC 6386 §9.1) or a lossless bitstream, from its first ten bytes."""
     if kind == b"VP8 " and data[3:6] == b"\x9d\x01\x2a" and not data[0] & 1:
         width, height = struct.unpack_from("<HH", data, 6)
         return width & 0x3FFF, height & 0x3FFF
@@ -48,7 +48,7 @@ def _bitstream_size(kind: bytes, data: bytes) -> tuple[int, int] | None:
 
 
 def _extended_orientation(file: BinaryIO, end: int, canvas: tuple[int, int]) -> int | None:
-    """EXIF orientation of an extended file, 1 without EXIF; None where its chunks are not a plain still's."""
+    """EXIF orientation of an extended-format file, 1 without EXIF; None if its chunks are not those of a still."""
     at, frame_seen, orientation = 30, False, 1
     while at < end:
         file.seek(at)
@@ -75,7 +75,7 @@ def _extended_orientation(file: BinaryIO, end: int, canvas: tuple[int, int]) -> 
 
 
 def _plain_orientation(exif: bytes) -> int | None:
-    """Orientation in the first directory of EXIF data: None unless it stands there once, as one short of 1 to 8."""
+    """Orientation in the first directory of EXIF data; None unless it occurs there once, as one SHORT from 1 to 8."""
     data = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None or len(data) < 14:

@@ -1,4 +1,4 @@
-"""Images as they are read, gathered into the columns of a table."""
+"""Builds the columns of a table from images as they are read."""
 
 import hashlib
 import unicodedata
@@ -33,18 +33,18 @@ class Row:
 
 
 def folded(identifier: str) -> str:
-    """What two ids may not share: letters in one case and one normal form, as some file systems compare them."""
+    """An id case-folded and in Unicode normal form C, as some file systems compare names; no two ids may share it."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", identifier).casefold())
 
 
 def fold_key(identifier: str) -> int:
-    """63 bits of `folded`'s hash."""
+    """63-bit hash of the folded id."""
     digest = hashlib.blake2b(folded(identifier).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 class Gathered:
-    """Rows and problems so far; `table` makes the columns."""
+    """Rows and problems gathered so far; `table` turns them into columns."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -59,7 +59,7 @@ class Gathered:
         self.hashes: list[bytes] = []
 
     def add(self, row: Row) -> None:
-        """One more image."""
+        """Add one image."""
         container, name, offset = self._place(row.source)
         number = self.containers.setdefault(container, len(self.containers))
         values = (number, offset, row.size, row.width, row.height, int(row.captioned), fold_key(row.id))
@@ -88,12 +88,12 @@ class Gathered:
         return found
 
     def refuse(self, bad: BadImage) -> None:
-        """One more file that can't be used."""
+        """Add one file that can't be used."""
         for column, text in (("bad_path", str(bad.path)), ("bad_reason", bad.reason), ("bad_kind", bad.kind)):
             self.strings[column].append(text)
 
     def table(self, facts: Mapping[str, object]) -> Table:
-        """The columns, with `fold` [N] int64 beside those of an index."""
+        """The columns of an index, and `fold` [N] int64 in addition."""
         arrays: dict[str, np.ndarray] = {}
         for name, texts in self.strings.items():
             arrays |= packed_strings(name, texts)
@@ -112,12 +112,12 @@ class Gathered:
 
 
 def packed_strings(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """A column of strings as its two arrays. What isn't UTF-8, in names of files that are refused, is escaped."""
+    """A column of strings as its two arrays. Names of rejected files that are not valid UTF-8 are escaped."""
     data = [text.encode("utf-8", "backslashreplace") for text in texts]
     ends = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)), dtype=np.int64)
     return {f"{name}.ends": ends, f"{name}.bytes": np.frombuffer(b"".join(data), np.uint8)}
 
 
 def source_name(root: str, source: str | Packed) -> str | Packed:
-    """What `images.decode` takes for a row's source."""
+    """A row's source as `images.decode` takes it."""
     return source if isinstance(source, Packed) else str(Path(root) / source)

@@ -1,4 +1,4 @@
-"""Columns of an index as sequences that read one entry at a time: what the loader and the trainer see."""
+"""Columns of an index as sequences that read one entry at a time, as the loader and the trainer use them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ FILES, TAR, PARQUET = "files", "tar", "parquet"  # kinds of containers
 
 
 class Column(Sequence[T]):
-    """Entries of some rows of a table, made when they are asked for; a slice is a list."""
+    """Entries of some rows of a table, decoded on access; a slice is a list."""
 
     def __init__(self, table: Table, rows: Rows | None = None) -> None:
         self.table = table
@@ -45,7 +45,7 @@ class Column(Sequence[T]):
         return map(self._entry, rows)
 
     def take(self, rows: Rows) -> "Column[T]":
-        """The column of these of its rows, in their order."""
+        """The column restricted to the given entries, in the given order."""
         chosen = np.asarray(rows)
         return type(self)(self.table, chosen if self.rows is None else self.rows[chosen])
 
@@ -60,7 +60,7 @@ def string_at(table: Table, column: str, row: int) -> str:
 
 
 def strings(table: Table, column: str) -> list[str]:
-    """A whole column of strings, for the short ones. Raises as `string_at` does."""
+    """All strings of a column, meant for short columns. Raises as `string_at` does."""
     ends, data = table.arrays[f"{column}.ends"].tolist(), table.arrays[f"{column}.bytes"]
     return [_decoded(table, column, data, start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -77,21 +77,21 @@ def _decoded(table: Table, column: str, data: npt.NDArray[np.uint8], start: int,
 
 
 class Ids(Column[str]):
-    """Ids."""
+    """The id of each image."""
 
     def _entry(self, row: int) -> str:
         return string_at(self.table, "id", row)
 
 
 class Captions(Column[str]):
-    """Captions."""
+    """The caption of each image."""
 
     def _entry(self, row: int) -> str:
         return string_at(self.table, "caption", row)
 
 
 class Places(Column[Path | Packed]):
-    """What `images.decode` takes: a path, or a place in an archive."""
+    """The source of each image, as `images.decode` takes it: a path, or a place in an archive."""
 
     def _entry(self, row: int) -> Path | Packed:
         arrays = self.table.arrays
@@ -100,7 +100,7 @@ class Places(Column[Path | Packed]):
             kind, path, column, size = self.table.facts["containers"][arrays["container"][row]]
         except (IndexError, ValueError) as error:
             raise InputError(
-                f"{self.table.path}: image {row} is in no container; index the images again"
+                f"{self.table.path}: image {row} refers to no container; index the images again"
             ) from error
         if kind == TAR:
             return TarMember(path, name, int(arrays["offset"][row]), int(arrays["size"][row]), size)
@@ -128,11 +128,11 @@ class TagLists(Column[Tags]):
 
     @property
     def distinct(self) -> int:
-        """How many tag ids the table has."""
+        """Number of tag ids in the table."""
         return len(self.table.arrays["tag_class"])
 
     def numbers(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Rows [start, stop) without text: how many tags each has, and all their ids one after another."""
+        """Tags of rows [start, stop) as numbers: how many each row has, and all their ids one after another."""
         ends, ids = self.table.arrays["tag.ends"], self.table.arrays["tag.ids"]
         rows = np.arange(start, stop) if self.rows is None else np.asarray(self.rows[start:stop])
         last = ends[rows].astype(np.int64)

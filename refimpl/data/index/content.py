@@ -1,4 +1,4 @@
-"""What an image's bytes are, told cheaply from its size and modification time, surely from its SHA-256 (ours)."""
+"""Whether an image's bytes have changed: cheaply by size and modification time, reliably by SHA-256."""
 
 import hashlib
 import os
@@ -10,11 +10,11 @@ BLOCK = 2**20  # bytes read at a time
 
 
 def stamp(source: ImageSource) -> tuple[int, int]:
-    """(size in bytes, modification time in ns) of a file; inside an archive, the archive's.
+    """(size in bytes, modification time in ns) of a file; for an image in an archive, of the archive.
 
-    Both stay the same for a file that nobody wrote to, and change with nearly every write. A tool that puts
-    other bytes of the same length in place and sets the old time again is seen by `content` alone.
-    Raises BadImage when there is no such file.
+    Neither changes unless the file is written to, and nearly every write changes one. Only `content` notices a tool
+    that writes different bytes of the same length and restores the old modification time.
+    Raises BadImage when the file can't be found.
     """
     try:
         found = os.stat(source.archive if isinstance(source, Packed) else source)

@@ -1,4 +1,4 @@
-"""A data set as one table, read from a folder, from another tool's files or from an index (N §3, §4.3)."""
+"""A data set as one table, read from a folder, from another tool's files or from an index (N §4.3)."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -26,10 +26,10 @@ from refimpl.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """A data set as a table; row i is one image. Sequences of an index file are read entry by entry.
+    """A data set as a table; row i is one image. The sequences of an index file are read entry by entry.
 
-    ids        path relative to the folder, POSIX, without suffix, in Unicode normal form C; sorted
-    paths      of the image files, or places in archives: what `images.decode` takes
+    ids        path relative to the folder, with `/`, without suffix, in Unicode normal form C; sorted
+    paths      of the image files, or places in archives, as `images.decode` takes them
     widths, heights  [N] int64, pixels after EXIF rotation
     captions   tags joined by ", ", class prefixes removed
     tags       tags by class
@@ -48,7 +48,7 @@ class Index:
         return len(self.ids)
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> "Index":
-        """The data set of these rows alone, in their order."""
+        """The data set restricted to the given rows, in the given order."""
         chosen = np.asarray(rows, np.int32 if len(self) < 2**31 else np.int64)
         return Index(
             ids=_taken(self.ids, chosen),
@@ -66,7 +66,7 @@ def _taken(column: Sequence, rows: npt.NDArray[np.integer]) -> Sequence:
 
 
 def index_of(table: Table) -> Index:
-    """The data set in a table, its sequences read as they are used."""
+    """The data set held in a table; its sequences are read on access."""
     problems = zip(*(strings(table, name) for name in ("bad_path", "bad_reason", "bad_kind")), strict=True)
     widths, heights = (table.arrays[name].astype(np.int64) for name in ("width", "height"))
     table.has_read(len(table))
@@ -82,9 +82,9 @@ def index_of(table: Table) -> Index:
 
 
 def read_index(path: str | os.PathLike[str]) -> Index:
-    """An index that `refimpl data index` wrote, by memory map.
+    """An index written by `refimpl data index`, memory-mapped.
 
-    Raises InputError for a file that is none, is damaged, or comes from a newer version.
+    Raises InputError for a file that is not an index, is damaged, or comes from a newer version.
     """
     return index_of(read_table(path))
 
@@ -122,18 +122,19 @@ def read_folder(
 ) -> Index:
     """Index a folder of images, each with its caption beside it: `name.jpg`, `name.txt` or `name.caption`.
 
-    Folders inside it are read too; names that begin with a dot are not, and links to folders are not followed.
-    Sizes come from the files' headers, so that damage further in is met only when an image is loaded.
+    Subfolders are read too; names that begin with a dot are skipped, and links to folders are not followed.
+    Sizes come from the files' headers, so damage further in is found only when an image is loaded.
     tag_classes    classes that a tag may name as its prefix (`character:alice`)
-    allow_missing  take an image without a sidecar as one with an empty caption
-    max_bad_share  largest share of files that may be set aside as unusable, by name and reason
+    allow_missing  give an image without a sidecar an empty caption
+    max_bad_share  largest share of files that may be quarantined as unusable, each with its reason
+    accepted       which image files are accepted
     verify         decode every image in full, to find all damage now
-    Raises InputError when there is no such folder, no image in it, no caption, a caption missing, an id that
-    occurs twice, or too large a share of bad files.
+    Raises InputError if there is no such folder, no image or no caption in it, a caption is missing, an id occurs
+    twice, or the share of bad files is too large.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"{root}: there is no such folder; give one that holds images with .txt captions")
+        raise InputError(f"{root}: there is no such folder; give one of images with .txt captions")
     options = IndexOptions(TagRules(tuple(tag_classes)), accepted, verify)
     index = _read(str(root), layouts.folder_units(str(root), options), options, allow_missing, max_bad_share)
     lists = {name: list(getattr(index, name)) for name in ("ids", "paths", "captions", "tags")}
@@ -143,7 +144,7 @@ def read_folder(
 def _read(
     source: str, units: Sequence[Unit], options: IndexOptions, allow_missing: bool, max_bad_share: float
 ) -> Index:
-    """A data set read by this process into memory."""
+    """A data set read into memory by this process."""
     parts = [read_unit(unit, options) for unit in units]
     found = merged(parts)
     refuse([source], parts, found.duplicates, max_bad_share, allow_missing)

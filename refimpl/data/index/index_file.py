@@ -1,7 +1,7 @@
-"""The index file: columns of numbers and strings that are read by memory map; safetensors with a version.
+"""The index file: memory-mapped columns of numbers and strings, in one safetensors file with a format version.
 
-One safetensors file. `name.ends` and `name.bytes` hold a column of strings: UTF-8 one after another, and where each
-ends. Tags are a sparse matrix by rows: `tag.ends` and `tag.ids`, the latter into `tag_name` and `tag_class`.
+A column of strings is stored as `name.bytes`, the UTF-8 texts one after another, and `name.ends`, where each ends.
+Tags are a sparse matrix in row order: `tag.ends` and `tag.ids`, the latter indexing `tag_name` and `tag_class`.
 """
 
 import json
@@ -38,12 +38,12 @@ NUMBERS = {  # column → dtype, one entry per image
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns in memory or in a file, and what holds for all of them.
+    """Columns in memory or in a file, and metadata that applies to the whole table.
 
-    arrays  by name, see the head of this file and NUMBERS; `sha256` [N, 32] uint8 where it was asked for
-    facts   containers: [kind, path, column, bytes] each; classes: names of the tag classes
-    path    the file that the arrays are mapped from; empty for one in memory
-    memory  its mapping, if any
+    arrays  columns by name, see the module docstring and NUMBERS; `sha256` [N, 32] uint8 if it was requested
+    facts   containers: a list of [kind, path, column, bytes]; classes: names of the tag classes
+    path    the file that the arrays are read from; empty for a table in memory
+    memory  its memory map, if any
     """
 
     arrays: Mapping[str, npt.NDArray[Any]]
@@ -55,17 +55,17 @@ class Table:
         return len(self.arrays["width"])
 
     def has_read(self, entries: int) -> None:
-        """Notes that so many entries were read, so that what is mapped of them does not add up in this process."""
+        """Record that `entries` entries were read, so that their mapped pages do not accumulate in this process."""
         if self.memory is not None:
             self.memory.has_read(entries)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A mapped table travels to another process as its path."""
+        """A table backed by a file is pickled as its path."""
         return (read_table, (self.path,)) if self.path else (Table, (dict(self.arrays), dict(self.facts)))
 
 
 class _Mapping:
-    """A file in memory; pages that were read are let go of from time to time, and stay in the system's cache."""
+    """A memory-mapped file; pages that were read are released now and then, but stay in the system's page cache."""
 
     def __init__(self, descriptor: int) -> None:
         self.map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
@@ -86,8 +86,8 @@ Shaped = tuple[
 def write_table(path: Path, columns: Mapping[str, Shaped], facts: Mapping[str, Any]) -> None:
     """Writes an index file; it appears whole or not at all.
 
-    columns  each by its dtype, its shape and its rows in pieces, so that no column has to be in memory whole
-    Raises InputError when the disk refuses it.
+    columns  each as its dtype, its shape and its rows in pieces, so that no column has to fit in memory
+    Raises InputError when it can't be written.
     """
     # The format comes first, so that `is_index` need not read far.
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(dict(facts))}
@@ -115,7 +115,7 @@ def in_memory(columns: Mapping[str, Shaped], facts: Mapping[str, Any]) -> Table:
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a file that begins as an index does, of whatever version."""
+    """Whether a path is a file that begins like an index, of any version."""
     try:
         if not os.path.isfile(path):
             return False
@@ -126,7 +126,7 @@ def is_index(path: str | os.PathLike[str]) -> bool:
 
 
 class _OnDisk(Mapping[str, npt.NDArray[Any]]):
-    """Columns of a file that is not kept open: each is read whole when it is asked for."""
+    """Columns of a file that is not kept open: each access reads the whole column."""
 
     def __init__(self, path: str, header: Header) -> None:
         self.path, self.header = path, header
@@ -144,10 +144,10 @@ class _OnDisk(Mapping[str, npt.NDArray[Any]]):
 
 
 def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
-    """Maps an index file; nothing but its header is read.
+    """Memory-map an index file; little but its header is read.
 
-    mapped  False for one whose columns are read whole when asked for: of thousands of files none is kept open
-    Raises InputError for a file that is no index, is damaged or truncated, or comes from a newer version.
+    mapped  if False, each access reads a whole column instead, so that thousands of tables need no open files
+    Raises InputError for a file that is not an index, is damaged or truncated, or comes from a newer version.
     """
     name = os.fspath(path)
     with opened(name, READER) as (file, header):
@@ -185,7 +185,7 @@ def _mapped(mapped: mmap.mmap, start: int, entry: Entry) -> npt.NDArray[Any]:
 
 
 def _check(table: Table) -> None:
-    """Lengths agree, and strings and tags end where their bytes do."""
+    """Raise ValueError unless lengths agree, and strings and tags end where their data does."""
     arrays, count = table.arrays, len(table)
     lengths = {name: len(arrays[name]) for name in NUMBERS}
     lengths |= {name: len(arrays[f"{name}.ends"]) for name in ("id", "name", "caption", "tag")}

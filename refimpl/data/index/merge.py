@@ -1,4 +1,4 @@
-"""Tables of the pieces of a data set to one table, sorted by id, with every id once."""
+"""Merging the tables of a data set's pieces into one table, sorted by id, with every id once."""
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Columns = dict[str, Shaped]
 
 @dataclass(frozen=True)
 class Merged:
-    """A data set made of its parts; the columns' data is made only as it is read, and only once."""
+    """A merged data set; the columns' data is produced only as it is consumed, and only once."""
 
     columns: Columns
     facts: dict[str, Any]
@@ -28,10 +28,10 @@ class Merged:
 
 
 def merged(parts: Sequence[Table]) -> Merged:
-    """The data set that the parts make together.
+    """The data set that the parts form together.
 
-    parts  each with `fold`. Of images whose ids are one but for case or Unicode's normal form the first is kept, by
-           id and then by part; the others are problems of kind "duplicate id" that name both.
+    parts  each with the column `fold`. Of images whose ids differ at most in case or Unicode normal form, the first,
+           by id and then by part, is kept; the others become problems of kind "duplicate id" that name both.
     """
     order, duplicates = _distinct(parts, _by_id(parts))
     count = len(order)
@@ -78,7 +78,7 @@ def _as_tuple(container: Sequence[Any]) -> tuple[Any, ...]:
 def _united(
     lists: Sequence[Sequence[Any]], key: Callable[[Any], Any]
 ) -> tuple[list[Any], list[npt.NDArray[Any]]]:
-    """All different entries in the order met, and for each list the numbers of its entries among them."""
+    """All distinct entries in order of first occurrence, and for each list the numbers of its entries among them."""
     known: dict[Any, int] = {}
     numbers = [
         np.array([known.setdefault(key(entry), len(known)) for entry in entries], np.int64)
@@ -88,7 +88,7 @@ def _united(
 
 
 def _by_id(parts: Sequence[Table]) -> npt.NDArray[np.int64]:
-    """Order [N] of all rows, counted through the parts, by id."""
+    """Order [N] of all rows by id, with the rows numbered across the parts."""
     ids: list[bytes] = []
     for part in parts:
         ends, data = part.arrays["id.ends"].tolist(), part.arrays["id.bytes"].tobytes()
@@ -99,7 +99,7 @@ def _by_id(parts: Sequence[Table]) -> npt.NDArray[np.int64]:
 def _distinct(
     parts: Sequence[Table], order: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], list[BadImage]]:
-    """The order without the rows whose id was met before, and these as problems."""
+    """The order without the rows whose id occurred before, and those rows as problems."""
     if not len(order):
         return order, []
     keys = np.concatenate([part.arrays["fold"] for part in parts])[order]
@@ -118,7 +118,7 @@ def _distinct(
         if other is not path:
             dropped.append(position)
             alike = unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", path)
-            why = " (they look the same, but are written in two Unicode normal forms)" if alike else ""
+            why = " (they look the same, but are in different Unicode normal forms)" if alike else ""
             reason = f"two images have the id {identifier!r}: {other} and {path}{why}; rename one of them"
             problems.append(BadImage(path, reason, "duplicate id"))
     return np.delete(order, dropped), problems
@@ -140,7 +140,7 @@ def _lists(
     values: Callable[[Table], npt.NDArray[Any]],
     order: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], Iterator[npt.NDArray[Any]]]:
-    """A column of variable length: where its rows end in the new order, and its data, made when it is read."""
+    """A column of variable-length rows: their ends in the new order, and their data, produced when it is read."""
     lengths = np.concatenate(
         [np.empty(0, np.int64), *(np.diff(part.arrays[ends_name], prepend=0) for part in parts)]
     )

@@ -1,4 +1,4 @@
-"""A data set's pieces read in parallel, each kept when it is done, and what may not be trained on refused."""
+"""Parallel reading of a data set's pieces, each saved when finished, and the checks that a data set must pass."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ _options = IndexOptions()  # of this worker process
 
 
 def read_unit(unit: Unit, options: IndexOptions) -> Table:
-    """Looks at every image of a piece; those that can't be used are its problems."""
+    """Read every image of a piece; those that can't be used become the table's problems."""
     root = layouts.archive_root(unit)
     gathered = Gathered(root)
     for item in layouts.items(unit):
@@ -45,12 +45,12 @@ def read_unit(unit: Unit, options: IndexOptions) -> Table:
 def gather(
     sources: Sequence[str], options: IndexOptions, parts: Path, processes: int, show: bool = True
 ) -> list[Table]:
-    """Reads data sets piece by piece into files in the folder `parts`; those that are there already are not redone.
+    """Read data sets piece by piece into files in the folder `parts`; pieces already there and unchanged are reused.
 
-    processes  that read at once; 1 for this one alone
-    show       a progress bar with rate and time left
+    processes  number of processes that read at once; 1 uses this process alone
+    show       show a progress bar with rate and time left
     returns    the pieces' tables in the order of the sources
-    Raises InputError for a source that is none, a full disk, and a process that died of an image.
+    Raises InputError for a source that is not a data set, a full disk, and a worker process that died.
     """
     found = [unit for source in sources for unit in layouts.units(source, options)]
     settings = hashlib.blake2b(repr(options).encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -99,8 +99,8 @@ def _read(
         except BrokenProcessPool as error:
             where = "\n".join(sorted({f"  {unit.root}" for unit, _ in running.values()}))
             raise InputError(
-                "a process that read images died, of too little memory or of one image that crashes a decoder; what "
-                f"is done is kept. Find the image with --processes 1; it is in:\n{where}"
+                "a process that read images died, from lack of memory or from an image that crashes a decoder; "
+                f"finished pieces are kept. Find the image with --processes 1; it is in:\n{where}"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -117,7 +117,7 @@ def _worker(unit: Unit, path: Path) -> int:
 
 
 def _read_part(unit: Unit, path: Path, options: IndexOptions) -> int:
-    """Reads a piece into its file unless that holds it, as it is now; returns how many images there are."""
+    """Read a piece into its file, unless the file already holds it unchanged; returns its number of images."""
     signature = _signature(unit)
     if path.exists():
         try:
@@ -133,7 +133,7 @@ def _read_part(unit: Unit, path: Path, options: IndexOptions) -> int:
 
 
 def _signature(unit: Unit) -> str:
-    """Of everything that the piece's rows depend on: names, records, and the files' sizes and times."""
+    """Hash of everything that the piece's rows depend on: names, records, and the files' sizes and times."""
     digest = hashlib.blake2b(digest_size=16)
     if unit.layout in ("tar", "parquet"):
         digest.update(_stamp(unit.root))
@@ -161,7 +161,7 @@ def refuse(
     sources: Sequence[str], parts: Sequence[Table], duplicates: Sequence[BadImage], max_bad_share: float,
     allow_missing: bool,
 ) -> None:  # fmt: skip
-    """Raises InputError for ids that occur twice, captions that are missing, and too large a share of bad files."""
+    """Raise InputError for duplicate ids, missing captions, no images, or too large a share of bad files."""
     where = ", ".join(sources[:LISTED])
     if duplicates:
         more = f"\n  and {len(duplicates) - 1} more such ids" if len(duplicates) > 1 else ""
@@ -177,7 +177,7 @@ def refuse(
             f"remove them:\n{_listed(listing, bad)}"
         )
     if not images:
-        raise InputError(f"{where}: no image in it")
+        raise InputError(f"{where}: no images in it")
 
 
 def _refuse_missing(where: str, parts: Sequence[Table], images: int) -> None:
@@ -191,12 +191,12 @@ def _refuse_missing(where: str, parts: Sequence[Table], images: int) -> None:
     first = Path(names[0])
     if missing == images:
         raise InputError(
-            f"{where}: {images} images but no captions; each needs a text file of its name beside it (for "
+            f"{where}: {images} images but no captions; each needs a text file of the same name beside it (for "
             f"{first.name}: {first.stem}.txt or {first.stem}.caption) with its tags, separated by commas"
         )
     raise InputError(
         f"{where}: {missing} of {images} images have no caption (a file of the same name ending in .txt or .caption, "
-        f"or a record with a text or tags); add them; an empty file is an empty caption:\n{_listed(names, missing)}"
+        f"or a record with a text or tags); add them (an empty file is an empty caption):\n{_listed(names, missing)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""One image that a data set names, looked at: its size from the header, its caption, its tags."""
+"""Reading one image of a data set for the index: its size from the header, its caption and its tags."""
 
 import hashlib
 import json
@@ -21,25 +21,25 @@ MOST_CAPTION = 2**20  # bytes of a caption; a book beside an image is a mistake
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """What is let into an index, and how it is read."""
+    """What an index accepts, and how it is read."""
 
     rules: TagRules = field(default_factory=TagRules)
-    """classes of tags"""
+    """how captions and records become tags by class"""
     accepted: Accepted = DEFAULT_ACCEPTED
     """image files that are accepted"""
     verify: bool = False
-    """decode every image in full, to find all damage now"""
+    """decode every image in full, to find all damage at indexing time"""
     sha256: bool = False
-    """keep the SHA-256 of every image's bytes"""
+    """store the SHA-256 of every image's bytes"""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image that a data set names, not looked at yet.
+    """An image listed by a data set, not read yet.
 
-    source  a path from the data set's root on, or a place in an archive
-    sidecar of the caption: likewise; a name ending in .json holds a record
-    record  what a table of metadata says of the image
+    source  a path relative to the data set's root, or a place in an archive
+    sidecar the same for the caption, if any; a file whose name ends in .json holds a metadata record
+    record  the image's record in a metadata file, if any
     """
 
     id: str
@@ -49,10 +49,10 @@ class Item:
 
 
 def read_item(root: str, item: Item, options: IndexOptions) -> Row:
-    """Looks at one image. Raises BadImage naming what is wrong with it or its caption."""
+    """Read one image's size, caption and tags. Raises BadImage saying what is wrong with it or its caption."""
     source = source_name(root, item.source)
     if not item.id.isprintable():
-        raise BadImage(source, "the name is not UTF-8, or holds control characters; rename it", "name")
+        raise BadImage(source, "the name is not UTF-8, or contains control characters; rename it", "name")
     caption, tags, captioned = _caption(root, item, options.rules)
     if options.verify:
         width, height = decode(source, accepted=options.accepted).size
@@ -78,36 +78,36 @@ def _from_record(path: ImageSource, record: Mapping[str, Any], rules: TagRules) 
     try:
         caption, tags, held = rules.from_record(record)
         if "\0" in caption:
-            raise ValueError("a NUL in its caption; it must be plain text")
+            raise ValueError("its caption contains a NUL character; it must be plain text")
         "".join([caption, *tags, *(name for names in tags.values() for name in names)]).encode()
         return caption, tags, held
     except UnicodeEncodeError as error:
         raise BadImage(
-            path, "its caption holds half a surrogate pair, which is no text", "caption"
+            path, "its caption contains an unpaired surrogate, which is not valid text", "caption"
         ) from error
     except (ValueError, RecursionError) as error:
         raise BadImage(path, f"in its record, {error}", "caption") from error
 
 
 def parsed_record(path: ImageSource, text: str) -> dict[str, Any]:
-    """A record written as JSON. Raises BadImage for anything else."""
+    """A metadata record written as a JSON object. Raises BadImage for anything else."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadImage(path, f"the record is not JSON ({error})", "caption") from error
     if not isinstance(record, dict):
-        raise BadImage(path, f"the record is {str(record)[:40]!r}, no table of names and values", "caption")
+        raise BadImage(path, f"the record is {str(record)[:40]!r}, not a JSON object", "caption")
     return record
 
 
 def read_text(path: ImageSource) -> str:
-    """Text of a sidecar, which must be UTF-8; errors give the place in bytes from the start of the file."""
+    """Text of a sidecar, which must be UTF-8; errors give the position in bytes from the start of the file."""
     try:
         if isinstance(path, Packed):
             opened = path.open()
         else:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
-                reason = "the caption is not a regular file; replace it by a text file"
+                reason = "the caption is not a regular file; replace it with a text file"
                 raise BadImage(path, reason, "caption")
             opened = open(path, "rb")  # noqa: SIM115
         with opened as file:
@@ -116,7 +116,7 @@ def read_text(path: ImageSource) -> str:
         raise BadImage(path, f"the caption can't be read ({error.strerror or error})", "caption") from error
     if len(data) > MOST_CAPTION:
         raise BadImage(
-            path, f"the caption is longer than {MOST_CAPTION} bytes; replace it by a shorter one", "caption"
+            path, f"the caption is longer than {MOST_CAPTION} bytes; replace it with a shorter one", "caption"
         )
     start = len(BOM) if data.startswith(BOM) else 0
     try:

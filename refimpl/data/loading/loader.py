@@ -26,10 +26,10 @@ SUBSTITUTES_TRIED = 16  # bad images in a row, of one bucket, after which someth
 
 
 class Draws(Protocol):
-    """All randomness of loading, as functions of (sample id, visit); picklable when there are workers."""
+    """All randomness of loading, as functions of (sample id, visit); must be picklable if there are workers."""
 
     def crop_source(self, name: str, visit: int) -> IntegerSource:
-        """What the crop is drawn from."""
+        """Source of the crop's random integers."""
         ...
 
     def is_flipped(self, name: str, visit: int) -> bool:
@@ -42,11 +42,11 @@ class Batch:
     """Images of one bucket.
 
     images     [B, 3, H, W] uint8, sRGB
-    size_ints  [B, 6] int64, rows of SizeInts
-    items      [B] int64, rows of the Index that these are images of
-    planned    [B] int64, rows that were asked for: others than in `items` where those are bad
+    size_ints  [B, 6] int64, one SizeInts per image
+    items      [B] int64, rows of the Index whose images these are
+    planned    [B] int64, rows that were planned; they differ from `items` where a bad image was replaced
     bucket     (width, height)
-    bad        what is wrong with the images that others stand for
+    bad        the bad images that were replaced or tried as substitutes, each with its reason
     """
 
     images: torch.Tensor
@@ -57,32 +57,32 @@ class Batch:
     bad: tuple[BadImage, ...] = ()
 
     def pin_memory(self) -> "Batch":
-        """The same, its images where a GPU can fetch them while it computes; called by torch's DataLoader."""
+        """The same batch in page-locked memory, for asynchronous copies to a GPU; called by torch's DataLoader."""
         return replace(self, images=self.images.pin_memory(), size_ints=self.size_ints.pin_memory())
 
 
 @dataclass(frozen=True, eq=False)
 class SameBucket:
-    """What stands for a bad image: the images of its bucket that follow it, by row, round to the first.
+    """Substitutes for a bad image: the images of its bucket that follow it by row, wrapping around to the first.
 
     bucket_of  [N]  bucket of each row of the index
-    A function of the data set alone, so workers, ranks and batches change nothing.
+    A function of the data set alone, so it does not depend on workers, ranks or batches.
     """
 
     bucket_of: npt.NDArray[np.integer]
 
     def __call__(self, item: int) -> list[int]:
-        """Rows to try in turn."""
+        """Rows to try, in order."""
         rows = np.flatnonzero(self.bucket_of == self.bucket_of[item])
         after = int(np.searchsorted(rows, item)) + 1
         return np.roll(rows, -after)[:-1][:SUBSTITUTES_TRIED].tolist()
 
 
 class ImageCache:
-    """Images of a small data set, decoded and scaled to their buckets, up to `max_bytes` in all.
+    """Images of a small data set, decoded and scaled to cover their buckets, up to `max_bytes` in total.
 
-    Full, it keeps what it has: every epoch visits every image once, so replacing one would never pay. It lives
-    in one process: pass it with workers = 0.
+    Once full, it evicts nothing: every epoch visits every image once, so eviction would never pay. It lives in one
+    process: use it with workers = 0.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -93,7 +93,7 @@ class ImageCache:
     def covering(
         self, path: ImageSource, bucket: Bucket, read: Callable[[], Image.Image]
     ) -> tuple[Image.Image, tuple[int, int]] | None:
-        """The image scaled to cover `bucket`, and its own size; None for those too long to scale whole."""
+        """The image scaled to cover `bucket`, and its original size; None if it is too elongated to scale whole."""
         if (path, bucket) in self._kept:
             return self._kept[path, bucket]
         image = read()
@@ -123,7 +123,7 @@ class _Batches(Dataset[Batch | BadImage]):
         return len(self.batches)
 
     def __getitem__(self, step: int) -> Batch | BadImage:
-        """A batch, or the error as a value: raised in a worker it would lose its class on the way."""
+        """A batch, or the error as a value: an exception raised in a worker would lose its class in transit."""
         bucket, items = self.batches[step]
         bad: list[BadImage] = []
         try:
@@ -141,7 +141,7 @@ class _Batches(Dataset[Batch | BadImage]):
         )
 
     def _load_or_substitute(self, planned: int, bucket: Bucket, bad: list[BadImage]) -> Loaded:
-        """The planned image or what replaces it, cropped as the planned one; adds to `bad` those passed over."""
+        """The planned image or its substitute, with the planned one's crop and flip; adds the bad ones to `bad`."""
         name = self.index.ids[planned]
         try:
             return planned, *self._load(planned, name, bucket)
@@ -183,7 +183,7 @@ class _Batches(Dataset[Batch | BadImage]):
         indexed = int(self.index.widths[item]), int(self.index.heights[item])
         if found != indexed:
             reason = (
-                f"now {found[0]}x{found[1]} pixels, but {indexed[0]}x{indexed[1]} when it was indexed (id "
+                f"it is now {found[0]}x{found[1]} pixels, but was {indexed[0]}x{indexed[1]} when it was indexed (id "
                 f"{identifier!r}); index the data set again"
             )
             raise BadImage(path, reason, "changed")
@@ -203,30 +203,30 @@ def load_batches(
     decoder: Decoder = "pillow",
     pinned: bool = False,
 ) -> Iterator[Batch]:
-    """Load, crop and, where drawn, mirror the images of each batch, in the order given.
+    """Load, crop and randomly flip the images of each batch, in the order given.
 
-    batches  of ((width, height) of the bucket, rows of the index)
-    visit    how often the samples have been visited before, as `draws` counts it
-    draws    all randomness: crop and flip of (id, visit)
-    background, accepted  as `decode` takes them
+    batches  pairs of ((width, height) of the bucket, rows of the index)
+    visit    how many times the samples have been visited before, as `draws` counts visits
+    draws    all randomness: crop and flip as functions of (id, visit)
+    background, accepted  as for `decode`
     cache    keeps images for the next call
-    workers  processes that load ahead; 0 loads here. The result is the same.
-    substitutes  row → rows to show instead, in turn, where an image vanished, broke or changed since it was
-             indexed (`SameBucket`); picklable. Crop and flip stay those of the image planned. Without it, or
-             when all of them are bad too, such an image is an error.
-    decoder  "pillow", or "fast": JPEG by simplejpeg and Lanczos by torch, within 2 levels of it
-    pinned   put the batches where a GPU can fetch them while it computes
-    Raises BadImage, with path and id, for a bad image, and InputError for negative workers, a cache with workers
-    or with the fast decoder, and a fast decoder that is not installed.
+    workers  processes that load ahead; 0 loads in this process. The result is the same.
+    substitutes  row → rows to try instead, in order, if an image has vanished, broken or changed since it was
+             indexed (`SameBucket`); must be picklable. Crop and flip remain those of the planned image. Without
+             it, or if all of them are bad too, such an image is an error.
+    decoder  "pillow", or "fast": JPEG by simplejpeg and Lanczos by torch, within 2 levels of Pillow's resampling
+    pinned   put the batches into page-locked memory, for asynchronous copies to a GPU
+    Raises BadImage, with path and id, for a bad image, and InputError for negative workers, a cache combined with
+    workers or with the fast decoder, and a fast decoder that is not installed.
     """
     if workers < 0 or (workers and cache is not None):
-        raise InputError(f"workers = {workers}: give 0 or more, and no image cache unless it is 0")
+        raise InputError(f"workers = {workers}: give 0 or more, and use an image cache only with 0 workers")
     if decoder == "fast":
         check_fast()
         if cache is not None:
-            raise InputError("the image cache keeps what Pillow scaled: give it decoder = 'pillow'")
+            raise InputError("the image cache holds images scaled by Pillow: use it with decoder = 'pillow'")
     data = _Batches(index, batches, visit, draws, background, accepted, cache, substitutes, decoder)
-    # Its own generator: DataLoader draws a seed for its workers, by default from torch's global state.
+    # A generator of its own: DataLoader draws a seed for its workers, by default from torch's global state.
     loader = DataLoader(
         data, batch_size=None, num_workers=workers, generator=torch.Generator(), pin_memory=pinned
     )

@@ -1,1 +1,1 @@
-"""What a data set would be trained as, before it is."""
+"""How a data set would be trained on, reported before any training."""

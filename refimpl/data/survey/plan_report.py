@@ -1,4 +1,4 @@
-"""What an epoch's plan costs: leftovers, dropped images, and ranks that wait for each other (N §4.1.2)."""
+"""What an epoch's plan costs: batches of leftovers, dropped images, and ranks waiting for each other (N §4.1.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from refimpl.data.plan import Plan
 class PlanReport:
     """An epoch in numbers.
 
-    steps               of every rank
-    batches_per_bucket  [n_buckets] of all ranks; in mode global a batch of all ranks counts once
+    steps               number of steps, the same on every rank
+    batches_per_bucket  [n_buckets], over all ranks; in mode global a global batch counts once
     dropped             rows left out of this epoch
-    catch_all_share     of all batches: those of leftovers, from several buckets
-    idle_share          of all rank-time: waiting for the rank with the most pixels of a step. A rank's time is
-                        taken as proportional to its pixels; 0 in mode global, where all shapes of a step agree
+    catch_all_share     share of batches that are made of leftovers from several buckets
+    idle_share          share of all ranks' time spent waiting for the rank with the most pixels at each step. A
+                        rank's time is taken as proportional to its pixels; 0 in mode global, where all ranks have
+                        the same shape at each step
     """
 
     steps: int
@@ -37,14 +38,14 @@ class PlanReport:
         ]
         return [
             f"{self.steps} steps; {self.dropped.size} images dropped this epoch",
-            f"batches of leftovers, from several buckets: {self.catch_all_share:.2%}",
+            f"batches of leftovers from several buckets: {self.catch_all_share:.2%}",
             f"ranks waiting for the largest shape of a step: {self.idle_share:.2%} of their time",
             *used,
         ]
 
 
 def report_plan(plan: Plan, buckets: Sequence[Bucket]) -> PlanReport:
-    """Count an epoch's batches. buckets  (width, height) pairs, indexed by the plan's buckets"""
+    """Count an epoch's batches. buckets  (width, height) pairs, indexed by the plan's bucket indices"""
     ranks = range(plan.world_size if plan.mode == "paper" else 1)
     steps = np.stack([plan.bucket_steps(rank) for rank in ranks])  # [ranks that differ, steps]
     mixed = np.stack([plan.mixed_steps(rank) for rank in ranks])

@@ -1,4 +1,4 @@
-"""The first epoch of a data set as both modes would plan it, before any training (N §4.1.2)."""
+"""The first epoch of a data set as each plan mode would plan it, before any training (N §4.1.2)."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from refimpl.data.survey.plan_report import PlanReport, report_plan
 class PlannedEpoch:
     """Epoch 0 in numbers.
 
-    dropped  ids of the first of the images that it leaves out, in the index's order
+    dropped  ids of the first few images that it leaves out, in the index's order
     """
 
     mode: Mode
@@ -39,7 +39,7 @@ def survey_plans(
     seed: int = 0,
     listed: int = 5,
 ) -> list[PlannedEpoch]:
-    """The plan of epoch 0 in each mode, of the images that are not pruned.
+    """The plan of epoch 0 in each mode, for the images that are not pruned.
 
     batch_size  images per rank and step; or [n_buckets] the number for each bucket, which mode paper does not know
     listed      dropped images that are named

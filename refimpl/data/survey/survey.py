@@ -1,4 +1,4 @@
-"""What a data set would be trained as, before any training (N §4.1.2, §4.1.3; S Fig. 2)."""
+"""A data set in numbers, as training would see it, before any training (N §4.1.2, §4.1.3; S Fig. 2)."""
 
 import math
 import os
@@ -27,7 +27,7 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ClassSurvey:
-    """Tags of one class, with the number of images of each."""
+    """Tags of one class: how many there are, and the most and least frequent with their numbers of images."""
 
     name: str
     distinct: int
@@ -41,13 +41,13 @@ class Survey:
     """A data set in numbers.
 
     percentiles  of width, height, megapixels and aspect (width / height), at PERCENTILES
-    density      [bins, bins]  images by height (rows) and width, BIN_PIXELS each
-    uncaptioned  images without a caption or with an empty one, and the paths of the first of them
+    density      [bins, bins]  number of images by height (rows) and width (columns), in bins of BIN_PIXELS
+    uncaptioned  number of images with no caption or an empty one; uncaptioned_paths lists the first few
     problems     files that can't be used, by kind
-    mean_error   mean |bucket aspect − image aspect| of the images kept, as N prints it; nan without any
-    errors       [N]  the same of each image kept
-    pruned       (path, width, height, log aspect error) of the images too far from every bucket
-    small        images smaller than their bucket, which training enlarges
+    mean_error   mean |bucket aspect − image aspect| of the images kept, as N reports it; nan if none are kept
+    errors       [N]  the same for each image kept
+    pruned       (path, width, height, aspect error in the chosen metric) of the images too far from every bucket
+    small        number of images smaller than their bucket, which training upscales
     """
 
     images: int
@@ -72,9 +72,9 @@ def survey(
     max_log_error: float = math.inf,
     listed: int = 5,
 ) -> Survey:
-    """Looks at a whole data set; nothing but the table is read.
+    """Survey a whole data set; nothing but the table is read.
 
-    listed  tags that are named of each class, most and least frequent, and images without a caption
+    listed  how many of each class's most and least frequent tags, and of the images without a caption, to name
     Raises InputError as `buckets.assign_and_prune` does.
     """
     index = index_of(table)
@@ -127,7 +127,7 @@ def _density(widths: npt.NDArray[np.int64], heights: npt.NDArray[np.int64]) -> n
 
 
 def classes(counts: TagCounts, listed: int) -> list[ClassSurvey]:
-    """The classes of tags by name, each with its most and least frequent tags; equals by name."""
+    """The tag classes sorted by name, each with its most and least frequent tags; ties are sorted by name."""
     found = []
     for name, tags in sorted(counts.counts.items()):
         ranked = sorted(tags.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -138,10 +138,10 @@ def classes(counts: TagCounts, listed: int) -> list[ClassSurvey]:
 
 @dataclass(frozen=True, eq=False)
 class WeightSurvey:
-    """Loss weights of a data set (N §4.3; the formula is ours).
+    """Loss weights of a data set (N §4.3; the formula is not from a paper).
 
-    edges, images  [bins + 1], [bins]  histogram of the weights, bins equal on a log scale
-    heaviest, lightest  (weight, id, tags by class) of images, the extremes first
+    edges, images  [bins + 1], [bins]  histogram of the weights, with bins of equal width on a log scale
+    heaviest, lightest  (weight, id, tags by class) of the images with the highest and lowest weights, extremes first
     """
 
     count: int
@@ -153,7 +153,7 @@ class WeightSurvey:
 
 
 def weight_survey(table: Table, counts: TagCounts, bins: int = 16, listed: int = 5) -> WeightSurvey:
-    """Counts a data set's tags in `counts`, weighs every image, and lists the extremes; equals by id."""
+    """Add a data set's tags to `counts`, weight every image, and list the extremes; ties are sorted by id."""
     tags, ids = TagLists(table), Ids(table)
     weights = dataset_weights(tags, count_tags(tags, counts))
     if not len(weights):
@@ -179,7 +179,7 @@ def weight_survey(table: Table, counts: TagCounts, bins: int = 16, listed: int =
 
 
 def changed_files(table: Table) -> list[BadImage]:
-    """Images that vanished or changed since they were indexed: by size, and by SHA-256 where the index holds it."""
+    """Images that vanished or changed since they were indexed: by size, and by SHA-256 if the index has hashes."""
     index: Index = index_of(table)
     sizes, hashes = table.arrays["size"], table.arrays.get("sha256")
     plain = np.array([container[0] == FILES for container in table.facts["containers"]], bool)
@@ -189,7 +189,7 @@ def changed_files(table: Table) -> list[BadImage]:
             if plain[table.arrays["container"][row]]:
                 found = os.stat(source).st_size
                 if found != sizes[row]:
-                    reason = f"has {found} bytes, but had {sizes[row]} when it was indexed; index it again"
+                    reason = f"it has {found} bytes, but had {sizes[row]} when it was indexed; index it again"
                     raise BadImage(source, reason, "changed")
             elif isinstance(source, Packed):
                 source.open().close()

@@ -1,4 +1,4 @@
-"""A folder of components, as diffusers writes it."""
+"""A model as a folder of components, in diffusers' layout."""
 
 from refimpl.interop.diffusers_folder.read_write import INDEX, load, save
 

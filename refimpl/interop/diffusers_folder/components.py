@@ -1,4 +1,4 @@
-"""The weights of each part of a diffusers folder, read under our names and written under diffusers'."""
+"""The weights of each part of a diffusers folder: read with the single file's names, written with diffusers'."""
 
 import json
 from collections.abc import Mapping
@@ -35,16 +35,16 @@ CONFIG = "config.json"
 NETWORK_STEM = "diffusion_pytorch_model"
 TOWER_STEM = "model"
 POSITION_IDS = "text_model.embeddings.position_ids"
-"""0 … 76, which older files hold and no model reads"""
+"""the buffer 0 … 76, which older files contain and no model reads"""
 
 Shapes = dict[str, tuple[int, ...]]
 State = dict[str, Tensor]
 
 
 def read_unet(folder: Path, variant: str | None) -> tuple[State, UNetConfig]:
-    """The UNet under our keys, memory-mapped, and its shape.
+    """The UNet with the single file's keys, memory-mapped, and its configuration.
 
-    Raises InputError when a file is missing or broken, or listing every tensor that differs from config.json.
+    Raises InputError when a file is missing or broken, or listing every tensor that does not match config.json.
     """
     config = unet_from_table(read_json(folder / CONFIG), str(folder / CONFIG))
     state, source = read_weights(folder, NETWORK_STEM, variant)
@@ -59,7 +59,7 @@ def read_unet(folder: Path, variant: str | None) -> tuple[State, UNetConfig]:
 
 
 def read_vae(folder: Path, variant: str | None) -> tuple[State, VAEConfig, ScaleShift]:
-    """The autoencoder under our keys, its shape, and what its latents are scaled by; errors as in `read_unet`."""
+    """The autoencoder with the single file's keys, its configuration and scale-and-shift; errors as `read_unet`."""
     config, scale_shift = vae_from_table(read_json(folder / CONFIG), str(folder / CONFIG))
     found, source = read_weights(folder, NETWORK_STEM, variant)
     state = _renamed(found, {key: current_name(key) for key in found}, source)
@@ -71,11 +71,11 @@ def read_vae(folder: Path, variant: str | None) -> tuple[State, VAEConfig, Scale
 
 
 def read_tower(folder: Path, variant: str | None, projected: bool) -> tuple[State, CLIPTextConfig, State]:
-    """A text tower under transformers' names with `text_model.`, which files of transformers ≥ 5.6 may lack.
+    """A text tower with transformers' names and the prefix `text_model.`, which files of transformers ≥ 5.6 may lack.
 
-    projected  bigG, which ends in a projection
-    returns    its tensors, its shape, and what is kept for an unchanged round trip, by single-file key
-    Errors as in `read_unet`.
+    projected  whether it is bigG, which ends in a projection
+    returns    its tensors, its configuration, and what is kept for a lossless round trip, by single-file key
+    Errors are as in `read_unet`.
     """
     heads, activation = heads_and_activation(read_json(folder / CONFIG), str(folder / CONFIG))
     found, source = read_weights(folder, TOWER_STEM, variant)
@@ -95,7 +95,7 @@ def read_tower(folder: Path, variant: str | None, projected: bool) -> tuple[Stat
 def write_network(
     folder: Path, table: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, stem: str
 ) -> None:
-    """Writes config.json and one safetensors file, tensor after tensor; `dtype` None keeps each one's own."""
+    """Write config.json and one safetensors file, tensor by tensor; with `dtype` None, each tensor keeps its own."""
     folder.mkdir()
     write_json(folder / CONFIG, table)
     dtypes = {} if dtype is None else dict.fromkeys(state, dtype)
@@ -104,13 +104,13 @@ def write_network(
 
 
 def unet_for_diffusers(state: Mapping[str, Tensor], config: UNetConfig) -> State:
-    """The UNet's tensors under diffusers' names."""
+    """The UNet's tensors with diffusers' names."""
     names = renamed_keys(state, unet_modules(config), "UNet")
     return {names[key]: tensor for key, tensor in state.items()}
 
 
 def write_json(path: Path, table: Mapping[str, Any]) -> None:
-    """Writes a table as diffusers does: sorted, indented by 2."""
+    """Write a JSON object as diffusers does: keys sorted, indented by 2."""
     path.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -118,16 +118,18 @@ def _renamed(state: State, names: Mapping[str, str], source: str) -> State:
     renamed = {names[key]: tensor for key, tensor in state.items()}
     if len(renamed) < len(state):
         twice = [key for key in state if names[key] != key and names[key] in state]
-        raise InputError(f"{source} holds a tensor under two names: {', '.join(twice)}; remove one of them")
+        raise InputError(
+            f"{source} holds a tensor under two names: {', '.join(twice)}; remove one of the two"
+        )
     return renamed
 
 
 def _check_blocks(blocks: int, state: State, source: str) -> None:
-    """A config.json of a million blocks would take for ever to compare with."""
+    """Reject a config.json with more blocks than there are tensors; comparing with a million would take for ever."""
     if blocks > len(state):
         raise InputError(
-            f"{source} holds {len(state)} tensors, {CONFIG} beside it describes {blocks} blocks; they do not belong "
-            "together"
+            f"{source} holds {len(state)} tensors, but the {CONFIG} beside it describes {blocks} blocks; they do not "
+            "belong together"
         )
 
 

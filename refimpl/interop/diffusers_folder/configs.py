@@ -21,7 +21,7 @@ from refimpl.model.config import UNetConfig
 from refimpl.text.config import SIZE_FEATURES
 
 WRITER_VERSION = "0.35.0"
-"""the diffusers whose fields these are; it reads what its older and newer versions write"""
+"""the diffusers version whose fields these are; diffusers reads the configs of its older and newer versions"""
 
 UNET_NEEDED = {"addition_embed_type": "text_time", "use_linear_projection": True}
 """fields in which diffusers' defaults are not SDXL"""
@@ -54,7 +54,7 @@ UNET_FIXED = {
     "time_embedding_type": "positional",
     "timestep_post_act": None,
 }
-"""fields that would change what the network computes; absent, diffusers takes these values"""
+"""fields that would change what the network computes; if absent, diffusers uses these values"""
 VAE_FIXED = {
     "act_fn": "silu",
     "mid_block_add_attention": True,
@@ -107,9 +107,10 @@ def unet_table(config: UNetConfig) -> dict[str, Any]:
 
 
 def unet_from_table(table: Table, source: str) -> UNetConfig:
-    """The shape that a UNet's config.json tells.
+    """The configuration of a UNet from its config.json.
 
-    source  the file, for messages      Raises InputError naming a field whose network is not SDXL's kind.
+    source  the file, for messages
+    Raises InputError naming a field that does not describe SDXL's kind of network.
     """
     check_fixed(table, UNET_FIXED, UNET_NEEDED, "UNet2DConditionModel", source)
     widths = numbers(table, "block_out_channels", source)
@@ -119,7 +120,7 @@ def unet_from_table(table: Table, source: str) -> UNetConfig:
     if ups != wanted or not {*kinds} <= {"DownBlock2D", "CrossAttnDownBlock2D"}:
         raise InputError(
             f"{source}: down_block_types {kinds} with up_block_types {ups} are not SDXL's: each level must be "
-            "DownBlock2D or CrossAttnDownBlock2D, and the way up the way down reversed"
+            "DownBlock2D or CrossAttnDownBlock2D, and the up blocks must be the down blocks reversed"
         )
     layers = spread(table, "transformer_layers_per_block", 1, len(widths), source)
     name = "num_attention_heads" if table.get("num_attention_heads") else "attention_head_dim"
@@ -130,11 +131,11 @@ def unet_from_table(table: Table, source: str) -> UNetConfig:
     head_dims = {width / n for width, n in with_heads}
     if len(head_dims) > 1 or any(width % n for width, n in with_heads):
         raise InputError(
-            f"{source}: {name} {heads} of widths {widths} give heads of different widths; SDXL's are all equal"
+            f"{source}: {name} {heads} with widths {widths} give heads of different widths; SDXL's are all equal"
         )
     rest = [width for width in widths if width % widths[0]]
     if rest:
-        raise InputError(f"{source}: block_out_channels {widths} are no multiples of the first; SDXL's are")
+        raise InputError(f"{source}: block_out_channels {widths} are not multiples of the first; SDXL's are")
     depths = [n if has else 0 for n, has in zip(layers, attentive, strict=True)]
     return named(
         source,
@@ -154,9 +155,9 @@ def unet_from_table(table: Table, source: str) -> UNetConfig:
 
 
 def vae_table(config: VAEConfig, scale_shift: ScaleShift) -> dict[str, Any]:
-    """config.json of diffusers' AutoencoderKL, with what its latents are scaled by.
+    """config.json of diffusers' AutoencoderKL, including the scaling of its latents.
 
-    force_upcast stays true: the published weights overflow float16.
+    force_upcast is true, as published: the published weights overflow in float16.
     """
     levels = len(config.widths)
     return {
@@ -178,7 +179,7 @@ def vae_table(config: VAEConfig, scale_shift: ScaleShift) -> dict[str, Any]:
 
 
 def _scale_fields(scale_shift: ScaleShift) -> dict[str, Any]:
-    """One factor where that says it exactly, as every tool reads it; else mean and std per channel (N App. B)."""
+    """A single factor, which every tool reads, if that is exact; else mean and std per channel (N App. B)."""
     factor = SDXL_FACTOR if scale_shift == SDXL_DEFAULT else 1 / scale_shift.std[0]
     if math.isfinite(factor):
         plain = ScaleShift.from_factor(factor, scale_shift.channels)
@@ -188,9 +189,9 @@ def _scale_fields(scale_shift: ScaleShift) -> dict[str, Any]:
 
 
 def vae_from_table(table: Table, source: str) -> tuple[VAEConfig, ScaleShift]:
-    """The shape and the scale-and-shift that an autoencoder's config.json tells.
+    """The configuration and the scale-and-shift of an autoencoder from its config.json.
 
-    Raises InputError naming a field whose network is not SDXL's kind.
+    Raises InputError naming a field that does not describe SDXL's kind of network.
     """
     check_fixed(table, VAE_FIXED, {}, "AutoencoderKL", source)
     widths = numbers(table, "block_out_channels", source)
@@ -231,10 +232,10 @@ def text_table(config: CLIPTextConfig, projected: bool) -> dict[str, Any]:
 
 
 def heads_and_activation(table: Table, source: str) -> tuple[int, str]:
-    """What a text tower's config.json tells and its tensors do not."""
+    """The number of heads and the activation from a text tower's config.json, which its tensors do not show."""
     kind = table.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
-        raise InputError(f"{source}: model_type {kind!r:.80} is no CLIP text tower")
+        raise InputError(f"{source}: model_type {kind!r:.80} is not a CLIP text tower")
     activation = table.get("hidden_act", "quick_gelu")
     if activation not in ACTIVATIONS:
         raise InputError(f"{source}: hidden_act {activation!r:.80} is not {' or '.join(ACTIVATIONS)}")

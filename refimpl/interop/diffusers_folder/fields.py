@@ -1,4 +1,4 @@
-"""Fields of diffusers' JSON tables, read with errors that name the file and the field."""
+"""Reading fields of diffusers' JSON files, with errors that name the file and the field."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,9 @@ Table = Mapping[str, Any]
 
 
 def check_fixed(table: Table, fixed: Table, needed: Table, kind: str, source: str) -> None:
-    """Raises InputError unless every field that diffusers would act on has SDXL's value.
+    """Raise InputError unless every field that affects diffusers' network has SDXL's value.
 
-    fixed   fields that may be absent      needed  fields that must be there
+    fixed   fields that may be absent      needed  fields that must be present
     kind    the class whose fields these are
     """
     if table.get("_class_name", kind) != kind:
@@ -23,7 +23,7 @@ def check_fixed(table: Table, fixed: Table, needed: Table, kind: str, source: st
 
 
 def named(source: str, build: Any, **values: Any) -> Any:
-    """build(**values), with the source in front of what it complains about."""
+    """build(**values); a message of its InputError is prefixed with the source."""
     try:
         return build(**values)
     except InputError as error:
@@ -31,7 +31,7 @@ def named(source: str, build: Any, **values: Any) -> Any:
 
 
 def number(table: Table, name: str, source: str, default: int | None = None) -> int:
-    """A whole number ≥ 1; InputError names the field."""
+    """An integer field ≥ 1. Raises InputError naming the field."""
     value = table.get(name, default)
     if type(value) is not int or value < 1:
         raise InputError(f"{source}: {name} is {value!r:.80}; it must be a whole number ≥ 1")
@@ -39,7 +39,7 @@ def number(table: Table, name: str, source: str, default: int | None = None) -> 
 
 
 def numbers(table: Table, name: str, source: str) -> list[int]:
-    """A list of one or more whole numbers ≥ 1; InputError names the field."""
+    """A field that is a list of one or more integers ≥ 1. Raises InputError naming the field."""
     values = table.get(name)
     if not isinstance(values, list) or not values or any(type(n) is not int or n < 1 for n in values):
         raise InputError(f"{source}: {name} is {values!r:.80}; it must be a list of whole numbers ≥ 1")
@@ -47,7 +47,7 @@ def numbers(table: Table, name: str, source: str) -> list[int]:
 
 
 def spread(table: Table, name: str, default: int, length: int, source: str) -> list[int]:
-    """A number for all levels, or a list of one each; InputError names the field."""
+    """A field with one number for all levels, or a list with one for each. Raises InputError naming the field."""
     if not isinstance(table.get(name, default), list):
         return [number(table, name, source, default)] * length
     values = numbers(table, name, source)
@@ -57,7 +57,7 @@ def spread(table: Table, name: str, default: int, length: int, source: str) -> l
 
 
 def strings(table: Table, name: str, length: int, source: str) -> list[str]:
-    """A list of `length` strings; InputError names the field."""
+    """A field that is a list of `length` strings. Raises InputError naming the field."""
     values = table.get(name)
     if not isinstance(values, list) or any(type(value) is not str for value in values):
         raise InputError(f"{source}: {name} is {values!r:.80}; it must be a list of block names")

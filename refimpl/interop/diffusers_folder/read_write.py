@@ -1,11 +1,11 @@
-"""The diffusers folder, read and written: what StableDiffusionXLPipeline.from_pretrained opens.
+"""Reading and writing the diffusers folder, which StableDiffusionXLPipeline.from_pretrained opens.
 
 model_index.json             which components there are
 unet/  vae/                  config.json, diffusion_pytorch_model.safetensors
 text_encoder/                CLIP-L: config.json, model.safetensors; text_encoder_2/ is bigG
-tokenizer/  tokenizer_2/     the vocabulary, padded as each tower needs it
+tokenizer/  tokenizer_2/     the vocabulary, with the padding token of each tower
 scheduler/                   scheduler_config.json
-refimpl_extras.safetensors   what diffusers has no place for (metadata, tensors of no part), and ignores
+refimpl_extras.safetensors   what diffusers has no place for (metadata, tensors of no part); it ignores this file
 """
 
 import os
@@ -55,13 +55,13 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 def load(path: Path | str, prediction: Prediction | None = None, variant: str | None = None) -> Checkpoint:
-    """A checkpoint from a diffusers folder, or from the folder of a lone UNet or autoencoder.
+    """A checkpoint from a diffusers folder, or from the folder of a single component.
 
     prediction  overrides what scheduler_config.json says
-    variant     of the weights' files ("fp16"); None takes the plain ones, or the only variant there is
+    variant     variant of the weight files ("fp16"); None takes the plain files, or the only variant there is
     returns     Checkpoint of memory-mapped tensors in their stored dtypes
-    Raises InputError when a part that model_index.json names is missing, weights are pickles or not as config.json
-    says (listing every tensor that differs), or the networks or the schedule are not SDXL's.
+    Raises InputError when a part named in model_index.json is missing, weights are pickles or do not match
+    config.json (listing every tensor that differs), or the networks or the schedule are not SDXL's.
     """
     path = Path(path)
     folders = _component_folders(path)
@@ -95,16 +95,16 @@ def save(
     zeros_for_empty: bool = True,
     keep_other: bool = True,
 ) -> None:
-    """Writes a checkpoint as a diffusers folder, whole or not at all, each tensor straight from where it is stored.
+    """Write a checkpoint as a diffusers folder, whole or not at all, each tensor straight from where it is stored.
 
     path             must not exist yet
-    dtype            of all weights: float16, bfloat16 or float32; each keeps its own where None
-    tokenizer        CLIP's, or a folder that holds it; where None, tokenizer/ and tokenizer_2/ have to be copied
-                     there, or given to from_pretrained
+    dtype            dtype of all weights: float16, bfloat16 or float32; None keeps each one's own
+    tokenizer        CLIP's tokenizer, or a folder that contains it; if None, tokenizer/ and tokenizer_2/ must be
+                     copied into the folder, or passed to from_pretrained
     zeros_for_empty  the null condition is zeros, as SDXL was trained (text.null); False: the empty prompt
-    keep_other       also writes the tensors of no part (moving average, buffers), in their own dtype
-    Raises InputError when `path` exists, the disk refuses the write, there is nothing to write, float16 cannot hold
-    a value, or a network has a shape that diffusers does not know.
+    keep_other       also write the tensors that belong to no part (moving average, buffers), in their own dtype
+    Raises InputError when `path` exists or cannot be written, there is nothing to write, float16 cannot represent a
+    value, or diffusers does not support the shape of a network.
     """
     path = Path(path)
     if os.path.lexists(path):
@@ -137,7 +137,7 @@ def save(
 
 
 def _networks(checkpoint: Checkpoint, source: str) -> dict[str, tuple[dict[str, Any], Mapping[str, Tensor]]]:
-    """Component → (config.json, tensors under diffusers' names); InputError for shapes that diffusers lacks."""
+    """Component → (config.json, tensors with diffusers' names). Raises InputError for shapes it does not support."""
     shapes = architecture_of(checkpoint, source)
     networks: dict[str, tuple[dict[str, Any], Mapping[str, Tensor]]] = {}
     if checkpoint.unet is not None and shapes.unet is not None:
@@ -153,9 +153,9 @@ def _networks(checkpoint: Checkpoint, source: str) -> dict[str, tuple[dict[str, 
 
 
 def _index_table(names: list[str], scheduler: str, refiner: bool, zeros_for_empty: bool) -> dict[str, Any]:
-    """model_index.json; the refiner is a pipeline of its own, that redraws images and reads an aesthetic score.
+    """model_index.json; the refiner has its own pipeline, which is image-to-image and takes an aesthetic score.
 
-    names  of the components, tokenizers among them; the others are null
+    names  names of the components, including tokenizers; the others are null
     """
     classes = {name: known[0] for name, known in CLASSES.items()} | dict.fromkeys(
         TOKENIZERS.values(), "CLIPTokenizer"
@@ -180,9 +180,9 @@ def _library(name: str) -> str:
 
 
 def _component_folders(path: Path) -> dict[str, Path]:
-    """Component → its folder, for those that there are."""
+    """Component → its folder, for the components that exist."""
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; give a diffusers folder, or a .safetensors file as such")
+        raise InputError(f"{path} is not a folder; give a diffusers folder, or load it as a single file")
     if (path / INDEX).is_file():
         return _indexed(path, read_json(path / INDEX))
     if (path / CONFIG).is_file():
@@ -223,7 +223,7 @@ def _read_prediction(path: Path, has_unet: bool) -> Prediction:
         named = read_json(index).get("scheduler") if has_unet and index.is_file() else None
         if named not in (None, [None, None]):
             raise InputError(
-                f"{path} lacks {SCHEDULER}, which its {INDEX} names: what the UNet predicts stands there; copy or "
+                f"{path} lacks {SCHEDULER}, which its {INDEX} names: it says what the UNet predicts; copy or "
                 "download it too, or give the prediction by hand"
             )
         return Prediction("eps", False, f"no {SCHEDULER}: eps, as SDXL was published")

@@ -1,9 +1,10 @@
-"""scheduler_config.json: what the UNet predicts on which schedule, in diffusers' fields.
+"""scheduler_config.json: what the UNet predicts, and on which schedule, in diffusers' fields.
 
-What is no eps model is written with EulerDiscreteScheduler and spacing "linspace": our own default, `euler` on
-the `native` grid (N §2.3), for any number of steps. On the schedule that ends in pure noise diffusers sets alpha²
-at t = 999 to 2⁻²⁴ instead of 0: it starts at sigma_edm 4096, with 1/4096 of the noise in its first estimate. Its
-DDIMScheduler takes that step as it is, but keeps to its grid ("trailing") only where the steps divide 1000.
+Models other than eps are written with EulerDiscreteScheduler and spacing "linspace": that is this program's default,
+`euler` on the `native` grid (N §2.3), for any number of steps. On the schedule that ends in pure noise, diffusers
+sets alpha² at t = 999 to 2⁻²⁴ instead of 0: it starts at sigma_edm 4096, with 1/4096 of the noise in its first
+estimate. Its DDIMScheduler takes that step exactly, but matches our grid ("trailing") only if the number of steps
+divides 1000.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ SDXL_BETAS = {
     "num_train_timesteps": 1000,
     "trained_betas": None,
 }
-"""The schedule before any rescaling (S App. B; N §2.2): diffusers rescales by itself when it is told to."""
+"""the schedule before any rescaling (S App. B; N §2.2); diffusers rescales it itself if told to"""
 EDM = "EDM"
 OVERRIDE = "give the prediction type by hand to read its tensors all the same"
 
@@ -58,10 +59,10 @@ def _class(name: str) -> dict[str, str]:
 
 
 def prediction_from_table(table: Mapping[str, Any], source: str) -> Prediction:
-    """The prediction that a scheduler_config.json tells, and by which of its fields.
+    """The prediction that a scheduler_config.json describes, with the fields that say so as its reason.
 
     source  the file, for messages
-    Raises InputError for another schedule than SDXL's, an unknown prediction type, or eps with zero terminal SNR.
+    Raises InputError for a schedule other than SDXL's, an unknown prediction type, or eps with zero terminal SNR.
     """
     scheduler, said = str(table.get("_class_name", "")), table.get("prediction_type", "epsilon")
     kinds = {theirs: ours for ours, theirs in KINDS.items()}
@@ -76,7 +77,7 @@ def prediction_from_table(table: Mapping[str, Any], source: str) -> Prediction:
         if said != "v_prediction" or sigma_data != 1:
             raise InputError(
                 f"{source}: {scheduler} with prediction_type {said} and sigma_data {sigma_data!r:.80} scales the "
-                f"network's input as this project does not; it knows v_prediction with 1. {OVERRIDE}"
+                f"network's input in a way this project does not; it supports v_prediction with 1. {OVERRIDE}"
             )
         sigmas = {name: _sigma(table, name, source) for name in ("sigma_min", "sigma_max")}
         reason = f"{reason}, {scheduler}"
@@ -84,7 +85,9 @@ def prediction_from_table(table: Mapping[str, Any], source: str) -> Prediction:
     for name, value in SDXL_BETAS.items():
         found = table.get(name, value)
         if found != value:
-            raise InputError(f"{source}: {name} is {found!r:.80}, in SDXL's schedule {value!r}; {OVERRIDE}")
+            raise InputError(
+                f"{source}: {name} is {found!r:.80}; in SDXL's schedule it is {value!r}; {OVERRIDE}"
+            )
     zero_snr = table.get("rescale_betas_zero_snr", False)
     if zero_snr not in (True, False, None):
         raise InputError(

@@ -1,4 +1,4 @@
-"""tokenizer/ and tokenizer_2/ of a diffusers folder: one vocabulary, padded as each tower needs it (S §2.1)."""
+"""tokenizer/ and tokenizer_2/ of a diffusers folder: one vocabulary, with each tower's padding token (S §2.1)."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from refimpl.text.tokenizer import ROW_TOKENS, Tokenizer, load_tokenizer
 
 CONFIG = "tokenizer_config.json"
 OURS_ONLY = ("backend", "is_local", "local_files_only")
-"""what transformers notes of how it was called, and nobody needs"""
+"""settings that transformers records about how it was called, which no reader needs"""
 
 
 def find_tokenizer(path: Path | str) -> Tokenizer:
@@ -22,15 +22,15 @@ def find_tokenizer(path: Path | str) -> Tokenizer:
         if (place / "tokenizer.json").is_file() or (place / "vocab.json").is_file():
             return load_tokenizer(place)
     raise InputError(
-        f"{path} has no tokenizer: neither it nor tokenizer/ in it holds tokenizer.json, or vocab.json and merges.txt"
+        f"{path} has no tokenizer: neither it nor its tokenizer/ has tokenizer.json, or vocab.json and merges.txt"
     )
 
 
 def write_tokenizers(tokenizer: Tokenizer, folder: Path, names: tuple[str, ...]) -> None:
-    """Writes `tokenizer` (padded with EOS, for CLIP-L) and `tokenizer_2` (padded with id 0, for bigG).
+    """Write `tokenizer` (padded with EOS, for CLIP-L) and `tokenizer_2` (padded with id 0, for bigG).
 
-    As in the published folder, the padding of `tokenizer_2` is the token "!": in diffusers, though not here and not
-    in OpenCLIP, an exclamation mark in a prompt is padding to bigG.
+    As in the published folder, the padding token of `tokenizer_2` is "!": in diffusers, though not here and not in
+    OpenCLIP, bigG sees an exclamation mark in a prompt as padding.
     """
     for name in names:
         place = folder / name

@@ -1,7 +1,7 @@
 """The UNet's module names in the single file and in diffusers (S Tab. 1).
 
-The single file numbers all stages of the way down and of the way up through; diffusers numbers them by level,
-residual blocks, transformers and resizing apart.
+The single file numbers all stages of the down path, and all of the up path, consecutively; diffusers numbers them by
+level, with separate numbers for residual blocks, transformers and resampling.
 """
 
 from refimpl.model.config import UNetConfig
@@ -26,9 +26,9 @@ RES_BLOCK = {
 
 
 def unet_modules(config: UNetConfig) -> dict[str, str]:
-    """Single-file module name → diffusers module name, one to one; inside a transformer they agree.
+    """Single-file module name → diffusers module name, one to one; inside a transformer the names are the same.
 
-    config  of the network, whose levels, depths and blocks give the numbers
+    config  configuration of the network, whose levels, depths and blocks determine the numbers
     """
     modules = dict(OUTER)
     number = 0  # of the stage on the way down

@@ -1,7 +1,8 @@
-"""The autoencoder's module names in the single file and in diffusers, and its attention's shapes (S §2.4).
+"""The autoencoder's module names in the single file and in diffusers, and the shapes of its attention (S §2.4).
 
-The single file numbers the decoder's levels as the encoder's, by resolution; diffusers in the order they run.
-The single file has 1×1 convolutions where diffusers has linear layers: the same numbers in the same order.
+The single file numbers the decoder's levels like the encoder's, by resolution; diffusers numbers them in the order in
+which they run. In the attention, the single file has 1×1 convolutions where diffusers has linear layers, with the
+same values in the same order.
 """
 
 import re
@@ -14,7 +15,7 @@ from refimpl.latents.config import VAEConfig
 
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 EARLY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""diffusers' names of before 2023, which published folders still have"""
+"""diffusers' names from before 2023, which published folders still have"""
 LINEAR = r"(en|de)coder\.mid_block\.attentions\.0\.(to_[qkv]|to_out\.0)\.weight"
 
 
@@ -43,7 +44,7 @@ def vae_modules(config: VAEConfig) -> dict[str, str]:
 
 
 def vae_to_diffusers(state: Mapping[str, Tensor], config: VAEConfig, source: str) -> dict[str, Tensor]:
-    """Every tensor under its name and in its shape in diffusers; no number is copied or changed.
+    """Every tensor with its name and shape in diffusers; no value is copied or changed.
 
     Raises InputError for keys that this architecture does not have.
     """
@@ -64,7 +65,7 @@ def vae_from_diffusers(state: Mapping[str, Tensor], config: VAEConfig, source: s
 
 
 def current_name(key: str) -> str:
-    """diffusers' name today of a tensor of the autoencoder that may have the name of before 2023."""
+    """diffusers' current name of an autoencoder tensor whose name may be from before 2023."""
     found = re.fullmatch(r"((?:en|de)coder\.mid_block\.attentions\.0\.)(\w+)(\.\w+)", key)
     return f"{found[1]}{EARLY_ATTENTION.get(found[2], found[2])}{found[3]}" if found else key
 

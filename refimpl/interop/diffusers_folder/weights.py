@@ -24,9 +24,9 @@ PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack")
 def read_weights(folder: Path, stem: str, variant: str | None = None) -> tuple[dict[str, Tensor], str]:
     """All tensors of a component, memory-mapped in their stored dtypes, and the file they come from.
 
-    stem     name of its weights before the first dot
+    stem     name of the weight file up to the first dot
     variant  name of a variant; None takes the plain file, or the only variant there is
-    Raises InputError when there is none, several variants without a plain file, only pickles, or a broken index.
+    Raises InputError when there are no weights, several variants but no plain file, only pickles, or a broken index.
     """
     path = _weights_file(folder, stem, variant)
     if path.suffix != ".json":
@@ -38,7 +38,7 @@ def read_weights(folder: Path, stem: str, variant: str | None = None) -> tuple[d
     for name in dict.fromkeys(map(str, weight_map.values())):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise InputError(
-                f"{path} names the shard {name!r:.200}, which is no safetensors file of its own folder"
+                f"{path} names the shard {name!r:.200}, which is not a safetensors file in the same folder"
             )
         shards[name] = safetensors_file.read(folder / name)[0]
     missing = [f"{key} in {name}" for key, name in weight_map.items() if key not in shards[str(name)]]
@@ -68,23 +68,25 @@ def _weights_file(folder: Path, stem: str, variant: str | None) -> Path:
             f"has no variant {variant!r}" if variant is not None else "has several variants and no plain file"
         )
         raise InputError(
-            f"{folder} {wanted}; it holds {names}: keep one of these, or name it with the argument `variant`"
+            f"{folder} {wanted}; it holds {names}: keep one of these, or name one with the argument `variant`"
         )
     pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
     if pickles:
         raise InputError(
             f"{folder} holds its weights as {', '.join(pickles)}, a pickle, which can run code when it is read; it "
-            "is not opened. Convert it on a machine you can lose: torch.load(FILE, weights_only=True), then "
-            f"safetensors.torch.save_file of it as {stem}.safetensors"
+            "is not opened. Convert it on a machine you can afford to lose: torch.load(FILE, weights_only=True), "
+            f"then save the result with safetensors.torch.save_file as {stem}.safetensors"
         )
     raise InputError(f"{folder} has no {stem}.safetensors; copy or download this part again")
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A table from a JSON file; InputError when it is absent or anything else."""
+    """A JSON object from a file. Raises InputError when the file is absent or anything else."""
     try:
         if path.stat().st_size > LARGEST_JSON:
-            raise InputError(f"{path} is larger than {LARGEST_JSON} bytes, so none of diffusers' settings")
+            raise InputError(
+                f"{path} is larger than {LARGEST_JSON} bytes, so it is not a settings file of diffusers"
+            )
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -93,5 +95,5 @@ def read_json(path: Path) -> Mapping[str, Any]:
             raise
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(table, dict):
-        raise InputError(f"{path} must hold a table, not {type(table).__name__}")
+        raise InputError(f"{path} must hold a JSON object, not {type(table).__name__}")
     return table

@@ -1,1 +1,1 @@
-"""LoRA files, as the other trainers and samplers name them."""
+"""LoRA files in the formats of other trainers and samplers."""

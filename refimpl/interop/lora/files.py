@@ -1,7 +1,7 @@
-"""LoRA files of other trainers, read and written (Hu et al. 2021, §4.1).
+"""Reading and writing LoRA files of other trainers (Hu et al. 2021, §4.1).
 
-Written as kohya's trainer does, which ComfyUI, A1111, Forge and diffusers all read; read in kohya's and PEFT's
-spellings (`refimpl.interop.lora.keys`).
+Files are written with kohya's key names, which ComfyUI, A1111, Forge and diffusers all read, and are read with
+kohya's and PEFT's (`refimpl.interop.lora.keys`).
 """
 
 import functools
@@ -32,30 +32,30 @@ FOLDER_FILES = (
 
 @dataclass(frozen=True)
 class LoRAFile:
-    """The adapters of each network, as `lora_state` of the model gives them, and the file's metadata."""
+    """The adapters of each network, as `lora_state` returns them, and the file's metadata."""
 
     unet: Mapping[str, Tensor] = field(default_factory=dict)
-    """{module}.lora_down.weight, {module}.lora_up.weight and {module}.alpha by the UNet's module names"""
+    """{module}.lora_down.weight, {module}.lora_up.weight and {module}.alpha, with the UNet's module names"""
     text_l: Mapping[str, Tensor] = field(default_factory=dict)
-    """the same of CLIP-L, with the prefix `text_model.`"""
+    """the same for CLIP-L, with the prefix `text_model.`"""
     text_g: Mapping[str, Tensor] = field(default_factory=dict)
-    """the same of bigG"""
+    """the same for bigG"""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """of the safetensors header"""
+    """metadata of the safetensors header"""
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
-        """Part → its adapters, for the parts that have some."""
+        """Part → its adapters, for the parts that have any."""
         states = {part: getattr(self, part) for part in PARTS}
         return {part: state for part, state in states.items() if state}
 
 
 def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile:
-    """Reads a LoRA in kohya's or PEFT's spelling.
+    """Read a LoRA with kohya's or PEFT's key names.
 
-    path          the file, or a folder with adapter_model.safetensors and adapter_config.json
-    architecture  of the networks it is for; SDXL's when not given
-    returns       tensors in their stored dtype; an alpha that the file does not give equals the rank
-    Raises InputError when it is another kind of adapter, or lists everything that does not fit the networks.
+    path          the file, or a folder with one of FOLDER_FILES; PEFT's adapter_config.json is read from beside it
+    architecture  shapes of the networks it is for; SDXL's by default
+    returns       tensors in their stored dtype; an alpha that is given nowhere equals the rank
+    Raises InputError for another kind of adapter, or listing everything that does not fit the networks.
     """
     path = _file_of(Path(path))
     tensors, metadata = safetensors_file.read(path)
@@ -69,10 +69,10 @@ def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile
         if spelled is not None:
             slots = modules.setdefault(spelled.module, {})
             if spelled.slot in slots:
-                problems.append(f"repeated  {key}: another key means the same tensor")
+                problems.append(f"repeated  {key}: another key is the same tensor")
             slots[spelled.slot] = tensor
         elif key not in MARKERS:
-            problems.append(f"unknown   {key} {list(tensor.shape)}: no tensor of a LoRA")
+            problems.append(f"unknown   {key} {list(tensor.shape)}: not a tensor of a LoRA")
     nearest = nearest_names(meanings)
     states: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for name, slots in modules.items():
@@ -82,7 +82,7 @@ def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile
             continue
         place = next(place for place in meanings[name] if _fits(slots, place.shape))
         if f"{place.module}.{DOWN}" in states[place.part]:
-            problems.append(f"repeated  {name}: another name in the file means the same module")
+            problems.append(f"repeated  {name}: another name in the file is the same module")
         down, up = slots[DOWN], slots[UP]
         if ALPHA not in slots:
             slots[ALPHA] = torch.tensor(alphas(name, len(down)), dtype=torch.float32)
@@ -93,7 +93,7 @@ def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile
         }
     if not modules:
         raise InputError(
-            f"{path} holds no LoRA: none of its {len(tensors)} tensors is named lora_down or lora_A; name another"
+            f"{path} holds no LoRA: none of its {len(tensors)} tensors is named lora_down or lora_A; give another"
         )
     if problems:
         raise InputError(_report(str(path), problems, tensors))
@@ -101,11 +101,11 @@ def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile
 
 
 def save(lora: LoRAFile, path: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Writes a LoRA with kohya's names; every module has its alpha.
+    """Write a LoRA with kohya's key names; every module has its alpha.
 
-    dtype  of the maps; each its own when not given. Alphas keep theirs.
-    ss_network_dim and ss_network_alpha are added to the metadata where it lacks them.
-    Raises InputError when there is nothing to write, the file exists, or the disk refuses it.
+    dtype  dtype of the down and up matrices; by default each keeps its own. Alphas always keep theirs.
+    ss_network_dim and ss_network_alpha are added to the metadata if it lacks them.
+    Raises InputError when there is nothing to write, the file exists, or it cannot be written.
     """
     tensors, dtypes, ranks, alphas = {}, {}, set(), set()
     for part, state in lora.parts().items():
@@ -141,7 +141,7 @@ def _file_of(path: Path) -> Path:
     for name in FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    raise InputError(f"{path} holds neither {' nor '.join(FOLDER_FILES)}; name the LoRA's file")
+    raise InputError(f"{path} holds neither {' nor '.join(FOLDER_FILES)}; give the LoRA's file")
 
 
 def _fault(
@@ -150,12 +150,12 @@ def _fault(
     meanings: Mapping[str, list[Place]],
     nearest: Callable[[str], list[str]],
 ) -> str:
-    """What is wrong with one module of a file; empty when nothing is."""
+    """What is wrong with one module of a file; empty if nothing is."""
     if name not in meanings:
         return f"unknown   {name}; the nearest are {', '.join(nearest(name)) or 'not listed'}"
     absent = [slot for slot in (DOWN, UP) if slot not in slots]
     if absent:
-        return f"missing   {name}: the file has no {' and no '.join(absent)} of it"
+        return f"missing   {name}: the file has no {' and no '.join(absent)} for it"
     for slot, tensor in slots.items():
         if not (tensor.is_floating_point() or (slot == ALPHA and tensor.dtype != torch.bool)):
             return f"unusable  {name}.{slot} is of {tensor.dtype}"
@@ -164,12 +164,12 @@ def _fault(
     if not any(_fits(slots, place.shape) for place in meanings[name]):
         shapes = " or ".join(str(list(place.shape)) for place in meanings[name])
         have = f"down {list(slots[DOWN].shape)} and up {list(slots[UP].shape)}"
-        return f"misshapen {name}: {have} give no update of its weight {shapes}"
+        return f"misshapen {name}: {have} do not fit its weight {shapes}"
     return ""
 
 
 def _fits(slots: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
-    """Whether up · down has the weight's shape; a Linear's maps may be written as 1×1 convolutions."""
+    """Whether up · down has the weight's shape; a Linear's matrices may be stored as 1×1 convolutions."""
     down, up = tuple(slots[DOWN].shape), tuple(slots[UP].shape)
     rank = down[0] if down else 0
     narrow = {shape[1:], (*shape[1:], 1, 1)} if len(shape) == 2 else {shape[1:]}

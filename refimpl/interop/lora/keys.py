@@ -1,12 +1,12 @@
-"""How trainers spell the tensors of a LoRA, resolved against the modules that the networks really have.
+"""How trainers name the tensors of a LoRA, resolved against the modules that the networks actually have.
 
 kohya   lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight, .lora_up.weight, .alpha;
         lora_te1_text_model_… (CLIP-L), lora_te2_text_model_… (bigG);
         with diffusers' module names too: lora_unet_down_blocks_1_attentions_0_…
 PEFT    unet.down_blocks.1.attentions.0.….lora_A.weight, .lora_B.weight; text_encoder.…, text_encoder_2.…;
-        base_model.model.… where one network was wrapped alone
+        base_model.model.… if a single network was wrapped
 
-Underscores stand for dots and for themselves, so every module's spellings are listed and looked up, never parsed.
+An underscore may mean a dot or itself, so the spellings of every module are listed and looked up, never parsed.
 """
 
 import re
@@ -33,7 +33,7 @@ TENSOR = re.compile(
     re.DOTALL,
 )
 
-# Other adapters than LoRA, by what only their keys contain.
+# Adapters other than plain LoRA, by what only their keys contain.
 OTHER_KINDS = {
     "DoRA": r"\.dora_scale|\.lora_magnitude_vector",
     "LoHa": r"\.hada_",
@@ -49,7 +49,7 @@ OTHER_KINDS = {
     "LoRA of embeddings": r"lora_embedding_",
 }
 
-# Networks that a LoRA may be for, by what only their keys contain.
+# Other networks that a LoRA may be for, by what only their keys contain.
 OTHER_NETWORKS = {
     "FLUX": r"double_blocks|single_blocks|single_transformer_blocks",
     "Stable Diffusion 3": r"joint_blocks|context_block",
@@ -64,13 +64,13 @@ class Place:
     part: str
     """unet, text_l or text_g"""
     module: str
-    """its name in that network"""
+    """name of the module in that network"""
     shape: tuple[int, ...]
-    """of its weight: [out, in] or [out, in, kh, kw]"""
+    """shape of its weight: [out, in] or [out, in, kh, kw]"""
 
 
 class Spelled(NamedTuple):
-    """A key taken apart: what it calls the module, and which of DOWN, UP and ALPHA of it it is."""
+    """A key split into the module's name in the file, and which of DOWN, UP and ALPHA it is."""
 
     module: str
     slot: str
@@ -98,7 +98,7 @@ def places(architecture: Architecture) -> list[Place]:
 
 
 def spellings(architecture: Architecture) -> dict[str, list[Place]]:
-    """Every spelling of every module → what it can mean: one place, or the same place in both text towers."""
+    """Every spelling of every module → what it can mean: one place, or the same module in both text towers."""
     meanings: dict[str, list[Place]] = {}
     known = places(architecture)
     unet_names = [place.module for place in known if place.part == "unet"]
@@ -114,7 +114,7 @@ def spellings(architecture: Architecture) -> dict[str, list[Place]]:
 
 
 def take_apart(key: str) -> Spelled | None:
-    """The module and the slot that a key names; None when it is no tensor of a LoRA."""
+    """The module and the slot that a key names; None if it is not a tensor of a LoRA."""
     found = TENSOR.fullmatch(key)
     if not found:
         return None
@@ -123,17 +123,17 @@ def take_apart(key: str) -> Spelled | None:
 
 
 def check_kind(keys: Iterable[str], source: str) -> None:
-    """Raises InputError naming the kind when a file holds another adapter than plain LoRA."""
+    """Raise InputError, naming the kind, if a file holds an adapter other than plain LoRA."""
     for key in keys:
         for kind, pattern in OTHER_KINDS.items():
             if re.search(pattern, key):
                 raise InputError(
-                    f"{source} holds {kind}: tensor {key[:200]}; only plain LoRA is read, a down and an up map per "
-                    "module. Merge it into its base with the tool that made it, and use the merged checkpoint."
+                    f"{source} holds {kind}: tensor {key[:200]}; only plain LoRA is read, a down and an up "
+                    "matrix per module. Merge it into its base with the tool that made it, and use the result."
                 )
 
 
 def other_network(keys: Iterable[str]) -> str:
-    """The kind of network that the keys belong to, when it is known and not SDXL's; else empty."""
+    """The network family that the keys belong to, if it is known and not SDXL; else empty."""
     text = "\n".join(keys)
     return next((name for name, pattern in OTHER_NETWORKS.items() if re.search(pattern, text)), "")

@@ -1,4 +1,4 @@
-"""A LoRA folded into weights (Hu et al. 2021, §4.1): W + strength · (alpha / rank) · up · down, for every module."""
+"""Merging a LoRA into weights (Hu et al. 2021, §4.1): W + strength · (alpha / rank) · up · down, for every module."""
 
 import math
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from refimpl.model.lora.adapters import ALPHA, DOWN, UP, merged_weight
 def merge_into_checkpoint(
     checkpoint: Checkpoint, lora: LoRAFile, strength: float = 1.0, source: str = "the LoRA"
 ) -> Checkpoint:
-    """The checkpoint with a LoRA folded in; every tensor keeps its dtype, and those without an adapter are the same.
+    """The checkpoint with a LoRA merged in; every tensor keeps its dtype, and those without an adapter are unchanged.
 
-    strength  factor of the update; negative ones take it away
-    source    of the LoRA, for messages
+    strength  factor of the update; −1 undoes a merge
+    source    name of the LoRA, for messages
     Raises InputError when the checkpoint lacks a part or a module that the LoRA adapts, when a shape differs, or when
     a merged weight would not be finite in its dtype.
     """
@@ -30,7 +30,7 @@ def merge_into_checkpoint(
         weights = getattr(checkpoint, part)
         if weights is None:
             raise InputError(
-                f"{source} adapts {part}, which the checkpoint does not hold; merge it into one that does"
+                f"{source} adapts {part}, which the checkpoint does not have; merge it into one that does"
             )
         parts[part] = {**weights, **_merged(weights, state, strength, f"{source} ({part})")}
     return replace(checkpoint, **parts)
@@ -40,7 +40,7 @@ def merge_into_checkpoint(
 def _merged(
     weights: Mapping[str, Tensor], state: Mapping[str, Tensor], strength: float, source: str
 ) -> dict[str, Tensor]:
-    """The weights that a LoRA changes, by their keys."""
+    """The weights that a LoRA changes, merged, by key."""
     merged = {}
     for key in state:
         if not key.endswith(f".{DOWN}"):

@@ -20,10 +20,11 @@ NETWORKS = ("unet.", "text_encoder.", "text_encoder_2.")
 
 
 def read_alphas(path: Path, metadata: Mapping[str, str]) -> Callable[[str, int], float]:
-    """A function (the file's name of a module, its rank) → alpha in the sense of alpha / rank.
+    """A function (name of a module in the file, its rank) → alpha, for a scale of alpha / rank.
 
     path      the LoRA's file; settings are taken from its metadata, else from adapter_config.json beside it
-    Without settings alpha is the rank. Raises InputError when the settings cannot be read or mean another adapter.
+    Without settings, alpha is the rank. Raises InputError when the settings cannot be read or describe another kind
+    of adapter.
     """
     beside = path.with_name(CONFIG)
     if METADATA_KEY in metadata:
@@ -50,13 +51,13 @@ def read_alphas(path: Path, metadata: Mapping[str, str]) -> Callable[[str, int],
 
 
 def _settings(text: str, where: str) -> dict[str, dict[str, Any]]:
-    """Network prefix (empty where the settings name none) → checked settings."""
+    """Network prefix (empty for settings that name no network) → checked settings."""
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error})") from error
     if not isinstance(table, dict):
-        raise InputError(f"{where} must be a table of settings, not {table!r:.80}")
+        raise InputError(f"{where} must be a JSON object of settings, not {table!r:.80}")
     settings: dict[str, dict[str, Any]] = {}
     for key, value in table.items():
         network = next((prefix for prefix in NETWORKS if key.startswith(prefix)), "")
@@ -72,12 +73,12 @@ def _check(own: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where} describes {kind!r:.80}; only plain LoRA is read")
     pattern = own.get("alpha_pattern") or {}
     if not isinstance(pattern, dict):
-        raise InputError(f"{where}: alpha_pattern must be a table, not {pattern!r:.80}")
+        raise InputError(f"{where}: alpha_pattern must be a JSON object, not {pattern!r:.80}")
     for name in pattern:
         if not all(letter.isalnum() or letter in "._-" for letter in name):
             raise InputError(
-                f"{where}: alpha_pattern {name!r:.80} is an expression; only module names are read"
+                f"{where}: alpha_pattern {name!r:.80} is a regular expression; only module names are supported"
             )
     for name, value in {"lora_alpha": own.get("lora_alpha", 1), **pattern}.items():
         if type(value) not in (int, float) or not abs(value) <= LARGEST:
-            raise InputError(f"{where}: alpha {value!r:.80} of {name} is not a finite number of float32")
+            raise InputError(f"{where}: alpha {value!r:.80} of {name} is not a finite float32 number")

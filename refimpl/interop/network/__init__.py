@@ -1,1 +1,1 @@
-"""Shapes and names of the networks in files."""
+"""Shapes of the networks in files, and the names of their tensors."""

@@ -1,7 +1,7 @@
-"""The shapes of a checkpoint's networks, told from its tensors (S Tab. 1, §2.5).
+"""The architecture of a checkpoint's networks, inferred from its tensors (S Tab. 1, §2.5).
 
-Tensors tell everything but how channels are split into heads and groups, and the text towers' activation. Those
-are the published ones, or what the checkpoint's metadata notes.
+The tensors' shapes determine everything except how channels are split into heads and groups, and the text towers'
+activation. Those are the published ones, unless the checkpoint's metadata records others.
 """
 
 import json
@@ -29,7 +29,7 @@ METADATA_KEY = "refimpl.architecture"
 
 @dataclass(frozen=True)
 class Notes:
-    """What tensors do not tell; None where it is the published choice for such tensors."""
+    """What the tensors' shapes do not determine; None where it is the published choice for such shapes."""
 
     unet_head_dim: int | None = None
     unet_groups: int | None = None
@@ -42,7 +42,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of each part; None where the checkpoint has no such part."""
+    """The configuration of each part; None where the checkpoint has no such part."""
 
     unet: UNetConfig | None = None
     vae: VAEConfig | None = None
@@ -51,10 +51,10 @@ class Architecture:
 
 
 def architecture_of(checkpoint: Checkpoint, source: str) -> Architecture:
-    """The shapes of all parts that a checkpoint has.
+    """The configurations of all parts that a checkpoint has.
 
     source  the file or folder, for messages
-    Raises InputError naming the tensor or the number for which a part is no network of SDXL's kind.
+    Raises InputError naming the tensor or the number because of which a part is not a network of SDXL's kind.
     """
     notes = _read(checkpoint.metadata, source)
     unet, vae, text_l, text_g = checkpoint.unet, checkpoint.vae, checkpoint.text_l, checkpoint.text_g
@@ -71,7 +71,7 @@ def architecture_of(checkpoint: Checkpoint, source: str) -> Architecture:
 
 
 def noted(metadata: Mapping[str, str], architecture: Architecture) -> dict[str, str]:
-    """The metadata with what `architecture_of` needs to find these very shapes again; unchanged if nothing."""
+    """The metadata plus what `architecture_of` needs to recover exactly this architecture; nothing if not needed."""
     notes = Notes()
     unet, vae = architecture.unet, architecture.vae
     if unet is not None and unet_choices(unet) != (unet.head_dim, unet.groups):
@@ -89,7 +89,7 @@ def noted(metadata: Mapping[str, str], architecture: Architecture) -> dict[str, 
 
 
 def with_text_model(key: str) -> str:
-    """The name of a text tower's tensor with the prefix that transformers ≥ 5.6 drops in memory."""
+    """The name of a text tower's tensor, with the prefix that transformers ≥ 5.6 drops in memory added if missing."""
     return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
 
 

@@ -1,7 +1,7 @@
-"""Text towers under their two spellings: transformers' (CLIP-L) and OpenCLIP's (bigG of the single file).
+"""Text towers in their two layouts: transformers' (CLIP-L) and OpenCLIP's (bigG in the single file).
 
-OpenCLIP keeps the query, key and value maps of a layer in one tensor, and its text projection transposed.
-Both directions are views: nothing is copied.
+OpenCLIP fuses the query, key and value projections of a layer into one tensor and stores its text projection
+transposed. Both directions are views: nothing is copied.
 """
 
 import re
@@ -38,16 +38,16 @@ OUTSIDE = {
 
 @dataclass(frozen=True)
 class ClipSizes:
-    """What the shapes of a text tower's tensors tell."""
+    """The sizes of a text tower that the shapes of its tensors determine."""
 
     vocabulary: int
     positions: int
     width: int
     layers: int
     hidden: int
-    """width of the feed-forward maps"""
+    """width of the feed-forward layers"""
     projection: int | None
-    """width of the pooled state; None for a tower without projection"""
+    """width of the pooled state; None for a tower without a projection"""
 
 
 def _published(config, projected: bool) -> ClipSizes:
@@ -66,7 +66,7 @@ CLIP_BIGG = _published(clip_bigg_config(), projected=True)
 
 
 def tower_shapes(sizes: ClipSizes) -> Shapes:
-    """Every tensor of a tower under transformers' names, with the prefix `text_model.`, and its shape."""
+    """Name → shape of every tensor of a tower, with transformers' names and the prefix `text_model.`."""
     width, hidden = sizes.width, sizes.hidden
     shapes: Shapes = {
         "text_model.embeddings.token_embedding.weight": (sizes.vocabulary, width),
@@ -91,7 +91,7 @@ def tower_shapes(sizes: ClipSizes) -> Shapes:
 
 
 def openclip_shapes(sizes: ClipSizes) -> Shapes:
-    """Every tensor of a tower in OpenCLIP's layout and its shape."""
+    """Name → shape of every tensor of a tower in OpenCLIP's layout."""
     shapes: Shapes = {}
     for key, shape in tower_shapes(sizes).items():
         name, third = openclip_name(key)
@@ -102,7 +102,7 @@ def openclip_shapes(sizes: ClipSizes) -> Shapes:
 
 
 def sizes_of(shapes: Mapping[str, tuple[int, ...]], openclip: bool) -> ClipSizes:
-    """The sizes of a tower under either spelling; the published ones where the tensor that tells is not there."""
+    """The sizes of a tower in either layout; the published ones where the tensor that determines them is missing."""
     default = CLIP_BIGG if openclip else CLIP_L
     layers, fc1 = ("transformer.resblocks", "mlp.c_fc") if openclip else (LAYERS, "mlp.fc1")
     tokens = "text_model.embeddings.token_embedding.weight"
@@ -125,7 +125,7 @@ def sizes_of(shapes: Mapping[str, tuple[int, ...]], openclip: bool) -> ClipSizes
 
 
 def openclip_name(key: str) -> tuple[str, int | None]:
-    """OpenCLIP's name of a tensor, and which third of that tensor it is (None: all of it).
+    """OpenCLIP's name for a tensor, and which third of that tensor it is (None: all of it).
 
     Raises InputError for a name that no tower has.
     """
@@ -141,11 +141,11 @@ def openclip_name(key: str) -> tuple[str, int | None]:
             return f"{block}.attn.in_proj_{kind}", QKV.index(name)
         if name in IN_LAYER:
             return f"{block}.{IN_LAYER[name]}.{kind}", None
-    raise InputError(f"{key} is no tensor of a CLIP text tower")
+    raise InputError(f"{key} is not a tensor of a CLIP text tower")
 
 
 def to_openclip(tower: Mapping[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
-    """A tower in OpenCLIP's layout; the three maps of a fused tensor come as a tuple to be joined.
+    """A tower in OpenCLIP's layout; the three parts of a fused tensor are returned as a tuple, to be concatenated.
 
     Raises InputError for a name that no tower has, or when one of the three is missing.
     """
@@ -160,14 +160,14 @@ def to_openclip(tower: Mapping[str, Tensor]) -> dict[str, Tensor | tuple[Tensor,
     for name, parts in thirds.items():
         if len(parts) < 3:
             raise InputError(
-                f"{name} needs the maps of query, key and value, and the tower has {len(parts)} of them"
+                f"{name} needs the query, key and value projections, and the tower has {len(parts)} of them"
             )
         renamed[name] = tuple(parts[third] for third in range(3))
     return renamed
 
 
 def from_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A tower under transformers' names from its OpenCLIP layout; `state` holds all of `openclip_shapes`."""
+    """A tower with transformers' names from OpenCLIP's layout; `state` must have every key of `openclip_shapes`."""
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     tower = {}
     for key in tower_shapes(sizes_of(shapes, openclip=True)):

@@ -1,4 +1,4 @@
-"""The networks of a checkpoint, filled from it a piece at a time (S Tab. 1)."""
+"""Building the networks of a checkpoint and loading its weights a piece at a time (S Tab. 1)."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -21,22 +21,22 @@ Tower = TypeVar("Tower", CLIPTextModel, CLIPTextModelWithProjection)
 def unet_of(checkpoint: Checkpoint, source: str, dtype: torch.dtype | None = None) -> UNet:
     """The UNet in eval mode on the CPU.
 
-    source  the file or folder, for messages      dtype  None: that of its first tensor
-    Raises InputError when the checkpoint has none, or lists every tensor that does not fit.
+    source  the file or folder, for messages      dtype  dtype of the weights; by default that of the first tensor
+    Raises InputError when the checkpoint has no UNet, or listing every tensor that does not fit.
     """
     config = architecture_of(Checkpoint(unet=checkpoint.unet, metadata=checkpoint.metadata), source).unet
     if checkpoint.unet is None or config is None:
-        raise InputError(f"{source} has no UNet; give a checkpoint that has")
+        raise InputError(f"{source} has no UNet; give a checkpoint that has one")
     with torch.device("meta"):
         unet = UNet(config)
     return _filled(unet, checkpoint.unet, source, dtype)
 
 
 def vae_of(checkpoint: Checkpoint, source: str, dtype: torch.dtype | None = None) -> VAE:
-    """The autoencoder, frozen, in eval mode on the CPU. Arguments and errors of `unet_of`."""
+    """The autoencoder, frozen, in eval mode on the CPU. Arguments and errors are as in `unet_of`."""
     config = architecture_of(Checkpoint(vae=checkpoint.vae, metadata=checkpoint.metadata), source).vae
     if checkpoint.vae is None or config is None:
-        raise InputError(f"{source} has no autoencoder; give a checkpoint that has")
+        raise InputError(f"{source} has no autoencoder; give a checkpoint that has one")
     with torch.device("meta"):
         vae = VAE(config)
     return _filled(vae, checkpoint.vae, source, dtype).requires_grad_(False)
@@ -45,9 +45,9 @@ def vae_of(checkpoint: Checkpoint, source: str, dtype: torch.dtype | None = None
 def towers_of(
     checkpoint: Checkpoint, source: str, dtype: torch.dtype | None = None
 ) -> tuple[CLIPTextModel | None, CLIPTextModelWithProjection | None]:
-    """CLIP-L and bigG, frozen, in eval mode on the CPU; None for one the checkpoint does not hold.
+    """CLIP-L and bigG, frozen, in eval mode on the CPU; None for a tower that the checkpoint does not have.
 
-    Arguments and errors of `unet_of`.
+    Arguments are as in `unet_of`. Raises InputError listing every tensor that does not fit.
     """
     text = Checkpoint(text_l=checkpoint.text_l, text_g=checkpoint.text_g, metadata=checkpoint.metadata)
     configs = architecture_of(text, source)

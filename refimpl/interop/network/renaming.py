@@ -1,4 +1,4 @@
-"""Tensors under another tool's names: pairs of module names, applied to every key below a module."""
+"""Renaming tensors to another tool's names: pairs of module names, applied to every key below a module."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,7 +6,7 @@ from refimpl.errors import InputError
 
 
 def renamed_keys(keys: Iterable[str], modules: Mapping[str, str], source: str) -> dict[str, str]:
-    """New name of each key: the longest of its leading module names that is in `modules`, replaced.
+    """New name of each key: its longest module prefix that is in `modules` is replaced.
 
     modules  old module name → new module name, without a final dot
     source   what the keys come from, for messages
@@ -37,5 +37,5 @@ def renamed_keys(keys: Iterable[str], modules: Mapping[str, str], source: str) -
 
 
 def inverted(modules: Mapping[str, str]) -> dict[str, str]:
-    """New module name → old module name; the pairs are one to one."""
+    """New module name → old module name, for a one-to-one mapping."""
     return {theirs: ours for ours, theirs in modules.items()}

@@ -1,7 +1,7 @@
-"""The shape of a network told from its tensors (S Tab. 1, §2.5).
+"""The configuration of a network inferred from its tensors (S Tab. 1, §2.5).
 
-Tensors tell everything but how channels are split into heads and groups, and the text towers' activation: for
-those there are arguments, and the published choices where an argument is not given.
+The tensors' shapes determine everything except how channels are split into heads and groups, and the text towers'
+activation: these are arguments, which default to the published choices.
 """
 
 import math
@@ -29,9 +29,9 @@ Config = TypeVar("Config", UNetConfig, VAEConfig)
 def unet_config(
     state: State, source: str, head_dim: int | None = None, groups: int | None = None
 ) -> UNetConfig:
-    """The shape of a UNet under our keys; head_dim and groups are the published ones where they are not given.
+    """The configuration of a UNet with the single file's keys; head_dim and groups default to the published ones.
 
-    Raises InputError when the tensors are of no such network.
+    Raises InputError when the tensors are not those of such a network.
     """
     channels = _side(state, "time_embed.0.weight", 1, source)
     levels: list[list[tuple[int, int]]] = [[]]  # (multiplier, depth) of each residual block
@@ -43,7 +43,7 @@ def unet_config(
             multiplier, rest = divmod(_side(state, f"{stage}.0.in_layers.2.weight", 0, source), channels)
             if rest:
                 raise InputError(
-                    f"{source}: {stage} is no multiple of the first level's {channels} channels wide"
+                    f"{source}: the width of {stage} is not a multiple of the first level's {channels} channels"
                 )
             levels[-1].append((multiplier, _count(state, f"{stage}.1.transformer_blocks")))
         else:
@@ -69,13 +69,11 @@ def unet_config(
 
 
 def vae_config(state: State, source: str, groups: int | None = None) -> VAEConfig:
-    """The shape of an autoencoder under our keys; errors as in `unet_config`."""
+    """The configuration of an autoencoder with the single file's keys; errors are as in `unet_config`."""
     keys = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(_count(state, "encoder.down"))]
     widths = [_side(state, key, 0, source) for key in keys]
     if not widths:
-        raise InputError(
-            f"{source}: the autoencoder has no encoder.down; it is not SDXL's, or not the whole of it"
-        )
+        raise InputError(f"{source}: the autoencoder has no encoder.down; it is not SDXL's, or incomplete")
     channels = math.gcd(*widths)
     told = {
         "image_channels": _side(state, "encoder.conv_in.weight", 1, source),
@@ -91,9 +89,9 @@ def vae_config(state: State, source: str, groups: int | None = None) -> VAEConfi
 def clip_config(
     state: State, source: str, heads: int | None = None, activation: str | None = None
 ) -> CLIPTextConfig:
-    """The shape of a text tower under transformers' names; it is bigG's kind if it ends in a projection.
+    """The configuration of a text tower with transformers' names; with a projection, it is of bigG's kind.
 
-    Raises InputError when the tensors are of no such tower.
+    Raises InputError when the tensors are not those of such a tower.
     """
     projected = "text_projection.weight" in state
     tokens, positions = (f"text_model.embeddings.{name}_embedding.weight" for name in ("token", "position"))
@@ -118,7 +116,7 @@ def clip_config(
 
 
 def unet_choices(config: UNetConfig) -> tuple[int, int]:
-    """(head_dim, groups) of the preset with these tensors, else of SDXL."""
+    """(head_dim, groups) of the preset with these tensor shapes, else of SDXL."""
     free = ("head_dim", "groups", "in_channels", "out_channels")
     same = [preset for preset in UNETS if _without(preset, free) == _without(config, free)]
     preset = (same or [UNetConfig()])[0]
@@ -126,7 +124,7 @@ def unet_choices(config: UNetConfig) -> tuple[int, int]:
 
 
 def vae_groups(config: VAEConfig) -> int:
-    """Groups of the preset with these tensors, else of SDXL."""
+    """Number of groups of the preset with these tensor shapes, else of SDXL."""
     free = ("groups", "image_channels", "latent_channels")
     same = [preset for preset in VAES if _without(preset, free) == _without(config, free)]
     return (same or [VAEConfig()])[0].groups
@@ -151,14 +149,14 @@ def _built(kind: type[Config], source: str, told: dict[str, Any], **untold: Any)
     except InputError as error:
         raise InputError(
             f"{source}: {error}. Either this is not SDXL's kind of network, or it is split into unusual heads or "
-            "groups, which tensors do not tell: a diffusers folder does in its config.json, and a file of this "
-            "program in its metadata"
+            "groups, which the tensors do not show: a diffusers folder gives them in its config.json, and a file "
+            "written by this program in its metadata"
         ) from error
 
 
 def _side(state: State, key: str, axis: int, source: str) -> int:
     if key not in state:
-        raise InputError(f"{source}: {key} is missing; this is not a part of SDXL, or not the whole of it")
+        raise InputError(f"{source}: {key} is missing; this is not a part of SDXL, or it is incomplete")
     shape = state[key].shape
     if len(shape) <= axis or not 1 <= shape[axis] <= LARGEST_SIDE:
         raise InputError(f"{source}: {key} has the shape {list(shape)}, which no part of SDXL has")
@@ -166,6 +164,6 @@ def _side(state: State, key: str, axis: int, source: str) -> int:
 
 
 def _count(state: State, prefix: str) -> int:
-    """Number of different whole numbers that follow a prefix."""
+    """Number of distinct indices that follow a prefix in the keys."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return len({found[1] for found in map(pattern.match, state) if found})

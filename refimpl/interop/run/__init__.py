@@ -1,1 +1,1 @@
-"""Run folders: what training leaves, read back as a model."""
+"""Run folders: the results of training, read back as a model."""

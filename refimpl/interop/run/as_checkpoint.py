@@ -1,4 +1,4 @@
-"""A run's checkpoint as one that other tools' files are written from."""
+"""A run's checkpoint as a `Checkpoint`, from which other tools' files are written."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from refimpl.text.tower_names import tower_parameters
 
 
 def load(path: Path | str, weights: str = "ema") -> tuple[Checkpoint, Model]:
-    """The checkpoint of a run: its newest, or that of a checkpoints/step-* folder; and the model it was made of.
+    """A run's newest checkpoint, or that of a checkpoints/step-* folder, and the model it was made from.
 
     weights  "ema", the moving average, or "unet", the weights as trained
     Raises InputError when something is missing, damaged, or does not fit.

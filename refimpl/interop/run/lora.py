@@ -1,4 +1,4 @@
-"""The adapters of a run that trains LoRA, as a file for other tools (Hu et al. 2021)."""
+"""The adapters of a run that trains LoRA, for export to other tools (Hu et al. 2021)."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def load(path: Path | str, weights: str = "ema") -> LoRAFile:
     """The adapters of a run's newest checkpoint, or of a checkpoints/step-* folder.
 
     weights  "ema", the moving average, or "unet", the weights as trained
-    returns  with the metadata that kohya's trainer writes
+    returns  the adapters, with the metadata that kohya's trainer writes
     Raises InputError when something is missing or damaged, or the run trains no adapters.
     """
     if weights not in WEIGHTS:
@@ -32,7 +32,7 @@ def load(path: Path | str, weights: str = "ema") -> LoRAFile:
     if not isinstance(table, dict):
         raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")
     if not from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]").rank:
-        raise InputError(f"{folder} is of a run that trains whole weights; `refimpl export` writes those")
+        raise InputError(f"{folder} is from a run that trains full weights; `refimpl export` writes those")
     diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
     prediction = Prediction(
         diffusion.parameterisation, diffusion.zero_terminal_snr, "the run's configuration"
@@ -42,9 +42,9 @@ def load(path: Path | str, weights: str = "ema") -> LoRAFile:
 
 
 def training_metadata(prediction: Prediction) -> dict[str, str]:
-    """What tools look for in a LoRA's metadata: the family of its base, and what that predicts.
+    """The metadata that tools look for in a LoRA: the family of its base model, and what that predicts.
 
-    ss_* as kohya's trainer writes them, modelspec.* as the model specification names them.
+    ss_* are as kohya's trainer writes them, modelspec.* as in Stability AI's Model Metadata Standard Specification.
     """
     return {
         "ss_network_module": "networks.lora",

@@ -1,10 +1,10 @@
 """A run folder: the settings, the frozen parts and the checkpoints that together make a model.
 
 config.json              the run's configuration
-components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, where training began;
-                         of runs that train adapters also the UNet that they adapt
+components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, when training starts;
+                         for runs that train adapters, also the UNet that they adapt
 checkpoints/step-N/      the trained weights, their moving average, optimizer state (trained_parts.py)
-metrics.jsonl, samples/  what the run wrote about itself
+metrics.jsonl, samples/  the run's logs
 """
 
 import json
@@ -39,9 +39,9 @@ IMAGE_TOWER, BASE_UNET = "image_encoder", "unet.safetensors"
 
 
 def save_components(run: Path, model: Model, with_unet: bool = False) -> None:
-    """Commits what a run starts from to `run`/components.
+    """Commit the networks that a run starts from to `run`/components.
 
-    with_unet  the UNet too: checkpoints of adapters hold nothing of it
+    with_unet  also save the UNet, which checkpoints of adapters do not contain
     """
     with committed.committed_folder(run / "components") as folder:
         committed.write_state(folder / "autoencoder.safetensors", model.vae.state_dict())
@@ -95,17 +95,17 @@ def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any],
 
 
 def state_number(folder: Path, documents: Mapping[str, Any], name: str) -> int:
-    """A whole number of a checkpoint's state.json; InputError when it is not there."""
+    """An integer from a checkpoint's state.json. Raises InputError when it is not there."""
     state = documents["state"]
     if not isinstance(state, dict) or type(state.get(name)) is not int:
-        raise InputError(f"{folder}/state.json holds no whole number {name!r}; use another checkpoint")
+        raise InputError(f"{folder}/state.json holds no integer {name!r}; use another checkpoint")
     return state[name]
 
 
 def load_components(
     run: Path, unet: UNet, vae_config: VAEConfig, text: TextConfig, diffusion: DiffusionConfig
 ) -> Model:
-    """The model of a run around `unet`, its other networks as the run began with them.
+    """A run's model with the given `unet`; its other networks are as they were when the run started.
 
     Raises InputError when a component is missing or differs from the manifest.
     """
@@ -119,9 +119,9 @@ def load_components(
 
 
 def load_base(run: Path, unet: UNet) -> None:
-    """Fills the UNet with the weights that a run's adapters adapt, without a second copy in memory.
+    """Load the weights that a run's adapters adapt into the UNet, without a second copy in memory.
 
-    Raises InputError when the file is missing or lists every tensor that does not fit.
+    Raises InputError when the file is missing, or listing every tensor that does not fit.
     """
     path = run / "components" / BASE_UNET
     load_into(unet, safetensors_file.read(path)[0], str(path))
@@ -133,10 +133,10 @@ def base_digest(run: Path) -> str:
 
 
 def check_base(run: Path, folder: Path, state: Mapping[str, Any]) -> None:
-    """Raises InputError when a checkpoint's adapters were trained on another UNet than the run's."""
+    """Raise InputError when a checkpoint's adapters were trained on a different UNet than the run's."""
     if state.get("base") != base_digest(run):
         raise InputError(
-            f"{folder} holds adapters of another UNet than {run}/components/{BASE_UNET} (its state.json says "
+            f"{folder} holds adapters of a UNet other than {run}/components/{BASE_UNET} (its state.json says "
             f"{state.get('base')!r}); put the checkpoint back into its own run folder"
         )
 
@@ -154,19 +154,19 @@ def load_autoencoder(path: Path, config: VAEConfig) -> VAE:
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps lives in a run folder."""
+    """Folder of the checkpoint after `step` optimizer steps."""
     return Path(run) / "checkpoints" / f"step-{step:08d}"
 
 
 def committed_steps(run: Path) -> list[int]:
-    """Steps of all whole checkpoints of a run, ascending."""
+    """Steps of all complete checkpoints of a run, ascending."""
     names = [folder.name.removeprefix("step-") for folder in (Path(run) / "checkpoints").glob("step-*")]
     steps = sorted(int(name) for name in names if name.isdecimal())
     return [step for step in steps if (step_folder(run, step) / committed.MANIFEST).is_file()]
 
 
 def keep_newest(run: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints (0 keeps all), and what killed processes left half done."""
+    """Delete all but the newest `keep` checkpoints (0 keeps all), and partial ones left by killed processes."""
     for step in committed_steps(run)[:-keep] if keep > 0 else []:
         folder = step_folder(run, step)
         folder.rename(
@@ -177,7 +177,7 @@ def keep_newest(run: Path, keep: int) -> None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of the run folder it names."""
+    """The checkpoint that `path` refers to: itself, or the newest in a run folder."""
     if (path / committed.MANIFEST).is_file():
         return path
     steps = committed_steps(path)

@@ -1,8 +1,8 @@
-"""The networks of a run that can be trained, and what of each a checkpoint holds.
+"""The networks of a run that can be trained, and what a checkpoint holds of each.
 
 For the UNet a checkpoint has unet.safetensors (as trained), ema.safetensors (moving average) and
-optimizer.safetensors; for the text towers that are trained too the same under text_l and text_g: text_l, ema_text_l,
-optimizer_text_l. Of a network with LoRA adapters they hold the adapters alone.
+optimizer.safetensors; for each text tower that is trained, it has the same: for text_l, the files text_l, ema_text_l
+and optimizer_text_l. For a network with LoRA adapters, these hold only the adapters.
 """
 
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ from refimpl.text.tower_names import tower_parameters
 
 
 def file_name(part: str, kind: str) -> str:
-    """Name of a checkpoint's file without suffix; kind "weights", "ema" or "optimizer"."""
+    """Name of a checkpoint's file without its suffix. kind  "weights", "ema" or "optimizer" """
     if kind == "weights":
         return part
     return kind if part == "unet" else f"{kind}_{part}"
 
 
 def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter under the name that files have for it."""
+    """Every parameter by its name in files."""
     if isinstance(network, CLIPTextModel | CLIPTextModelWithProjection):
         return tower_parameters(network)
     return dict(network.named_parameters())
 
 
 def network_state(network: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a network: its adapters where it has some, else all parameters."""
+    """What a checkpoint holds of a network: its adapters if it has any, else all parameters."""
     if adapted_layers(network):
         return lora_state(network)
     return {name: parameter.detach() for name, parameter in named_parameters(network).items()}
@@ -40,7 +40,7 @@ def network_state(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_network_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies a `network_state` into a network; InputError lists every tensor that differs."""
+    """Copy a `network_state` into a network. Raises InputError listing every tensor that differs."""
     if adapted_layers(network):
         check_state(shapes_of(lora_state(network)), state, source)
         load_lora_state(network, state, source)
@@ -52,7 +52,7 @@ def load_network_state(network: nn.Module, state: Mapping[str, Tensor], source: 
 
 
 def add_adapters(part: str, network: nn.Module, lora: LoRAConfig, seed: int = 0) -> None:
-    """Adapts a part's layers as the settings say. Dropout is the UNet's alone."""
+    """Add LoRA adapters to a part's layers according to the settings. Only the UNet's adapters use dropout."""
     if part == "unet":
         add_lora(network, lora.targets, lora.rank, lora.alpha, lora.dropout, seed)
     else:

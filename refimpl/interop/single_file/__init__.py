@@ -1,4 +1,4 @@
-"""One safetensors file with all networks, as ComfyUI, A1111 and kohya name its tensors."""
+"""One safetensors file with all networks, with the tensor names that ComfyUI, A1111 and kohya use."""
 
 from refimpl.interop.single_file.read_write import SCALE_SHIFT, is_refiner, load, save
 

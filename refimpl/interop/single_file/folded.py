@@ -1,4 +1,4 @@
-"""A checkpoint whose scale-and-shift lies in its autoencoder, for tools that know only 0.13025 (N App. B)."""
+"""Folding a checkpoint's scale-and-shift into its autoencoder, for tools that know only 0.13025 (N App. B)."""
 
 from dataclasses import replace
 
@@ -15,18 +15,18 @@ FOLDED = "refimpl.folded_scale_shift"  # metadata: JSON of what was folded, for 
 
 
 def folded(checkpoint: Checkpoint, source: str) -> Checkpoint:
-    """The checkpoint with its scale-and-shift moved into the autoencoder's two 1×1 convolutions.
+    """The checkpoint with its scale-and-shift folded into the autoencoder's two 1×1 convolutions.
 
     source   the file to be written, for messages
-    returns  a checkpoint whose scale-and-shift is 0.13025; its metadata keep what was folded. The same tensors where
-             it was 0.13025 already. Folded values are computed in float64 and rounded to the tensors' dtype
-    Raises InputError when there is no autoencoder, or the statistics have another number of channels.
+    returns  a checkpoint whose scale-and-shift is 0.13025 and whose metadata record what was folded; the checkpoint
+             itself if it already was. Folded values are computed in float64 and rounded to the tensors' dtype
+    Raises InputError when there is no autoencoder, or the statistics have a different number of channels.
     """
     if checkpoint.scale_shift == SDXL_DEFAULT:
         return checkpoint
     if checkpoint.vae is None:
         raise InputError(
-            f"{source}: there is no autoencoder to fold the scale-and-shift into; name one that is whole"
+            f"{source}: there is no autoencoder to fold the scale-and-shift into; give a checkpoint that has one"
         )
     with torch.device("meta"):
         vae = VAE(vae_config(checkpoint.vae, source, groups=1))

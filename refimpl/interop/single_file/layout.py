@@ -1,11 +1,11 @@
-"""Where the parts of SDXL lie in one file, and whether each is whole (the layout of sd_xl_base_1.0.safetensors).
+"""Where the parts of SDXL are in one file, and whether each is complete (the layout of sd_xl_base_1.0.safetensors).
 
 model.diffusion_model.…                    UNet, 1,680 tensors
 first_stage_model.…                        autoencoder, 248
-conditioner.embedders.0.transformer.…      CLIP-L, under transformers' names
+conditioner.embedders.0.transformer.…      CLIP-L, with transformers' names
 conditioner.embedders.1.model.…            bigG, in OpenCLIP's layout (embedders.0 in the refiner's file)
 
-A file of only a UNet or only an autoencoder may go without the prefix.
+A file with only a UNet or only an autoencoder may omit the prefix.
 """
 
 import re
@@ -40,7 +40,7 @@ BARE_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 # CLIP-L as transformers 5.6 and later name it in memory, and some tools then write it.
 FLAT_CLIP_L = ("embeddings.", "encoder.", "final_layer_norm.")
 
-# What belongs to no part and is kept as it is: markers, buffers, the moving average, leftovers of training.
+# Tensors that belong to no part and are kept as they are: markers, buffers, the moving average, training leftovers.
 KEPT = re.compile(
     r"v_pred|ztsnr|edm_vpred\..+|edm_mean|edm_std"
     r"|model_ema\..+"
@@ -52,7 +52,7 @@ KEPT = re.compile(
     r"|first_stage_model\.(loss|model_ema)\..+|loss\..+"
 )
 
-# What else a file of these names can be.
+# What else a file whose keys start like this can be.
 FOREIGN = {
     "lora_": "a LoRA; merge it into a checkpoint with `refimpl merge-lora`",
     "base_model.model.": "a LoRA in PEFT's layout; merge it into a checkpoint with `refimpl merge-lora`",
@@ -65,7 +65,7 @@ FOREIGN = {
 
 @dataclass
 class Found:
-    """The parts of a file, under the names they have there less the prefix; an empty part is not in the file."""
+    """The parts of a file, by key without the part's prefix; an empty part is not in the file."""
 
     unet: dict[str, Tensor] = field(default_factory=dict)
     vae: dict[str, Tensor] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Found:
 
 
 def sort_tensors(tensors: Mapping[str, Tensor]) -> Found:
-    """Tells the parts of a file apart by their prefixes; nothing is checked yet."""
+    """Sort a file's tensors into parts by their prefixes; nothing is checked yet."""
     found = Found(prefixes=_prefixes(tensors))
     for key, tensor in tensors.items():
         if KEPT.fullmatch(key):
@@ -142,7 +142,7 @@ def check_whole(found: Found, source: str, keep_unknown: bool) -> None:
 
 
 def expected_shapes(found: Found, source: str) -> dict[str, Shapes]:
-    """Part → the tensors that a part of its size has, under the names of the file less the prefix."""
+    """Part → name → shape of the tensors that a part of its size must have, by key without the prefix."""
     shapes: dict[str, Shapes] = {}
     if found.unet:
         shapes["unet"] = dict(unet_shapes(_unet_or_nearest(found.unet, source)))
@@ -157,22 +157,22 @@ def expected_shapes(found: Found, source: str) -> dict[str, Shapes]:
 
 @lru_cache(maxsize=8)
 def unet_shapes(config: UNetConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Every tensor of a UNet and its shape, without making one."""
+    """(name, shape) of every tensor of a UNet, without allocating one."""
     with torch.device("meta"):
         return tuple(_shapes(UNet(config).state_dict()).items())
 
 
 @lru_cache(maxsize=8)
 def vae_shapes(config: VAEConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Every tensor of an autoencoder and its shape, without making one."""
+    """(name, shape) of every tensor of an autoencoder, without allocating one."""
     with torch.device("meta"):
         return tuple(_shapes(VAE(config).state_dict()).items())
 
 
 def _unet_or_nearest(state: State, source: str) -> UNetConfig:
-    """The shape that the tensors tell, or the preset most of them fit, so that the rest can be named.
+    """The configuration inferred from the tensors, or the preset that most of them fit, so the rest can be named.
 
-    Heads and groups are of no account here: no tensor's shape depends on them.
+    Heads and groups do not matter here: no tensor's shape depends on them.
     """
     try:
         return unet_config(state, source, head_dim=1, groups=1)

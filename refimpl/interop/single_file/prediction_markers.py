@@ -1,10 +1,10 @@
-"""What a file says of its prediction type, read and written (N §2.1, §2.2; the markers of ComfyUI and A1111).
+"""Reading and writing what a file says about its prediction type (N §2.1, §2.2; the markers of ComfyUI and A1111).
 
-Said by: the empty tensors `v_pred` and `ztsnr`; the numbers `edm_vpred.sigma_max` and `edm_vpred.sigma_min`
-(CosXL); the metadata `modelspec.prediction_type`, `modelspec.predict_key` (ComfyUI's) and, ours,
-`refimpl.zero_terminal_snr`; a file of the same name ending in .yaml, of which the lines `parameterization:`,
-`zero_terminal_snr:` and the name of the denoiser's scaling are read. v and zero terminal SNR are two facts: a v model
-need not end in pure noise.
+Sources: the empty tensors `v_pred` and `ztsnr`; the numbers `edm_vpred.sigma_max` and `edm_vpred.sigma_min` (CosXL);
+the metadata `modelspec.prediction_type`, `modelspec.predict_key` (ComfyUI's) and `refimpl.zero_terminal_snr` (this
+program's); a file of the same name ending in .yaml, of which the lines `parameterization:`, `zero_terminal_snr:` and
+the name of the denoiser's scaling are read. v-prediction and zero terminal SNR are independent facts: the schedule of
+a v-prediction model need not end in pure noise.
 """
 
 import math
@@ -43,7 +43,7 @@ OVERRIDE = (
 
 
 class Said(NamedTuple):
-    """One statement: where it stands, and what it says of either fact (None: nothing)."""
+    """One statement: where it was found, and what it says about each fact (None: nothing)."""
 
     where: str
     kind: str | None = None
@@ -51,17 +51,18 @@ class Said(NamedTuple):
 
 
 def detect(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> Prediction:
-    """What a single file's UNet predicts, and why that is known.
+    """What a single file's UNet predicts, and how that is known.
 
-    tensors   of the file, by key      path  of the file; a .yaml of its name is read if it is there
-    Raises InputError when two statements contradict each other, `ztsnr` stands without `v_pred`, or a statement
-    is not understood; each names what to do.
+    tensors   the file's tensors, by key
+    path      the file's path; a .yaml file of the same name is read if there is one
+    Raises InputError, saying what to do, when two statements contradict each other, `ztsnr` is present without
+    `v_pred`, or a statement is not understood.
     """
     found = [key for key in PLAYGROUND if key in tensors]
     if found:
         raise InputError(
             f"{path}: {found[0]} marks an EDM model (Playground v2.5), whose network is conditioned and scaled in a "
-            f"way this project does not know; to read its tensors all the same, {OVERRIDE}"
+            f"way this project does not support; to read its tensors all the same, {OVERRIDE}"
         )
     statements = [*_markers(tensors), *_metadata(metadata, path), *_sidecar(path.with_suffix(".yaml"))]
     _check_agreement(statements, path)
@@ -72,8 +73,8 @@ def detect(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Pat
     reason = ", ".join(said.where for said in statements if said.kind or said.zero_terminal_snr)
     if ZTSNR in tensors and V_PRED not in tensors:
         raise InputError(
-            f"{path} has the marker ztsnr without v_pred: other tools take it for an eps model, and eps says nothing "
-            f"at zero SNR; {OVERRIDE}"
+            f"{path} has the marker ztsnr without v_pred: other tools take it for an eps model, and eps carries no "
+            f"information about the image at zero SNR; {OVERRIDE}"
         )
     if zero_snr and kind not in ("v", "x0"):
         raise InputError(f"{path} is said to end in zero SNR ({reason}), but not to predict v; {OVERRIDE}")
@@ -107,7 +108,7 @@ def _sidecar(yaml: Path) -> list[Said]:
     try:
         if yaml.stat().st_size > LARGEST_YAML:
             raise InputError(
-                f"{yaml} is larger than {LARGEST_YAML} bytes, so no model's settings; move it away"
+                f"{yaml} is larger than {LARGEST_YAML} bytes, so it is not a model's settings; move it away"
             )
         text = yaml.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -159,10 +160,10 @@ def _number(tensors: Mapping[str, Tensor], key: str, path: Path) -> float | None
 
 
 def marker_tensors(prediction: Prediction, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The top-level tensors that say a prediction to ComfyUI and A1111.
+    """The top-level tensors that declare a prediction type to ComfyUI and A1111.
 
-    kept     markers the file came with: one that says the same is used as it is, so that no bit changes
-    returns  `v_pred` and, a fact of its own, `ztsnr`; or `edm_vpred.*`; nothing for eps and x0
+    kept     markers that the file came with: one that says the same is reused, so that no bit changes
+    returns  `v_pred` and, independently, `ztsnr`; or `edm_vpred.*`; nothing for eps and x0
     """
     tensors: dict[str, Tensor] = {}
     if prediction.sigma_max is not None or prediction.sigma_min is not None:
@@ -178,6 +179,6 @@ def marker_tensors(prediction: Prediction, kept: Mapping[str, Tensor]) -> dict[s
 
 
 def prediction_metadata(prediction: Prediction) -> dict[str, str]:
-    """The metadata that say a prediction."""
+    """The metadata that declare a prediction type."""
     zero_snr = str(prediction.zero_terminal_snr).lower()
     return {MODELSPEC: NAMES[prediction.kind], OUR_ZTSNR: zero_snr}

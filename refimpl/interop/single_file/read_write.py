@@ -1,7 +1,8 @@
-"""The published single file, read and written: what ComfyUI, A1111 and Forge open (layout of sd_xl_base_1.0).
+"""Reading and writing the published single file, which ComfyUI, A1111 and Forge open (layout of sd_xl_base_1.0).
 
-Reading maps the file into memory and checks it whole: every tensor of every part it has must be there with its
-shape. Writing goes tensor by tensor, so it takes no second copy, and the old file stays until the new one is whole.
+Reading memory-maps the file and checks that it is complete: every tensor of every part it has must be present with
+the right shape. Writing goes tensor by tensor, so it needs no second copy in memory, and the old file is kept until
+the new one is complete.
 """
 
 from pathlib import Path
@@ -46,14 +47,14 @@ def load(
     use_ema: bool = False,
     keep_unknown: bool = False,
 ) -> Checkpoint:
-    """A checkpoint from one safetensors file: all of SDXL or its refiner, or only its UNet, VAE or towers.
+    """A checkpoint from one safetensors file: all of SDXL or its refiner, or only its UNet, VAE or text towers.
 
-    prediction    overrides what the file says of itself
-    use_ema       the UNet is the moving average (`model_ema.…`) that the file holds; else that stays in `other`
-    keep_unknown  tensors of no part go to `other` instead of being an error
+    prediction    overrides what the file says about itself
+    use_ema       take the file's moving average (`model_ema.…`) as the UNet; otherwise it stays in `other`
+    keep_unknown  put tensors that belong to no part into `other` instead of raising an error
     returns       Checkpoint of memory-mapped tensors in their stored dtypes
-    Raises InputError when the file cannot be read, is not SDXL (listing every tensor that differs), or what it says
-    of its prediction type contradicts itself.
+    Raises InputError when the file cannot be read, is not SDXL (listing every tensor that differs), or contradicts
+    itself about its prediction type.
     """
     path = Path(path)
     tensors, metadata = safetensors_file.read(path)
@@ -75,7 +76,7 @@ def load(
 
 
 def _take_ema(found: Found, source: str) -> None:
-    """Puts the moving average in the UNet's place; InputError unless the file holds all of it."""
+    """Replace the UNet with its moving average. Raises InputError unless the file has all of it."""
     names = {key: EMA + key.replace(".", "") for key in found.unet}
     missing = [name for name in names.values() if name not in found.other]
     if len(missing) == len(names):
@@ -86,8 +87,8 @@ def _take_ema(found: Found, source: str) -> None:
     if missing:
         listing = "\n  ".join(missing)
         raise InputError(
-            f"{source} holds no whole moving average of its UNet; {len(missing)} tensors are missing:\n  {listing}\n"
-            "Read its plain weights, without use_ema."
+            f"{source} holds no complete moving average of its UNet; {len(missing)} tensors are missing:\n"
+            f"  {listing}\nRead its plain weights, without use_ema."
         )
     found.unet = {key: found.other.pop(name) for key, name in names.items()}
     found.other = {key: value for key, value in found.other.items() if not key.startswith("model_ema.")}
@@ -107,14 +108,14 @@ def save(
     fold_scale_shift: bool = False,
     keep_other: bool = True,
 ) -> None:
-    """Writes a checkpoint as one safetensors file in the published layout, atomically.
+    """Write a checkpoint as one safetensors file in the published layout, atomically.
 
-    dtype             of all weights: float16, bfloat16 or float32; each keeps its own where None
-    fold_scale_shift  puts the scale-and-shift into the autoencoder's 1×1 convolutions, so that tools which know only
-                      0.13025 decode properly; else it stands in the metadata, which they do not read
-    keep_other        also writes the tensors of no part (moving average, buffers), in their own dtype
-    Raises InputError when the disk refuses it (an old file at `path` then stays), float16 cannot hold a value, or
-    there is nothing to write or no autoencoder to fold into.
+    dtype             dtype of all weights: float16, bfloat16 or float32; None keeps each one's own
+    fold_scale_shift  fold the scale-and-shift into the autoencoder's 1×1 convolutions, so that tools that know only
+                      0.13025 decode correctly; otherwise it is in the metadata, which they do not read
+    keep_other        also write the tensors that belong to no part (moving average, buffers), in their own dtype
+    Raises InputError when the file cannot be written (an old file at `path` is then kept), float16 cannot represent a
+    value, there is nothing to write, or there is no autoencoder to fold into.
     """
     if checkpoint.unet is None and checkpoint.vae is None and not (checkpoint.text_l or checkpoint.text_g):
         raise InputError(f"{path}: this checkpoint has no UNet, autoencoder or text tower to write")
@@ -146,7 +147,7 @@ def _by_file_key(checkpoint: Checkpoint) -> dict[str, Value]:
 
 
 def is_refiner(checkpoint: Checkpoint) -> bool:
-    """Whether bigG is the only text tower the UNet reads; without a UNet, whether the metadata say so."""
+    """Whether bigG is the only text tower the UNet uses; without a UNet, whether the metadata says so."""
     if checkpoint.unet is None:
         return checkpoint.metadata.get("modelspec.architecture", "").endswith("refiner")
     if checkpoint.text_l is not None:

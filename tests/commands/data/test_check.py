@@ -44,7 +44,7 @@ def test_check_says_everything_of_a_source(
     assert f"4 images in {images}" in out
     assert "(N §4.1.3: 0.033)" in out
     assert "left out: 3; pruned, too far from every bucket: 1" in out
-    assert "smaller than their bucket, and so enlarged: 3; without a caption: 0" in out
+    assert "smaller than their bucket, and so upscaled: 3; without a caption: 0" in out
     assert f"problem: caption, 1\n  file and reason\n  {images}/bad.txt: not UTF-8 at byte 3 (0xe9)" in out
     assert f"two images have the id '1': {images}/1.jpg and {images}/1.png" in out
     assert f"{images}/empty.png: the file is empty" in out
@@ -114,12 +114,12 @@ def test_data_command_prints_buckets_and_tags(
     assert any(row[:1] == ["colour"] for row in rows)
     assert "plan of epoch 0, by mode" in out
     assert "images dropped" in out
-    assert "batches of leftovers, from several buckets" in out
+    assert "batches of leftovers from several buckets" in out
     assert "ranks' time waiting for a step's largest shape" in out
     assert "batches of epoch 0, by mode" in out
     # Aspects 2, 1/2 and 1 have their buckets; 40 × 56 goes to 1, 2/7 away: 4 images of 18.
     assert f"mean |aspect error|: {4 / 18 * 2 / 7:.4f}" in out
-    assert "smaller than their bucket, and so enlarged: " in out
+    assert "smaller than their bucket, and so upscaled: " in out
     assert printed([toml, "--processes", "1"], capsys) == out  # the short spelling
     out = printed([toml, "--folder", str(root / "heldout"), "--processes", "1"], capsys)
     assert f"4 images in {root}/heldout" in out

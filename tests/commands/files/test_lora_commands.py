@@ -191,7 +191,7 @@ def test_a_run_without_adapters_has_none_to_export(run, tmp_path):
     documents = {"config": {"lora": {}, "diffusion": to_table(DiffusionConfig())}, "state": {"step": 1}}
     committed.write(other / "checkpoints" / "step-00000001", {"ema": {}}, documents)
     out = str(tmp_path / "out.safetensors")
-    with pytest.raises(InputError, match=r"trains whole weights; `refimpl export` writes those"):
+    with pytest.raises(InputError, match=r"trains full weights; `refimpl export` writes those"):
         cli.dispatch(["export-lora", str(other), out])
     with pytest.raises(InputError, match=r"holds no checkpoint"):
         cli.dispatch(["export-lora", str(tmp_path / "nowhere"), out])

@@ -1,4 +1,4 @@
-"""The demo data set: what the captions say is what the pixels show, and a seed makes one set of bytes."""
+"""The demo data set: the captions describe the pixels, and a seed always gives the same bytes."""
 
 import hashlib
 import importlib.util

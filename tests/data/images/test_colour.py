@@ -1,4 +1,4 @@
-"""Every colour mode to sRGB."""
+"""Conversion of every colour mode to sRGB."""
 
 import struct
 from pathlib import Path
@@ -33,7 +33,7 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
 
 
 def over(colour: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """Alpha compositing to the nearest level."""
+    """Alpha compositing, rounded to the nearest level."""
     alpha = alpha[..., None]
     return (2 * (colour * alpha + np.array(background) * (255 - alpha)) + 255) // 510
 
@@ -104,7 +104,7 @@ def test_sixteen_bit_alpha(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 def test_trns_of_grey_of_every_depth(depth: int, tmp_path: Path) -> None:
-    """Values 0 and, transparent, 1, in the first byte of the only row."""
+    """Value 0 and the transparent value 1, in the first byte of the only row."""
     row = b"\0" + (bytes([0, 1]) if depth == 8 else bytes([1 << (8 - 2 * depth)]))
     trns = png_chunk(b"tRNS", struct.pack(">H", 1))
     assert decoded(write_png(tmp_path / "a.png", 2, 1, depth, 0, row, trns))[0].tolist() == [

@@ -18,7 +18,7 @@ from refimpl.errors import InputError
 from tests.data.files import encoded, exif_bytes, png_chunk, quadrants, write_png
 from tests.tolerances import LOSSY_LEVELS
 
-# Stored pixels of an upright image U, by EXIF's own words for what the 0th row and the 0th column are.
+# Stored pixels of an upright image U, with EXIF's own terms for the visual sides of the 0th row and column.
 STORED = {
     1: lambda upright: upright,  # top, left
     2: lambda upright: upright[:, ::-1],  # top, right

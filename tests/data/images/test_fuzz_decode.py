@@ -1,4 +1,4 @@
-"""Mutated images: each is an image or a named error, and none ends the process."""
+"""Mutated images: each gives an image or a named error, and none ends the process."""
 
 import random
 from collections import Counter
@@ -33,7 +33,7 @@ MARKERS = (
 
 
 def seeds() -> list[bytes]:
-    """Small files of every accepted format, with the parts that decoders stumble over."""
+    """Small files of every accepted format, with the features that decoders stumble over."""
     image = Image.fromarray(quadrants())
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 4), dtype=np.uint8))
     frames = [Image.new("P", (16, 8), shade) for shade in (1, 2, 3)]
@@ -67,7 +67,7 @@ def seeds() -> list[bytes]:
 
 
 def mutated(data: bytes, other: bytes, draw: random.Random) -> bytes:
-    """The file with one to eight of: bytes changed, cut out or doubled, a marker or another file put in."""
+    """The file after one to eight mutations: bytes changed, cut or repeated, a marker or another file inserted."""
     content = bytearray(data)
     for _ in range(draw.randint(1, 8)):
         if not content:
@@ -95,7 +95,7 @@ def mutated(data: bytes, other: bytes, draw: random.Random) -> bytes:
 
 
 def outcomes(count: int, folder: Path) -> Counter[str]:
-    """Kinds of what `count` mutated files turn out to be; each file is read from its header, decoded and indexed."""
+    """The kinds of result of `count` mutated files, each sized from its header, decoded and indexed."""
     draw, files, kinds = random.Random(count), seeds(), Counter()
     path = folder / "a.png"
     for number in range(count):

@@ -16,7 +16,7 @@ side = st.integers(1, 150)
 
 
 def picture(kind: str, width: int, height: int) -> np.ndarray:
-    """Black or white pixels overshoot most, and so show the order of the passes."""
+    """Black and white pixels overshoot the most, and so reveal the order of the passes."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3))
     columns = np.broadcast_to(np.linspace(0, 255, width)[None, :, None], noise.shape)
     kinds = {"noise": noise, "black or white": noise % 2 * 255, "ramp": columns, "flat": noise * 0 + 7}

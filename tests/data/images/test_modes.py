@@ -69,7 +69,7 @@ def test_every_mode_has_the_pixels_that_it_says(mode: str, tmp_path: Path) -> No
 
 
 def test_a_colour_jpeg_of_inks(tmp_path: Path) -> None:
-    """Adobe's CMYK JPEGs store the ink's complement; Pillow writes and reads them so."""
+    """Adobe's CMYK JPEGs store inverted ink values; Pillow writes and reads them that way."""
     image = of("CMYK", (0, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 255)).resize(
         (48, 16), Image.Resampling.NEAREST
     )

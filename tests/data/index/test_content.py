@@ -1,4 +1,4 @@
-"""Stamps and hashes of images, in files of their own and inside archives."""
+"""Stamps and hashes of images, both plain files and inside archives."""
 
 import hashlib
 import os

@@ -18,7 +18,7 @@ SUFFIX_OF = {".png": "PNG", ".jpg": "JPEG", ".gif": "GIF"}
 def add(
     folder: Path, name: str, caption: str | bytes | None = "a tag", size: tuple[int, int] = (8, 6)
 ) -> Path:
-    """An image, and its caption unless None."""
+    """Write an image, and its caption unless None."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(Image.new("RGB", size), SUFFIX_OF[path.suffix.lower()]))
@@ -131,7 +131,7 @@ def test_a_caption_that_is_a_pipe_is_named_and_not_waited_for(tmp_path: Path) ->
 def test_no_folder_no_image_no_caption(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: there is no such folder"):
         read_folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"no image in it \(looked for \.jpg"):
+    with pytest.raises(InputError, match=r"no images in it \(looked for \.jpg"):
         read_folder(tmp_path)
     add(tmp_path, "a.png", None)
     add(tmp_path, "b.png", None)
@@ -179,7 +179,7 @@ def test_ids_that_could_be_confused_are_named_with_both_paths(
     with pytest.raises(InputError, match="two images have the id") as caught:
         read_folder(tmp_path)
     assert all(str(path) in str(caught.value) for path in paths)
-    assert ("two Unicode normal forms" in str(caught.value)) == (second == "e\u0301.png")
+    assert ("different Unicode normal forms" in str(caught.value)) == (second == "e\u0301.png")
 
 
 def test_ids_are_in_one_normal_form(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_ids_are_in_one_normal_form(tmp_path: Path) -> None:
 def test_file_names_that_are_not_text_are_named(name: str, tmp_path: Path) -> None:
     add(tmp_path, "a.png")
     add(tmp_path, f"{name}.png")
-    with pytest.raises(InputError, match=r"b.*\.png: the name is not UTF-8, or holds control") as caught:
+    with pytest.raises(InputError, match=r"b.*\.png: the name is not UTF-8, or contains control") as caught:
         read_folder(tmp_path)
     assert all(line.isprintable() for line in str(caught.value).split("\n"))
 

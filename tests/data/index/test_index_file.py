@@ -1,4 +1,4 @@
-"""The index file: whole or refused, mapped, of a version."""
+"""The index file: complete or rejected, memory-mapped, versioned."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Indexing in pieces: in parallel, going on after a kill, refusing what may not be trained on."""
+"""Indexing in pieces: in parallel, resuming after a kill, and rejecting what may not be trained on."""
 
 import errno
 import os
@@ -243,7 +243,7 @@ def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["--tags.quality", "best"], "--tags.quality 'best': give score:tag"),
         (["--tags.quality", "x:best"], "--tags.quality 'x:best': give score:tag"),
-        (["--tags.quality", "1:fine", "150:best"], "quality bounds .* must fall"),
+        (["--tags.quality", "1:fine", "150:best"], "quality bounds .* from the highest"),
         (["--max-pixels", "0"], "max_pixels = 0"),
         (["--tags.table", "nowhere.json"], "nowhere.json: the tag table can't be read"),
     ],
@@ -263,7 +263,7 @@ def test_senseless_numbers_end_with_2(
 
 
 def test_bad_files_of_every_kind_are_named(tmp_path: Path) -> None:
-    """What a collection of millions holds: each left out by its path and its reason, of a kind that is counted."""
+    """All kinds of bad files: each is left out with its path, its reason and a kind by which it is counted."""
     folder = tmp_path / "images"
     good = add(folder, "good.png")
     png = good.read_bytes()
@@ -282,7 +282,7 @@ def test_bad_files_of_every_kind_are_named(tmp_path: Path) -> None:
         "latin.png": (png, "caption", "latin.txt: not UTF-8 at byte 3 (0xe9)"),
         "nul.png": (png, "caption", "nul.txt: a NUL at byte 1"),
         "book.png": (png, "caption", "book.txt: the caption is longer than 1048576 bytes"),
-        "tab\there.png": (png, "name", "the name is not UTF-8, or holds control characters"),
+        "tab\there.png": (png, "name", "the name is not UTF-8, or contains control characters"),
     }
     for name, (content, _, _) in contents.items():
         add(folder, name.replace(".jpg", ".gif") if name == "moving.jpg" else name)
@@ -313,7 +313,7 @@ def test_bad_files_of_every_kind_are_named(tmp_path: Path) -> None:
 
 
 def large(width: int, height: int) -> bytes:
-    """A PNG of a header alone."""
+    """A PNG that is only a header."""
     return (
         b"\x89PNG\r\n\x1a\n"
         + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))

@@ -23,7 +23,7 @@ BATCHES = [((16, 16), [0, 2, 5]), ((24, 16), np.array([3])), ((16, 24), (4, 1, 0
 
 @dataclass(frozen=True)
 class Keyed:
-    """Draws that are functions of (id, visit), and can be sent to workers."""
+    """Draws that are functions of (id, visit) and can be pickled."""
 
     mirrored: bool = True
 
@@ -122,7 +122,7 @@ def test_the_cache_changes_nothing_and_keeps_to_its_limit(index: Index) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:600]), r"2\.png: can't be decoded .* \(id '2'\)"),
         (
             lambda path: Image.new("RGB", (9, 9)).save(path),
-            r"2\.png: now 9x9 pixels, but 33x33 when .* \(id '2'\)",
+            r"2\.png: it is now 9x9 pixels, but was 33x33 when .* \(id '2'\)",
         ),
         (
             lambda path: Image.new("RGB", (33, 9)).save(path),
@@ -161,7 +161,7 @@ def test_one_cache_serves_several_data_sets(index: Index) -> None:
 def test_impossible_workers_are_refused(index: Index) -> None:
     with pytest.raises(InputError, match="workers = -1"):
         load_batches(index, BATCHES, 0, Keyed(), workers=-1)
-    with pytest.raises(InputError, match="no image cache"):
+    with pytest.raises(InputError, match="an image cache only with 0 workers"):
         load_batches(index, BATCHES, 0, Keyed(), workers=1, cache=ImageCache(1))
 
 
@@ -218,5 +218,5 @@ def test_the_fast_decoder_is_within_two_levels(workers: int, index: Index) -> No
 
 
 def test_the_fast_decoder_has_no_cache(index: Index) -> None:
-    with pytest.raises(InputError, match="keeps what Pillow scaled"):
+    with pytest.raises(InputError, match="holds images scaled by Pillow"):
         load_batches(index, BATCHES, 0, Keyed(), cache=ImageCache(1), decoder="fast")

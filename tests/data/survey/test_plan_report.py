@@ -14,7 +14,7 @@ BUCKETS = [(64, 64), (32, 32), (64, 32), (32, 64)]
 
 
 def test_a_plan_by_hand() -> None:
-    """Two batches of each of two buckets and one of their leftovers, which takes the bucket most come from."""
+    """Two batches from each of two buckets, and one of their leftovers in the bucket that most of them come from."""
     plan = plan_epoch([0] * 9 + [1] * 11, 4, 0, 0)
     report = report_plan(plan, BUCKETS)
     assert report.steps == 5
@@ -24,7 +24,7 @@ def test_a_plan_by_hand() -> None:
     assert report.dropped.size == 0
     assert report.lines(BUCKETS) == [
         "5 steps; 0 images dropped this epoch",
-        "batches of leftovers, from several buckets: 20.00%",
+        "batches of leftovers from several buckets: 20.00%",
         "ranks waiting for the largest shape of a step: 0.00% of their time",
         "     64 × 64    2 batches",
         "     32 × 32    3 batches",

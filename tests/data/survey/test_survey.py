@@ -1,4 +1,4 @@
-"""What a data set is said to hold, before any training."""
+"""The survey of a data set, before any training."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""config.json and scheduler_config.json: as published, as diffusers' classes read them, and what is refused."""
+"""config.json and scheduler_config.json: as published, as diffusers' classes read them, and what is rejected."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from refimpl.model.unet import UNet, UNetConfig
 from refimpl.text.encoders import clip_bigg_config, clip_l_config
 from tests.strategies import predictions, unet_configs, vae_configs
 
-# The fields of the published folders in which the two differ from each other or from diffusers' defaults.
+# The fields in which the two published folders differ from each other or from diffusers' defaults.
 BASE = {
     "_class_name": "UNet2DConditionModel",
     "addition_embed_type": "text_time",

@@ -1,4 +1,4 @@
-"""The whole of SDXL from single file to diffusers folder and back, to the bit: 14 GB of disk, next to no memory."""
+"""All of SDXL from single file to diffusers folder and back, bitwise: 14 GB of disk, next to no memory."""
 
 import tempfile
 from dataclasses import replace

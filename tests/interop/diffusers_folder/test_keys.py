@@ -1,4 +1,4 @@
-"""Names in diffusers against diffusers' own converters and networks, over every shape."""
+"""diffusers' names against diffusers' own converters and networks, for every architecture."""
 
 import dataclasses
 from pathlib import Path
@@ -38,7 +38,7 @@ def unet_state(config: UNetConfig) -> dict[str, Tensor]:
 
 
 def check_unet(config: UNetConfig) -> None:
-    """Each tensor goes where diffusers' converter puts the very same one, and comes back to its name."""
+    """Each tensor gets the name that diffusers' converter gives it, and gets its own name back."""
     state = unet_state(config)
     names = renamed_keys(state, unet_modules(config), "test")
     theirs = convert_ldm_unet_checkpoint(
@@ -135,7 +135,7 @@ def test_keys_of_nothing_are_refused(key: str) -> None:
 
 
 def test_towers_are_those_of_diffusers_converters(tmp_path: Path) -> None:
-    """The single file's towers, by our reader and by diffusers', bit for bit."""
+    """The single file's towers, read by us and by diffusers, are bitwise equal."""
     checkpoint = working()
     single_file.save(checkpoint, tmp_path / "a.safetensors")
     tensors, _ = safetensors_file.read(tmp_path / "a.safetensors")

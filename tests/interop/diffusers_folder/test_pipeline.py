@@ -1,4 +1,4 @@
-"""diffusers' own pipeline on our folder against our sampler: same noise, same grid, same latents."""
+"""diffusers' pipeline on a folder written here against our sampler: same noise, same grid, same latents."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def written(prediction: Prediction, path: Path, scale_shift: ScaleShift = SDXL_D
 
 
 def model_of(path: Path) -> Model:
-    """Our model from the folder."""
+    """Our model, loaded from the folder."""
     checkpoint = diffusers_folder.load(path)
     unet, vae = UNet(UNetConfig.tiny()), VAE(VAEConfig.tiny())
     load_into(unet, checkpoint.unet or {}, str(path))
@@ -106,7 +106,7 @@ def test_a_zero_snr_model_draws_as_ours_does_with_nothing_to_set(steps: int, tmp
 
 
 def test_ddim_takes_the_terminal_step_exactly(tmp_path: Path) -> None:
-    """alpha is 0 in diffusers' DDIM too; its trailing grid is ours where the steps divide 1000."""
+    """alpha is 0 in diffusers' DDIM too; its trailing grid matches ours where the number of steps divides 1000."""
     path = written(V_ZTSNR, tmp_path / "folder")
     pipe = pipeline(path)
     exact = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
@@ -120,7 +120,7 @@ def test_ddim_takes_the_terminal_step_exactly(tmp_path: Path) -> None:
 
 
 def test_an_eps_model_draws_as_ours_does(tmp_path: Path) -> None:
-    """The published scheduler: leading, and from the noise itself although the schedule's end is not pure noise."""
+    """The published scheduler: leading, and starting at pure noise although the schedule does not end in it."""
     path = written(Prediction("eps", False, "given"), tmp_path / "folder")
     pipe = pipeline(path)
     expected = ours(model_of(path), "leading", "euler", 8, whole=True)

@@ -1,4 +1,4 @@
-"""The diffusers folder: round trips to the bit, every layout found in the wild, and what is refused."""
+"""The diffusers folder: bitwise round trips, every layout found in the wild, and what is rejected."""
 
 import dataclasses
 import json
@@ -139,7 +139,7 @@ def test_a_dtype_is_for_all_weights_and_for_nothing_else(dtype: torch.dtype, tmp
 
 
 def test_tensors_stay_in_the_file(folder: Path) -> None:
-    """Reading takes no memory for the weights: a tensor's bytes are those of the mapped file."""
+    """Reading allocates no memory for the weights: a tensor's bytes are those of the mapped file."""
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     before = private_bytes()
     found = diffusers_folder.load(folder)
@@ -200,7 +200,7 @@ def test_an_index_cannot_reach_out_of_its_folder(escape: object, copy: Path) -> 
     table = shard(copy / "unet", "diffusion_pytorch_model", "safetensors.index.json")
     table["weight_map"][next(iter(table["weight_map"]))] = escape
     (copy / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(table))
-    with pytest.raises(InputError, match="of its own folder"):
+    with pytest.raises(InputError, match="not a safetensors file in the same folder"):
         diffusers_folder.load(copy)
 
 
@@ -217,7 +217,7 @@ def test_an_index_that_lies_is_refused(copy: Path) -> None:
 
 
 def test_a_tower_without_the_prefix_is_read(copy: Path, folder: Path) -> None:
-    """As transformers 5.6 and later have it in memory."""
+    """Named as transformers 5.6 and later name it in memory."""
     path = copy / "text_encoder/model.safetensors"
     bare = {key.removeprefix("text_model."): value for key, value in load_file(path).items()}
     save_file({**bare, "embeddings.position_ids": torch.arange(77)[None]}, path)
@@ -251,7 +251,7 @@ def test_the_folder_of_one_network_is_read(folder: Path) -> None:
 
 
 def test_links_into_a_cache_are_followed(copy: Path, folder: Path, tmp_path: Path) -> None:
-    """As a download cache has it: every file is a link to a blob elsewhere."""
+    """As in a download cache: every file is a link to a blob elsewhere."""
     for number, path in enumerate([path for path in copy.rglob("*") if path.is_file()]):
         shutil.move(path, tmp_path / f"blob{number}")
         path.symlink_to(os.path.relpath(tmp_path / f"blob{number}", path.parent))
@@ -338,7 +338,7 @@ def test_a_part_that_the_index_names_must_be_there(name: str, copy: Path) -> Non
 
 
 def test_the_scheduler_that_the_index_names_must_be_there_or_its_prediction_given(copy: Path) -> None:
-    """Without it a v model would pass for an eps model."""
+    """Without it, a v-prediction model would pass for an eps model."""
     shutil.rmtree(copy / "scheduler")
     with pytest.raises(InputError, match=r"lacks scheduler/scheduler_config\.json, which its model_index"):
         diffusers_folder.load(copy)
@@ -415,7 +415,7 @@ JSON_VALUES = st.recursive(
 def test_any_value_of_any_field_is_read_or_refused(
     data: st.DataObject, folder: Path, field_folder: Path
 ) -> None:
-    """Settings changed at random never end in another error than ours."""
+    """Randomly changed settings never cause any error other than an InputError."""
     file = data.draw(st.sampled_from(TABLES))
     table = json.loads((folder / file).read_text())
     name = data.draw(st.sampled_from(sorted(table)))
@@ -435,7 +435,7 @@ def test_any_value_of_any_field_is_read_or_refused(
 
 @pytest.fixture(scope="module")
 def field_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of its own, which every example leaves as it found it."""
+    """A copy of the folder, which every example leaves as it found it."""
     return Path(shutil.copytree(folder, tmp_path_factory.mktemp("fields") / "model"))
 
 
@@ -532,7 +532,7 @@ def test_a_prediction_given_by_hand_wins(folder: Path, copy: Path) -> None:
 
 
 def test_the_refiner_is_a_pipeline_of_its_own(tmp_path: Path) -> None:
-    """Its shape at tiny size: bigG alone."""
+    """The refiner's architecture at tiny size: bigG alone."""
     config = dataclasses.replace(UNetConfig.tiny(), context_dim=64, vector_dim=64 + 5 * 256)
     checkpoint = random_bits(Architecture(config, VAEConfig.tiny(), None, tiny_configs()[1]), 0, FLOATS)
     assert clip_bigg_config().hidden_size != 64

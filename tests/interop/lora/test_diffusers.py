@@ -1,4 +1,4 @@
-"""diffusers loads the exported LoRA, into the UNet and both text towers, and computes what we compute."""
+"""diffusers loads the exported LoRA, into the UNet and both text towers, and computes what our networks compute."""
 
 import copy
 

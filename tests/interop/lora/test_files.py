@@ -1,4 +1,4 @@
-"""LoRA files: written as kohya's trainer does, read in every spelling, refused with all that is wrong."""
+"""LoRA files: written as kohya's trainer does, read in every spelling, rejected with a list of all that is wrong."""
 
 import json
 import math
@@ -208,7 +208,7 @@ def test_full_size_names_resolve_without_a_network_in_memory(tmp_path):
 
 
 def test_every_module_of_sdxl_comes_back_from_its_file(tmp_path):
-    """All that kohya's trainer adapts, by name and shape, at the published size and rank 1."""
+    """Everything that kohya's trainer adapts, by name and shape, at the published size and rank 1."""
     with torch.device("meta"):
         parts = {
             "unet": UNet(UNetConfig.sdxl()),
@@ -311,16 +311,16 @@ WRONG = {
     ),
     "no up": (
         lambda t: without(t, f"{LDM_KEY}.{UP}"),
-        f"missing   {LDM_KEY}: the file has no lora_up.weight of it",
+        f"missing   {LDM_KEY}: the file has no lora_up.weight for it",
     ),
-    "no down": (lambda t: without(t, f"{LDM_KEY}.{DOWN}"), "the file has no lora_down.weight of it"),
+    "no down": (lambda t: without(t, f"{LDM_KEY}.{DOWN}"), "the file has no lora_down.weight for it"),
     "alpha alone": (
         lambda t: without(t, f"{LDM_KEY}.{UP}", f"{LDM_KEY}.{DOWN}"),
-        "the file has no lora_down.weight and no lora_up.weight of it",
+        "the file has no lora_down.weight and no lora_up.weight for it",
     ),
     "wrong width": (
         lambda t: {**t, f"{LDM_KEY}.{DOWN}": torch.ones(2, 63)},
-        f"misshapen {LDM_KEY}: down [2, 63] and up [64, 2] give no update of its weight [64, 64]",
+        f"misshapen {LDM_KEY}: down [2, 63] and up [64, 2] do not fit its weight [64, 64]",
     ),
     "ranks that differ": (lambda t: {**t, f"{LDM_KEY}.{DOWN}": torch.ones(3, 64)}, f"misshapen {LDM_KEY}"),
     "rank 0": (lambda t: {**t, **down_up(LDM_KEY, 64, 64, 0)}, f"misshapen {LDM_KEY}"),
@@ -346,7 +346,7 @@ WRONG = {
     ),
     "two names of a tensor": (
         lambda t: {**t, f"base_model.model.{LDM_KEY}.lora_A.weight": torch.ones(2, 64)},
-        ": another key means the same tensor",
+        ": another key is the same tensor",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Mutated LoRA files and PEFT settings: our error or whole adapters that fit, nothing else."""
+"""Mutated LoRA files and PEFT settings give an InputError or complete adapters that fit, nothing else."""
 
 import json
 import math
@@ -44,7 +44,7 @@ FIELDS = ("lora_alpha", "r", "use_rslora", "use_dora", "peft_type", "alpha_patte
 
 
 def small_files(folder: Path) -> list[bytes]:
-    """One file of kohya's keys and one of PEFT's, of a few modules of every network."""
+    """One file with kohya's keys and one with PEFT's, for a few modules of every network."""
     parts = networks(1, 2.0, ("*.attn1.to_q", "*.op"))
     example = lora_file(parts, note="é")
     lora_files.save(example, folder / "kohya.safetensors")
@@ -58,7 +58,7 @@ def small_files(folder: Path) -> list[bytes]:
 
 
 def change_keys(draw: random.Random, data: bytes) -> bytes:
-    """Words of keys exchanged, settings in the metadata replaced."""
+    """Parts of keys exchanged, settings in the metadata replaced."""
     length = struct.unpack("<Q", data[:8])[0]
     header = data[8 : 8 + length].decode()
     for _ in range(draw.choice((1, 1, 2, 5))):
@@ -75,7 +75,7 @@ def change_keys(draw: random.Random, data: bytes) -> bytes:
 
 
 def change_values(draw: random.Random, data: bytes) -> bytes:
-    """Bytes of the tensors: alphas and maps of any value, not-a-number among them."""
+    """The tensors' bytes changed: alphas and matrices of any value, including NaN."""
     length = struct.unpack("<Q", data[:8])[0]
     start, body = data[: 8 + length], bytearray(data[8 + length :])
     for _ in range(draw.choice((1, 10, 1000))):
@@ -90,7 +90,7 @@ def settings(draw: random.Random) -> str:
 
 
 def check(lora: LoRAFile) -> None:
-    """Whole adapters: every module's three tensors, which fit the module's weight."""
+    """Assert complete adapters: every module's three tensors, which fit the module's weight."""
     assert lora.parts()
     for part, state in lora.parts().items():
         modules = {key.removesuffix(f".{DOWN}") for key in state if key.endswith(DOWN)}

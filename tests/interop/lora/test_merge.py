@@ -1,4 +1,4 @@
-"""A LoRA folded into a checkpoint's tensors gives what the adapted networks give."""
+"""A LoRA merged into a checkpoint's tensors gives the outputs of the adapted networks."""
 
 import math
 from dataclasses import replace
@@ -112,7 +112,7 @@ def test_a_strength_that_is_no_number_is_refused(strength):
 
 def test_what_does_not_fit_is_refused_by_name():
     lora, whole = example(), checkpoint()
-    with pytest.raises(InputError, match=r"x\.safetensors adapts text_l, which the checkpoint does not hold"):
+    with pytest.raises(InputError, match=r"x\.safetensors adapts text_l, which the checkpoint does not have"):
         merge_into_checkpoint(replace(whole, text_l=None), lora, source="x.safetensors")
     lacking = {key: value for key, value in whole.unet.items() if key != f"{KEY}.weight"}
     with pytest.raises(

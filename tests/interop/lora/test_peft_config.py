@@ -1,4 +1,4 @@
-"""Alphas from PEFT's and diffusers' settings; settings of other adapters are refused."""
+"""Alphas from PEFT's and diffusers' settings; settings of other adapters are rejected."""
 
 import json
 
@@ -46,18 +46,18 @@ def test_metadata_name_each_network_and_come_first(tmp_path):
 WRONG = {
     "no JSON": ("{", r"adapter_config\.json is not JSON"),
     "deep": ("[" * 100_000, r"adapter_config\.json is not JSON"),
-    "a list": ("[]", r"must be a table of settings, not \[\]"),
+    "a list": ("[]", r"must be a JSON object of settings, not \[\]"),
     "IA3": ({"peft_type": "IA3"}, r"describes 'IA3'; only plain LoRA is read"),
     "DoRA": ({"peft_type": "LORA", "use_dora": True}, r"describes 'DoRA'"),
-    "text": ({"lora_alpha": "8"}, r"alpha '8' of lora_alpha is not a finite number"),
+    "text": ({"lora_alpha": "8"}, r"alpha '8' of lora_alpha is not a finite float32 number"),
     "true": ({"lora_alpha": True}, r"alpha True of lora_alpha"),
     "null": ({"lora_alpha": None}, r"alpha None of lora_alpha"),
     "infinite": ('{"lora_alpha": Infinity}', r"alpha inf of lora_alpha"),
     "nan": ('{"lora_alpha": NaN}', r"alpha nan of lora_alpha"),
-    "beyond float": ('{"lora_alpha": 1' + "0" * 400 + "}", r"of lora_alpha is not a finite number"),
-    "pattern": ({"alpha_pattern": {"proj_in": []}}, r"alpha \[\] of proj_in is not a finite number"),
-    "pattern list": ({"alpha_pattern": [1]}, r"alpha_pattern must be a table, not \[1\]"),
-    "expression": ({"alpha_pattern": {"(a+)+$": 1}}, r"alpha_pattern '\(a\+\)\+\$' is an expression"),
+    "beyond float": ('{"lora_alpha": 1' + "0" * 400 + "}", r"of lora_alpha is not a finite float32 number"),
+    "pattern": ({"alpha_pattern": {"proj_in": []}}, r"alpha \[\] of proj_in is not a finite float32 number"),
+    "pattern list": ({"alpha_pattern": [1]}, r"alpha_pattern must be a JSON object, not \[1\]"),
+    "expression": ({"alpha_pattern": {"(a+)+$": 1}}, r"alpha_pattern '\(a\+\)\+\$' is a regular expression"),
 }
 
 

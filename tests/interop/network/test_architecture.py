@@ -1,4 +1,4 @@
-"""Shapes told from tensors: every configuration is found again, and what is no such network is refused."""
+"""Configurations inferred from tensors: every one is recovered, and anything else is rejected."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_any_shape_is_told_with_its_notes(unet: UNetConfig, vae: VAEConfig) -> N
     found = architecture_of(checkpoint, "test")
     assert found.unet == unet
     assert found.vae is not None
-    # the unit of the widths is nobody's business but the configuration's
+    # the unit of the widths matters only to the configuration
     assert found.vae.widths == vae.widths
     assert dataclasses.replace(found.vae, channels=vae.channels, channel_mult=vae.channel_mult) == vae
 

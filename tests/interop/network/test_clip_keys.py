@@ -1,4 +1,4 @@
-"""Text towers: the names and shapes of transformers, the layout of OpenCLIP, and views between them."""
+"""Text towers: transformers' names and shapes, OpenCLIP's layout, and views between them."""
 
 import math
 
@@ -88,13 +88,13 @@ def test_other_names_are_refused() -> None:
         "text_model.encoder.layers.x.mlp.fc1.weight",
         "logit",
     ):
-        with pytest.raises(InputError, match="no tensor of a CLIP text tower"):
+        with pytest.raises(InputError, match="not a tensor of a CLIP text tower"):
             openclip_name(name)
 
 
 def test_a_lone_map_cannot_be_fused() -> None:
     key = "text_model.encoder.layers.0.self_attn.q_proj.weight"
     with pytest.raises(
-        InputError, match=r"in_proj_weight needs the maps of query, key and value, and .* has 1"
+        InputError, match=r"in_proj_weight needs the query, key and value projections, and .* has 1"
     ):
         to_openclip({key: torch.ones(2, 2)})

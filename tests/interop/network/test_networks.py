@@ -1,4 +1,4 @@
-"""The networks of a checkpoint compute what those they were saved from compute."""
+"""A checkpoint's networks compute the same as the networks they were saved from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def same_weights(network: nn.Module, expected: nn.Module, dtype: torch.dtype) -> bool:
-    """Same names and values, all in one dtype; frozen or not as it is."""
+    """Same names and values, all of one dtype, and all frozen or not."""
     one, two = network.state_dict(), expected.state_dict()
     return one.keys() == two.keys() and all(
         one[key].dtype == dtype and torch.equal(one[key], two[key].to(dtype)) for key in one
@@ -52,7 +52,7 @@ def test_networks_hold_the_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype
 
 
 def test_towers_encode_as_those_they_were_saved_from(checkpoint: Checkpoint) -> None:
-    """The positions are in no file, and a network built without memory has none of its own."""
+    """Position ids are in no file, and a network built on the meta device has none of its own."""
     ids = torch.arange(77)[None] % 20
     for tower, expected in zip(towers_of(checkpoint, "file"), tiny_encoders(), strict=True):
         assert tower is not None
@@ -68,7 +68,7 @@ def test_absent_parts_are_named(checkpoint: Checkpoint) -> None:
 
 
 def test_notes_in_the_metadata_tell_heads_and_groups(tmp_path: Path) -> None:
-    """No tensor tells them, and a size that nobody published has no usual ones."""
+    """No tensor shows them, and an unpublished size has no usual ones."""
     config = replace(UNetConfig.tiny(), channels=24, head_dim=12, groups=3)
     unet, path = UNet(config), tmp_path / "unet.safetensors"
     metadata = noted({}, Architecture(unet=config))
@@ -80,7 +80,7 @@ def test_notes_in_the_metadata_tell_heads_and_groups(tmp_path: Path) -> None:
 
 
 def test_towers_names_are_complete() -> None:
-    """What a run's towers are written under is what a file has."""
+    """A run's towers are saved with the names that a file has."""
     source = working()
     for tower, part in zip(tiny_encoders(), (source.text_l, source.text_g), strict=True):
         assert part is not None

@@ -141,6 +141,6 @@ def test_settings_are_written_as_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", [{}, [1], {"step": "5"}, {"step": 5.0}, {"step": True}, None])
 def test_a_state_without_its_number_is_refused(state: object, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"state\.json holds no whole number 'step'; use another"):
+    with pytest.raises(InputError, match=r"state\.json holds no integer 'step'; use another"):
         state_number(tmp_path, {"state": state}, "step")
     assert state_number(tmp_path, {"state": {"step": 5}}, "step") == 5

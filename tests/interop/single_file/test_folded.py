@@ -1,4 +1,4 @@
-"""Scale-and-shift inside the autoencoder: tools that know only 0.13025 see what we see (N App. B)."""
+"""Scale-and-shift folded into the autoencoder: tools that know only 0.13025 get the same images (N App. B)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_what_is_plain_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_dtype_of_the_file_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Rounded once, from float64."""
+    """Folded values are rounded once, from float64."""
     single_file.save(working(scale_shift=NOVELAI_ANIME), tmp_path / "half.safetensors", dtype)
     half = single_file.load(tmp_path / "half.safetensors")
     wide = replace(half, vae={key: value.double() for key, value in (half.vae or {}).items()})

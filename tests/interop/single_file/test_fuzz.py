@@ -1,4 +1,4 @@
-"""Mutated safetensors headers: our error or the right shapes, nothing else; 200,000 of them in `nox -s fuzz`."""
+"""Mutated safetensors headers give an InputError or the right shapes, nothing else; 200,000 in `nox -s fuzz`."""
 
 import json
 import random
@@ -40,7 +40,7 @@ LITERALS = (
 
 
 def small_file(path: Path) -> Checkpoint:
-    """A whole model of 150 tensors, each as small as can be."""
+    """A complete model of 150 tensors, each as small as possible."""
     unet = UNet(UNetConfig(4, 4, 2, (1,), (1,), 1, 1, 2, 3, 5, 1))
     vae = VAE(VAEConfig(3, 4, 1, (1,), 1, 1))
     towers = {
@@ -68,7 +68,7 @@ def shapes(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def mutate(draw: random.Random, data: bytes) -> bytes:
-    """The file with one to three things wrong: in its bytes, in its table, in its length, or at its end."""
+    """The file with one to three mutations: of its bytes, its header, its header's length, or its end."""
     length = struct.unpack("<Q", data[:8])[0]
     header, body = data[8 : 8 + length], data[8 + length :]
     for _ in range(draw.choice((1, 1, 1, 2, 3))):

@@ -1,4 +1,4 @@
-"""What a file says it predicts: every place that says it, every contradiction, and what is written."""
+"""What a file says it predicts: every source, every contradiction, and what is written."""
 
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def test_unreadable_sidecars_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.yaml beside the checkpoint cannot be read"):
         detect({}, {}, path)
     yaml.write_bytes(b" " * (LARGEST_YAML + 1))
-    with pytest.raises(InputError, match="no model's settings"):
+    with pytest.raises(InputError, match="not a model's settings"):
         detect({}, {}, path)
     yaml.unlink()
     yaml.mkdir()

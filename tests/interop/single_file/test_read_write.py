@@ -1,4 +1,4 @@
-"""The published single file: the layout, every file found in the wild, round trips, and what is refused."""
+"""The published single file: its layout, every variant found in the wild, round trips, and what is rejected."""
 
 import json
 import os
@@ -43,7 +43,7 @@ OTHER = {POSITIONS: torch.arange(77)[None], CLIP_G + "logit_scale": torch.tensor
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny model in one file; no test changes it."""
+    """A complete tiny model in one file, which no test changes."""
     path = tmp_path_factory.mktemp("single") / "whole.safetensors"
     single_file.save(working(prediction=V_ZTSNR, other=OTHER), path)
     return path
@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def changed(whole: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Tensor]], object]], Path]:
-    """changed(f): the whole file after f has changed its tensors."""
+    """changed(f): the file's path after f has changed its tensors."""
 
     def make(change: Callable[[dict[str, Tensor]], object]) -> Path:
         tensors, metadata = load_file(str(whole)), {"modelspec.title": "changed"}
@@ -74,7 +74,7 @@ def assert_same(one: Checkpoint, two: Checkpoint) -> None:
 
 
 def test_the_base_model_has_the_published_tensors() -> None:
-    """Counts and names of sd_xl_base_1.0, without its numbers."""
+    """The number and names of the tensors of sd_xl_base_1.0, without its values."""
     full = Architecture(UNetConfig.sdxl(), VAEConfig.sdxl(), clip_l_config(), clip_bigg_config())
     tensors = read_write._by_file_key(shapes_only(full))
     starts = {
@@ -131,7 +131,7 @@ def test_no_bit_changes(
     statistics: tuple[list[float], list[float]],
     seed: int,
 ) -> None:
-    """Any shape, any bits, dtypes mixed: file → ours → file is the same file, byte by byte."""
+    """Any shape, any bits, mixed dtypes: reading and writing a file gives the same file, byte for byte."""
     unet = replace(unet, transformer_depth=(*unet.transformer_depth[:-1], unet.middle_depth))
     scale_shift = SDXL_DEFAULT if plain else ScaleShift(*statistics)
     architecture = Architecture(unet, vae, *tiny_configs())
@@ -170,7 +170,7 @@ def test_a_dtype_is_for_all_weights_and_for_nothing_else(
 
 
 def test_tensors_stay_in_the_file(whole: Path) -> None:
-    """Nothing is copied on reading: all tensors lie within one map of the file."""
+    """Nothing is copied on reading: all tensors lie within one memory map of the file."""
     checkpoint = single_file.load(whole)
     places = [value.data_ptr() for part in PARTS for value in getattr(checkpoint, part).values()]
     assert max(places) - min(places) < os.path.getsize(whole)
@@ -246,7 +246,7 @@ def test_the_moving_average_is_taken_on_request(changed, whole: Path) -> None:
 
 
 def test_a_tower_without_its_prefix_is_read_and_written_with_it(changed, whole: Path, tmp_path: Path) -> None:
-    """As transformers 5.6 and later name it in memory; a name that stands in both ways is refused."""
+    """Named as in memory by transformers 5.6 and later; a tensor with both names is rejected."""
     path = changed(lambda t: {key.replace(CLIP_L + "text_model.", CLIP_L): value for key, value in t.items()})
     flat, expected = single_file.load(path), single_file.load(whole)
     assert same_bits(flat.text_l, expected.text_l)
@@ -329,7 +329,7 @@ def test_every_tensor_that_differs_is_listed(changed) -> None:
 
 
 def test_swapped_embeddings_are_no_smaller_tower(changed) -> None:
-    """Vocabulary and positions exchanged describe a tower too, but not one of CLIP's 77 positions."""
+    """With vocabulary and positions swapped it still describes a tower, but not one with CLIP's 77 positions."""
     one, two = CLIP_G + "token_embedding.weight", CLIP_G + "positional_embedding"
     path = changed(lambda t: t.update({one: t[two], two: t[one]}))
     with pytest.raises(

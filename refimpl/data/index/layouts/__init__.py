@@ -1,1 +1,1 @@
-"""Five layouts of a data set on disk."""
+"""Readers for the five on-disk layouts of a data set."""

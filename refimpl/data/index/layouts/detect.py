@@ -1,4 +1,4 @@
-"""The five layouts of a data set, told apart by what is there."""
+"""Detection of a data set's layout, one of five, from what is on disk."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def units(source: str, options: IndexOptions) -> list[Unit]:
         return found or folder_units(path, options)
     if not os.path.exists(path):
         raise InputError(
-            f"{source}: there is no such folder; give one that holds images with .txt captions, or a .jsonl, .json, "
+            f"{source}: there is no such folder; give one of images with .txt captions, or a .jsonl, .json, "
             ".parquet or .tar file"
         )
     if not os.path.isfile(path):
@@ -41,29 +41,29 @@ def units(source: str, options: IndexOptions) -> list[Unit]:
     if suffix in (".tar", ".tgz") or path.endswith((".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")):
         return list(layout_tar.units(path))
     raise InputError(
-        f"{source}: there is no such folder, and a file ending in {suffix or 'nothing'} holds no data set; give a "
-        "folder, or a .jsonl, .json, .parquet or .tar file"
+        f"{source}: not a folder, and a file ending in {suffix or 'nothing'} is not a data set; give a folder, or a "
+        ".jsonl, .json, .parquet or .tar file"
     )
 
 
 def folder_units(folder: str, options: IndexOptions) -> list[Unit]:
-    """The pieces of a folder of images with sidecars. Raises InputError when there is no image in it."""
+    """The pieces of a folder of images with sidecars. Raises InputError when there are no images in it."""
     found = list(layout_folder.units(folder))
     if not found:
-        raise InputError(f"{folder}: no image in it {_looked_for(folder, options)}")
+        raise InputError(f"{folder}: no images in it {_looked_for(folder, options)}")
     return found
 
 
 def _looked_for(folder: str, options: IndexOptions) -> str:
     shards = sorted(name for name in os.listdir(folder) if name.endswith((".tar", ".parquet")))
     if shards:
-        return f"but {len(shards)} shards such as {shards[0]}; name them: {os.path.join(folder, '*')}"
+        return f"but {len(shards)} shards such as {shards[0]}; give them: {os.path.join(folder, '*')}"
     suffixes = " ".join(suffix for suffix in FORMAT_OF if FORMAT_OF[suffix] in options.accepted.formats)
     return f"(looked for {suffixes}); links to folders are not followed"
 
 
 def items(unit: Unit) -> Iterator[Item | BadImage]:
-    """The images of a piece, and what can't be one as errors."""
+    """The images of a piece; entries that can't be images are yielded as errors."""
     if unit.layout == "folder":
         return layout_folder.items(unit)
     if unit.layout == "jsonl":
@@ -76,5 +76,5 @@ def items(unit: Unit) -> Iterator[Item | BadImage]:
 
 
 def archive_root(unit: Unit) -> str:
-    """The folder that relative paths in a piece start from."""
+    """The folder that the paths in a piece are relative to."""
     return unit.root if unit.layout in ("folder", "jsonl", "kohya") else os.path.dirname(unit.root)

@@ -14,7 +14,7 @@ UNIT_IMAGES = 2048  # of one unit of work
 
 
 def units(root: str) -> Iterator[Unit]:
-    """The images below `root` in pieces. Raises InputError when a folder can't be read."""
+    """The images under `root`, in pieces. Raises InputError when a folder can't be read."""
     names: list[str] = []
     for image, sidecar in _find(root):
         names += [image, sidecar]
@@ -37,12 +37,12 @@ def items(unit: Unit) -> Iterator[Item]:
 
 
 def identifier(path: str) -> str:
-    """Id of the image at a relative path: without suffix, POSIX, in Unicode normal form C."""
+    """Id of the image at a relative path: the path without its suffix, with `/`, in Unicode normal form C."""
     return unicodedata.normalize("NFC", os.path.splitext(path)[0].replace(os.sep, "/"))
 
 
 def _find(root: str) -> Iterator[tuple[str, str]]:
-    """Relative paths of images and of their sidecars (or nothing), folders and names in order."""
+    """Relative paths of the images and of their sidecars ("" if there is none), folders and names sorted."""
     for directory, folders, names in os.walk(root, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = os.path.relpath(directory, root)

@@ -1,4 +1,4 @@
-"""Tables of metadata beside images: Hugging Face's `metadata.jsonl` and kohya's metadata JSON."""
+"""Metadata files beside the images: Hugging Face's `metadata.jsonl` and kohya's metadata JSON."""
 
 import json
 import os
@@ -19,7 +19,7 @@ NAME_FIELDS = ("file_name", "image", "file", "path")
 
 
 def jsonl_files(folder: str) -> list[str]:
-    """`metadata.jsonl` of a folder, or of the folders in it (a data set's splits)."""
+    """The `metadata.jsonl` of a folder, or those of its subfolders (a data set's splits)."""
     here = os.path.join(folder, JSONL)
     if os.path.isfile(here):
         return [here]
@@ -27,7 +27,7 @@ def jsonl_files(folder: str) -> list[str]:
 
 
 def jsonl_units(path: str, base: str) -> Iterator[Unit]:
-    """A JSONL file in pieces of whole lines; `base` is the folder that ids are relative to."""
+    """A JSONL file split into pieces of whole lines; `base` is the folder that ids are relative to."""
     at, line = 0, 1
     with open(path, "rb") as file:
         while block := file.read(UNIT_BYTES):
@@ -39,7 +39,7 @@ def jsonl_units(path: str, base: str) -> Iterator[Unit]:
 
 
 def jsonl_items(unit: Unit) -> Iterator[Item | BadImage]:
-    """The images of a piece; blank lines are passed over."""
+    """The images of a piece; blank lines are skipped."""
     path, start, length, first = json.loads(unit.payload)
     with open(path, "rb") as file:
         file.seek(start)
@@ -56,10 +56,10 @@ def _jsonl_item(base: str, path: str, number: int, at: int, data: bytes) -> Item
     try:
         record = json.loads(data.removeprefix(b"\xef\xbb\xbf").decode())
         if not isinstance(record, dict):
-            raise ValueError("it is no table of names and values")
+            raise ValueError("it is not a JSON object")
         name = next((record[key] for key in NAME_FIELDS if isinstance(record.get(key), str)), None)
         if name is None:
-            raise ValueError(f"it names no image ({' or '.join(NAME_FIELDS)})")
+            raise ValueError(f"it names no image (in a field {' or '.join(NAME_FIELDS)})")
     except UnicodeDecodeError as error:
         return BadImage(path, f"{where}: not UTF-8 at byte {at + error.start} of the file", "metadata")
     except (ValueError, RecursionError) as error:
@@ -67,12 +67,15 @@ def _jsonl_item(base: str, path: str, number: int, at: int, data: bytes) -> Item
     folder = os.path.relpath(os.path.dirname(path), base)
     full = os.path.normpath(os.path.join(folder, name))
     if os.path.isabs(name) or full.split(os.sep)[0] == ".." or "\0" in name:
-        return BadImage(path, f"{where}: {name!r} leaves the folder of its table", "metadata")
+        return BadImage(path, f"{where}: {name!r} leaves the folder of its metadata file", "metadata")
     return Item(identifier(full), full, None, record)
 
 
 def kohya_units(path: str) -> Iterator[Unit]:
-    """Kohya's {image path: {caption, tags, …}} in pieces; paths are absolute or relative to the file's folder."""
+    """Kohya's {image path: {caption, tags, …}} in pieces; paths are absolute or relative to the file's folder.
+
+    Raises InputError for a file that can't be read or is not such an object.
+    """
     try:
         with open(path, "rb") as file:
             table = json.loads(file.read().removeprefix(b"\xef\xbb\xbf").decode())
@@ -83,7 +86,7 @@ def kohya_units(path: str) -> Iterator[Unit]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); give kohya's metadata or a folder") from error
     if not isinstance(table, dict) or not all(isinstance(record, dict) for record in table.values()):
-        raise InputError(f"{path}: not kohya's metadata, a table of image path → {{caption, tags}}")
+        raise InputError(f"{path}: not kohya's metadata, a JSON object of image path → {{caption, tags}}")
     names = sorted(table)
     for start in range(0, len(names), UNIT_RECORDS):
         part = {name: table[name] for name in names[start : start + UNIT_RECORDS]}
@@ -91,11 +94,11 @@ def kohya_units(path: str) -> Iterator[Unit]:
 
 
 def kohya_items(unit: Unit) -> Iterator[Item | BadImage]:
-    """The images of a piece. A path without a suffix is that of the image file which begins so."""
+    """The images of a piece. A path without an image suffix is completed with that of an existing image file."""
     table: dict[str, dict[str, Any]] = json.loads(unit.payload)
     for name, record in table.items():
         if "\0" in name:
-            yield BadImage(unit.root, f"image name {name!r} holds a NUL", "metadata")
+            yield BadImage(unit.root, f"image name {name!r} contains a NUL character", "metadata")
             continue
         found = name
         if os.path.splitext(name)[1].lower() not in FORMAT_OF:

@@ -1,4 +1,4 @@
-"""Parquet files: a row per image, which is a path beside the file or bytes inside it."""
+"""Parquet files: one row per image, given as a path relative to the file or as bytes inside it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RECORD_COLUMNS = ("caption", "text", "tags", "tag_string", "rating", "score")
 
 
 def units(path: str) -> Iterator[Unit]:
-    """One piece per row group. Raises InputError without pyarrow, and for a file without a column of images."""
+    """One piece per row group. Raises InputError without pyarrow, and for a file without an image column."""
     starts = row_group_starts(path, os.path.getsize(path)) if _schema(path) else ()
     for group in range(len(starts) - 1):
         yield Unit("parquet", path, json.dumps([group, starts[group]]), starts[group + 1] - starts[group])
@@ -30,11 +30,11 @@ def _schema(path: str) -> Any:
     try:
         schema = parquet.ParquetFile(path).schema_arrow
     except Exception as error:  # pyarrow's own classes and others
-        raise InputError(f"{path}: no readable parquet file ({error})") from error
+        raise InputError(f"{path}: not a readable parquet file ({error})") from error
     if not any(name in schema.names for name in IMAGE_COLUMNS):
         raise InputError(
-            f"{path}: its columns are {', '.join(schema.names)}; one of {', '.join(IMAGE_COLUMNS)} must hold the "
-            "images, as paths or bytes"
+            f"{path}: its columns are {', '.join(schema.names)}; the images must be in one of "
+            f"{', '.join(IMAGE_COLUMNS)}, as paths or bytes"
         )
     return schema
 
@@ -78,13 +78,11 @@ def items(unit: Unit) -> Iterator[Item | BadImage]:
         elif isinstance(path, str) and path and "\0" not in path:
             yield Item(identifier(os.path.normpath(path)), path, None, record)
         else:
-            yield BadImage(
-                unit.root, f"row {row} holds neither the bytes nor the path of an image", "metadata"
-            )
+            yield BadImage(unit.root, f"row {row} has neither the bytes nor the path of an image", "metadata")
 
 
 def _image_columns(column: str, kind: Any) -> tuple[str, str]:
-    """Dotted names of the column of bytes and of that of paths; empty where there is none."""
+    """Dotted names of the column of bytes and the column of paths; empty where there is none."""
     if hasattr(kind, "fields") or str(kind).startswith("struct"):
         names = [kind.field(number).name for number in range(kind.num_fields)]
         return (f"{column}.bytes" if "bytes" in names else "", f"{column}.path" if "path" in names else "")
@@ -92,7 +90,7 @@ def _image_columns(column: str, kind: Any) -> tuple[str, str]:
 
 
 def _present(path: str, group: int, column: str) -> list[bool]:
-    """Which rows of a group have bytes."""
+    """Whether each row of a group has bytes."""
     values = parquet_module().ParquetFile(path).read_row_group(group, columns=[column]).column(0)
     for name in column.split(".")[1:]:
         values = values.combine_chunks().field(name)

@@ -1,4 +1,4 @@
-"""Tar shards: images with their captions as members of one stem, read where they lie (WebDataset's layout)."""
+"""Tar shards in WebDataset's layout: an image and its caption share a stem; both are read in place."""
 
 import os
 import tarfile
@@ -22,19 +22,19 @@ _REFUSED = (
 
 
 def units(path: str) -> Iterator[Unit]:
-    """A shard is one piece. Raises InputError for one that is compressed or no tar file."""
+    """The whole shard as one piece. Raises InputError for a file that is compressed or not a tar archive."""
     try:
         with tarfile.open(path, "r:"):
             pass
     except (tarfile.TarError, OSError, ValueError) as error:
         raise InputError(
-            f"{path}: no tar file that can be read in place ({error}); decompress it, or make it again"
+            f"{path}: not a tar file that can be read in place ({error}); decompress it, or make it again"
         ) from error
     yield Unit("tar", path, "", max(1, os.path.getsize(path) // IMAGE_BYTES))
 
 
 def items(unit: Unit) -> Iterator[Item | BadImage]:
-    """The images of a shard in the order of their names; members that may not be in it as errors."""
+    """The images of a shard sorted by name; members that are not allowed are yielded as errors."""
     members: dict[str, TarMember] = {}
     sidecars: dict[str, dict[str, TarMember]] = {}
     shard = os.path.splitext(os.path.basename(unit.root))[0]
@@ -55,7 +55,9 @@ def items(unit: Unit) -> Iterator[Item | BadImage]:
                     sidecars.setdefault(stem, {})[suffix.lower()] = member
                 elif suffix.lower() in FORMAT_OF:
                     if info.name in members:
-                        yield BadImage(named, "the archive holds this name twice; the last counts", "archive")
+                        yield BadImage(
+                            named, "the archive has this name twice; the last one counts", "archive"
+                        )
                     members[info.name] = member
             _check_end(unit.root, archive.offset)
     except Exception as error:  # of any class: tarfile trusts the numbers in damaged headers
@@ -70,20 +72,20 @@ def items(unit: Unit) -> Iterator[Item | BadImage]:
 
 
 def _check_end(path: str, at: int) -> None:
-    """Raises ValueError unless the archive ends where tarfile stopped reading, which it also does at damage."""
+    """Raise ValueError unless the archive ends where tarfile stopped reading, as it also stops at damage."""
     with open(path, "rb") as file:
         file.seek(at)
         if any(file.read(tarfile.BLOCKSIZE)):
-            raise ValueError(f"no header of a member at byte {at}")
+            raise ValueError(f"no member header at byte {at}")
 
 
 def _refusal(info: tarfile.TarInfo) -> str:
-    """Why a member is refused; empty for a plain file inside the archive's folder."""
+    """Why a member is rejected; empty for a regular file whose name stays inside the archive."""
     kind = next((name for test, name in _REFUSED if test(info)), "")
     if kind:
-        return f"{kind} in an archive is not followed; put the file itself into it"
+        return f"{kind} in an archive is not read; put the file itself into the archive"
     if info.name.startswith(("/", "\\")) or ".." in info.name.replace("\\", "/").split("/"):
         return "its name is absolute or leaves the archive through `..`; rename it"
     if not info.isreg():
-        return f"a member of type {info.type!r} is no file"
+        return f"a member of type {info.type!r} is not a regular file"
     return ""

@@ -1,4 +1,4 @@
-"""Five layouts become the same data set."""
+"""All five layouts give the same data set."""
 
 import builtins
 import io
@@ -23,7 +23,7 @@ from tests.data.layouts import CAPTIONS, LAYOUTS, SIZES, TAGS, WRITTEN, add_memb
 
 
 def problems(source: Path) -> list[tuple[str, str]]:
-    """Kind and message of everything wrong with a data set."""
+    """Kind and message of every problem of a data set."""
     with looked_at(str(source), IndexOptions(), 1) as table:
         return [(bad.kind, str(bad)) for bad in index_of(table).quarantined]
 
@@ -82,14 +82,14 @@ def test_metadata_of_splits_is_found(tmp_path: Path) -> None:
         (b'{"file_name": "none.png", "text": "t"}', r"none\.png: there is no such file"),
         (b'{"file_name": "sub", "text": "t"}', r"sub: not a regular file"),
         (b'{"text": "t"}', "line 4: it names no image"),
-        (b"[1]", "line 4: it is no table"),
+        (b"[1]", "line 4: it is not a JSON object"),
         (b"{", "line 4: Expecting property name"),
         (b"[" * 100_000, "line 4: "),
         (b'{"file_name": "caf\xe9.png"}', "line 4: not UTF-8 at byte 1[0-9][0-9] of the file"),
         (b'{"file_name": "a.png", "text": 5}', r"a\.png: in its record, its text is 5"),
-        (b'{"file_name": "a.png", "text": "x\\u0000"}', r"a\.png: in its record, a NUL in its caption"),
-        (b'{"file_name": "a.png", "text": "\\ud800"}', r"a\.png: its caption holds half a surrogate pair"),
-        (b'{"file_name": "\\ud800.png", "text": "t"}', "the name is not UTF-8, or holds control"),
+        (b'{"file_name": "a.png", "text": "x\\u0000"}', r"a\.png: in its record, its caption contains a NUL"),
+        (b'{"file_name": "a.png", "text": "\\ud800"}', r"a\.png: its caption contains an unpaired surrogate"),
+        (b'{"file_name": "\\ud800.png", "text": "t"}', "the name is not UTF-8, or contains control"),
     ],
 )
 def test_bad_lines_are_named(line: bytes, message: str, tmp_path: Path) -> None:
@@ -194,7 +194,10 @@ def test_records_in_shards(tmp_path: Path) -> None:
         assert index.tags[1] == {
             "general": ("a text",), "artist": ("bob",), "rating": ("sensitive",), "quality": ("best",),
         }  # fmt: skip
-    for content, message in ((b"{", "the record is not JSON"), (b"[]", r"the record is '\[\]', no table")):
+    for content, message in (
+        (b"{", "the record is not JSON"),
+        (b"[]", r"the record is '\[\]', not a JSON object"),
+    ):
         path = shard(tmp_path, ("r.png", picture("b"), {}), ("r.json", content, {}))
         with pytest.raises(InputError, match=message):
             read_source(path)
@@ -214,14 +217,14 @@ def test_a_shard_cut_short_is_named_and_its_start_is_kept(tmp_path: Path) -> Non
 
 def test_a_name_twice_in_a_shard_is_said(tmp_path: Path) -> None:
     path = shard(tmp_path, ("good.png", picture("b"), {}))
-    assert "holds this name twice; the last counts" in problems(path)[0][1]
+    assert "has this name twice; the last one counts" in problems(path)[0][1]
 
 
 @pytest.mark.parametrize("name", ["shard.tar.gz", "shard.tgz", "shard.tar"])
 def test_shards_that_cannot_be_read_in_place_are_refused(name: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / name, "w:gz") as archive:
         add_member(archive, "a.png", picture("a"))
-    with pytest.raises(InputError, match="no tar file that can be read in place"):
+    with pytest.raises(InputError, match="not a tar file that can be read in place"):
         read_source(tmp_path / name)
 
 
@@ -259,10 +262,10 @@ def test_parquet_of_paths_and_of_nothing(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(bad, tmp_path / "bad.parquet")
     assert [kind for kind, _ in problems(tmp_path / "bad.parquet")] == ["metadata", "not an image"]
     pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "none.parquet")
-    with pytest.raises(InputError, match="its columns are x; one of image"):
+    with pytest.raises(InputError, match="its columns are x; the images must be in one of image"):
         read_source(tmp_path / "none.parquet")
     (tmp_path / "none.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="no readable parquet file"):
+    with pytest.raises(InputError, match="not a readable parquet file"):
         read_source(tmp_path / "none.parquet")
 
 
@@ -285,11 +288,11 @@ def test_parquet_without_pyarrow_says_what_to_install(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", r"nowhere: there is no such folder; give one that holds images"),
-        ("notes.md", r"notes\.md: there is no such folder, and a file ending in \.md holds no data set"),
+        ("nowhere", r"nowhere: there is no such folder; give one of images"),
+        ("notes.md", r"notes\.md: not a folder, and a file ending in \.md is not a data set"),
         ("pipe", "pipe: neither a folder nor a regular file"),
-        ("empty", "empty: no image in it"),
-        ("shards", r"shards: no image in it but 1 shards such as a\.tar; name them"),
+        ("empty", "empty: no images in it"),
+        ("shards", r"shards: no images in it but 1 shards such as a\.tar; give them"),
     ],
 )
 def test_what_is_no_data_set_is_named(name: str, message: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mutated tables and shards: images, problems by name, or one message; nothing escapes unnamed."""
+"""Mutated tables and shards give images, named problems or one message; no other exception escapes."""
 
 import random
 from pathlib import Path
@@ -18,7 +18,7 @@ OPTIONS = IndexOptions()
 
 
 def outcomes(layout: str, count: int, folder: Path) -> dict[str, int]:
-    """How many of `count` mutated files are refused whole, and how many images and problems the others hold."""
+    """How many of `count` mutated files are rejected outright, and how many images and problems the others have."""
     source = LAYOUTS[layout](folder)
     file = source / "metadata.jsonl" if source.is_dir() else source
     whole, draw = file.read_bytes(), random.Random(count)
