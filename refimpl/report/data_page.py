@@ -115,7 +115,7 @@ def _tables(found: Survey, listed: int) -> list[Part]:
         parts.append((f"without a caption, {found.uncaptioned}", ("file",), named))
     if found.pruned:
         rows = [(path, width, height, f"{error:.3f}") for path, width, height, error in found.pruned[:listed]]
-        header = ("pruned", "width", "height", "log aspect error")
+        header = ("pruned", "width", "height", "aspect error")
         parts.append((f"pruned images, {len(found.pruned)}", header, [*rows, *_more(found.pruned, listed)]))
     if found.percentiles:
         header = ("percentile", *(f"{percent} %" for percent in PERCENTILES))
