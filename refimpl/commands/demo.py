@@ -86,7 +86,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     with _stage(timings, 2):
         train(config, out, prepare(config, out, world), world)
     with _stage(timings, 3):
-        samples = draw_in_new_process(config, out)
+        samples = draw_in_new_process(config.sample.height // config.vae.factor, out)
     with _stage(timings, 4):
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         criteria, measured = judge(rows, psnr, samples, WANTED_PSNR[command.short])
@@ -145,16 +145,16 @@ def _stage(timings: dict[str, float], number: int) -> Iterator[None]:
     timings[STAGES[number]] = time.perf_counter() - started
 
 
-def draw_in_new_process(config: Config, out: Path) -> dict[str, dict[str, Any]]:
+def draw_in_new_process(side: int, out: Path) -> dict[str, dict[str, Any]]:
     """Draws in fresh processes: the guided grid, and the colours from ∞ and from a finite σ.
 
+    side  of the canvas in latent cells
     The finite level is the one that leaks the mean on this small canvas as much as 14.6 does at 1024² (N §2.3).
     """
     from tqdm import tqdm
 
     from refimpl.sample.grids import scale_sigma_max
 
-    side = config.sample.height // config.vae.factor
     finite = scale_sigma_max(SDXL_SIGMA_MAX, side, side, base=SDXL_LATENT_SIDE)
     colours = ["--prompts", *COLOUR_PROMPTS, "--seeds", str(COLOUR_SEEDS), "--guidance", "1"]
     jobs = {

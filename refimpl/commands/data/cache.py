@@ -84,7 +84,7 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
     from refimpl.run.world import join_world, leave_world, lost_peers_named
 
-    vae = find_autoencoder(config, command.weights)
+    vae = find_autoencoder(config.latents, config.vae, config.train.init_from, command.weights)
     world = join_world(command.device)
     try:
         with lost_peers_named(world), alone_in(command.out, world):

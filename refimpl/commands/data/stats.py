@@ -12,7 +12,7 @@ import tyro
 
 from refimpl.checks import check_seed
 from refimpl.errors import InputError
-from refimpl.run.config import Config
+from refimpl.latents.config import LatentConfig, VAEConfig
 from refimpl.run.presets import load_config
 
 if TYPE_CHECKING:
@@ -67,7 +67,11 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
     from refimpl.run.world import join_world, leave_world, lost_peers_named
     from refimpl.storage.atomic import replace_text
 
-    vae = None if config.data.cache else find_autoencoder(config, command.weights)
+    vae = (
+        None
+        if config.data.cache
+        else find_autoencoder(config.latents, config.vae, config.train.init_from, command.weights)
+    )
     world = join_world(command.device)
     try:
         with lost_peers_named(world):
@@ -129,21 +133,23 @@ def _encoded(vae: VAE, data: StageData, batches: Batches, device: torch.device) 
         yield latents
 
 
-def find_autoencoder(config: Config, given: str) -> VAE:
+def find_autoencoder(settings: LatentConfig, shape: VAEConfig, init_from: str, given: str) -> VAE:
     """The frozen autoencoder to encode with: of the file `given`, or else the one that training would use.
+
+    init_from  the checkpoint that training would start from; empty for none
 
     Raises InputError when there is none yet.
     """
     from refimpl.interop.run.run_folder import load_autoencoder
     from refimpl.train.setup.init_from import open_start, start_vae
 
-    weights, made = given or config.latents.weights, Path(config.latents.folder) / "autoencoder.safetensors"
-    if not weights and config.latents.folder and made.is_file():
+    weights, made = given or settings.weights, Path(settings.folder) / "autoencoder.safetensors"
+    if not weights and settings.folder and made.is_file():
         weights = str(made)
     if weights:
-        return load_autoencoder(Path(weights), config.vae)
-    start = open_start(config.train.init_from)
-    vae = start_vae(start, config.vae, config.train.init_from) if start is not None else None
+        return load_autoencoder(Path(weights), shape)
+    start = open_start(init_from)
+    vae = start_vae(start, shape, init_from) if start is not None else None
     if vae is None:
         raise InputError("no autoencoder to encode with; name its safetensors file with --weights")
     return vae
