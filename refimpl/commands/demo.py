@@ -47,11 +47,11 @@ class DemoCommand:
     """
 
     out: str = ""
-    """folder for everything; empty for runs/demo-001, -002, …"""
+    """Folder for everything; empty for runs/demo-001, -002 and so on."""
     short: bool = False
-    """fewer steps, for continuous integration; of the autoencoder 20 dB are wanted then instead of 24"""
+    """Take fewer steps, for continuous integration; the autoencoder must then reach 20 dB instead of 24."""
     seed: int = 0
-    """of everything that is drawn"""
+    """Seed of every random draw."""
 
 
 def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:

@@ -14,14 +14,15 @@ class FiguresCommand:
     """Draws N Fig. 1, 5 and 8 from the same functions that training uses; or what a run or `refimpl stats` shows."""
 
     out: Path = Path("figures")
-    """folder for the PNG files"""
+    """Folder for the PNG files."""
     run: Path | None = None
-    """run folder or checkpoint: draws N Fig. 2, 3, 4, 6 and 7 as experiments on it, instead of the paper's figures"""
+    """Run folder or checkpoint: draws N Fig. 2, 3, 4, 6 and 7 as experiments on it, instead of the paper's
+    figures."""
     weights: str = "ema"
-    """of the run: ema (moving average) or unet (as trained)"""
+    """Weights of the run to use: ema (moving average) or unet (as trained)."""
     statistics: Path | None = None
-    """preset of `refimpl stats`: draws its channels before and after standardising, as N Fig. 8, and how the numbers
-    settled, instead of the paper's figures"""
+    """Preset written by `refimpl stats`: draws its channels before and after standardising, as in N Fig. 8, and how
+    the numbers settled, instead of the paper's figures."""
 
 
 def figures_command(arguments: list[str], program: str = "refimpl figures") -> None:

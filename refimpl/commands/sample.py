@@ -28,53 +28,58 @@ class SampleCommand:
     """Draws images from a run folder or one of its checkpoints; what is left out is taken from the run's settings."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """run folder (newest checkpoint) or checkpoints/step-* folder"""
+    """Run folder (its newest checkpoint is used) or one of its checkpoints/step-* folders."""
     out: Path = Path("samples")
-    """folder for grid.png, the single images and samples.json; made when absent, refused when it holds files"""
+    """Folder for grid.png, the single images and samples.json; made when absent, refused when it holds files."""
     weights: str = "ema"
-    """ema (moving average) or unet (as trained)"""
+    """Weights to use: ema (moving average) or unet (as trained)."""
     start_sigma: float | None = None
-    """start at this finite sigma_edm; without it at the schedule's end, which is ∞ with zero terminal SNR"""
+    """Start at this finite sigma_edm; when left out, at the end of the schedule, which is ∞ with zero terminal
+    SNR."""
     batch_size: int = 16
-    """images per network call; changes no image"""
+    """Images per network call; this changes no image."""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """Device to sample on: auto, cpu or cuda."""
     prompts: tuple[str, ...] | None = None
-    """what to draw, one or more prompts"""
+    """What to draw: one or more prompts."""
     seeds: int | None = None
-    """images per prompt"""
+    """Images per prompt."""
     seed: int | None = None
-    """seed of the initial noise"""
+    """Seed of the initial noise."""
     steps: int | None = None
-    """sampling steps"""
+    """Sampling steps."""
     grid: str | None = None
-    """native, trailing, leading, karras, exponential, laplace or community_trainer"""
+    """Noise levels: native, trailing, leading, karras, exponential, laplace or community_trainer."""
     sampler: str | None = None
-    """euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc"""
+    """Sampler: euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc."""
     guidance: float | None = None
-    """classifier-free guidance scale; 1 for none"""
+    """Classifier-free guidance scale; 1 for none."""
     rescale: float | None = None
-    """CFG rescale factor"""
+    """CFG rescale factor φ; 0 for none."""
     width: int | None = None
-    """px"""
+    """Width of the images, px."""
     height: int | None = None
-    """px"""
+    """Height of the images, px."""
     attention_train_side: int | None = None
-    """px of the square canvas trained on: scales self-attention's logits for another one; 0 is off"""
+    """Side in px of the square canvas trained on: self-attention logits are rescaled at any other size. 0 turns this
+    off."""
     attention_window: int | None = None
-    """px to either side that a place attends to, for very large canvases; 0 is the whole canvas"""
+    """Distance in px to either side that each position attends to, for very large canvases; 0 for the whole
+    canvas."""
     refiner: Path | None = None
-    """run or checkpoint of a refiner (S §2.5)"""
+    """Run or checkpoint of a refiner (S §2.5)."""
     refiner_mode: str = "sdedit"
-    """sdedit (noise the finished latents and denoise them again) or last (take over for the grid's last steps)"""
+    """How the refiner is used: sdedit (noise the finished latents and denoise them again) or last (take over for the
+    last steps of the grid)."""
     refiner_from: float | None = None
-    """share of the noise scales that the refiner works on: 0.2 is t < 200; without it all that it was trained on"""
+    """Share of the noise scales that the refiner works on: 0.2 means t < 200. When left out, all that it was trained
+    on."""
     aesthetic_score: float | None = None
-    """score that the refiner is asked for"""
+    """Aesthetic score that the refiner is conditioned on."""
     negative_aesthetic_score: float | None = None
-    """score of the guidance's other half"""
+    """Aesthetic score for the unconditional half of guidance."""
     image_prompt: Path | None = None
-    """image whose CLIP embedding replaces the prompts' pooled state (S §2.6); for runs trained so"""
+    """Image whose CLIP embedding replaces the prompts' pooled state (S §2.6), for runs trained on image prompts."""
 
 
 def sample_command(arguments: list[str], program: str = "python -m refimpl.sample") -> None:

@@ -26,21 +26,22 @@ class TrainDecoderCommand:
     """Finetunes the decoder of an autoencoder and writes the whole autoencoder as one file that other tools load."""
 
     weights: Annotated[str, tyro.conf.Positional]
-    """the autoencoder to start from: a safetensors file of it, or a single-file checkpoint or diffusers folder"""
+    """Autoencoder to start from: its own safetensors file, or a single-file checkpoint or diffusers folder that
+    contains it."""
     folder: Path
-    """images to train on"""
+    """Images to train on."""
     out: Path
-    """run folder to make: checkpoints, metrics.jsonl, and at the end vae.safetensors"""
+    """Run folder to make: it receives checkpoints, metrics.jsonl and, at the end, vae.safetensors."""
     heldout: str = ""
-    """images to measure on, before and after; empty for those of `folder`"""
+    """Images to measure on, before and after; empty for those of `folder`."""
     perceptual: str = ""
-    """TorchScript file of a feature network, for decoder.perceptual_weight"""
+    """TorchScript file of a feature network, for decoder.perceptual_weight; empty for none."""
     resume: bool = False
-    """continue the run in `out`"""
+    """Continue the run in `out`."""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """Device to train on: auto, cpu or cuda."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """how it is trained"""
+    """How the decoder is trained."""
 
 
 def train_decoder_command(arguments: list[str], program: str = "refimpl train-decoder") -> None:

@@ -22,21 +22,21 @@ class DiffusionConfig:
     """What the network predicts, on which schedule, weighted how (N §2)."""
 
     parameterisation: str = "v"
-    """v, eps or x0: what the network's output means (N §2.1)"""
+    """What the network's output means: v, eps or x0 (N §2.1)."""
     zero_terminal_snr: bool = True
-    """rescale the schedule to end in pure noise (N §2.2)"""
+    """Rescale the schedule so that it ends in pure noise (N §2.2)."""
     loss_weight: str = "paper"
-    """MinSNR policy in v units (N §2.4): paper, floor, snr_plus_one or none"""
+    """MinSNR weighting policy, in v units (N §2.4): paper, floor, snr_plus_one or none."""
     min_snr_gamma: float = 5.0
-    """γ of MinSNR"""
+    """Threshold γ at which MinSNR clamps the SNR."""
     weight_floor: float = 0.0
-    """least weight under policy floor; paper gives t = 999 no weight at all"""
+    """Smallest loss weight under the policy floor; the policy paper gives t = 999 no weight at all."""
     offset_noise: float = 0.0
-    """s of offset noise: eps + s·z per sample and channel (S §2.5)"""
+    """Strength s of offset noise, eps + s·z per sample and channel (S §2.5); 0 for none."""
     first_timestep: int = 0
-    """least timestep trained"""
+    """Smallest timestep trained."""
     last_timestep: int = 999
-    """largest timestep trained; 199 for a refiner"""
+    """Largest timestep trained; 199 for a refiner."""
 
     def __post_init__(self) -> None:
         check_choice("diffusion.loss_weight", self.loss_weight, POLICIES)

@@ -29,15 +29,17 @@ class TagArguments:
     """How captions and records become tags."""
 
     classes: tuple[str, ...] = DEFAULT_TAG_CLASSES
-    """classes that a tag may name as its prefix, as in `character:alice`"""
+    """Classes that a tag may name as its prefix, as in `character:alice`."""
     table: Path | None = None
-    """tag → class, as JSON or as CSV with the columns name and category (a name, or Danbooru's number)"""
+    """Table from tag to class, as JSON or as CSV with the columns name and category (a name, or Danbooru's
+    number)."""
     underscores_to_spaces: bool = False
-    """write long_hair as `long hair`; ^_^ stays"""
+    """Write long_hair as `long hair`; ^_^ stays as it is."""
     rating: bool = False
-    """add a tag of class rating where a record has a rating"""
+    """Add a tag of class rating where a record has a rating."""
     quality: tuple[str, ...] = ()
-    """score:tag, the highest first: the tag of the first score that a record's reaches, of class quality"""
+    """Entries score:tag, highest score first: a record is given the tag of the first score that its own reaches, in
+    class quality."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +51,27 @@ class IndexCommand:
     """
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders and files to read"""
+    """Folders and files to read."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """the index file to write"""
+    """Index file to write."""
     processes: int = 0
-    """that read at once; 0 for one on each core"""
+    """Number of processes that read at once; 0 for one per core."""
     replace: bool = False
-    """write over an index that is there"""
+    """Overwrite an existing index."""
     allow_missing: bool = False
-    """take an image without a caption as one with an empty caption"""
+    """Treat an image without a caption as one with an empty caption."""
     max_bad_share: float = MAX_BAD_SHARE
-    """largest share of images that may be left out as unusable"""
+    """Largest share of the images that may be left out as unusable."""
     verify: bool = False
-    """decode every image in full, to find all damage now"""
+    """Decode every image in full, to find all damage now."""
     sha256: bool = False
-    """keep the SHA-256 of every image's bytes"""
+    """Record the SHA-256 of every image's bytes."""
     max_pixels: int = MAX_PIXELS
-    """largest accepted image, in pixels (width · height)"""
+    """Largest accepted image, in pixels (width · height)."""
     any_suffix: bool = False
-    """take files whose suffix is that of another format"""
+    """Accept files whose suffix is that of another format."""
     tags: TagArguments = field(default_factory=TagArguments)
-    """captions and tags"""
+    """Captions and tags."""
 
     def __post_init__(self) -> None:
         if not self.sources:

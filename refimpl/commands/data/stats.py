@@ -34,19 +34,20 @@ class StatsCommand:
     """
 
     config: Annotated[str, tyro.conf.Positional]
-    """preset or TOML file: its data, buckets and autoencoder are used"""
+    """Preset or TOML file whose data, buckets and autoencoder are used."""
     out: Path = Path("scale_shift.json")
-    """the preset to write; a configuration uses it as latents.scale_shift"""
+    """Preset to write; a configuration uses it as latents.scale_shift."""
     folder: str = ""
-    """images to measure, instead of the configuration's"""
+    """Images to measure instead of the configuration's; empty for the configuration's."""
     cache: str = ""
-    """folder of `refimpl cache` to read latents from, instead of encoding (crop 0); the images must fit it"""
+    """Folder written by `refimpl cache` to read latents from (crop 0) instead of encoding; the images must match it.
+    Empty to encode."""
     weights: str = ""
-    """autoencoder's safetensors file, instead of the configuration's"""
+    """Safetensors file of the autoencoder to use instead of the configuration's; empty for the configuration's."""
     seed: int = 0
-    """of the order of the images, which the curve depends on"""
+    """Seed of the order of the images, which the convergence curve depends on."""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """Device to measure on: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         check_seed("--seed", self.seed)

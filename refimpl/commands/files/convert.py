@@ -22,25 +22,26 @@ class ConvertCommand(Output):
     """Writes a checkpoint in another format or dtype. The input stays as it is; the output must not exist."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """a .safetensors file, a diffusers folder or a run"""
+    """A .safetensors file, a diffusers folder or a run."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """the file or folder to write"""
+    """File or folder to write."""
     prediction: str = ""
-    """eps, v or x0, where the input says nothing or something wrong"""
+    """Prediction type (eps, v or x0), for an input that does not state it or states it wrongly; empty to take the
+    input's."""
     v_pred: bool = False
-    """short for --prediction v"""
+    """Short for --prediction v."""
     ztsnr: bool = False
-    """with v or x0: the schedule ends in pure noise"""
+    """With v or x0: the schedule ends in pure noise."""
     fold_scale_shift: bool = False
-    """put the scale-and-shift into the autoencoder, for tools that know only 0.13025"""
+    """Fold the scale-and-shift into the autoencoder, for tools that know only 0.13025."""
     use_ema: bool = False
-    """take the moving average that a single file holds (model_ema.…) as its UNet"""
+    """Take the moving average that a single file holds (model_ema.…) as its UNet."""
     keep_unknown: bool = False
-    """keep tensors that belong to no part of SDXL, instead of refusing the file"""
+    """Keep tensors that belong to no part of SDXL, instead of refusing the file."""
     drop_other: bool = False
-    """leave out what belongs to no part: moving average, buffers"""
+    """Leave out tensors that belong to no part, such as the moving average and buffers."""
     weights: str = "ema"
-    """of a run: ema, the moving average, or unet, the weights as trained"""
+    """For a run, the weights to write: ema (moving average) or unet (as trained)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,11 +27,11 @@ class InspectCommand:
     """Says what a single file, a diffusers folder or a run holds: parts, sizes, prediction type and why."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """a .safetensors file, a diffusers folder, a run folder or one of its checkpoints/step-* folders"""
+    """A .safetensors file, a diffusers folder, a run folder or one of its checkpoints/step-* folders."""
     keep_unknown: bool = False
-    """count tensors that belong to no part as other, instead of refusing the file"""
+    """Count tensors that belong to no part as other, instead of refusing the file."""
     as_json: bool = False
-    """print one JSON object instead of text"""
+    """Print one JSON object instead of text."""
 
 
 def inspect_command(arguments: list[str], program: str = "refimpl inspect") -> None:

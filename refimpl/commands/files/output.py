@@ -25,11 +25,12 @@ class Output:
     """What the commands that write a checkpoint have in common: its format, dtype and tokenizer."""
 
     format: str = "auto"
-    """single_file or diffusers; auto takes a single file for a name that ends in .safetensors, else a folder"""
+    """Format to write: single_file or diffusers. auto writes a single file for a name that ends in .safetensors, else
+    a folder."""
     dtype: str = ""
-    """fp16, bf16 or fp32, of all weights; empty keeps what each has"""
+    """Dtype of all weights: fp16, bf16 or fp32; empty keeps each tensor's own."""
     tokenizer: str = ""
-    """folder with CLIP's tokenizer, for a diffusers folder; empty looks beside the checkpoint"""
+    """Folder with CLIP's tokenizer, for a diffusers folder; empty looks beside the checkpoint."""
 
     def __post_init__(self) -> None:
         check_choice("--format", self.format, FORMATS)
