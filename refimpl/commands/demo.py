@@ -1,4 +1,4 @@
-"""The main job end to end on a small data set, with a report and figures that it must reach.
+"""The whole pipeline end to end on a small data set, with a report and target figures.
 
 images → index → buckets → autoencoder → scale-and-shift → UNet → checkpoint → (new process) samples → report.html
 """
@@ -43,7 +43,7 @@ STAGES = ("data set", "autoencoder and latent statistics", "training", "sampling
 class DemoCommand:
     """Prepares real photographs and drawn illustrations, trains on them, samples, and writes report.html.
 
-    Exits with 1 when one of the figures is missed, and says which.
+    Exits with 1 when a target figure is missed, and says which.
     """
 
     out: str = ""
@@ -126,7 +126,7 @@ def demo_config(command: DemoCommand) -> Config:
 
 
 def _inside(config: Config, out: Path) -> Config:
-    """Everything the demo makes lies in its own folder."""
+    """The configuration with everything that the demo makes in its own folder."""
     data = replace(
         config.data, folder=str(out / "data" / "train"), heldout=str(out / "data" / "heldout"), demo=True
     )
@@ -146,9 +146,9 @@ def _stage(timings: dict[str, float], number: int) -> Iterator[None]:
 
 
 def draw_in_new_process(config: Config, out: Path) -> dict[str, dict[str, Any]]:
-    """Draws in fresh processes: the guided grid, and the colours from ∞ and from a finite σ.
+    """Samples in fresh processes: the guided grid, and the colours from ∞ and from a finite σ.
 
-    The finite level is the one that leaks the mean on this small canvas as much as 14.6 does at 1024² (N §2.3).
+    The finite level is the one that leaks as much of the mean on this small canvas as 14.6 does at 1024² (N §2.3).
     """
     from tqdm import tqdm
 
@@ -179,7 +179,7 @@ def judge(
     samples: dict[str, dict[str, Any]],
     wanted_psnr: float,
 ) -> tuple[list[Criterion], dict[str, Any]]:
-    """The demo's figures against what they must be, and the numbers behind them."""
+    """Compares the demo's figures with their targets; returns the verdicts and the numbers behind them."""
     from refimpl.report.run_page import Criterion
 
     losses = [row["heldout_loss"] for row in rows if row.get("heldout_loss") is not None]

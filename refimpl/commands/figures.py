@@ -11,7 +11,7 @@ from refimpl.errors import InputError
 
 @dataclass(frozen=True)
 class FiguresCommand:
-    """Draws N Fig. 1, 5 and 8 from the same functions that training uses; or what a run or `refimpl stats` shows."""
+    """Draws N Fig. 1, 5 and 8 with the functions that training uses, or those of a run or of `refimpl stats`."""
 
     out: Path = Path("figures")
     """Folder for the PNG files."""
@@ -46,7 +46,7 @@ def figures_command(arguments: list[str], program: str = "refimpl figures") -> N
 def run_figures(run: Path, folder: Path, weights: str = "ema") -> list[Path]:
     """Draws the five experiments of a run into a folder, and experiments.json with their numbers; returns the paths.
 
-    Raises InputError as `run_experiments` does, and when the folder's place is taken by a file.
+    Raises InputError as `run_experiments` does, and when the folder is a file.
     """
     from refimpl.paper.experiments import run_experiments
     from refimpl.report.panels import panel_figure

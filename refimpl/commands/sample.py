@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleCommand:
-    """Draws images from a run folder or one of its checkpoints; what is left out is taken from the run's settings."""
+    """Draws images from a run folder or one of its checkpoints; options left out come from the run's settings."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder (its newest checkpoint is used) or one of its checkpoints/step-* folders."""
@@ -83,7 +83,7 @@ class SampleCommand:
 
 
 def sample_command(arguments: list[str], program: str = "python -m refimpl.sample") -> None:
-    """Draws, and writes grid.png (a row per prompt), PROMPT-SEED.png for each image, and samples.json."""
+    """Draws the images; writes grid.png (one row per prompt), promptNN-NN.png for each image, and samples.json."""
     command = tyro.cli(SampleCommand, args=arguments, prog=program)
     if command.batch_size < 1:
         raise InputError(f"--batch-size {command.batch_size} must be at least 1")
@@ -98,7 +98,7 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     if command.start_sigma is None and last < model.diffusion.schedule().timesteps - 1:
         raise InputError(
             f"{command.run} is a refiner, trained up to t = {last}: it cannot begin from pure noise; name it as "
-            "--refiner of another run, or give a --start-sigma that it knows"
+            "the --refiner of another run, or give a --start-sigma within its range"
         )
     settings = from_table(SampleConfig, table.get("sample", {}), f"{command.run} [sample]")
     given = {f.name: getattr(command, f.name, None) for f in fields(SampleConfig)}
@@ -157,7 +157,7 @@ def _read_image(path: Path) -> Tensor:
 
 
 def _check_out(out: Path) -> None:
-    """Raises InputError unless images can go to `out`: found before they are drawn, and nothing is made yet."""
+    """Raises InputError unless images can be written to `out`, before any is drawn; creates nothing."""
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"--out {out} exists and is not an empty folder; choose another")

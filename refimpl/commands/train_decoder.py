@@ -89,13 +89,13 @@ def train_decoder_command(arguments: list[str], program: str = "refimpl train-de
         print(f"{when:<6} " + "   ".join(f"{name} {value:.4f}" for name, value in values.items()))
     state = {name: value.cpu().contiguous() for name, value in vae.state_dict().items()}
     finished = run / "vae.safetensors"
-    # Without the prefix of a whole model's file: so the other tools' VAE loaders want it.
+    # Without the prefix that a whole model's file has, as the VAE loaders of other tools expect.
     safetensors_file.write(finished, state, noted(checkpoint.metadata, architecture))
     print(f"wrote {finished}")
 
 
 def read_autoencoder(weights: str) -> Checkpoint:
-    """The autoencoder, and its scale-and-shift, of a file or folder of any format.
+    """Reads the autoencoder and its scale-and-shift from a file or folder of any format.
 
     Raises InputError when it cannot be read, or holds no autoencoder.
     """
@@ -109,7 +109,7 @@ def read_autoencoder(weights: str) -> Checkpoint:
 
 
 def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
-    """What a run's start and images are told by, when it is resumed."""
+    """Identifies the autoencoder and the images that a run began with, for when it is resumed."""
     from refimpl.run.data_digest import data_digest
     from refimpl.storage.shards import digest
 
@@ -123,7 +123,7 @@ def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
 
 
 def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) -> None:
-    """Makes the run folder, or checks that the one to be resumed has these settings, but for `steps`."""
+    """Makes the run folder, or checks that the one to be resumed has these settings, except for `steps`."""
     from refimpl.storage.atomic import replace_text
 
     run, table = command.out, to_table(command.decoder) | told_by
@@ -141,7 +141,7 @@ def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) 
         if changed:
             listing = ", ".join(f"{key} was {saved.get(key)!r}, now {table.get(key)!r}" for key in changed)
             raise InputError(
-                f"--resume: {run} was begun with others: {listing}; bring them back, or begin anew"
+                f"--resume: {run} was begun with other settings: {listing}; restore them, or start a new run"
             )
         return
     if run.exists() and (not run.is_dir() or any(run.iterdir())):

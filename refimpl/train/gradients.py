@@ -50,7 +50,7 @@ class FastGradients:
         use_ddp = world.size > 1 and parts[0].module is unet
         self.network: nn.Module = DistributedDataParallel(unet) if use_ddp else unet
         self._world = world
-        # Text towers run once per chunk of a caption, a number of times that differs by rank, which DDP cannot handle.
+        # Text towers run once per chunk of a caption, a number of times that differs by rank: DDP can't do that.
         self._outside = [p for part in parts if part.module is not unet for p in part.parameters().values()]
 
     def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:

@@ -30,7 +30,7 @@ LOCK = ".lock"
 class CacheCommand:
     """Encodes every image and caption of all stages once. Run again, it encodes what is missing or has changed.
 
-    May be killed at any moment and continued, also with another number of processes (`torchrun --no-python
+    It may be killed at any moment and continued, even with a different number of processes (`torchrun --no-python
     --nproc-per-node=N refimpl cache …`).
     """
 
@@ -95,7 +95,7 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
 
 
 def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -> None:
-    """Latents, then text. Raises InputError for bad data, too little memory or a full disk."""
+    """Writes the latents, then the text states. Raises InputError for bad data, too little memory or a full disk."""
     import torch
 
     from refimpl.cache.encode import BACKGROUND, FittingEncoder
@@ -150,7 +150,7 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
 
 @contextlib.contextmanager
 def alone_in(out: Path, world: World) -> Iterator[None]:
-    """Holds the cache folder's lock on rank 0; the system lets it go with the process, however that ends.
+    """Holds the cache folder's lock on rank 0; the system releases it when the process ends, however it ends.
 
     Raises InputError on every rank when another run holds it, or the folder can't be made.
     """

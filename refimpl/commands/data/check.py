@@ -33,7 +33,7 @@ DEFAULT_BUCKETS = "novelai_v3"
 class CheckCommand:
     """Prints what a data set holds: problems by kind, sizes, aspects, buckets, tags. Nothing is trained.
 
-    Of a configuration, each stage's images with the stage's buckets and the plan of its first epoch.
+    For a configuration: each stage's images, with the stage's buckets and the plan of its first epoch.
     """
 
     source: Annotated[str, tyro.conf.Positional]
@@ -88,7 +88,7 @@ class CheckCommand:
 
 @dataclass(frozen=True)
 class Looked:
-    """One data set, and what it is looked at for."""
+    """One data set, and the settings to survey it with."""
 
     source: str
     options: IndexOptions
@@ -101,7 +101,7 @@ class Looked:
 
 
 def is_configuration(source: str) -> bool:
-    """Whether a preset or a TOML file is named, and not a data set."""
+    """Whether the source is a preset or a TOML file rather than a data set."""
     return Path(source).suffix == ".toml" or (source in preset_names() and not Path(source).exists())
 
 
@@ -179,7 +179,7 @@ def _batch_of(asked: Looked) -> str:
 def _of_stage(
     command: CheckCommand, config: Config, stage: Stage, options: IndexOptions, html: Path | None
 ) -> Looked:
-    """What a stage is looked at for: its own settings, but for those of the command line."""
+    """The settings to survey a stage with: its own, except for those given on the command line."""
     from refimpl.data.buckets import pixel_budget_batch_sizes
 
     buckets = (BucketConfig(preset=command.buckets) if command.buckets else stage.buckets).sizes()
@@ -204,7 +204,7 @@ def _of_stage(
 def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None:
     """Surveys one data set and shows it.
 
-    is_planned  whether a plan was asked for, so that images which allow none are an error and not a line
+    is_planned  whether a plan was asked for, so that images which allow none are an error rather than a printed line
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""`refimpl data index`: any layout of images to one index file, in parallel, going on where a kill left it."""
+"""`refimpl data index`: any layout of images to one index file, in parallel and resumable after a kill."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class IndexCommand:
     """Reads images' headers, captions and tags into one index file that training reads in place of the folder.
 
     A source is a folder of images with .txt or .caption sidecars or with metadata.jsonl, a .jsonl, kohya's
-    metadata .json, a .parquet, or a .tar that is read in place. Killed, it goes on where it was.
+    metadata .json, a .parquet, or a .tar that is read in place. A killed run is resumed where it was.
     """
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -80,7 +80,7 @@ class IndexCommand:
         check_fraction("--max-bad-share", self.max_bad_share)
 
     def options(self) -> IndexOptions:
-        """What these settings mean."""
+        """The options that the index is read with."""
         from refimpl.data.images.decode import Accepted
         from refimpl.data.index.record import IndexOptions
         from refimpl.data.tag_rules import TagRules, read_tag_table
@@ -136,8 +136,8 @@ def build(
 ) -> Table:
     """Indexes data sets into one file, which appears whole or not at all; returns its table.
 
-    What is read is kept beside the file until that is written, so that a killed run goes on where it was.
-    Raises InputError for what `gather` and `refuse` name.
+    What has been read is kept beside the file until it is written, so that a killed run continues where it was.
+    Raises InputError for the problems that `gather` and `refuse` name.
     """
     from refimpl.data.index.index_file import read_table, write_table
     from refimpl.data.index.merge import merged
@@ -157,7 +157,7 @@ def build(
 
 @contextmanager
 def _alone_in(folder: Path, out: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system lets go with the process, however that ends."""
+    """Holds the folder's lock, which the system releases when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("wb")
@@ -177,9 +177,9 @@ def _alone_in(folder: Path, out: Path) -> Iterator[None]:
 
 @contextmanager
 def looked_at(source: str, options: IndexOptions, processes: int) -> Iterator[Table]:
-    """The table of an index, or of any data set whatever its problems: for looking, not for training.
+    """The table of an index, or of any data set whatever its problems: for inspection, not for training.
 
-    Raises InputError for what `read_table` and `gather` name.
+    Raises InputError for the problems that `read_table` and `gather` name.
     """
     from refimpl.data.index.index_file import is_index, read_table, write_table
     from refimpl.data.index.merge import merged

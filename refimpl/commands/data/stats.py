@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class StatsCommand:
     """Takes every image of a data set once, over any number of processes (torchrun), and writes the mean and std of
-    each latent channel as a preset, with the number of images and the way there (`refimpl figures --statistics`).
+    each latent channel as a preset, with the number of images and how it converged (`refimpl figures --statistics`).
     """
 
     config: Annotated[str, tyro.conf.Positional]
@@ -105,7 +105,7 @@ def _measured(
     if vae is not None:
         vae.to(world.device)
         return measure_latents(lambda batches: _encoded(vae, data, batches, world.device), channels, *of)
-    assert cached is not None  # there is a cache, or there would be weights
+    assert cached is not None  # without a cache there would be an autoencoder
 
     def no_images(batches: Batches, draws: Draws) -> Iterator[Batch]:
         return load_batches(data.index, batches, 0, draws)
@@ -131,7 +131,7 @@ def _encoded(vae: VAE, data: StageData, batches: Batches, device: torch.device) 
 
 
 def find_autoencoder(config: Config, given: str) -> VAE:
-    """The frozen autoencoder to encode with: of the file `given`, or else the one that training would use.
+    """The frozen autoencoder to encode with: that of the file `given`, or else the one that training would use.
 
     Raises InputError when there is none yet.
     """

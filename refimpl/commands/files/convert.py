@@ -1,4 +1,4 @@
-"""`refimpl convert`: a single file, a diffusers folder or a run, one into the other."""
+"""`refimpl convert`: from a single file, a diffusers folder or a run to another format."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class ConvertCommand(Output):
             raise InputError(f"--v-pred and --prediction {self.prediction} contradict each other; give one")
         if self.ztsnr and not (self.v_pred or self.prediction):
             raise InputError(
-                "--ztsnr needs --v-pred (or --prediction): zero SNR is a fact of its own beside it"
+                "--ztsnr needs --v-pred (or --prediction): zero SNR is independent of what is predicted"
             )
 
     def given_prediction(self) -> Prediction | None:
-        """What the arguments say, or None for what the input says."""
+        """The prediction type that the arguments give, or None to take the input's."""
         from refimpl.interop.checkpoint import Prediction
 
         kind = "v" if self.v_pred else self.prediction
@@ -63,7 +63,7 @@ class ConvertCommand(Output):
 
 
 def convert_command(arguments: list[str], program: str = "refimpl convert") -> None:
-    """Reads one format, writes another."""
+    """Reads a checkpoint in one format and writes it in another."""
     command = tyro.cli(ConvertCommand, args=arguments, prog=program)
     single = check_paths(command.source, command.out, command.format)
     from refimpl.interop import any_checkpoint

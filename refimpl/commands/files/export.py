@@ -25,7 +25,7 @@ class ExportCommand(Output):
 
 
 def export_command(arguments: list[str], program: str = "refimpl export") -> None:
-    """Writes a run's checkpoint in a format of other tools."""
+    """Writes a run's checkpoint in a format that other tools read."""
     command = tyro.cli(ExportCommand, args=arguments, prog=program)
     single = check_paths(command.run, command.out, command.format)
     from refimpl.interop import any_checkpoint

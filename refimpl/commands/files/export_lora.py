@@ -28,7 +28,7 @@ class ExportLoRACommand:
 
 
 def export_lora_command(arguments: list[str], program: str = "refimpl export-lora") -> None:
-    """Reads the run's checkpoint, writes the file."""
+    """Reads the run's checkpoint and writes the LoRA file."""
     command = tyro.cli(ExportLoRACommand, args=arguments, prog=program)
     from refimpl.interop.lora import files as lora_files
     from refimpl.interop.run import lora as run_lora

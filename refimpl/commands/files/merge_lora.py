@@ -37,7 +37,7 @@ class MergeLoRACommand(Output):
 
 
 def merge_lora_command(arguments: list[str], program: str = "refimpl merge-lora") -> None:
-    """Reads both, checks that they fit, merges, writes."""
+    """Reads the checkpoint and the LoRA, checks that they fit, merges them and writes the result."""
     command = tyro.cli(MergeLoRACommand, args=arguments, prog=program)
     if not command.lora.exists():
         raise InputError(f"{command.lora} does not exist; name a LoRA's .safetensors file")

@@ -45,7 +45,7 @@ def dtype_named(name: str) -> torch.dtype | None:
 
 
 def check_paths(source: Path, out: Path, format: str) -> bool:
-    """Whether a single file is asked for; InputError when the paths cannot be."""
+    """Whether a single file is asked for. Raises InputError when the paths cannot be used."""
     from refimpl.interop import any_checkpoint
 
     any_checkpoint.kind_of(source)  # it exists
@@ -66,7 +66,7 @@ def check_paths(source: Path, out: Path, format: str) -> bool:
 
 
 def write_opened(command: Output, opened: Opened, source: Path, out: Path, single: bool) -> None:
-    """Writes what was opened, and says what it predicts. single: as one file, else as a diffusers folder."""
+    """Writes what was opened, as one file if `single` and else as a diffusers folder; prints what it predicts."""
     from refimpl.interop import diffusers_folder, single_file
     from refimpl.latents.scale_shift import SDXL_DEFAULT
 
@@ -94,7 +94,7 @@ def write_opened(command: Output, opened: Opened, source: Path, out: Path, singl
 
 
 def _tokenizer(given: str, opened: Opened, source: Path) -> Tokenizer | Path | None:
-    """The one named, the checkpoint's own, or one in a folder `tokenizer` beside it; None where there is none."""
+    """The tokenizer given, the checkpoint's own, or one in a folder `tokenizer` beside it; None if there is none."""
     from refimpl.interop.any_checkpoint import FOLDER
     from refimpl.interop.diffusers_folder.tokenizers import find_tokenizer
 
