@@ -166,7 +166,7 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from error
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(
-            f"--out {out} cannot be made: {nearest} is no writable folder; choose another folder"
+            f"--out {out} cannot be made: {nearest} is not a writable folder; choose another folder"
         )
 
 

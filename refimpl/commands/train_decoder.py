@@ -130,7 +130,7 @@ def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) 
     settings = run / SETTINGS
     if command.resume:
         if not settings.is_file():
-            raise InputError(f"--resume: {run} is no run of train-decoder; name the folder with --out")
+            raise InputError(f"--resume: {run} is not a run of train-decoder; name the folder with --out")
         try:
             saved = dict(json.loads(settings.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:

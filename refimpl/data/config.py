@@ -12,9 +12,11 @@ Mode = Literal["global", "paper"]
 Decoder = Literal["pillow", "fast"]
 
 MAX_PIXELS = 100_000_000  # width · height of an image; Pillow itself stops at 178,956,970
-MAX_BAD_SHARE = 0.01  # of the images; with more, something is wrong with the collection, not with an image
-MOST_WORKERS = 1024  # a slip of the finger must not fill a machine with processes
-MAX_BETA = 8.0  # far above any use; the power of a count of millions stays a finite number
+MAX_BAD_SHARE = (
+    0.01  # of the images; above it, something is wrong with the collection rather than with an image
+)
+MOST_WORKERS = 1024  # so that a typing error cannot fill a machine with processes
+MAX_BETA = 8.0  # far above any use; a count of millions to this power is still finite
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class DataConfig:
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         if self.decoder == "fast" and self.cache_megabytes:
             raise InputError(
-                "data.cache_megabytes keeps what Pillow scaled; set it to 0, or data.decoder = 'pillow'"
+                "data.cache_megabytes keeps images that Pillow scaled; set it to 0, or data.decoder = 'pillow'"
             )
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)
         check_at_least("data.default_score", self.default_score, 0)
@@ -111,7 +113,7 @@ class DataConfig:
         self.tag_dropout_rates()
 
     def tag_dropout_rates(self) -> dict[str, float]:
-        """Class → probability. Raises InputError for an entry that is not so written, or a class that is in two."""
+        """Class → probability. Raises InputError for an entry not written so, or a class given twice."""
         rates: dict[str, float] = {}
         for entry in self.tag_dropout:
             tag_class, _, written = entry.rpartition(":")
@@ -128,13 +130,13 @@ class DataConfig:
 
     @property
     def varies_captions(self) -> bool:
-        """Whether a caption is another one at every visit."""
+        """Whether a caption changes from visit to visit."""
         return self.shuffle_tags or any(self.tag_dropout_rates().values())
 
 
 @dataclass(frozen=True)
 class TagWeightConfig:
-    """Loss weights from how common an image's tags are in their class (N §4.3; the formula is ours)."""
+    """Loss weights from how common an image's tags are in their class (N §4.3; the formula is not from a paper)."""
 
     enabled: bool = True
     """Weight the loss by tags; when off, every image has weight 1."""

@@ -19,7 +19,7 @@ POLICIES = ("paper", "floor", "snr_plus_one", "none")
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """What the network predicts, on which schedule, weighted how (N §2)."""
+    """What the network predicts, on which schedule, and how its loss is weighted (N §2)."""
 
     parameterisation: str = "v"
     """What the network's output means: v, eps or x0 (N §2.1)."""
@@ -59,8 +59,8 @@ class DiffusionConfig:
     def loss_weights(self) -> Tensor:
         """Weight of the loss in v units by timestep.
 
-        returns  [T]  float64. A squared error in eps units is alpha² times the one in v units, in x0 units sigma²
-        times; policy `none` weighs 1 in the units of the parameterisation, the MinSNR policies are the same in all.
+        returns  [T]  float64. A squared error in eps units is alpha² times the one in v units, and in x0 units
+        sigma² times; policy `none` has weight 1 in the parameterisation's own units, the MinSNR policies in any.
         """
         import torch
 
@@ -74,9 +74,9 @@ class DiffusionConfig:
 
 
 def check_parameterisation(parameterisation: str, ends_in_zero_snr: bool = False) -> None:
-    """Refuses an unknown parameterisation, and eps-prediction on a schedule that ends in zero SNR (N §2.1).
+    """Raises InputError for an unknown parameterisation, or eps-prediction on a schedule ending in zero SNR (N §2.1).
 
-    Raises InputError, which says why.
+    The message says why.
     """
     if parameterisation not in PARAMETERISATIONS:
         raise InputError(

@@ -16,12 +16,12 @@ from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.sample.config import SampleConfig
 from refimpl.text.config import ImagePromptConfig, TextConfig
 
-MOST_THREADS = 4096  # more than any machine has; torch asks the system for every one of them
+MOST_THREADS = 4096  # more than any machine has; torch would ask the system for all of them
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop: how long, how large, how exact (N §4, S §2.5)."""
+    """The training loop: its length, batch size and precision, and what it writes (N §4, S §2.5)."""
 
     out: str = ""
     """Run folder; empty for runs/<preset>-001, -002 and so on."""
@@ -97,7 +97,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the run with its own resolution, data and rate (S §2.5: 256 → 512 → multi-aspect 1024)."""
+    """A stage of the run with its own resolution, data and learning rate (S §2.5: 256 → 512 → multi-aspect 1024)."""
 
     from_step: int
     """First optimizer step of the stage; the first stage begins at 0."""
@@ -218,7 +218,7 @@ class Config:
             )
         if self.lora.rank and bool(self.lora.text_targets) != self.text.is_trained:
             raise InputError(
-                "lora.text_targets says what of a text tower is adapted, text.learning_rate_l and learning_rate_g "
+                "lora.text_targets says what to adapt in a text tower, text.learning_rate_l and learning_rate_g "
                 f"which tower; got targets {list(self.lora.text_targets)} and rates {self.text.learning_rate_l} "
                 f"and {self.text.learning_rate_g}: give both or neither"
             )

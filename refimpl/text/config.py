@@ -1,4 +1,4 @@
-"""Settings of the text towers (S Tab. 1, N §4.2) and of the image as prompt (S §2.6)."""
+"""Settings of the text towers (S Tab. 1, N §4.2) and of image prompts (S §2.6)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VECTORS = {"sizes": 6, "score": 5}  # numbers that follow the pooled state in th
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Which towers encode the captions, and what stands for no caption."""
+    """Which towers encode the captions, and what replaces a dropped caption."""
 
     towers: str = "sdxl"
     """Text towers: sdxl (CLIP ViT-L and OpenCLIP ViT-bigG), bigg (bigG alone, as in SDXL's refiner), tiny or
@@ -72,7 +72,7 @@ class TextConfig:
 
     @property
     def has_l(self) -> bool:
-        """Whether CLIP-L encodes beside bigG."""
+        """Whether CLIP-L encodes alongside bigG."""
         return self.towers in ("sdxl", "tiny")
 
     @property
@@ -86,7 +86,7 @@ class TextConfig:
         return self.learning_rate_l > 0 or self.learning_rate_g > 0
 
     def architectures(self) -> tuple[CLIPTextConfig | None, CLIPTextConfig]:
-        """transformers' configs of CLIP-L, None without it, and of bigG."""
+        """transformers' configs of CLIP-L (None without it) and of bigG."""
         from refimpl.text.encoders import clip_bigg_config, clip_l_config, tiny_configs
 
         config_l, config_g = tiny_configs() if self.is_tiny else (clip_l_config(), clip_bigg_config())

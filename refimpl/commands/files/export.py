@@ -34,7 +34,7 @@ def export_command(arguments: list[str], program: str = "refimpl export") -> Non
 
     if any_checkpoint.kind_of(command.run) != RUN:
         raise InputError(
-            f"{command.run} is no run folder; `refimpl convert` takes files and diffusers folders"
+            f"{command.run} is not a run folder; `refimpl convert` takes files and diffusers folders"
         )
     opened = any_checkpoint.load(command.run, weights=command.weights)
     if single and command.fold_scale_shift:

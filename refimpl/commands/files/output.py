@@ -54,7 +54,7 @@ def check_paths(source: Path, out: Path, format: str) -> bool:
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already; give another name, or remove it first")
     if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder; make it first")
+        raise InputError(f"{out.parent} is not a folder; make it first")
     single = format == "single_file" or (format == "auto" and out.suffix == SUFFIX)
     if single and out.suffix != SUFFIX:
         raise InputError(f"{out} would be a single file, and must end in {SUFFIX} for other tools to open it")

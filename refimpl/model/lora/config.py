@@ -49,5 +49,5 @@ def check_dropout(dropout: float, where: str = "LoRA ") -> None:
 
 
 def float32(value: float) -> float:
-    """The value as files hold it: what is trained is what a reader of the file computes."""
+    """The value as files store it, so that training uses what a reader of the file computes with."""
     return ctypes.c_float(value).value

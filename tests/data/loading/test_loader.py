@@ -218,5 +218,5 @@ def test_the_fast_decoder_is_within_two_levels(workers: int, index: Index) -> No
 
 
 def test_the_fast_decoder_has_no_cache(index: Index) -> None:
-    with pytest.raises(InputError, match="keeps what Pillow scaled"):
+    with pytest.raises(InputError, match="keeps images that Pillow scaled"):
         load_batches(index, BATCHES, 0, Keyed(), cache=ImageCache(1), decoder="fast")
