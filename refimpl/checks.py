@@ -8,7 +8,7 @@ from typing import Any
 from refimpl.errors import InputError
 from refimpl.names import nearest
 
-LARGEST_SIDE = 2**20  # of anything in a network; its square still counts bytes in 64 bits
+LARGEST_SIDE = 2**20  # largest dimension in a network; the bytes of its square still fit in 64 bits
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -32,7 +32,7 @@ def check_at_most(name: str, value: float, most: float) -> None:
 
 
 def check_seed(name: str, value: int) -> None:
-    """Raises InputError unless value is a seed that every generator takes."""
+    """Raises InputError unless value is a seed that every generator accepts."""
     if not 0 <= value < 2**63:
         raise InputError(f"{name} {value} must lie in 0 … 2^63 − 1")
 
@@ -50,9 +50,9 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_whole_numbers(config: Any, least: Mapping[str, int] | None = None) -> None:
-    """Every field of a frozen dataclass is a whole number 1 … 2^20, or a non-empty tuple of them if its default is.
+    """Checks that every field is a whole number 1 … 2^20, or a non-empty tuple of them if its default is a tuple.
 
-    config  its fields; a list, all that TOML and JSON know, becomes a tuple in place
+    config  a frozen dataclass; a list, the only sequence that TOML and JSON have, becomes a tuple in place
     least   other lower bounds, by field
     Raises InputError naming the class, the field and the value.
     """

@@ -1,4 +1,4 @@
-"""The one error class for bad input, whose message is all the user sees, and how torch says memory is short."""
+"""The error class for bad input, whose message is all the user sees, and torch's phrases for too little memory."""
 
 
 class InputError(ValueError):
@@ -8,7 +8,7 @@ class InputError(ValueError):
     """
 
 
-# How torch words it: on the CPU, of a size beyond counting, on the GPU.
+# Phrases in torch's messages: on the CPU, for a size that overflows, and on the GPU.
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",

@@ -22,7 +22,7 @@ def from_table(cls: type[T], table: Any, source: str) -> T:
 
 
 def to_table(value: Any) -> dict[str, Any]:
-    """Plain JSON values; `from_table` gives an equal dataclass back."""
+    """The dataclass as plain JSON values, from which `from_table` builds an equal one."""
     return json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
 
 

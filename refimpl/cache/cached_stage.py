@@ -1,4 +1,4 @@
-"""Training from a cache instead of images: what it must hold, and what makes it stale (ours)."""
+"""Training from a cache instead of images: what it must hold, and what makes it stale (not from a paper)."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ AGAIN = "run `refimpl cache` again, which encodes only these"
 def open_cache(settings: DataConfig, image_prompt: ImagePromptConfig) -> LatentCache | None:
     """The latents that `data.cache` names; None where it is empty.
 
-    Raises InputError when they can't be read, were decoded otherwise, or lack the mirrored crops that the settings
+    Raises InputError when they can't be read, were decoded differently, or lack the mirrored crops that the settings
     ask for.
     """
     if not settings.cache:
@@ -37,7 +37,7 @@ def open_cache(settings: DataConfig, image_prompt: ImagePromptConfig) -> LatentC
     if decoder != settings.decoder:
         raise InputError(
             f"data.cache {settings.cache} was made with data.decoder {decoder!r}, not {settings.decoder!r}; "
-            "set it so, or run `refimpl cache` again"
+            "set it to that, or run `refimpl cache` again"
         )
     if settings.horizontal_flip and not cache.flips:
         raise InputError(
@@ -48,10 +48,10 @@ def open_cache(settings: DataConfig, image_prompt: ImagePromptConfig) -> LatentC
 
 
 def find_latents(cache: LatentCache, data: StageData, where: str, world: World) -> CachedLatents:
-    """The cache's rows of a stage's images; rank 0 looks, and compares every image with what was encoded.
+    """Finds a stage's images in the cache; rank 0 does so, and compares every image with what was encoded.
 
     where  the cache's folder, for messages
-    An image whose size and modification time are those of its entry is taken as it; of others the SHA-256 decides.
+    An image file whose size and modification time match its entry counts as unchanged; otherwise its SHA-256 decides.
     Raises InputError, naming ids, when images are missing from the cache or have changed since.
     """
     rows = world.object_from_main(lambda: _find(cache, data, where))
@@ -94,7 +94,7 @@ def _stamp(index: Index, item: int) -> tuple[int, int]:
     try:
         return stamp(index.paths[item])
     except BadImage:
-        return -1, -1  # gone: its content will say so
+        return -1, -1  # gone: reading its content will report it
 
 
 def _content(index: Index, item: int) -> tuple[int, int]:
@@ -116,8 +116,8 @@ def check_cache(
     where = settings.cache
     if cache.store.manifest.encoding.get("encoder") != encoder_fingerprint(vae):
         raise InputError(
-            f"data.cache {where} was encoded by another autoencoder than this run's; run `refimpl cache` with the "
-            "run's weights, or into another folder"
+            f"data.cache {where} was encoded by a different autoencoder from this run's; run `refimpl cache` with "
+            "the run's weights, or into another folder"
         )
     text = _text(settings, config)
     if text is None:
@@ -125,7 +125,7 @@ def check_cache(
     made_by = text.store.manifest.encoding
     if made_by != text_encoding(towers, config.pooling, str(made_by.get("dtype"))):
         raise InputError(
-            f"data.cache {where}: its text states are those of other towers, or of another text.pooling; run "
+            f"data.cache {where}: its text states were made by other towers, or with another text.pooling; run "
             "`refimpl cache` again"
         )
     for data in stages:
@@ -141,13 +141,13 @@ def check_cache(
 def cached_text(
     settings: DataConfig, config: TextConfig, states: TextStates, world: World
 ) -> TextStates | CachedTextStates:
-    """Text states read from the cache where it holds them and they can be; else `states`, which asks the towers."""
+    """Text states read from the cache, if it holds any that can be used; else `states`, which runs the towers."""
     text = _text(settings, config)
     return states if text is None else CachedTextStates(text, states, world.device)
 
 
 def _text(settings: DataConfig, config: TextConfig) -> TextCache | None:
-    """The cached states, unless a caption has other ones at every visit."""
+    """The cached states; None if there are none, or if a caption's states change from visit to visit."""
     if not settings.cache or settings.varies_captions or config.is_trained:
         return None
     return open_text(Path(settings.cache))

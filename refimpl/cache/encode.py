@@ -1,4 +1,4 @@
-"""Images to cached latents: read once, cropped K times, encoded in batches that fit the memory (R, ours)."""
+"""Images to cached latents: read once, cropped K times, encoded in batches that fit in memory (after R)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from refimpl.latents.vae import VAE
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.storage.store import DTYPES
 
-BACKGROUND = WHITE  # as training's loader takes it
+BACKGROUND = WHITE  # the same as in the training loader
 
 
 class FittingEncoder:
@@ -31,7 +31,7 @@ class FittingEncoder:
     vae           in float32; moved to the device and cast to `dtype`
     dtype         "float32" (without TF32) or "bfloat16"
     tile          px, 0 for off
-    batch_pixels  px that one batch may have; halved, for good, whenever memory does not suffice
+    batch_pixels  most px in one batch; halved, permanently, whenever memory does not suffice
     """
 
     def __init__(self, vae: VAE, device: torch.device, dtype: str, tile: int, batch_pixels: int) -> None:
@@ -43,7 +43,7 @@ class FittingEncoder:
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 → [B, C, h, w] on the CPU, in the dtype given.
 
-        Raises InputError when the memory does not suffice for a single image.
+        Raises InputError when there is not enough memory for a single image.
         """
         parts, done = [], 0
         pixels = images.shape[2] * images.shape[3]
@@ -83,7 +83,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Crops:
-    """One image's crops of a unit, on their way from a loader process."""
+    """One image's crops for a unit, as a loader process returns them."""
 
     images: Tensor  # [M, 3, H, W] uint8
     size_ints: Tensor  # [M, 6] int32
@@ -93,7 +93,7 @@ class _Crops:
 
 @dataclass(frozen=True, eq=False)
 class _Jobs(Dataset["_Crops | BadImage"]):
-    """Every image of the units, with the variants wanted of it."""
+    """Every image of the units, with the variants of it to encode."""
 
     pictures: Pictures
     jobs: Sequence[tuple[int, Bucket, tuple[int, ...]]]  # row, bucket, variants
@@ -105,7 +105,7 @@ class _Jobs(Dataset["_Crops | BadImage"]):
         return len(self.jobs)
 
     def __getitem__(self, number: int) -> "_Crops | BadImage":
-        """The crops, or the error as a value: raised in a worker it would lose its class on the way."""
+        """The crops, or the error as a value: an error raised in a worker would lose its class on the way."""
         row, bucket, variants = self.jobs[number]
         try:
             return self._crops(row, bucket, variants)
@@ -149,7 +149,7 @@ class Encoded:
     """A finished unit: the tensors of its shard, and what could not be encoded."""
 
     bucket: Bucket
-    tensors: dict[str, Tensor]  # see refimpl.cache.latents; of no rows when every image is bad
+    tensors: dict[str, Tensor]  # see refimpl.cache.latents; empty when every image is bad
     bad: list[tuple[int, BadImage]]  # row of Pictures, reason
 
 
@@ -162,12 +162,12 @@ def encode_units(
     decoder: Decoder,
     workers: int,
 ) -> Iterator[Encoded]:
-    """The units in the order given, each image decoded once per unit.
+    """Encodes the units in the order given, decoding each image once per unit.
 
-    seed     of the crops: crop k of an image is the one that training with this seed sees at its visit k
+    seed     seeds the crops: crop k of an image is the one that training with this seed sees at its visit k
     decoder  "pillow" or "fast", as `refimpl.data.loading.loader.load_batches` takes it
-    workers  processes that decode and crop ahead; 0 for this one
-    Raises InputError when a single image does not fit the memory.
+    workers  processes that decode and crop ahead; 0 to do so in this process
+    Raises InputError when a single image does not fit in memory.
     """
     jobs, per_unit = [], []
     for unit in units:

@@ -1,8 +1,9 @@
-"""A cache's latents: found, encoded where they lack, and looked up; on any number of ranks (ours).
+"""A cache's latents: found, encoded where missing, and looked up, on any number of ranks (not from a paper).
 
 Every rank sees the same folder, so it plans the same shards, and writes those whose number is its own modulo the
-number of ranks. A shard is written whole, under a name of its content's keys; only when all are there, rank 0
-writes the lookup and then the manifest. So a run may be killed at any moment and continued by another.
+number of ranks. A shard is written whole or not at all, under a name derived from the keys of its entries. Rank 0
+writes the lookup and then the manifest only when all shards are there. A run may therefore be killed at any moment
+and continued by another.
 """
 
 import itertools
@@ -41,7 +42,7 @@ from refimpl.storage.store import (
 
 @dataclass(frozen=True)
 class LatentOptions:
-    """What `refimpl cache` asks of the latents."""
+    """The options of `refimpl cache` that concern the latents."""
 
     crops: int
     flips: bool
@@ -63,12 +64,12 @@ def write_latents(
     options: LatentOptions,
     world: World,
 ) -> dict[str, Any]:
-    """Encodes what the cache lacks of the pictures and leaves it finished; every rank calls it.
+    """Encodes those of the pictures that the cache lacks and finishes it; every rank calls this.
 
-    encoding  of `refimpl.cache.latents.encoding_of`; cell_bytes, factor  as `plan_units` takes them
+    encoding  from `refimpl.cache.latents.encoding_of`; cell_bytes, factor  as `plan_units` takes them
     returns   counts to print: images, entries, encoded, kept, quarantined, shards
-    Raises InputError when more than 1 % of the images can't be used, when images change meanwhile, or when the
-    disk is full; finished shards stay.
+    Raises InputError when more than 1 % of the images can't be used, when images change in the meantime, or when
+    the disk is full; finished shards are kept.
     """
     folder = out / KIND
     world.on_main(lambda: clean_folder(folder, encoding, options.verify))
@@ -116,7 +117,7 @@ def _check_share(bad: int, count: int) -> None:
     if bad > MAX_BAD_SHARE * count:
         raise InputError(
             f"{bad} of {count} images can't be encoded, more than {MAX_BAD_SHARE:.0%}; repair or remove them, the "
-            "lines above name each; finished shards stay"
+            "lines above name each; finished shards are kept"
         )
 
 
@@ -138,7 +139,7 @@ def _stamps(pictures: Pictures, world: World) -> tuple[Int64s, dict[int, BadImag
 def _contents(
     pictures: Pictures, stamps: Int64s, gone: dict[int, BadImage], held: Held, rehash: bool, world: World
 ) -> tuple[Int64s, Bools]:
-    """What the images are, as far as an entry may exist of them: by stamp, or else by their hash."""
+    """Contents of the images for which an entry may exist: known by their stamp, or else by their hash."""
     contents, known = known_contents(pictures, stamps, held)
     touched = may_be_held(pictures, stamps, held) & (~known | rehash)
     touched[list(gone)] = False
@@ -148,7 +149,7 @@ def _contents(
         try:
             return content(pictures.sources[row])
         except BadImage:
-            return None  # encoding will name it
+            return None  # encoding will report it
 
     for row, value in zip(rows, shared_out(world, rows.tolist(), one), strict=True):
         known[row] = value is not None
@@ -157,7 +158,7 @@ def _contents(
 
 
 def write_unit(folder: Path, encoding: dict[str, Any], encoded: Encoded) -> None:
-    """Writes a unit's shard, named by the keys of its entries; none for a unit without entries."""
+    """Writes a unit's shard, named after the keys of its entries; nothing for a unit without entries."""
     if not encoded.tensors:
         return
     group = f"{encoded.bucket[0]}x{encoded.bucket[1]}"

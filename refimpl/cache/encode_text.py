@@ -1,4 +1,4 @@
-"""A cache's text states: every caption encoded once, on any number of ranks, as the latents are (ours)."""
+"""A cache's text states: every caption encoded once, on any number of ranks, like the latents (not from a paper)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,12 +31,12 @@ def write_text(
     verify: bool,
     world: World,
 ) -> dict[str, int]:
-    """Encodes the captions, and the empty one, that the cache lacks; every rank calls it.
+    """Encodes the captions that the cache lacks, and the empty caption if it lacks that; every rank calls this.
 
-    encoding       of `refimpl.cache.text_states.text_encoding`
-    rows_per_call  as `encode_prompts` takes it: 1 gives the bits that training without a cache has
+    encoding       from `refimpl.cache.text_states.text_encoding`
+    rows_per_call  as `encode_prompts` takes it: 1 gives the same bits as training without a cache
     returns        counts to print: captions, encoded, shards
-    Raises InputError when the disk is full; finished shards stay.
+    Raises InputError when the disk is full; finished shards are kept.
     """
     folder = out / KIND
     world.on_main(lambda: clean_folder(folder, encoding, verify))
@@ -92,7 +92,7 @@ def _held(shards: Sequence[Shard]) -> Int64s:
 
 
 def _units(chunks: Int64s, found: Int64s, shard_bytes: int, chunk_bytes: int) -> list[tuple[int, Int64s]]:
-    """(chunks, rows) of each shard to write; cut as `plan_units` cuts, so a killed run is continued in step."""
+    """(chunks, rows) of each shard to write; cut as `plan_units` does, so that a killed run's shards still fit."""
     units: list[tuple[int, Int64s]] = []
     for count in np.unique(chunks).tolist():
         rows = np.flatnonzero(chunks == count)
@@ -111,7 +111,7 @@ def _units(chunks: Int64s, found: Int64s, shard_bytes: int, chunk_bytes: int) ->
 
 
 def _caption_bytes(towers: Towers, dtype: str) -> int:
-    """Bytes of one chunk's context; the pooled state is small beside it."""
+    """Bytes of one chunk's context; the pooled state is small in comparison."""
     channels = sum(tower.config.hidden_size for tower in filter(None, towers[1:]))
     return ROW_TOKENS * channels * DTYPES[dtype].itemsize
 

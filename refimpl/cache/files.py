@@ -1,4 +1,4 @@
-"""The files of a cache, each written whole or not at all (ours)."""
+"""The files of a cache, each written whole or not at all (not from a paper)."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from refimpl.storage.store import ENCODING, FORMAT, LOOKUP, MANIFEST, Manifest, 
 
 
 def clean_folder(folder: Path, encoding: dict[str, Any], verify: bool) -> None:
-    """Removes what a killed run left half written, and damaged shards, whose entries are then encoded again."""
+    """Removes files that a killed run left half written, and damaged shards, whose entries are then encoded again."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob(".*.writing-*"):
         path.unlink(missing_ok=True)
@@ -29,7 +29,7 @@ def clean_folder(folder: Path, encoding: dict[str, Any], verify: bool) -> None:
         except InputError as error:
             bad[shard.path] = error
     for path, error in bad.items():
-        tqdm.write(f"damaged, and written again now: {error}")
+        tqdm.write(f"damaged, to be written again: {error}")
         path.unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
-"""Latents encoded once, by bucket, K crops of an image, mirrored ones beside them (ours; N §4.1.2, App. B).
+"""Latents encoded once, by bucket: K crops of an image and their mirror images (not from a paper; N §4.1.2, App. B).
 
 An entry's key is (encoding, bucket, id, SHA-256 of the image file, crop number, mirrored). Latents are the
-posterior's mean, unscaled, so that scale and shift can change without encoding again.
+posterior's mean, unscaled, so that the scale and shift can change without encoding again.
 
 Tensors of a shard of n rows:
     latents [n, C, h, w]   float32 or bfloat16
@@ -37,12 +37,12 @@ KIND = "latents"
 def encoding_of(
     vae: VAE, dtype: str, tile: int, seed: int, background: tuple[int, int, int], decoder: Decoder
 ) -> dict[str, object]:
-    """Everything a cached latent depends on, beside the image, its bucket, and the crop's number.
+    """Everything a cached latent depends on besides the image, its bucket, and the crop's number.
 
     vae    in float32; only its encoder counts, so a finetuned decoder (S §2.4) leaves a cache valid
-    dtype  float32 or bfloat16: of the networks' arithmetic and of the stored latents
+    dtype  float32 or bfloat16: the dtype of the network's arithmetic and of the stored latents
     tile   px, as `VAE.encode` takes it; 0 for off
-    seed   of the crops
+    seed   seed of the crops
     background, decoder  as `refimpl.data.loading.loader.load_batches` takes them
     """
     return {
@@ -57,7 +57,7 @@ def encoding_of(
 
 
 def encoder_fingerprint(vae: VAE) -> str:
-    """SHA-256 of the weights between picture and latent, taken as float32."""
+    """SHA-256 of the weights that turn an image into a latent, in float32."""
     state = hashlib.sha256(repr(vae.config).encode())
     for name, value in sorted(vae.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.")):
@@ -78,7 +78,7 @@ class LatentCache:
     store: Store
     crops: int
     flips: bool
-    first_row: dict[Bucket, tuple[int, int]]  # bucket → first and last + 1 of its rows
+    first_row: dict[Bucket, tuple[int, int]]  # bucket → its first row, and its last row + 1
     quarantined: dict[str, str]  # id → reason, of images that could not be encoded
 
     def rows_of(self, bucket: Bucket) -> slice:
@@ -117,7 +117,7 @@ def open_latents(folder: Path) -> LatentCache:
 
 @dataclass(frozen=True, eq=False)
 class CachedLatents:
-    """A cache seen from an index: which lookup row belongs to each of its images, in the image's own bucket."""
+    """A cache as seen from an index: the lookup row of each of its images, in the image's own bucket."""
 
     cache: LatentCache
     rows: Int64s  # [N]
@@ -127,7 +127,7 @@ class CachedLatents:
 
 @dataclass(frozen=True, eq=False)
 class LatentBatch(Batch):
-    """A batch of the loader whose images, [B, 3, 0, 0], have been encoded before.
+    """A batch of the loader whose images were encoded beforehand and so are empty, [B, 3, 0, 0].
 
     latents  [B, C, h, w]  unscaled, in the dtype they are stored in
     """
@@ -137,7 +137,7 @@ class LatentBatch(Batch):
 
 @dataclass(frozen=True)
 class _RepeatedCrops:
-    """Draws that show K crops in turn, as the cache does."""
+    """Draws that cycle through K crops, as the cache does."""
 
     draws: Draws
     crops: int
@@ -157,11 +157,11 @@ def read_batches(
     draws: Draws,
     load: Callable[[Batches, Draws], Iterator[Batch]],
 ) -> Iterator[Batch]:
-    """The latents of each batch, in the order given; arguments as `load_batches` of the loader takes them.
+    """The latents of each batch, in the order given; the arguments are those of the loader's `load_batches`.
 
     A visit shows crop number `visit` mod K, mirrored where `draws` says so.
-    load     loads batches of images. A plan's catch-all batch shows images in another bucket than their own, in
-             which they have no latents: it comes as images, with the same crops
+    load     loads batches of images. A plan's catch-all batch shows images in a bucket other than their own, for
+             which they have no latents, so it comes as images, with the same crops
     returns  LatentBatch, and the loader's Batch for catch-all batches
     """
     cache = cached.cache

@@ -1,4 +1,4 @@
-"""Which latents a cache still lacks, and in which shards they will lie: functions of what is there (ours)."""
+"""Which latents a cache still lacks, and which shards will hold them, given what is there (not from a paper)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Pictures:
 def pictures_of(stages: Sequence[StageData]) -> Pictures:
     """The images of all stages; one that two stages show in the same bucket is taken once.
 
-    Raises InputError when there is none, or two ids of one bucket have the same 64-bit sample id.
+    Raises InputError when there are none, or when two ids of one bucket have the same 64-bit sample id.
     """
     if not any(len(data.index) for data in stages):
         raise InputError("there is nothing to encode: every image was pruned; raise data.max_aspect_error")
@@ -61,7 +61,7 @@ def pictures_of(stages: Sequence[StageData]) -> Pictures:
         index, item = stages[stage_of[row]].index, int(item_of[row])
         return index.ids[item], index.paths[item]
 
-    same = (np.diff(sample_ids[order]) == 0) & (np.diff(bucket_of[order]) == 0)  # as the one before
+    same = (np.diff(sample_ids[order]) == 0) & (np.diff(bucket_of[order]) == 0)  # the same as the one before
     kept = np.ones(len(order), bool)
     for place in (np.flatnonzero(same) + 1).tolist():
         name, source = name_and_source(order[place])
@@ -88,7 +88,7 @@ def pictures_of(stages: Sequence[StageData]) -> Pictures:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """The entries of all shards of one encoding, by bucket; within one, ascending in sample id.
+    """The entries of all shards of one encoding, by bucket, and within a bucket ascending in sample id.
 
     columns of `table[bucket]`, [M, 8] int64: sample id, crop, mirrored, two of content, two of stamp, place;
     place = shard number · 2³² + row in it
@@ -132,7 +132,7 @@ def known_contents(pictures: Pictures, stamps: Int64s, held: Held) -> tuple[Int6
 
 
 def may_be_held(pictures: Pictures, stamps: Int64s, held: Held) -> Bools:
-    """[N] images of which an entry was made from a file of the same length: they may only have been touched."""
+    """[N] whether an entry was made from a file of the same length, which may only have been touched since."""
     result = np.zeros(len(pictures), bool)
     for number, bucket in enumerate(pictures.buckets):
         rows, table = pictures.rows_of(number), held.of(bucket)
@@ -158,7 +158,7 @@ def places(pictures: Pictures, contents: Int64s, known: Bools, held: Held, crops
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """What one shard will hold: entries of one bucket, an image's beside one another.
+    """What one shard will hold: entries of one bucket, with those of an image next to one another.
 
     pictures [M] rows of Pictures; variants [M] crop · (1 + flips) + mirrored
     """
@@ -173,12 +173,12 @@ def plan_units(
 ) -> list[Unit]:
     """Cuts what is not held into shards.
 
-    where       of `places`
-    cell_bytes  of one latent cell; factor  pixels per cell and side
+    where       as returned by `places`
+    cell_bytes  bytes of one latent cell; factor  pixels per cell and side
 
-    The cuts are made in the list of all entries, held or not. So a run that was killed, with any number of
-    ranks, leaves the next one the very shards that it would have written. Of a group that is held in part,
-    as when single images have changed, the rest joins that of its neighbours.
+    The cuts are made in the list of all entries, held or not, so a run that was killed, with any number of
+    ranks, leaves the next one exactly the shards that it would have written itself. When a group is partly
+    held, as when single images have changed, what it lacks is merged with what its neighbours lack.
     """
     units: list[Unit] = []
     variants = where.shape[1]

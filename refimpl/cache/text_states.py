@@ -1,4 +1,4 @@
-"""Text states encoded once and read by memory map (ours; the towers are frozen, S Tab. 1).
+"""Text states encoded once and read by memory map (not from a paper; the towers are frozen, S Tab. 1).
 
 A caption's key is (encoding, SHA-256 of the caption). Text dropout is drawn at every visit, and never cached.
 
@@ -25,7 +25,7 @@ KIND = "text"
 
 
 def text_encoding(towers: Towers, pooling: str, dtype: str) -> dict[str, object]:
-    """Everything that a cached caption's states depend on, beside the caption."""
+    """Everything that a cached caption's states depend on besides the caption."""
     tokenizer, encoder_l, encoder_g = towers
     state = hashlib.sha256()
     for encoder in filter(None, (encoder_l, encoder_g)):
@@ -80,7 +80,7 @@ def open_text(folder: Path) -> TextCache | None:
 
 
 class CachedTextStates:
-    """In the place of refimpl.text.states.TextStates: reads what is cached, and asks `towers` for other prompts."""
+    """Stands in for refimpl.text.states.TextStates: reads what is cached, and uses `towers` for other prompts."""
 
     def __init__(self, cache: TextCache, towers: TextStates, device: torch.device):
         self._cache, self._towers, self._device = cache, towers, device
@@ -89,7 +89,7 @@ class CachedTextStates:
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Context [B, 77·n, D] and pooled state [B, P], float32, n the largest chunk count of these prompts.
 
-        Where all prompts are cached in float32, the bits are those of the towers.
+        If all prompts are cached in float32, the bits are those that the towers give.
         """
         rows = self._cache.rows(prompts)
         if (rows < 0).any():
@@ -103,5 +103,5 @@ class CachedTextStates:
         return context.to(self._device).float(), pooled.to(self._device).float()
 
     def null(self, kind: str) -> tuple[Tensor, Tensor]:
-        """As `TextStates.null`."""
+        """The null condition, as from `TextStates.null`."""
         return self._towers.null(kind)

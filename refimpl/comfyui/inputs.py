@@ -10,7 +10,7 @@ MODEL_INPUT = ("MODEL",)
 TRUE_FALSE = [
     "true",
     "false",
-]  # R's switches are choices of two words, not BOOLEAN: its workflows load unchanged
+]  # R's switches are choices of two words, not BOOLEAN, so that its workflows load unchanged
 
 
 def number(

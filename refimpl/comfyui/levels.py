@@ -16,7 +16,9 @@ from refimpl.sample.grids import scale_sigma_max
 # there Euler's float32 rounding costs σ·2⁻²⁴ and the finite start costs σ₁/σ of the estimate, hence this size.
 STAND_IN_FOR_INFINITY = 2.0**15
 TERMINAL = {"exact": math.inf, "20000": PARITY_SIGMA_MAX["novelai"]}  # N App. A.1; A.2, the trivial variant
-SAME_FLOAT32 = 2.0**-23  # relative distance within which a level that went through float32 is the table's own
+SAME_FLOAT32 = (
+    2.0**-23
+)  # relative distance within which a level that passed through float32 is the table's own
 
 
 @dataclass(frozen=True)

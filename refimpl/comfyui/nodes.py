@@ -35,7 +35,7 @@ class ZsnrVpredConditioningNode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = "of the canvas in px, for resolution_scaling"
+        side = "of the canvas, px, for resolution_scaling"
         return {
             "required": {
                 "model": MODEL_INPUT,
@@ -68,7 +68,7 @@ class ZsnrVpredConditioningNode:
         height: int = 1024,
         terminal_sigma: str = "exact",
     ) -> tuple[Any, str]:
-        """(the patched model, a text of its settings). Raises InputError for eps-prediction with zsnr."""
+        """Returns the patched model and a text of its settings. Raises InputError for eps-prediction with zsnr."""
         inputs = checked(
             type(self),
             {
@@ -144,7 +144,7 @@ class CFGRescaleNode:
 
 
 def _told(diffusion: DiffusionConfig, levels: Levels) -> str:
-    """What a model was set to, human-readable."""
+    """Human-readable description of what a model was set to."""
     top = "∞ (pure noise)" if levels.exact else f"{levels.sigma_max:g}"
     share = weight_mass(diffusion.loss_weights(), 950)
     return (

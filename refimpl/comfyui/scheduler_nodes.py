@@ -12,7 +12,7 @@ from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.sample.sigma_grids import laplace
 
-LARGEST_SIGMA = 1e6  # of the number fields: far above every terminal level on every canvas
+LARGEST_SIGMA = 1e6  # limit of the number fields, far above every terminal level on every canvas
 MOST_STEPS = 10000  # ComfyUI's own
 
 
@@ -70,7 +70,7 @@ class LaplaceSchedulerNode:
         low = inputs["sigma_min"] or float(sampling.sigma_min)
         arguments = (inputs["steps"], inputs["mu"], inputs["beta"], low)
         if levels is not None and levels.exact and not inputs["sigma_max"]:
-            grid = laplace(levels.schedule, *arguments)  # from ∞, for which the largest level stands
+            grid = laplace(levels.schedule, *arguments)  # from ∞, represented by the largest level
             return (grid.clamp(max=levels.sigma_max).float(),)
         high = inputs["sigma_max"] or float(sampling.sigma_max)
         # both ends are given, so the schedule itself does not matter

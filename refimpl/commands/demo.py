@@ -1,4 +1,4 @@
-"""The main job end to end on a small data set, with a report and figures that it must reach.
+"""The whole pipeline end to end on a small data set, with a report and target figures.
 
 images → index → buckets → autoencoder → scale-and-shift → UNet → checkpoint → (new process) samples → report.html
 """
@@ -43,15 +43,15 @@ STAGES = ("data set", "autoencoder and latent statistics", "training", "sampling
 class DemoCommand:
     """Prepares real photographs and drawn illustrations, trains on them, samples, and writes report.html.
 
-    Exits with 1 when one of the figures is missed, and says which.
+    Exits with 1 when a target figure is missed, and says which.
     """
 
     out: str = ""
-    """folder for everything; empty for runs/demo-001, -002, …"""
+    """Folder for everything; empty for runs/demo-001, -002 and so on."""
     short: bool = False
-    """fewer steps, for continuous integration; of the autoencoder 20 dB are wanted then instead of 24"""
+    """Take fewer steps, for continuous integration; the autoencoder must then reach 20 dB instead of 24."""
     seed: int = 0
-    """of everything that is drawn"""
+    """Seed of every random draw."""
 
 
 def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
@@ -126,7 +126,7 @@ def demo_config(command: DemoCommand) -> Config:
 
 
 def _inside(config: Config, out: Path) -> Config:
-    """Everything the demo makes lies in its own folder."""
+    """The configuration with everything that the demo makes in its own folder."""
     data = replace(
         config.data, folder=str(out / "data" / "train"), heldout=str(out / "data" / "heldout"), demo=True
     )
@@ -179,7 +179,7 @@ def judge(
     samples: dict[str, dict[str, Any]],
     wanted_psnr: float,
 ) -> tuple[list[Criterion], dict[str, Any]]:
-    """The demo's figures against what they must be, and the numbers behind them."""
+    """Compares the demo's figures with their targets; returns the verdicts and the numbers behind them."""
     from refimpl.report.run_page import Criterion
 
     losses = [row["heldout_loss"] for row in rows if row.get("heldout_loss") is not None]

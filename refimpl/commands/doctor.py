@@ -8,9 +8,9 @@ import tyro
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    """Prints versions, what was built, which backends run, and checks each operation against the reference.
+    """Prints versions, what was built and which backends run, and checks each operation against the reference.
 
-    Exits with 1 when one of them disagrees.
+    Exits with 1 when an operation disagrees.
     """
 
 

@@ -11,17 +11,18 @@ from refimpl.errors import InputError
 
 @dataclass(frozen=True)
 class FiguresCommand:
-    """Draws N Fig. 1, 5 and 8 from the same functions that training uses; or what a run or `refimpl stats` shows."""
+    """Draws N Fig. 1, 5 and 8 with the functions that training uses, or those of a run or of `refimpl stats`."""
 
     out: Path = Path("figures")
-    """folder for the PNG files"""
+    """Folder for the PNG files."""
     run: Path | None = None
-    """run folder or checkpoint: draws N Fig. 2, 3, 4, 6 and 7 as experiments on it, instead of the paper's figures"""
+    """Run folder or checkpoint: draws N Fig. 2, 3, 4, 6 and 7 as experiments on it, instead of the paper's
+    figures."""
     weights: str = "ema"
-    """of the run: ema (moving average) or unet (as trained)"""
+    """Weights of the run to use: ema (moving average) or unet (as trained)."""
     statistics: Path | None = None
-    """preset of `refimpl stats`: draws its channels before and after standardising, as N Fig. 8, and how the numbers
-    settled, instead of the paper's figures"""
+    """Preset written by `refimpl stats`: draws its channels before and after standardising, as in N Fig. 8, and how
+    the numbers settled, instead of the paper's figures."""
 
 
 def figures_command(arguments: list[str], program: str = "refimpl figures") -> None:
@@ -45,7 +46,7 @@ def figures_command(arguments: list[str], program: str = "refimpl figures") -> N
 def run_figures(run: Path, folder: Path, weights: str = "ema") -> list[Path]:
     """Draws the five experiments of a run into a folder, and experiments.json with their numbers; returns the paths.
 
-    Raises InputError as `run_experiments` does, and when the folder's place is taken by a file.
+    Raises InputError as `run_experiments` does, and when the folder is a file.
     """
     from refimpl.paper.experiments import run_experiments
     from refimpl.report.panels import panel_figure

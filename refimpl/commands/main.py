@@ -8,15 +8,19 @@ from refimpl.commands.terminal import run_command
 from refimpl.errors import InputError
 from refimpl.names import nearest
 
-# What a person wants → command → (module, function taking (arguments, program), what it does).
-# Imported only when asked for.
+# Purpose → command → (module, function taking (arguments, program), what it does).
+# Modules are imported only when their command is called.
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "data": {
-        "data": ("refimpl.commands.data.group", "data_command", "index a data set, check it, weigh its tags"),
+        "data": (
+            "refimpl.commands.data.group",
+            "data_command",
+            "index a data set, check it, weight it by its tags",
+        ),
         "stats": (
             "refimpl.commands.data.stats",
             "stats_command",
-            "measure a data set's latents: scale-and-shift",
+            "measure the scale-and-shift of a data set's latents",
         ),
         "cache": (
             "refimpl.commands.data.cache",
@@ -38,7 +42,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "demo": (
             "refimpl.commands.demo",
             "demo_command",
-            "run the main job end to end on a small data set and report",
+            "run the whole pipeline on a small data set and write a report",
         ),
     },
     "sample": {
@@ -57,7 +61,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "convert": (
             "refimpl.commands.files.convert",
             "convert_command",
-            "single file, diffusers folder or run: one into the other",
+            "convert between single files, diffusers folders and runs",
         ),
         "export": (
             "refimpl.commands.files.export",
@@ -100,7 +104,7 @@ def usage() -> str:
     for title, group in GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:<{width}}  {what}" for name, (_, _, what) in group.items())]
     return "\n".join(
-        ["usage: refimpl COMMAND [ARGUMENTS]", *lines, "", "`refimpl COMMAND --help` says more of each."]
+        ["usage: refimpl COMMAND [ARGUMENTS]", *lines, "", "`refimpl COMMAND --help` explains each command."]
     )
 
 

@@ -25,60 +25,65 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleCommand:
-    """Draws images from a run folder or one of its checkpoints; what is left out is taken from the run's settings."""
+    """Draws images from a run folder or one of its checkpoints; options left out come from the run's settings."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """run folder (newest checkpoint) or checkpoints/step-* folder"""
+    """Run folder (its newest checkpoint is used) or one of its checkpoints/step-* folders."""
     out: Path = Path("samples")
-    """folder for grid.png, the single images and samples.json; made when absent, refused when it holds files"""
+    """Folder for grid.png, the single images and samples.json; made when absent, refused when it holds files."""
     weights: str = "ema"
-    """ema (moving average) or unet (as trained)"""
+    """Weights to use: ema (moving average) or unet (as trained)."""
     start_sigma: float | None = None
-    """start at this finite sigma_edm; without it at the schedule's end, which is ∞ with zero terminal SNR"""
+    """Start at this finite sigma_edm; when left out, at the end of the schedule, which is ∞ with zero terminal
+    SNR."""
     batch_size: int = 16
-    """images per network call; changes no image"""
+    """Images per network call; this changes no image."""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """Device to sample on: auto, cpu or cuda."""
     prompts: tuple[str, ...] | None = None
-    """what to draw, one or more prompts"""
+    """What to draw: one or more prompts."""
     seeds: int | None = None
-    """images per prompt"""
+    """Images per prompt."""
     seed: int | None = None
-    """seed of the initial noise"""
+    """Seed of the initial noise."""
     steps: int | None = None
-    """sampling steps"""
+    """Sampling steps."""
     grid: str | None = None
-    """native, trailing, leading, karras, exponential, laplace or community_trainer"""
+    """Noise levels: native, trailing, leading, karras, exponential, laplace or community_trainer."""
     sampler: str | None = None
-    """euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc"""
+    """Sampler: euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc."""
     guidance: float | None = None
-    """classifier-free guidance scale; 1 for none"""
+    """Classifier-free guidance scale; 1 for none."""
     rescale: float | None = None
-    """CFG rescale factor"""
+    """CFG rescale factor φ; 0 for none."""
     width: int | None = None
-    """px"""
+    """Width of the images, px."""
     height: int | None = None
-    """px"""
+    """Height of the images, px."""
     attention_train_side: int | None = None
-    """px of the square canvas trained on: scales self-attention's logits for another one; 0 is off"""
+    """Side in px of the square canvas trained on: self-attention logits are rescaled at any other size. 0 turns this
+    off."""
     attention_window: int | None = None
-    """px to either side that a place attends to, for very large canvases; 0 is the whole canvas"""
+    """Distance in px to either side that each position attends to, for very large canvases; 0 for the whole
+    canvas."""
     refiner: Path | None = None
-    """run or checkpoint of a refiner (S §2.5)"""
+    """Run or checkpoint of a refiner (S §2.5)."""
     refiner_mode: str = "sdedit"
-    """sdedit (noise the finished latents and denoise them again) or last (take over for the grid's last steps)"""
+    """How the refiner is used: sdedit (noise the finished latents and denoise them again) or last (take over for the
+    last steps of the grid)."""
     refiner_from: float | None = None
-    """share of the noise scales that the refiner works on: 0.2 is t < 200; without it all that it was trained on"""
+    """Share of the noise scales that the refiner works on: 0.2 means t < 200. When left out, all that it was trained
+    on."""
     aesthetic_score: float | None = None
-    """score that the refiner is asked for"""
+    """Aesthetic score that the refiner is conditioned on."""
     negative_aesthetic_score: float | None = None
-    """score of the guidance's other half"""
+    """Aesthetic score for the unconditional half of guidance."""
     image_prompt: Path | None = None
-    """image whose CLIP embedding replaces the prompts' pooled state (S §2.6); for runs trained so"""
+    """Image whose CLIP embedding replaces the prompts' pooled state (S §2.6), for runs trained on image prompts."""
 
 
 def sample_command(arguments: list[str], program: str = "python -m refimpl.sample") -> None:
-    """Draws, and writes grid.png (a row per prompt), PROMPT-SEED.png for each image, and samples.json."""
+    """Draws the images; writes grid.png (one row per prompt), promptNN-NN.png for each image, and samples.json."""
     command = tyro.cli(SampleCommand, args=arguments, prog=program)
     if command.batch_size < 1:
         raise InputError(f"--batch-size {command.batch_size} must be at least 1")
@@ -93,7 +98,7 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     if command.start_sigma is None and last < model.diffusion.schedule().timesteps - 1:
         raise InputError(
             f"{command.run} is a refiner, trained up to t = {last}: it cannot begin from pure noise; name it as "
-            "--refiner of another run, or give a --start-sigma that it knows"
+            "the --refiner of another run, or give a --start-sigma within its range"
         )
     settings = from_table(SampleConfig, table.get("sample", {}), f"{command.run} [sample]")
     given = {f.name: getattr(command, f.name, None) for f in fields(SampleConfig)}
@@ -152,7 +157,7 @@ def _read_image(path: Path) -> Tensor:
 
 
 def _check_out(out: Path) -> None:
-    """Raises InputError unless images can go to `out`: found before they are drawn, and nothing is made yet."""
+    """Raises InputError unless images can be written to `out`, before any is drawn; creates nothing."""
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"--out {out} exists and is not an empty folder; choose another")
@@ -161,7 +166,7 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from error
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(
-            f"--out {out} cannot be made: {nearest} is no writable folder; choose another folder"
+            f"--out {out} cannot be made: {nearest} is not a writable folder; choose another folder"
         )
 
 

@@ -10,7 +10,7 @@ from refimpl.errors import OUT_OF_MEMORY, InputError
 
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
 
-# The disk is full, the quota is used up, the file system or the folder takes no writes.
+# The disk is full, the quota is used up, or the file system or the folder refuses writes.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -47,9 +47,9 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 
 def _fail() -> NoReturn:
-    """Exits with 2; at once where this process is one of several (torchrun).
+    """Exits with 2, immediately if this process is one of several (torchrun).
 
-    Taking torch's process group and its threads down can wait for the other ranks, while these wait for this one.
+    Shutting down torch's process group and its threads can wait for the other ranks while they wait for this one.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
@@ -59,7 +59,7 @@ def _fail() -> NoReturn:
 
 
 def _say(message: str) -> None:
-    """One line of its own, above a progress bar that is left; in one piece, as other ranks may share the terminal."""
+    """Prints a line of its own above any remaining progress bar, in one write: other ranks may share the terminal."""
     line = f"error: {message}\n"
     if "tqdm" not in sys.modules:  # nobody can have drawn a bar
         sys.stderr.write(line)

@@ -26,21 +26,22 @@ class TrainDecoderCommand:
     """Finetunes the decoder of an autoencoder and writes the whole autoencoder as one file that other tools load."""
 
     weights: Annotated[str, tyro.conf.Positional]
-    """the autoencoder to start from: a safetensors file of it, or a single-file checkpoint or diffusers folder"""
+    """Autoencoder to start from: its own safetensors file, or a single-file checkpoint or diffusers folder that
+    contains it."""
     folder: Path
-    """images to train on"""
+    """Images to train on."""
     out: Path
-    """run folder to make: checkpoints, metrics.jsonl, and at the end vae.safetensors"""
+    """Run folder to make: it receives checkpoints, metrics.jsonl and, at the end, vae.safetensors."""
     heldout: str = ""
-    """images to measure on, before and after; empty for those of `folder`"""
+    """Images to measure on, before and after; empty for those of `folder`."""
     perceptual: str = ""
-    """TorchScript file of a feature network, for decoder.perceptual_weight"""
+    """TorchScript file of a feature network, for decoder.perceptual_weight; empty for none."""
     resume: bool = False
-    """continue the run in `out`"""
+    """Continue the run in `out`."""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """Device to train on: auto, cpu or cuda."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """how it is trained"""
+    """How the decoder is trained."""
 
 
 def train_decoder_command(arguments: list[str], program: str = "refimpl train-decoder") -> None:
@@ -88,13 +89,13 @@ def train_decoder_command(arguments: list[str], program: str = "refimpl train-de
         print(f"{when:<6} " + "   ".join(f"{name} {value:.4f}" for name, value in values.items()))
     state = {name: value.cpu().contiguous() for name, value in vae.state_dict().items()}
     finished = run / "vae.safetensors"
-    # Without the prefix of a whole model's file: so the other tools' VAE loaders want it.
+    # Without the prefix that a whole model's file has, as the VAE loaders of other tools expect.
     safetensors_file.write(finished, state, noted(checkpoint.metadata, architecture))
     print(f"wrote {finished}")
 
 
 def read_autoencoder(weights: str) -> Checkpoint:
-    """The autoencoder, and its scale-and-shift, of a file or folder of any format.
+    """Reads the autoencoder and its scale-and-shift from a file or folder of any format.
 
     Raises InputError when it cannot be read, or holds no autoencoder.
     """
@@ -108,7 +109,7 @@ def read_autoencoder(weights: str) -> Checkpoint:
 
 
 def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
-    """What a run's start and images are told by, when it is resumed."""
+    """Identifies the autoencoder and the images that a run began with, for when it is resumed."""
     from refimpl.run.data_digest import data_digest
     from refimpl.storage.shards import digest
 
@@ -122,14 +123,14 @@ def _told_by(vae: VAE, index: Index) -> dict[str, str | int]:
 
 
 def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) -> None:
-    """Makes the run folder, or checks that the one to be resumed has these settings, but for `steps`."""
+    """Makes the run folder, or checks that the one to be resumed has these settings, except for `steps`."""
     from refimpl.storage.atomic import replace_text
 
     run, table = command.out, to_table(command.decoder) | told_by
     settings = run / SETTINGS
     if command.resume:
         if not settings.is_file():
-            raise InputError(f"--resume: {run} is no run of train-decoder; name the folder with --out")
+            raise InputError(f"--resume: {run} is not a run of train-decoder; name the folder with --out")
         try:
             saved = dict(json.loads(settings.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
@@ -140,7 +141,7 @@ def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) 
         if changed:
             listing = ", ".join(f"{key} was {saved.get(key)!r}, now {table.get(key)!r}" for key in changed)
             raise InputError(
-                f"--resume: {run} was begun with others: {listing}; bring them back, or begin anew"
+                f"--resume: {run} was begun with other settings: {listing}; restore them, or start a new run"
             )
         return
     if run.exists() and (not run.is_dir() or any(run.iterdir())):

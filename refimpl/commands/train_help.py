@@ -1,4 +1,4 @@
-"""What `refimpl train --help` says: how to call it, two examples, and the settings that most runs need."""
+"""The text of `refimpl train --help`: how to call it, two examples, and the settings that most runs need."""
 
 import ast
 import inspect

@@ -12,9 +12,11 @@ Mode = Literal["global", "paper"]
 Decoder = Literal["pillow", "fast"]
 
 MAX_PIXELS = 100_000_000  # width · height of an image; Pillow itself stops at 178,956,970
-MAX_BAD_SHARE = 0.01  # of the images; with more, something is wrong with the collection, not with an image
-MOST_WORKERS = 1024  # a slip of the finger must not fill a machine with processes
-MAX_BETA = 8.0  # far above any use; the power of a count of millions stays a finite number
+MAX_BAD_SHARE = (
+    0.01  # of the images; above it, something is wrong with the collection rather than with an image
+)
+MOST_WORKERS = 1024  # so that a typing error cannot fill a machine with processes
+MAX_BETA = 8.0  # far above any use; a count of millions to this power is still finite
 
 
 @dataclass(frozen=True)
@@ -22,17 +24,17 @@ class BucketConfig:
     """The set of training resolutions (N §4.1.2)."""
 
     preset: str = ""
-    """novelai_v1, novelai_v3 or sdxl; empty to generate the set from the fields below"""
+    """A published set of buckets: novelai_v1, novelai_v3 or sdxl. Empty generates the set from the fields below."""
     max_area: int = 1024 * 1024
-    """largest width · height, px²"""
+    """Largest area (width · height) of a generated bucket, px²."""
     max_side: int = 2048
-    """longest side, px"""
+    """Longest side of a generated bucket, px."""
     min_side: int = 512
-    """shortest side, px"""
+    """Shortest side of a generated bucket, px."""
     step: int = 64
-    """sides are multiples of this, px; itself a multiple of the VAE's factor"""
+    """Bucket sides are multiples of this many px; it must itself be a multiple of the VAE's downsampling factor."""
     extra: tuple[tuple[int, int], ...] = ()
-    """(width, height) added to the generated set"""
+    """Further (width, height) pairs in px, added to the generated set."""
 
     def __post_init__(self) -> None:
         if self.preset:
@@ -51,39 +53,46 @@ class DataConfig:
     """Where the images are and how an epoch is made of them (N §4.1, §4.3)."""
 
     folder: str = ""
-    """images: an index of `refimpl data index`, a folder with .txt or .caption sidecars, or what else that reads"""
+    """Training images: an index written by `refimpl data index`, a folder of images with .txt or .caption sidecars,
+    or any other layout that command reads."""
     heldout: str = ""
-    """images likewise, measured and never trained on; empty for none"""
+    """Held-out images in any of the same layouts: the loss is measured on them and they are never trained on. Empty
+    for none."""
     demo: bool = False
-    """draw the demonstration data set when `folder` does not exist"""
+    """Draw the demonstration data set when `folder` does not exist."""
     tag_classes: tuple[str, ...] = ("character", "artist", "copyright", "meta")
-    """a tag written `class:name` belongs to that class; every other tag is `general`"""
+    """Tag classes: a tag written `class:name` belongs to that class, and every other tag is `general`."""
     score_class: str = "score"
-    """class of the tags that give an image's aesthetic score (`score:6.5`), read where text.vector is score"""
+    """Class of the tags that give an image's aesthetic score (`score:6.5`), read when text.vector is score."""
     default_score: float = 6.0
-    """aesthetic score of images without one"""
+    """Aesthetic score of images that have no score tag."""
     aspect_metric: Metric = "log"
-    """distance between aspects: log (symmetric under transposing) or linear (as N prints it)"""
+    """Distance between aspect ratios: log (symmetric under swapping width and height) or linear (as printed in N)."""
     max_aspect_error: float = 0.0
-    """|log aspect error| beyond which an image is pruned and reported; 0 for no limit"""
+    """Images whose |log aspect error| exceeds this are pruned and reported; 0 for no limit."""
     plan: Mode = "global"
-    """global: ranks slice batches of one bucket; paper: every rank plans its own share (N §4.1.2)"""
+    """How an epoch is split over ranks: global (the ranks slice batches of one bucket) or paper (every rank plans its
+    own share, N §4.1.2)."""
     horizontal_flip: bool = False
-    """mirror half of the visits; the crop coordinates are mirrored too"""
+    """Mirror the image on half of the visits; the crop coordinates are mirrored too."""
     shuffle_tags: bool = False
-    """a caption's tags in a new order at every visit"""
+    """Shuffle a caption's tags anew at every visit."""
     keep_first_tags: int = 0
-    """tags at the front of a caption that shuffling and dropout leave in place"""
+    """Number of tags at the front of a caption that shuffling and dropout leave in place."""
     tag_dropout: tuple[str, ...] = ()
-    """class:probability of leaving each tag of that class out of a visit's caption, as ["artist:0.1"]"""
+    """Entries class:probability, as in ["artist:0.1"]: the probability that each tag of that class is left out of a
+    visit's caption."""
     decoder: Decoder = "pillow"
-    """pillow, or fast (JPEG by simplejpeg, Lanczos by torch: within 2 levels of 255; needs refimpl[fast])"""
+    """Image decoder: pillow, or fast (JPEG by simplejpeg and Lanczos by torch, within 2 levels of 255; needs
+    refimpl[fast])."""
     workers: int = 0
-    """loader processes per rank; 0 loads in the training process"""
+    """Loader processes per rank; 0 loads in the training process."""
     cache: str = ""
-    """folder of `refimpl cache`: its latents and text states are trained on, not the images; empty for the images"""
+    """Folder written by `refimpl cache`: its latents and text states are trained on instead of the images. Empty to
+    train on the images."""
     cache_megabytes: int = 0
-    """decoded images that a process which loads for itself keeps in memory; for data sets of a few hundred images"""
+    """Memory for decoded images, in megabytes, in a process that does its own loading; for data sets of a few hundred
+    images. 0 keeps none."""
 
     def __post_init__(self) -> None:
         check_choice("data.aspect_metric", self.aspect_metric, get_args(Metric))
@@ -95,7 +104,7 @@ class DataConfig:
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         if self.decoder == "fast" and self.cache_megabytes:
             raise InputError(
-                "data.cache_megabytes keeps what Pillow scaled; set it to 0, or data.decoder = 'pillow'"
+                "data.cache_megabytes keeps images that Pillow scaled; set it to 0, or data.decoder = 'pillow'"
             )
         check_at_least("data.max_aspect_error", self.max_aspect_error, 0)
         check_at_least("data.default_score", self.default_score, 0)
@@ -104,7 +113,7 @@ class DataConfig:
         self.tag_dropout_rates()
 
     def tag_dropout_rates(self) -> dict[str, float]:
-        """Class → probability. Raises InputError for an entry that is not so written, or a class that is in two."""
+        """Class → probability. Raises InputError for an entry not written so, or a class given twice."""
         rates: dict[str, float] = {}
         for entry in self.tag_dropout:
             tag_class, _, written = entry.rpartition(":")
@@ -121,22 +130,22 @@ class DataConfig:
 
     @property
     def varies_captions(self) -> bool:
-        """Whether a caption is another one at every visit."""
+        """Whether a caption changes from visit to visit."""
         return self.shuffle_tags or any(self.tag_dropout_rates().values())
 
 
 @dataclass(frozen=True)
 class TagWeightConfig:
-    """Loss weights from how common an image's tags are in their class (N §4.3; the formula is ours)."""
+    """Loss weights from how common an image's tags are in their class (N §4.3; the formula is not from a paper)."""
 
     enabled: bool = True
-    """off gives every image the weight 1"""
+    """Weight the loss by tags; when off, every image has weight 1."""
     beta: float = 0.5
-    """a tag's factor is (mean count of its class / its count)^beta; 0 weighs all alike"""
+    """Exponent of a tag's factor, (mean count of its class / its count)^beta; 0 weights all tags alike."""
     least: float = 0.25
-    """lower bound of an image's weight before normalising to mean 1"""
+    """Lower bound of an image's weight, before the weights are normalised to mean 1."""
     most: float = 4.0
-    """upper bound of it"""
+    """Upper bound of an image's weight, before the weights are normalised to mean 1."""
 
     def __post_init__(self) -> None:
         check_tag_weights(self.beta, self.least, self.most)

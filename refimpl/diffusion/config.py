@@ -19,24 +19,24 @@ POLICIES = ("paper", "floor", "snr_plus_one", "none")
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """What the network predicts, on which schedule, weighted how (N §2)."""
+    """What the network predicts, on which schedule, and how its loss is weighted (N §2)."""
 
     parameterisation: str = "v"
-    """v, eps or x0: what the network's output means (N §2.1)"""
+    """What the network's output means: v, eps or x0 (N §2.1)."""
     zero_terminal_snr: bool = True
-    """rescale the schedule to end in pure noise (N §2.2)"""
+    """Rescale the schedule so that it ends in pure noise (N §2.2)."""
     loss_weight: str = "paper"
-    """MinSNR policy in v units (N §2.4): paper, floor, snr_plus_one or none"""
+    """MinSNR weighting policy, in v units (N §2.4): paper, floor, snr_plus_one or none."""
     min_snr_gamma: float = 5.0
-    """γ of MinSNR"""
+    """Threshold γ at which MinSNR clamps the SNR."""
     weight_floor: float = 0.0
-    """least weight under policy floor; paper gives t = 999 no weight at all"""
+    """Smallest loss weight under the policy floor; the policy paper gives t = 999 no weight at all."""
     offset_noise: float = 0.0
-    """s of offset noise: eps + s·z per sample and channel (S §2.5)"""
+    """Strength s of offset noise, eps + s·z per sample and channel (S §2.5); 0 for none."""
     first_timestep: int = 0
-    """least timestep trained"""
+    """Smallest timestep trained."""
     last_timestep: int = 999
-    """largest timestep trained; 199 for a refiner"""
+    """Largest timestep trained; 199 for a refiner."""
 
     def __post_init__(self) -> None:
         check_choice("diffusion.loss_weight", self.loss_weight, POLICIES)
@@ -59,8 +59,8 @@ class DiffusionConfig:
     def loss_weights(self) -> Tensor:
         """Weight of the loss in v units by timestep.
 
-        returns  [T]  float64. A squared error in eps units is alpha² times the one in v units, in x0 units sigma²
-        times; policy `none` weighs 1 in the units of the parameterisation, the MinSNR policies are the same in all.
+        returns  [T]  float64. A squared error in eps units is alpha² times the one in v units, and in x0 units
+        sigma² times; policy `none` has weight 1 in the parameterisation's own units, the MinSNR policies in any.
         """
         import torch
 
@@ -74,9 +74,9 @@ class DiffusionConfig:
 
 
 def check_parameterisation(parameterisation: str, ends_in_zero_snr: bool = False) -> None:
-    """Refuses an unknown parameterisation, and eps-prediction on a schedule that ends in zero SNR (N §2.1).
+    """Raises InputError for an unknown parameterisation, or eps-prediction on a schedule ending in zero SNR (N §2.1).
 
-    Raises InputError, which says why.
+    The message says why.
     """
     if parameterisation not in PARAMETERISATIONS:
         raise InputError(

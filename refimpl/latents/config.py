@@ -14,17 +14,17 @@ class VAEConfig:
     """
 
     image_channels: int = 3
-    """colours of a picture"""
+    """Colour channels of an image."""
     latent_channels: int = 4
-    """channels of a latent"""
+    """Channels of the latents."""
     channels: int = 128
-    """width of the level with the full resolution"""
+    """Width (channels) of the full-resolution level."""
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    """width of each level in units of `channels`; each level after the first halves the sides"""
+    """Width of each level in units of `channels`; each level after the first halves the sides."""
     res_blocks: int = 2
-    """residual blocks per level of the encoder; the decoder has one more"""
+    """Residual blocks per level of the encoder; the decoder has one more."""
     groups: int = 32
-    """groups of every group norm"""
+    """Groups of every group norm."""
 
     @classmethod
     def sdxl(cls) -> "VAEConfig":
@@ -58,23 +58,23 @@ class LatentConfig:
     """The autoencoder's weights and the scale-and-shift of its latents (N App. B)."""
 
     folder: str = ""
-    """folder with autoencoder.safetensors and scale_shift.json; made when absent and train_steps > 0"""
+    """Folder with autoencoder.safetensors and scale_shift.json; made when absent and train_steps > 0."""
     weights: str = ""
-    """safetensors file of a trained autoencoder (with or without `first_stage_model.`), instead of training one; with
-    neither this nor `folder` and train_steps it is that of train.init_from"""
+    """Safetensors file of a trained autoencoder (with or without the prefix `first_stage_model.`), used instead of
+    training one. When this, `folder` and train_steps are all unset, the autoencoder of train.init_from is used."""
     scale_shift: str = "sdxl"
-    """sdxl (0.13025), novelai_anime (N Fig. 8), measure (Welford over the data), checkpoint (what train.init_from was
-    trained with), or a JSON preset's path"""
+    """Scale-and-shift of the latents: sdxl (0.13025), novelai_anime (N Fig. 8), measure (Welford over the data),
+    checkpoint (the one that train.init_from was trained with), or the path of a JSON preset."""
     train_steps: int = 0
-    """steps of autoencoder training when no weights are given"""
+    """Steps of autoencoder training when no weights are given; 0 trains none."""
     train_batch: int = 8
-    """images per step of autoencoder training"""
+    """Images per step of autoencoder training."""
     train_learning_rate: float = 3e-3
-    """peak learning rate of autoencoder training"""
+    """Peak learning rate of autoencoder training."""
     train_size: int = 64
-    """side of the square crops of autoencoder training, px"""
+    """Side of the square crops that the autoencoder is trained on, px."""
     kl_weight: float = 1e-6
-    """weight of the KL term, per latent element, beside the squared error (LDM's autoencoder loss)"""
+    """Weight of the KL term, per latent element, relative to the squared error (the LDM autoencoder loss)."""
 
     def __post_init__(self) -> None:
         check_at_least("latents.train_steps", self.train_steps, 0)

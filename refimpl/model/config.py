@@ -14,27 +14,27 @@ class UNetConfig:
     """
 
     in_channels: int = 4
-    """of the noisy latents"""
+    """Channels of the noisy latents."""
     out_channels: int = 4
-    """of the prediction"""
+    """Channels of the prediction."""
     channels: int = 320
-    """width of the first level; also the number of sinusoid features of t"""
+    """Width of the first level; also the number of sinusoidal features of t."""
     channel_mult: tuple[int, ...] = (1, 2, 4)
-    """width of each level in units of `channels`"""
+    """Width of each level in units of `channels`."""
     transformer_depth: tuple[int, ...] = (0, 2, 10)
-    """transformer blocks after each residual block, by level"""
+    """Transformer blocks after each residual block, by level."""
     middle_depth: int = 10
-    """transformer blocks at the bottom"""
+    """Transformer blocks in the middle, at the lowest resolution."""
     res_blocks: int = 2
-    """residual blocks per level going down; one more going up"""
+    """Residual blocks per level on the way down; there is one more on the way up."""
     head_dim: int = 64
-    """channels per attention head"""
+    """Channels per attention head."""
     context_dim: int = 2048
-    """channels of the text states"""
+    """Channels of the text states."""
     vector_dim: int = 2816
-    """pooled text state and sinusoid features of the sizes (S §2.2)"""
+    """Channels of the vector: the pooled text state and the sinusoidal features of the sizes (S §2.2)."""
     groups: int = 32
-    """of every group norm"""
+    """Groups of every group norm."""
 
     @classmethod
     def sdxl(cls) -> "UNetConfig":

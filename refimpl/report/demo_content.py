@@ -39,7 +39,7 @@ def report_content(
     samples: dict[str, dict[str, Any]],
     rows: list[dict[str, Any]],
 ) -> ReportContent:
-    """Everything the report shows, but for verdicts and timings."""
+    """Everything that the report shows, except for verdicts and timings."""
     manifest = read_demo_manifest(out / "data")
     originals, rebuilt, psnr = _reconstructions(vae, heldout)
     standardised = Welford(vae.config.latent_channels)
@@ -67,7 +67,7 @@ def report_content(
             _grid(out, samples, "infinite", "Colours from σ = ∞, no guidance", "The exact first step of N App. A.1."),
             _grid(
                 out, samples, "finite", f"The same from σ = {finite:.3f}, no guidance",
-                "14.6 scaled to this canvas (N §2.3): the starting noise's mean is taken for the picture's.",
+                "14.6 scaled to this canvas (N §2.3): the network takes the starting noise's mean for the picture's.",
             ),
         ],
         buckets=data.buckets,
@@ -109,7 +109,7 @@ def _unet_parameters(config: UNetConfig) -> Iterator[torch.nn.Parameter]:
 
 @torch.no_grad()
 def _reconstructions(vae: VAE, heldout: StageData, count: int = 16):
-    """Every k-th held-out image, the same through the autoencoder, and its PSNR."""
+    """Every k-th held-out image, its reconstruction by the autoencoder, and its PSNR."""
     originals, rebuilt, psnr = [], [], []
     chosen = np.linspace(0, len(heldout.index) - 1, count).round().astype(int)
     batches = [(heldout.buckets[heldout.bucket_of[item]], np.array([item])) for item in chosen]
@@ -129,7 +129,7 @@ def mean_aspect_error(data: StageData) -> float:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for reports and benchmark files."""
+    """Software versions and the machine, for reports and benchmark files."""
     return {
         "refimpl": refimpl.__version__,
         "python": platform.python_version(),

@@ -15,7 +15,7 @@ def make_adamw(
 ) -> torch.optim.AdamW:
     """AdamW over the parameters of each part; biases and norm gains are not decayed.
 
-    parts  (own peak learning rate, trained parameters); a peak of 0 is that of the stage, see `set_rates`
+    parts  (own peak learning rate, trained parameters); a peak of 0 means the stage's, see `set_rates`
     """
     groups = []
     for peak, parameters in parts:
@@ -30,14 +30,14 @@ def make_adamw(
 def set_rates(
     optimizer: torch.optim.AdamW, config: OptimizerConfig, stage_peak: float, step: int, steps: int
 ) -> float:
-    """Gives every group its rate of optimizer step `step`, and returns that of the stage's peak."""
+    """Sets every group's learning rate for optimizer step `step`, and returns the rate for the stage's peak."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, group["peak"] or stage_peak, step, steps)
     return learning_rate(config, stage_peak, step, steps)
 
 
 def learning_rate(config: OptimizerConfig, peak: float, step: int, steps: int) -> float:
-    """Rate of optimizer step `step` (0 … steps − 1) for the stage's peak rate."""
+    """Learning rate of optimizer step `step` (0 … steps − 1) for a given peak."""
     rate = peak
     if config.decay == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -63,7 +63,7 @@ def load_optimizer_state(
     state: Mapping[str, Tensor],
     source: str,
 ) -> None:
-    """Puts back what `optimizer_state` gave; InputError lists every missing, extra or misshapen tensor."""
+    """Restores what `optimizer_state` returned; InputError lists every missing, unknown or misshapen tensor."""
     expected = {
         f"{name}.{kind}": () if kind == "step" else tuple(parameter.shape)
         for name, parameter in parameters.items()

@@ -16,64 +16,66 @@ from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.sample.config import SampleConfig
 from refimpl.text.config import ImagePromptConfig, TextConfig
 
-MOST_THREADS = 4096  # more than any machine has; torch asks the system for every one of them
+MOST_THREADS = 4096  # more than any machine has; torch would ask the system for all of them
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop: how long, how large, how exact (N §4, S §2.5)."""
+    """The training loop: its length, batch size and precision, and what it writes (N §4, S §2.5)."""
 
     out: str = ""
-    """run folder; empty for runs/<preset>-001, -002, …"""
+    """Run folder; empty for runs/<preset>-001, -002 and so on."""
     resume: bool = False
-    """continue the run in `out` from its newest checkpoint"""
+    """Continue the run in `out` from its newest checkpoint."""
     accept_data: bool = False
-    """continue although the images, their sizes or captions are not those that the run began with"""
+    """Continue even though the images, their sizes or their captions are not those that the run began with."""
     init_from: str = ""
-    """what this run starts from (uptraining, N §2.1): a run or one of its checkpoints, a .safetensors file or a
-    diffusers folder; its autoencoder and text towers too, where latents and text name none"""
+    """What this run starts from (uptraining, N §2.1): a run or one of its checkpoints, a .safetensors file or a
+    diffusers folder. Its autoencoder and text towers are used too, unless latents and text name others."""
     seed: int = 0
-    """of data order, crops, noise, timesteps, dropout and initial weights"""
+    """Seed of the data order, crops, noise, timesteps, dropout and initial weights."""
     steps: int = 1000
-    """optimizer steps in all stages together"""
+    """Optimizer steps in all stages together."""
     batch_size: int = 16
-    """images per micro-batch on one rank"""
+    """Images per micro-batch on one rank."""
     accumulate: int = 1
-    """micro-batches per optimizer step on one rank; global batch = world · accumulate · batch_size"""
+    """Micro-batches per optimizer step on one rank; the global batch is world · accumulate · batch_size."""
     pixel_budget: int = 0
-    """px per micro-batch (S §2.3): a bucket's batch is budget // area instead of batch_size; 0 for off"""
+    """Pixels per micro-batch (S §2.3): a bucket's batch size is budget // area instead of batch_size. 0 turns this
+    off."""
     caption_dropout: float = 0.1
-    """probability that a visit sees the null condition (classifier-free guidance)"""
+    """Probability that a visit sees the null condition (for classifier-free guidance)."""
     ema_decay: float = 0.9999
-    """decay of the weights' moving average"""
+    """Decay of the exponential moving average of the weights."""
     backend: str = "reference"
-    """reference (torch) or kernel (compiled): which refimpl.ops the loss and the noise go through"""
+    """Implementation of refimpl.ops for the loss and the noise: reference (torch) or kernel (compiled)."""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """Device to train on: auto, cpu or cuda."""
     threads: int = 0
-    """CPU threads of a rank in the loop; 0 leaves torch's choice (1 when `ordered`). A small
-    network gains nothing from more than one"""
+    """CPU threads per rank in the training loop; 0 leaves torch's choice (1 when `reduction` is ordered). A small
+    network gains nothing from more than one."""
     precision: str = "tf32"
-    """tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)"""
+    """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)."""
     reduction: str = "fast"
-    """fast (DDP all-reduce) or ordered (gradients summed in global order, one thread unless `threads` says more:
-    the same bits on 1, 2, 4 ranks)"""
+    """How gradients are summed over ranks: fast (DDP all-reduce) or ordered (in global order, with one thread unless
+    `threads` says more: the same bits on 1, 2 or 4 ranks)."""
     checkpoint_every: int = 1000
-    """optimizer steps between checkpoints; the last step always writes one"""
+    """Optimizer steps between checkpoints; the last step always writes one."""
     activation_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, the same gradients"""
+    """Recompute activations in the backward pass: less memory, the same gradients."""
     keep_checkpoints: int = 3
-    """newest checkpoints to keep; 0 keeps all"""
+    """Number of newest checkpoints to keep; 0 keeps all."""
     validate_every: int = 1000
-    """optimizer steps between measurements of the held-out loss (first and last step included)"""
+    """Optimizer steps between measurements of the held-out loss, which is also measured at the first and last
+    step."""
     sample_every: int = 0
-    """optimizer steps between grids of the fixed prompts; 0 for none"""
+    """Optimizer steps between sample grids of the fixed prompts; 0 for none."""
     log_every: int = 10
-    """optimizer steps between rows of metrics.jsonl"""
+    """Optimizer steps between rows of metrics.jsonl."""
     tensorboard: bool = False
-    """also write TensorBoard events (needs refimpl[tensorboard])"""
+    """Also write TensorBoard events (needs refimpl[tensorboard])."""
     wandb_project: str = ""
-    """also log to this Weights & Biases project (needs refimpl[wandb])"""
+    """Also log to this Weights & Biases project (needs refimpl[wandb]); empty for none."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every"):
@@ -95,21 +97,21 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the run with its own resolution, data and rate (S §2.5: 256 → 512 → multi-aspect 1024)."""
+    """A stage of the run with its own resolution, data and learning rate (S §2.5: 256 → 512 → multi-aspect 1024)."""
 
     from_step: int
-    """first optimizer step of the stage; the first stage begins at 0"""
+    """First optimizer step of the stage; the first stage begins at 0."""
     buckets: BucketConfig = field(default_factory=BucketConfig)
-    """the stage's resolutions"""
+    """Resolutions of the stage."""
     folder: str = ""
-    """the stage's images (N §4: later stages are more curated); empty for data.folder"""
+    """Images of the stage (N §4: later stages are more curated); empty for data.folder."""
     batch_size: int = 0
-    """images per micro-batch; 0 for train.batch_size"""
+    """Images per micro-batch; 0 for train.batch_size."""
     learning_rate: float = 0.0
-    """peak learning rate; 0 for optimizer.learning_rate"""
+    """Peak learning rate; 0 for optimizer.learning_rate."""
 
     offset_noise: float | None = None
-    """s of offset noise in this stage (S §2.5); left out for diffusion.offset_noise"""
+    """Strength s of offset noise in this stage (S §2.5); diffusion.offset_noise when left out."""
 
     def __post_init__(self) -> None:
         check_at_least("stages.from_step", self.from_step, 0)
@@ -123,33 +125,33 @@ class Config:
     """Everything that defines a run; saved as config.json in the run folder and in each checkpoint."""
 
     data: DataConfig
-    """images and captions"""
+    """Images and captions."""
     buckets: BucketConfig
-    """training resolutions"""
+    """Training resolutions."""
     vae: VAEConfig
-    """autoencoder architecture"""
+    """Architecture of the autoencoder."""
     latents: LatentConfig
-    """autoencoder weights, scale and shift"""
+    """Weights of the autoencoder, and the scale and shift of its latents."""
     text: TextConfig
-    """text towers and tokenizer"""
+    """Text towers and tokenizer."""
     unet: UNetConfig
-    """network architecture"""
+    """Architecture of the UNet."""
     diffusion: DiffusionConfig
-    """schedule, parameterisation, loss weight"""
+    """Schedule, parameterisation and loss weight."""
     tag_weights: TagWeightConfig
-    """tag-based loss weight (N §4.3)"""
+    """Loss weight by tags (N §4.3)."""
     optimizer: OptimizerConfig
-    """AdamW"""
+    """AdamW and its learning rate."""
     train: TrainConfig
-    """the loop"""
+    """The training loop."""
     sample: SampleConfig
-    """sampling"""
+    """Sampling."""
     stages: tuple[Stage, ...] = ()
-    """staged runs; empty for one stage made of `buckets` and `data.folder`"""
+    """Stages of the run; empty for a single stage with `buckets` and `data.folder`."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """low-rank adapters instead of the weights"""
+    """Low-rank adapters, trained instead of the weights."""
     image_prompt: ImagePromptConfig = field(default_factory=ImagePromptConfig)
-    """an image as prompt (S §2.6)"""
+    """An image as the prompt (S §2.6)."""
 
     def __post_init__(self) -> None:
         factor = self.vae.factor
@@ -216,7 +218,7 @@ class Config:
             )
         if self.lora.rank and bool(self.lora.text_targets) != self.text.is_trained:
             raise InputError(
-                "lora.text_targets says what of a text tower is adapted, text.learning_rate_l and learning_rate_g "
+                "lora.text_targets says what to adapt in a text tower, text.learning_rate_l and learning_rate_g "
                 f"which tower; got targets {list(self.lora.text_targets)} and rates {self.text.learning_rate_l} "
                 f"and {self.text.learning_rate_g}: give both or neither"
             )

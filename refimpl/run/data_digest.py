@@ -1,4 +1,4 @@
-"""Whether a run goes on with the images it began with: their order follows from seed, epoch and ids (N §4.1.2)."""
+"""Checks that a run continues with its own images, whose order depends on seed, epoch and ids (N §4.1.2)."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ Digest = dict[str, str | int]
 
 
 def data_digest(index: Index) -> Digest:
-    """What images are told by: their number, and SHA-256 of their ids, sizes and captions, in order."""
+    """Identifies images by their number and the SHA-256 of their ids, sizes and captions, in order."""
     sizes = np.stack([index.widths, index.heights]).astype("<i8")
     return {
         "images": len(index),
@@ -29,10 +29,10 @@ def data_digest(index: Index) -> Digest:
 
 
 def check_same_data(run: Path, stages: Sequence[StageData], accept: bool) -> None:
-    """Notes a new run's data in `run`/data.json, and compares a resumed run's with the note.
+    """Records a new run's data in `run`/data.json, and compares a resumed run's data with that record.
 
-    accept  replaces the note where the data has changed
-    Raises InputError when it has, saying for each stage what; the batches would no longer be those of the run.
+    accept  replaces the record where the data has changed
+    Raises InputError when it has, saying what in each stage: the batches would no longer be those of the run.
     """
     path, now = run / DATA, [{"folder": data.stage.folder, **data_digest(data.index)} for data in stages]
     if path.exists() and not accept:
@@ -40,8 +40,8 @@ def check_same_data(run: Path, stages: Sequence[StageData], accept: bool) -> Non
         if changes:
             listing = "\n  ".join(changes)
             raise InputError(
-                f"train.resume: the images of {run} are not those that it began with:\n  {listing}\nBring them back, "
-                "or go on with these by --train.accept-data: the order of the images then is another from here on"
+                f"train.resume: the images of {run} are not those that it began with:\n  {listing}\nRestore them, "
+                "or continue with these by --train.accept-data: the order of the images then changes from here on"
             )
     replace_text(path, json.dumps(now, indent=1) + "\n")
 
@@ -55,7 +55,7 @@ def _changes(before: list[Digest], now: list[Digest]) -> list[str]:
         if old["images"] != new["images"]:
             changes.append(f"{where}: {old['images']} images, now {new['images']}")
         elif old["ids"] != new["ids"]:
-            changes.append(f"{where}: as many images, of other ids")
+            changes.append(f"{where}: the same number of images, with other ids")
         else:
             changes += [f"{where}: other {what}" for what in ("sizes", "captions") if old[what] != new[what]]
     return changes
@@ -67,8 +67,8 @@ def _read(path: Path) -> list[Digest]:
         return [{key: entry[key] for key in ("images", "ids", "sizes", "captions")} for entry in note]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read as the note of a run's images ({error}); delete it, and the run takes the images "
-            "that are there for its own"
+            f"{path} cannot be read as the record of a run's images ({error}); delete it, and the run takes the "
+            "present images as its own"
         ) from error
 
 

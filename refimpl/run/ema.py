@@ -22,7 +22,7 @@ class HasState(Protocol):
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """Decay in use after optimizer step `step` (1, 2, …): min(decay, (1 + step) / (10 + step))."""
+    """Decay used after optimizer step `step` (1, 2, …): min(decay, (1 + step) / (10 + step))."""
     return min(decay, (1 + step) / (10 + step))
 
 

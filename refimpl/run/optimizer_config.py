@@ -11,21 +11,21 @@ class OptimizerConfig:
     """AdamW with warm-up; the learning rate is per optimizer step of the whole global batch."""
 
     learning_rate: float = 1e-4
-    """peak learning rate"""
+    """Peak learning rate."""
     warmup_steps: int = 0
-    """optimizer steps over which the rate rises linearly from 0"""
+    """Optimizer steps over which the learning rate rises linearly from 0; 0 for no warm-up."""
     decay: str = "constant"
-    """constant, or cosine (falls to 0 at the run's last step)"""
+    """Learning-rate schedule after the warm-up: constant, or cosine (falls to 0 at the run's last step)."""
     beta1: float = 0.9
-    """decay of the first moment"""
+    """Decay rate of the first moment."""
     beta2: float = 0.999
-    """decay of the second moment"""
+    """Decay rate of the second moment."""
     epsilon: float = 1e-8
-    """added to the root of the second moment"""
+    """Added to the square root of the second moment."""
     weight_decay: float = 1e-2
-    """decoupled weight decay, on tensors of two and more dimensions only"""
+    """Decoupled weight decay, applied only to tensors of two or more dimensions."""
     clip_norm: float = 1.0
-    """largest global gradient norm; 0 switches clipping off"""
+    """Largest allowed global norm of the gradients; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):

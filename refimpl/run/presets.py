@@ -46,5 +46,5 @@ def load_config(name_or_path: str) -> Config:
 
 
 def preset_label(name_or_path: str) -> str:
-    """What runs of this configuration are called: the preset's name or the file's stem."""
+    """The label of this configuration's runs: the preset's name or the file's stem."""
     return Path(name_or_path).stem

@@ -1,4 +1,4 @@
-"""Work that ranks share out among them, with results that every rank then has."""
+"""Work divided among the ranks, whose results every rank then has."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def gathered(world: World, value: Item) -> list[Item]:
-    """Every rank's value, in the order of ranks, on every rank."""
+    """Returns every rank's value, in rank order, on every rank."""
     if world.size == 1:
         return [value]
     box: list[Any] = [None] * world.size
@@ -21,6 +21,6 @@ def gathered(world: World, value: Item) -> list[Item]:
 
 
 def shared_out(world: World, items: Sequence[Item], function: Callable[[Item], Result]) -> list[Result]:
-    """`function` of every item, each computed on one rank; in the items' order, on every rank."""
+    """Applies `function` to each item on one rank and returns the results, in the items' order, on every rank."""
     parts = gathered(world, [function(item) for item in items[world.rank :: world.size]])
     return [parts[i % world.size][i // world.size] for i in range(len(items))]

@@ -52,9 +52,9 @@ def write_demo_data(settings: DataConfig) -> None:
 
 
 def read_stage(config: Config, stage: Stage, quarantined: Mapping[str, str] | None = None) -> StageData:
-    """Indexes a stage's folder, assigns its images to the stage's buckets and weighs them by their tags.
+    """Indexes a stage's folder, assigns its images to the stage's buckets and weights them by their tags.
 
-    quarantined  reasons by id: images that are left out because they are known to be unusable
+    quarantined  id → reason, of images left out because they are known to be unusable
     Raises InputError when the stage names no folder, or its folder cannot be read.
     """
     if not stage.folder:

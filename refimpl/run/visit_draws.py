@@ -13,15 +13,15 @@ class VisitDraws:
     flip: bool
 
     def crop_source(self, name: str, visit: int) -> KeyedIntegers:
-        """What `cover_and_crop` draws the crop from."""
+        """The source from which `cover_and_crop` draws the crop."""
         return self._source(name, visit, Purpose.CROP)
 
     def tag_source(self, name: str, visit: int) -> KeyedIntegers:
-        """What `shuffle_tags` draws the order of the caption's tags from."""
+        """The source from which `shuffle_tags` draws the order of the caption's tags."""
         return self._source(name, visit, Purpose.TAG_SHUFFLE)
 
     def tag_dropout_source(self, name: str, visit: int) -> KeyedIntegers:
-        """What `drop_tags` draws the tags that this visit goes without from."""
+        """The source from which `drop_tags` draws the tags that this visit omits."""
         return self._source(name, visit, Purpose.TAG_DROPOUT)
 
     def is_flipped(self, name: str, visit: int) -> bool:
@@ -33,10 +33,10 @@ class VisitDraws:
 
 
 class CentreDraws:
-    """No randomness: centre crops, never mirrored. For measuring."""
+    """Draws without randomness, for measurements: centre crops, never mirrored."""
 
     def crop_source(self, name: str, visit: int) -> "CentreDraws":
-        """Itself: see `integers`."""
+        """Returns itself; see `integers`."""
         return self
 
     def integers(self, low: int, high: int) -> int:
@@ -44,5 +44,5 @@ class CentreDraws:
         return low + (high - low - 1) // 2
 
     def is_flipped(self, name: str, visit: int) -> bool:
-        """Never."""
+        """Returns False: no visit is mirrored."""
         return False

@@ -15,7 +15,7 @@ from torch import Tensor
 from refimpl.errors import InputError
 
 Result = TypeVar("Result")
-LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe")  # how gloo words it
+LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe")  # phrases in gloo's messages
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 alone writes files, logs and progress bars."""
+        """Whether this is rank 0, which alone writes files, logs and progress bars."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -45,14 +45,14 @@ class World:
         return total / self.size
 
     def on_main(self, action: Callable[[], Result]) -> Result:
-        """What rank 0's `action` returns, any JSON value, on every rank; the others wait.
+        """Runs `action` on rank 0 while the others wait, and returns its result, any JSON value, on every rank.
 
-        Raises the action's InputError on every rank, and TypeError there when what it returned is no JSON value.
+        Raises the action's InputError on every rank, and TypeError when its result is not a JSON value.
         """
         return self.object_from_main(lambda: json_value(action()))
 
     def object_from_main(self, action: Callable[[], Result]) -> Result:
-        """`on_main` for what is no JSON value, such as arrays: anything that can be pickled."""
+        """Like `on_main`, for any result that can be pickled, such as arrays."""
         if self.size == 1:
             return action()
         box: list[Any] = [None, None]  # what was returned; what was raised
@@ -68,13 +68,13 @@ class World:
 
 
 class NotJSON(TypeError):
-    """A value that JSON would not give back as it is."""
+    """A value that would not survive a round trip through JSON unchanged."""
 
 
 def json_value(value: Result, where: str = "") -> Result:
-    """The value itself; NotJSON, saying where in it, unless JSON would give it back equal and of the same types.
+    """Returns the value; raises NotJSON, saying where, unless JSON would give it back equal and with the same types.
 
-    where  the place of `value` in what it belongs to, for the message
+    where  the position of `value` in the value that contains it, for the message
     """
     if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return value
@@ -95,7 +95,7 @@ def json_value(value: Result, where: str = "") -> Result:
 
 
 def join_world(device: str) -> World:
-    """Joins the process group that torchrun describes in the environment; alone without torchrun.
+    """Joins the process group that torchrun describes in the environment; without torchrun, a world of one process.
 
     device  "cpu", "cuda" (this process takes the GPU of its LOCAL_RANK) or "auto"
     Raises InputError for an unknown device, or for "cuda" where there is none.
@@ -123,13 +123,13 @@ def leave_world(world: World) -> None:
 
 @contextlib.contextmanager
 def lost_peers_named(world: World) -> Iterator[None]:
-    """Says in one line that another rank has stopped, where torch would show where this one was waiting for it.
+    """Reports in one line that another rank has stopped, where torch would show a traceback of the wait for it.
 
-    Raises InputError then; every other error passes through.
+    Raises InputError in that case; every other error passes through.
     """
     try:
         yield
-    except RuntimeError as error:  # gloo has no class for it
+    except RuntimeError as error:  # gloo has no exception class for this
         if world.size == 1 or not any(sign in str(error) for sign in LOST_PEER):
             raise
         raise InputError(

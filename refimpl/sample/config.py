@@ -16,33 +16,36 @@ class SampleConfig:
     """How images are drawn from the model (N §2.3, §5)."""
 
     prompts: tuple[str, ...] = ("",)
-    """fixed prompts of the sample grids"""
+    """Fixed prompts of the sample grids."""
     seeds: int = 4
-    """images per prompt, with noise keyed by (seed, prompt, number)"""
+    """Images per prompt, with noise keyed by (seed, prompt, number)."""
     seed: int = 0
-    """seed of the initial noise"""
+    """Seed of the initial noise."""
     steps: int = 28
-    """sampling steps"""
+    """Sampling steps."""
     grid: str = "native"
-    """noise levels: native, trailing, leading, karras, exponential, laplace or community_trainer (R's ten levels)"""
+    """Noise levels: native, trailing, leading, karras, exponential, laplace or community_trainer (the ten levels of
+    R)."""
     sampler: str = "euler"
-    """euler, heun, ddim, dpmpp_2m, …"""
+    """Sampler: euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc."""
     guidance: float = DEFAULT_SCALE
-    """classifier-free guidance scale; N §5 recommends 3.5–5"""
+    """Classifier-free guidance scale; N §5 recommends 3.5–5."""
     rescale: float = 0.0
-    """CFG rescale factor φ; 0 for none"""
+    """CFG rescale factor φ; 0 for none."""
     aesthetic_score: float = 6.0
-    """score that a refiner is asked for (S §2.5); the published pipeline's value"""
+    """Aesthetic score that a refiner is conditioned on (S §2.5); the default is the published pipeline's."""
     negative_aesthetic_score: float = 2.5
-    """score of the guidance's other half; the published pipeline's value"""
+    """Aesthetic score for the unconditional half of guidance; the default is the published pipeline's."""
     width: int = 1024
-    """px"""
+    """Width of the images, px."""
     height: int = 1024
-    """px"""
+    """Height of the images, px."""
     attention_train_side: int = 0
-    """px of the square canvas trained on: scales self-attention's logits elsewhere (N ref. 4); 0 is off"""
+    """Side in px of the square canvas trained on: self-attention logits are rescaled at any other size (N ref. 4). 0
+    turns this off."""
     attention_window: int = 0
-    """px to either side that a place attends to, for very large canvases (N ref. 15); 0 is the whole canvas"""
+    """Distance in px to either side that each position attends to, for very large canvases (N ref. 15); 0 for the
+    whole canvas."""
 
     def __post_init__(self) -> None:
         if not self.prompts:

@@ -1,6 +1,6 @@
-"""The one atomic writer: files and folders that are at every moment the old ones or the new ones, whole.
+"""The one atomic writer: at every moment a file or folder is either the complete old one or the complete new one.
 
-What is written gets a temporary name beside its place, is fsynced, and takes its place in one rename.
+What is written gets a temporary name next to its destination, is fsynced, and is moved there in one rename.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from refimpl.errors import InputError
 
 @contextlib.contextmanager
 def replaced_file(path: Path, make_folder: bool = False) -> Iterator[Path]:
-    """Yields a name to write to; on a clean exit that file becomes `path` in one rename, else it is removed.
+    """Yields a name to write to; on a clean exit that file becomes `path` in one rename, otherwise it is removed.
 
     make_folder  also makes the folder that the file goes to
-    Raises InputError when the disk refuses the write; the old file then stays.
+    Raises InputError when the disk refuses the write; the old file is then kept.
     """
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
@@ -37,9 +37,9 @@ def replaced_file(path: Path, make_folder: bool = False) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file that is at every moment the old one or the new one, whole.
+    """Writes a text file that at every moment is either the complete old one or the complete new one.
 
-    Raises InputError when the disk refuses it; the old file then stays.
+    Raises InputError when the disk refuses the write; the old file is then kept.
     """
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -47,9 +47,9 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def renamed_folder(folder: Path, last: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """Yields a temporary folder; on a clean exit it becomes `folder` in one rename, else it is removed.
+    """Yields a temporary folder; on a clean exit it becomes `folder` in one rename, otherwise it is removed.
 
-    last  called with the temporary folder when all in it is safely on the disk
+    last  called with the temporary folder when everything in it is safely on the disk
     Raises InputError when the disk refuses the write.
     """
     temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
@@ -58,14 +58,14 @@ def renamed_folder(folder: Path, last: Callable[[Path], None] | None = None) -> 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
-        for path in sorted(temporary.rglob("*")):  # folders too: their entries are what names the files
+        for path in sorted(temporary.rglob("*")):  # folders too, since their entries name the files
             fsync(path)
         if last is not None:
             last(temporary)
         fsync(temporary)
         os.rename(temporary, folder)
         fsync(folder.parent)
-    except (OSError, SafetensorError) as error:  # the latter of text towers, which transformers writes
+    except (OSError, SafetensorError) as error:  # SafetensorError from transformers, which writes text towers
         raise _refused(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -42,7 +42,7 @@ def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: 
     """
     folder = Path(folder)
     if folder.exists():
-        raise InputError(f"checkpoint folder {folder} exists already; a checkpoint is never overwritten")
+        raise InputError(f"checkpoint folder {folder} already exists; a checkpoint is never overwritten")
     with committed_folder(folder) as temporary:
         for name, state in tensors.items():
             write_state(temporary / f"{name}.safetensors", state)
@@ -51,7 +51,7 @@ def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: 
 
 
 def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes a state dict to a file of a folder that is still to be committed, which makes it whole or absent."""
+    """Writes a state dict to a file in a folder that is yet to be committed, which makes the file whole or absent."""
     with path.open("wb") as file:
         safetensors_file.write_to(file, str(path), state)
 
@@ -70,7 +70,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def read(folder: Path, only: set[str] | None = None) -> Contents:
-    """Reads a committed checkpoint back, refusing anything that differs from its manifest.
+    """Reads back a committed checkpoint, refusing anything that differs from its manifest.
 
     only  names of the files (without suffix) to read; None for all. Every file read is verified.
     Raises InputError for a folder without a manifest, a missing or changed file, or a newer format.

@@ -10,8 +10,10 @@ from refimpl.names import nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-COMPARED = 2000  # unknown names, more than SDXL has; a header can hold a million, at a millisecond each
-NEIGHBOURS = 6  # on either side in each order, compared letter by letter
+COMPARED = (
+    2000  # unknown names compared, more than SDXL has; a header can hold a million, at a millisecond each
+)
+NEIGHBOURS = 6  # names on either side, in each order, that are compared letter by letter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,7 +27,7 @@ def shapes_of(state: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
 
 
 def check_state(expected: Shapes, state: Mapping[str, "Tensor"], source: str) -> None:
-    """Raises InputError listing every tensor that a module lacks, has no place for, or has in another shape or dtype.
+    """Raises InputError listing every tensor that is missing, unknown, or of the wrong shape or dtype for a module.
 
     expected  names and shapes of the module's parameters
     """
@@ -39,7 +41,7 @@ def check_state(expected: Shapes, state: Mapping[str, "Tensor"], source: str) ->
 
 
 def refuse(problems: Sequence[str], what: str, remedy: str) -> None:
-    """Raises InputError with all of the problems, if there are any; one tensor each."""
+    """Raises InputError with all of the problems, if there are any; each is about one tensor."""
     if problems:
         listing = "\n  ".join(problems)
         raise InputError(f"{what}; {len(problems)} of its tensors differ:\n  {listing}\n{remedy}")
@@ -48,10 +50,10 @@ def refuse(problems: Sequence[str], what: str, remedy: str) -> None:
 def differences(
     expected: Shapes, found: Shapes, similar: Callable[[str], Sequence[str]] | None = None
 ) -> list[str]:
-    """One line per tensor that is missing, unknown or of another shape; empty where all fit.
+    """One line per tensor that is missing, unknown or of another shape; empty if all fit.
 
-    similar  the names most like an unknown one; by default the nearest among those missing, or among all when none is
-    So are the first 2,000 unknown tensors shown.
+    similar  finds the names most like an unknown one; by default the nearest missing name, or any if none is missing
+    Only the first 2,000 unknown tensors are shown with similar names.
     """
     missing = [key for key in expected if key not in found]
     similar = similar or Nearest(missing or expected)
@@ -72,7 +74,7 @@ def differences(
 class Nearest:
     """Finds the most similar of many names, among those next to it in alphabetical order read either way.
 
-    Two thousand unknown names against two thousand known ones take seconds so, and minutes pair by pair.
+    Two thousand unknown names against two thousand known ones take seconds this way; pair by pair they take minutes.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -80,7 +82,7 @@ class Nearest:
         self.backward = sorted(name[::-1] for name in self.forward)
 
     def __call__(self, name: str) -> list[str]:
-        """The most similar name; nothing when there is none at all."""
+        """The most similar name; an empty list when there are no names at all."""
         candidates = _around(self.forward, name)
         candidates += [found[::-1] for found in _around(self.backward, name[::-1])]
         return nearest(name, candidates)

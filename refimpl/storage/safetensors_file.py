@@ -35,7 +35,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK = 1 << 20  # elements converted at a time, so that the intermediate stays in the processor's cache
-WEIGHTS = (torch.float16, torch.bfloat16, torch.float32)  # what weights are converted to
+WEIGHTS = (torch.float16, torch.bfloat16, torch.float32)  # the dtypes that weights can be converted to
 
 Value = Tensor | Sequence[Tensor]
 """What is written under one key: a tensor, or tensors to be joined along their first dimension."""
@@ -44,23 +44,23 @@ Value = Tensor | Sequence[Tensor]
 def read(path: Path | str, reader: Reader = CHECKPOINT) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a file, memory-mapped, and the header's metadata.
 
-    reader   what the file is called and what to do about it, for messages
-    returns  key → tensor in its stored dtype (a private map: writing to one changes neither file nor other
+    reader   what messages call the file and tell the user to do about it
+    returns  key → tensor in its stored dtype (a private map: writing to one changes neither the file nor other
              readers), and the `__metadata__` table
-    Pages are read when touched, and the system may drop them again. The file may be removed or replaced meanwhile:
-    the map keeps the old content.
-    Raises InputError when the file is absent, no regular file, or its header does not describe its bytes.
+    Pages are read when touched, and the system may drop them again. The file may be removed or replaced in the
+    meantime: the map keeps the old content.
+    Raises InputError when the file is absent, not a regular file, or its header does not describe its bytes.
     """
     with opened(path, reader) as (file, header):
         size = header.start + max((entry.end for entry in header.entries.values()), default=0)
-        # By its descriptor, so that it is the file whose header was read; torch keeps none open, as mmap would.
+        # By descriptor, so that this is the file whose header was read; torch keeps none open, unlike mmap.
         content = torch.from_file(f"/dev/fd/{file.fileno()}", shared=False, size=size, dtype=torch.uint8)
     mapped = content.numpy()
     return {key: _view(mapped, header.start, entry) for key, entry in header.entries.items()}, header.metadata
 
 
 def _view(mapped: npt.NDArray[np.uint8], start: int, entry: Entry) -> Tensor:
-    """A tensor of its own storage: one that is copied or sent elsewhere takes no other along."""
+    """A tensor with storage of its own, so that copying it or sending it elsewhere takes no other along."""
     dtype, shape, begin, end = DTYPES[entry.dtype], entry.shape, entry.begin, entry.end
     if begin == end:
         return torch.empty(shape, dtype=dtype)
@@ -76,9 +76,9 @@ def write(
     metadata: Mapping[str, str] | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> None:
-    """Writes a file tensor after tensor; `path` is at every moment the old file or the new one, whole.
+    """Writes a file tensor by tensor; at every moment `path` is either the complete old file or the complete new one.
 
-    Takes what `write_to` takes. Raises InputError as it does, and when the disk refuses it (the old file then stays).
+    Takes what `write_to` takes. Raises InputError as that does, and when the disk refuses it (the old file is kept).
     """
     with replaced_file(Path(path)) as temporary, temporary.open("wb") as file:
         write_to(file, str(path), tensors, metadata, dtypes)
@@ -91,12 +91,12 @@ def write_to(
     metadata: Mapping[str, str] | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> None:
-    """Writes a safetensors file tensor after tensor; the same tensors and metadata give the same bytes.
+    """Writes a safetensors file tensor by tensor; the same tensors and metadata give the same bytes.
 
     source   the file's name, for messages
     tensors  key → tensor, or tensors to be joined along their first dimension without a copy; on any device
-    dtypes   key → the dtype of WEIGHTS it is converted to, a piece at a time; its own where not named
-    Raises InputError for a dtype that the format does not have or weights are not converted to, or when float16
+    dtypes   key → the dtype in WEIGHTS to convert it to, a piece at a time; its own when not given
+    Raises InputError for a dtype that the format lacks or that weights cannot be converted to, or when float16
     cannot hold a value.
     """
     for dtype in (dtypes or {}).values():
@@ -106,7 +106,9 @@ def write_to(
     for key in sorted(tensors):
         value = tensors[key]
         parts = (value,) if isinstance(value, Tensor) else tuple(value)
-        own = reduce(torch.promote_types, (part.dtype for part in parts))  # one that holds the values of all
+        own = reduce(
+            torch.promote_types, (part.dtype for part in parts)
+        )  # one that can hold the values of all
         dtype = (dtypes or {}).get(key, own)
         if dtype not in NAMES:
             raise InputError(f"{source}: tensor {key} has dtype {dtype}, which safetensors cannot hold")
@@ -143,7 +145,7 @@ def _pieces(
 
 
 class Scratch:
-    """Room to convert a piece of at most CHUNK values in, kept: fresh memory costs more than the conversion."""
+    """Buffers for converting a piece of at most CHUNK values, kept: new memory costs more than the conversion."""
 
     def __init__(self) -> None:
         self.wide = torch.empty(CHUNK)
@@ -152,10 +154,10 @@ class Scratch:
     def convert(self, piece: Tensor, out: Tensor, name: str) -> None:
         """Copies a flat piece of a tensor into `out`, which has another dtype.
 
-        name  of the tensor, for messages
+        name  the tensor's name, for messages
         Raises InputError when a finite value would become infinite, which float16 alone does to weights.
         """
-        # through float32, which is much faster than from one half precision to the other in one step
+        # through float32: much faster than converting one half precision to the other in one step
         out.copy_(self.wide[: len(piece)].copy_(piece))
         if out.dtype == torch.float16 and bool((out.isinf() & piece.isfinite()).any()):
             raise InputError(f"{name} has values beyond float16's 65504; use bfloat16 or float32")

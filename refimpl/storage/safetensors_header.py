@@ -2,7 +2,7 @@
 
 A file is the header's length (8 bytes, little-endian), the header as JSON, and the tensors' bytes without a gap.
 Headers are checked here rather than by the safetensors package, which accepts a repeated key and so leaves open which
-tensor is meant. This file needs no torch, so that the processes that index images start quickly.
+tensor is meant. This file does not import torch, so that the processes that index images start quickly.
 """
 
 import json
@@ -24,20 +24,21 @@ ITEM_SIZES = {
 LENGTH = 8  # bytes of the header's length
 MAX_HEADER = 100_000_000  # bytes; the safetensors package's own limit
 MAX_DIMENSIONS = 8  # no weight has more than 5
-MAX_ELEMENTS = 2**62  # of a tensor with its zero sides left out: strides stay within int64
+MAX_ELEMENTS = 2**62  # of a tensor, ignoring sides of 0, so that strides stay within int64
 
 PICKLED = (
     "which can run code when it is read; it is not opened. Convert it on a machine you can lose: torch.load(FILE, "
     "weights_only=True), then safetensors.torch.save_file of its state_dict"
 )
-# What else calls itself a checkpoint: its first bytes, what they mean, and what to do.
+# Other files that pass for checkpoints: their first bytes, what they are, and what to do.
 FOREIGN = {
     b"PK\x03\x04": f"a zip archive, as torch.save writes .ckpt and .pt files, {PICKLED}",
     **{bytes((0x80, protocol)): f"a pickle, {PICKLED}" for protocol in range(2, 6)},
-    b"GGUF": "a GGUF file, whose weights are rounded for drawing alone; use the .safetensors it was made from",
-    b"version ": "a pointer of Git LFS, not the file itself; fetch that with git lfs pull",
+    b"GGUF": "a GGUF file, whose weights are quantised for inference only; use the .safetensors it was made from",
+    b"version ": "a Git LFS pointer, not the file itself; fetch that with git lfs pull",
     **dict.fromkeys(
-        (b"<!DOCTYP", b"<!doctyp", b"<html"), "a web page; download the file itself, perhaps logged in"
+        (b"<!DOCTYP", b"<!doctyp", b"<html"),
+        "a web page; download the file itself, after logging in if need be",
     ),
 }
 
@@ -52,7 +53,7 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says of itself; the tensors' bytes begin at byte `start` of it."""
+    """What a file says about itself; the tensors' bytes begin at its byte `start`."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
@@ -60,7 +61,7 @@ class Header(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """A tensor to be written: its bytes in pieces, so that it never has to be in memory whole."""
+    """A tensor to be written: its bytes in pieces, so that it never has to be in memory as a whole."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -81,8 +82,8 @@ CHECKPOINT = Reader()
 def opened(path: Path | str, reader: Reader = CHECKPOINT) -> Iterator[tuple[BinaryIO, Header]]:
     """A file, open for reading, and its header.
 
-    Raises InputError when the file is absent, no regular file, or its header does not describe its bytes; also when
-    the system refuses what is then done with the file.
+    Raises InputError when the file is absent or not a regular file, or its header does not describe its bytes; also
+    when the system refuses what is then done with the file.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
@@ -100,8 +101,8 @@ def read_header(file: BinaryIO, source: str, reader: Reader = CHECKPOINT) -> Hea
     """The header of a file, checked against the file's size.
 
     source  the file's name, for messages
-    Raises InputError, naming `source`, what is wrong and what to do, for anything but a full, gapless, unambiguous
-    description of the bytes that follow.
+    Raises InputError, naming `source`, what is wrong and what to do, for anything but a complete, gapless and
+    unambiguous description of the bytes that follow.
     """
     begin = file.read(LENGTH)
     for magic, what in FOREIGN.items():
@@ -122,7 +123,7 @@ def write_container(
     """Writes a header and the tensors; the same arguments give the same bytes.
 
     source   the file's name, for messages
-    tensors  written with the widest dtype first, so that each begins at a multiple of its item size; else in order
+    tensors  written widest dtype first, so that each begins at a multiple of its item size; otherwise in order
     Raises InputError when the header would be longer than readers accept.
     """
     ordered = sorted(tensors, key=lambda name: -ITEM_SIZES[tensors[name].dtype])
@@ -223,7 +224,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"key {counts.most_common(1)[0][0]!r:.200} stands twice")
+        raise ValueError(f"key {counts.most_common(1)[0][0]!r:.200} appears twice")
     return table
 
 
@@ -232,11 +233,11 @@ def _refuse(text: str) -> None:
 
 
 def _whole(text: str) -> int:
-    if text == "-0":  # which the safetensors package takes for a fraction
+    if text == "-0":  # which the safetensors package reads as a float
         _refuse(text)
     return int(text)
 
 
 def _is_text(text: str) -> bool:
-    """False for a lone surrogate, which JSON can spell and UTF-8 cannot."""
+    """False for a text with a lone surrogate, which JSON can express and UTF-8 cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text) if not text.isascii() else True

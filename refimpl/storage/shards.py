@@ -19,10 +19,10 @@ DIGEST = "sha256"  # the metadata key of `digest`
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A mapped file. Pages are read when touched, and the system may drop them again: they cost no own memory.
+    """A mapped file. Pages are read when touched, and the system may drop them again, so they take no extra memory.
 
     tensors   views of the mapping; never write to them
-    metadata  str → str, of the header
+    metadata  str → str, from the header
     """
 
     path: Path
@@ -41,7 +41,7 @@ def shard_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> b
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all tensors' bytes, by name in alphabetical order."""
+    """SHA-256 of all tensors' names and bytes, in alphabetical order of the names."""
     state = hashlib.sha256()
     for name in sorted(tensors):
         state.update(name.encode() + b"\0")
@@ -59,8 +59,8 @@ def map_shard(path: Path) -> Shard:
 
 
 def verify_shard(shard: Shard) -> None:
-    """Reads every byte and compares with the digest of the metadata. Raises InputError when they differ."""
+    """Reads every byte and compares the digest with the one in the metadata. Raises InputError when they differ."""
     if digest(shard.tensors) != shard.metadata.get(DIGEST):
         raise InputError(
-            f"{shard.path}: its content does not have the SHA-256 that its header gives; {READER.remedy}"
+            f"{shard.path}: its content does not match the SHA-256 that its header gives; {READER.remedy}"
         )

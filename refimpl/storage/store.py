@@ -1,11 +1,11 @@
-"""A folder of shards with a manifest and lookup arrays: what latents and text states are cached in (ours).
+"""A folder of shards with a manifest and lookup arrays: the format of cached latents and text (not from a paper).
 
     <folder>/<kind>-<group>-<hash>.safetensors   shards, each written once, whole or absent
     <folder>/lookup-<hash>.safetensors           where each entry lies, memory-mapped like the shards
     <folder>/cache.json                          the manifest, replaced last
 
 A shard names the encoding (networks and settings) that made it, and each of its rows names what it was made
-from; so the folder's shards say by themselves which entries exist, whatever killed the process that wrote them.
+from; so the shards alone tell which entries exist, whatever killed the process that wrote them.
 """
 
 import hashlib
@@ -33,18 +33,18 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Manifest:
-    """cache.json: what a finished run of `refimpl cache` left."""
+    """The content of cache.json, which a finished run of `refimpl cache` leaves."""
 
     format: int
-    """version of everything in the folder"""
+    """Format version of everything in the folder."""
     encoding: dict
-    """the networks and settings that the entries depend on"""
+    """The networks and settings that the entries depend on."""
     shards: tuple[str, ...]
-    """file names; the lookup counts them from 0"""
+    """File names of the shards, which the lookup numbers from 0."""
     lookup: str
-    """file name of the lookup arrays"""
+    """File name of the lookup arrays."""
     details: dict
-    """what the reader of this kind of cache needs besides"""
+    """What else the reader of this kind of cache needs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Store:
     _mapped: dict[int, Shard] = field(default_factory=dict)
 
     def shard(self, number: int) -> Shard:
-        """Shard by its number in the manifest. Raises InputError when it is gone or damaged."""
+        """The shard with this number in the manifest. Raises InputError when it is gone or damaged."""
         if number not in self._mapped:
             self._mapped[number] = map_shard(self.folder / self.manifest.shards[number])
         return self._mapped[number]
@@ -81,7 +81,7 @@ def open_store(folder: Path) -> Store:
     version = table.get("format") if isinstance(table, dict) else None
     if version != FORMAT:
         raise InputError(
-            f"{path} is of format {version!r}, this version reads {FORMAT}; write the cache again, into a new folder"
+            f"{path} has format {version!r}, but this version reads {FORMAT}; write the cache again, to a new folder"
         )
     manifest = from_table(Manifest, table, str(path))
     lookup = map_shard(folder / manifest.lookup)
@@ -89,7 +89,7 @@ def open_store(folder: Path) -> Store:
 
 
 def scan(folder: Path, encoding: Mapping[str, Any]) -> tuple[list[Shard], dict[Path, InputError]]:
-    """The shards that an encoding has made so far, by name, and what is wrong with the files that are damaged."""
+    """The shards made so far with an encoding, in order of name, and what is wrong with each damaged file."""
     wanted, shards, bad = fingerprint(encoding), [], {}
     for path in sorted(folder.glob("*.safetensors")):
         if path.name.startswith(LOOKUP):
@@ -111,7 +111,7 @@ def fingerprint(document: Mapping[str, Any]) -> str:
 def find_rows(
     sorted_ids: Int64s, columns: npt.NDArray[np.integer], ids: Int64s, wanted: npt.NDArray[np.integer]
 ) -> Int64s:
-    """First row of a table that has each id and, beside it, the wanted values; −1 where there is none.
+    """For each id, the first row of a table that has it together with the wanted values; −1 where there is none.
 
     sorted_ids [M] ascending; columns [M, C]        ids [N]; wanted [N, C]        returns [N]
     """

@@ -1,4 +1,4 @@
-"""Weights into networks without a second copy: a piece is read, converted and put in its place, then the next."""
+"""Loads weights into networks without a second copy: reads, converts and stores one piece after another."""
 
 from collections.abc import Mapping
 
@@ -19,10 +19,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copies a state dict into a module, each tensor converted to the dtype the module has there.
 
-    module  on any device, or on `meta`: what lies there gets memory on the CPU, one tensor at a time
-    state   tensors by the module's own keys, as a rule memory-mapped
+    module  on any device, or on `meta`: tensors there are allocated on the CPU, one at a time
+    state   tensors by the module's own keys, usually memory-mapped
     source  the file or folder they come from, for messages
-    Takes no more memory than the module itself, and a piece of 2²⁰ values. Raises InputError listing every missing,
+    Takes no more memory than the module itself and a piece of 2²⁰ values. Raises InputError listing every missing,
     unknown and misshapen tensor, before anything is copied, and when float16 cannot hold a value.
     """
     own = module.state_dict()

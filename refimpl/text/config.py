@@ -1,4 +1,4 @@
-"""Settings of the text towers (S Tab. 1, N §4.2) and of the image as prompt (S §2.6)."""
+"""Settings of the text towers (S Tab. 1, N §4.2) and of image prompts (S §2.6)."""
 
 from __future__ import annotations
 
@@ -27,31 +27,33 @@ VECTORS = {"sizes": 6, "score": 5}  # numbers that follow the pooled state in th
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Which towers encode the captions, and what stands for no caption."""
+    """Which towers encode the captions, and what replaces a dropped caption."""
 
     towers: str = "sdxl"
-    """sdxl (CLIP ViT-L and OpenCLIP ViT-bigG), bigg (the second alone, as SDXL's refiner has it), tiny or tiny_bigg
-    (the same architectures, random, over a small vocabulary)"""
+    """Text towers: sdxl (CLIP ViT-L and OpenCLIP ViT-bigG), bigg (bigG alone, as in SDXL's refiner), tiny or
+    tiny_bigg (the same architectures with random weights and a small vocabulary)."""
     folder: str = ""
-    """folder with tokenizer/, text_encoder/ and text_encoder_2/, as in a diffusers SDXL folder; empty for the towers
-    of train.init_from; unused by tiny"""
+    """Folder with tokenizer/, text_encoder/ and text_encoder_2/, as in a diffusers SDXL folder; empty for the towers
+    of train.init_from. The tiny towers do not use it."""
     tokenizer: str = ""
-    """folder of a CLIP tokenizer; empty for tokenizer/ or tokenizer_2/ in `folder`, or beside train.init_from"""
+    """Folder of a CLIP tokenizer; empty for tokenizer/ or tokenizer_2/ in `folder`, or beside train.init_from."""
     vector: str = "sizes"
-    """what follows the pooled state in the network's vector: sizes (original, crop and target size: six numbers) or
-    score (original size, crop and aesthetic score: the refiner's five, S §2.5)"""
+    """What follows the pooled state in the network's vector: sizes (original, crop and target size: six numbers) or
+    score (original size, crop and aesthetic score: the refiner's five, S §2.5)."""
     seed: int = 0
-    """of the tiny towers' weights"""
+    """Seed of the tiny towers' weights."""
     pooling: str = "mean"
-    """pooled state of a long prompt: mean over its chunks (N §4.2), or the first chunk's"""
+    """Pooled state of a long prompt: mean (over its chunks, N §4.2) or first (of its first chunk)."""
     null: str = "zeros"
-    """the condition of a dropped caption and of the guidance's other half: zeros, or empty (the empty prompt)"""
+    """Condition used for a dropped caption and for the unconditional half of guidance: zeros, or empty (the empty
+    prompt)."""
     cached_prompts: int = 512
-    """encoded prompts kept in memory while the towers are frozen, so that a caption's states never change"""
+    """Number of encoded prompts kept in memory, as long as the towers are frozen and a caption's states never
+    change."""
     learning_rate_l: float = 0.0
-    """peak rate at which CLIP-L is trained too; 0 leaves it frozen"""
+    """Peak learning rate of CLIP-L, to train it too; 0 leaves it frozen."""
     learning_rate_g: float = 0.0
-    """peak rate at which bigG is trained too; 0 leaves it frozen"""
+    """Peak learning rate of bigG, to train it too; 0 leaves it frozen."""
 
     def __post_init__(self) -> None:
         check_choice("text.towers", self.towers, TOWERS)
@@ -70,7 +72,7 @@ class TextConfig:
 
     @property
     def has_l(self) -> bool:
-        """Whether CLIP-L encodes beside bigG."""
+        """Whether CLIP-L encodes alongside bigG."""
         return self.towers in ("sdxl", "tiny")
 
     @property
@@ -84,7 +86,7 @@ class TextConfig:
         return self.learning_rate_l > 0 or self.learning_rate_g > 0
 
     def architectures(self) -> tuple[CLIPTextConfig | None, CLIPTextConfig]:
-        """transformers' configs of CLIP-L, None without it, and of bigG."""
+        """transformers' configs of CLIP-L (None without it) and of bigG."""
         from refimpl.text.encoders import clip_bigg_config, clip_l_config, tiny_configs
 
         config_l, config_g = tiny_configs() if self.is_tiny else (clip_l_config(), clip_bigg_config())
@@ -128,4 +130,5 @@ class ImagePromptConfig:
     """Conditioning on an image: trains the layer that embeds it, `label_emb`, and nothing else (S §2.6)."""
 
     folder: str = ""
-    """folder of the image tower that belongs to bigG (transformers' CLIPVisionModelWithProjection); empty for off"""
+    """Folder of the image tower that belongs to bigG (transformers' CLIPVisionModelWithProjection); empty to turn
+    image prompts off."""

@@ -64,7 +64,7 @@ def load_checkpoint(
 
     ema  rank 0's averages, filled in place; the other ranks pass an empty dict and keep it so
     Raises InputError when the checkpoint does not fit the model, listing every tensor that differs, and when `ranks`
-    and `train.accumulate` would cut other global batches than the run has seen.
+    and `train.accumulate` would make global batches other than those the run has seen.
     """
     steps = committed_steps(run)
     if not steps:
@@ -88,19 +88,19 @@ def load_checkpoint(
         state_number(folder, documents, name) for name in ("step", "ranks", "accumulate")
     )
     if step != steps[-1]:
-        raise InputError(f"{folder}/state.json says step {step}, its folder's name says {steps[-1]}")
+        raise InputError(f"{folder}/state.json says step {step}, but its folder's name says {steps[-1]}")
     now = ranks, config.train.accumulate
     _check_same_batches(config.data.plan, folder, (saved_ranks, accumulate), now)
     return steps[-1]
 
 
 def _check_same_batches(plan: str, folder: Path, before: tuple[int, int], now: tuple[int, int]) -> None:
-    """Any ranks × accumulate of the same product train on the same batches; N's per-rank plan knows its ranks."""
+    """Any ranks × accumulate with the same product give the same batches, except in N's per-rank plan."""
     (saved_ranks, saved), (ranks, accumulate) = before, now
     if plan == "paper" and before != now:
         raise InputError(
             f"{folder} was written by {saved_ranks} ranks with train.accumulate {saved}, now {ranks} with "
-            f"{accumulate}; data.plan 'paper' needs the same"
+            f"{accumulate}; data.plan 'paper' needs both unchanged"
         )
     if ranks * accumulate != saved_ranks * saved:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Who adds up the gradients of a step's micro-batches (N §4: 256 GPUs is the design point).
+"""How the gradients of a step's micro-batches are summed (N §4: 256 GPUs is the design point).
 
 A global batch is cut into micro-batches numbered j = k·world + rank (k the gradient-accumulation step), so any
 number of ranks sees the same micro-batches. `fast` leaves the sum to DDP's all-reduce, whose order depends on the
@@ -20,10 +20,10 @@ from refimpl.train.setup.trainable import Part
 
 
 class Gradients(Protocol):
-    """The sum over all micro-batches and ranks, left in every parameter's `.grad`."""
+    """Sums gradients over all micro-batches and ranks, and leaves the sum in every parameter's `.grad`."""
 
     network: nn.Module
-    """the UNet to call, which may be wrapped"""
+    """The UNet to call, which may be wrapped."""
 
     def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Surrounds the forward and backward pass of one micro-batch."""
@@ -34,12 +34,12 @@ class Gradients(Protocol):
         ...
 
     def finish(self) -> None:
-        """After the last micro-batch: every rank has the whole sum."""
+        """Completes the sum after the last micro-batch, so that every rank has all of it."""
         ...
 
 
 def make_gradients(reduction: str, unet: nn.Module, parts: Sequence[Part], world: World) -> Gradients:
-    """The sum that the settings name: "fast" or "ordered"."""
+    """The summation that the settings name: "fast" or "ordered"."""
     return {"fast": FastGradients, "ordered": OrderedGradients}[reduction](unet, parts, world)
 
 
@@ -50,7 +50,7 @@ class FastGradients:
         use_ddp = world.size > 1 and parts[0].module is unet
         self.network: nn.Module = DistributedDataParallel(unet) if use_ddp else unet
         self._world = world
-        # Text towers run once per chunk of a caption, another number of times on every rank: DDP can't follow that.
+        # Text towers run once per chunk of a caption, a number of times that differs by rank: DDP can't do that.
         self._outside = [p for part in parts if part.module is not unet for p in part.parameters().values()]
 
     def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
@@ -60,17 +60,17 @@ class FastGradients:
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Multiplies by the number of ranks: DDP takes the mean over them where the sum is meant."""
+        """Multiplies by the number of ranks, because DDP takes the mean over them where the sum is wanted."""
         (loss * self._world.size).backward()
 
     def finish(self) -> None:
-        """The mean over ranks of the gradients that DDP does not see."""
+        """Takes the mean over ranks of the gradients that DDP does not see."""
         if self._world.size > 1:
             mean_gradients(self._outside, self._world)
 
 
 class OrderedGradients:
-    """One addition after another, in the order of j."""
+    """Adds one gradient after another, in the order of j."""
 
     def __init__(self, unet: nn.Module, parts: Sequence[Part], world: World):
         self.network = unet
@@ -79,7 +79,7 @@ class OrderedGradients:
         self._totals: list[Tensor] = []
 
     def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Nothing to arrange."""
+        """Returns a context that does nothing."""
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -93,7 +93,7 @@ class OrderedGradients:
             parameter.grad = None
 
     def finish(self) -> None:
-        """The totals become the gradients."""
+        """Makes the totals the gradients."""
         for parameter, total in zip(self._parameters, self._totals, strict=True):
             parameter.grad = total
         self._totals = []
@@ -101,7 +101,7 @@ class OrderedGradients:
 
 @torch.no_grad()
 def mean_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
-    """The mean over ranks of gradients that DDP does not see, in place (`fast` reduction)."""
+    """Averages over ranks, in place, the gradients that DDP does not see (`fast` reduction)."""
     for parameter in parameters:
         assert parameter.grad is not None  # every trained parameter takes part in every step
         parameter.grad.copy_(world.mean(parameter.grad))

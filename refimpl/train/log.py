@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl always, a progress bar, TensorBoard and W&B on request."""
+"""What a run logs: metrics.jsonl and a progress bar always, TensorBoard and W&B on request."""
 
 import contextlib
 import importlib.util
@@ -30,7 +30,7 @@ class RunLog:
     A row of metrics.jsonl is one JSON object with `step` and any of: loss (mean weighted v-loss of the global batch),
     learning_rate, gradient_norm, epoch, bucket, images_per_second, loader_stall (share of the step's time that
     rank 0 waited for its images), heldout_loss, weight_mass. A run continued from step `start` keeps the rows up to
-    it and drops those of later steps, which it takes again.
+    it and drops those of later steps, which it runs again.
     """
 
     def __init__(self, config: Config, run: Path, start: int, world: World):
@@ -44,9 +44,9 @@ class RunLog:
         )
 
     def row(self, step: int, **values: Any) -> None:
-        """Appends one row, without the values that are None, unless there is none.
+        """Appends one row of the values that are not None; writes nothing if all are None.
 
-        Values that are not finite become null, as JSON has no word for them.
+        Values that are not finite become null, since JSON cannot represent them.
         """
         measured = {name: value for name, value in values.items() if value is not None}
         if not self._main or not measured:
@@ -68,7 +68,7 @@ class RunLog:
     def step(
         self, done: int, plan_step: PlanStep, loss: Tensor, rate: float, gradient_norm: Tensor, started: float
     ) -> None:
-        """One optimizer step: moves the bar, and writes every log_every-th."""
+        """Advances the bar by one optimizer step, and writes a row at every log_every-th step."""
         if not self._main:
             return
         self._bar.update()
@@ -89,7 +89,7 @@ class RunLog:
         )
 
     def weight_mass(self, config: DiffusionConfig) -> None:
-        """Says once how much of the loss weight of all timesteps trained lies on the noisiest."""
+        """Reports once what share of the loss weight of all trained timesteps lies on the noisiest ones."""
         if not self._main:
             return
         weights = config.loss_weights()
@@ -103,7 +103,7 @@ class RunLog:
             tqdm.write("t = 999 has weight 0: policy 'floor' or 'snr_plus_one' trains the zero-SNR step too")
 
     def close(self) -> None:
-        """Ends the bar and the file."""
+        """Closes the bar and the file."""
         if self._main:
             self._bar.close()
             self._file.close()
@@ -117,10 +117,10 @@ def _open_rows(path: Path, start: int) -> TextIO:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise InputError(
-                f"{path} cannot be read: {error.strerror}; move away what is in its place"
+                f"{path} cannot be read: {error.strerror}; move whatever is in its place"
             ) from error
         for line in text.split("\n")[:-1]:
-            # A process killed while it wrote leaves half a line.
+            # A process killed while writing leaves half a line.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= start:
                     kept.append(line + "\n")
@@ -129,7 +129,7 @@ def _open_rows(path: Path, start: int) -> TextIO:
 
 
 def check_loggers(settings: TrainConfig) -> None:
-    """Raises InputError when an optional logger is asked for and not installed."""
+    """Raises InputError when an optional logger is asked for but not installed."""
     wanted = {"tensorboard": settings.tensorboard, "wandb": bool(settings.wandb_project)}
     names = {"tensorboard": "train.tensorboard", "wandb": "train.wandb_project"}
     for package, is_wanted in wanted.items():

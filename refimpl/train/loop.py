@@ -30,7 +30,7 @@ from refimpl.train.validate import draw_samples, heldout_loss
 
 
 def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
-    """Trains until `config.train.steps` and leaves checkpoints, metrics.jsonl and samples in the run folder.
+    """Trains up to step `config.train.steps` and leaves checkpoints, metrics.jsonl and samples in the run folder.
 
     run       the run folder, made by `refimpl.train.setup.prepare`; continued from its newest checkpoint, if any
     prepared  the networks and the stages' images
@@ -81,7 +81,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
                     offset,
                     ops,
                 )
-                # Every image weighs 1 / images_per_step, whatever batch it came in.
+                # Every image has the weight 1 / images_per_step, whichever batch it is in.
                 loss = losses.sum() / step.images_per_step
                 gradients.backward(loss)
             loss_sum += loss.detach()
@@ -91,7 +91,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
         log.step(done, step, world.mean(loss_sum) * world.size, rate, norm, started)
         if world.is_main:
             _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world.size)
-        started = time.perf_counter()  # of the next step, with the loading of its images
+        started = time.perf_counter()  # the next step's time includes loading its images
     log.close()
     world.barrier()
 
@@ -106,7 +106,7 @@ def _measure_and_keep(
     done: int,
     ranks: int,
 ) -> None:
-    """The held-out loss, samples and checkpoint that are due after a step; rank 0 makes them."""
+    """Makes, on rank 0, the held-out loss, samples and checkpoint that are due after a step."""
     settings = config.train
     final = done == settings.steps
     if final or done % settings.validate_every == 0:

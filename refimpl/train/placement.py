@@ -1,4 +1,4 @@
-"""Where the networks compute, and in which precision (N §4)."""
+"""Where the networks run, and in what precision (N §4)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from refimpl.train.step import Network
 
 
 def set_arithmetic(settings: TrainConfig) -> None:
-    """Whether float32 products may use TF32, and how many threads compute on the CPU; both for this process."""
+    """Sets, for this process, whether float32 products may use TF32 and how many CPU threads compute."""
     allowed = settings.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     if settings.threads:

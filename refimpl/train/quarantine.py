@@ -1,4 +1,4 @@
-"""Images that turn out bad while a run reads them: named, stood in for, and a stop when they are many (N §4.1.3)."""
+"""Images that turn out bad during a run: each is named and replaced, and too many stop the run (N §4.1.3)."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ from refimpl.run.world import World
 class Quarantine:
     """The bad images that this rank has met, in `run`/quarantine-rank<r>.jsonl, one JSON object each.
 
-    images  of the data set. A rank reads 1 / world of them in an epoch, and stops at more than 1 % bad of those.
-    What earlier processes noted is not written again, and counts once it is met again: it may have been repaired.
+    A rank reads 1 / world of the data set's images in an epoch, and stops when more than 1 % of those are bad.
+    Images noted by earlier processes are not written again, and count only if met again: they may have been repaired.
     """
 
     def __init__(self, run: Path, world: World) -> None:
@@ -28,11 +28,12 @@ class Quarantine:
         self._noted = _noted(text)
         self._lead = (
             "" if text.endswith("\n") or not text else "\n"
-        )  # ends a line that a kill or a full disk cut
+        )  # ends a line that a kill or a full disk cut short
 
     def add(self, bad: Sequence[BadImage], images: int) -> None:
-        """Notes those not yet noted.
+        """Records the bad images that are not on record yet.
 
+        images  number of images in the data set
         Raises InputError when those that this process has met are more than 1 % of this rank's share of `images`.
         """
         for image in bad:
@@ -40,13 +41,13 @@ class Quarantine:
             if name in self._met:
                 continue
             self._met.add(name)
-            tqdm.write(f"another image of its bucket stands for {image}")
+            tqdm.write(f"replaced by another image from its bucket: {image}")
             self._note(name, image)
             share = images / self._world.size
             if len(self._met) > MAX_BAD_SHARE * share:
                 raise InputError(
                     f"rank {self._world.rank}: {len(self._met)} bad images, more than {MAX_BAD_SHARE:.0%} of its "
-                    f"{share:.0f}; they are listed in {self._path}, the last one is {image}. Repair or remove them"
+                    f"{share:.0f}; they are listed in {self._path}, the last is {image}. Repair or remove them"
                 )
 
     def _note(self, name: str, image: BadImage) -> None:

@@ -1,8 +1,8 @@
-"""The training step on one page: what is drawn, what the network is told, and its loss (N §2, §4; S §2.2, §2.5).
+"""The training step on one page: the random draws, the conditioning and the loss (N §2, §4; S §2.2, §2.5).
 
 x_t = alpha · x0 + sigma · eps,  v = alpha · eps − sigma · x0,  loss = weight · mean((v̂ − v)²)
 
-All that is random is a function of (seed, sample id, visit): the same in any batch, on any number of ranks.
+Every random value is a function of (seed, sample id, visit): the same in any batch, on any number of ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class TextStates(Protocol):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the network is told beside x_t and t.
+    """What the network is conditioned on, besides x_t and t.
 
     context  [B, 77·n, D]  text states that cross-attention reads (N §4.2)
     vector   [B, V]  pooled state, sizes and crop, or an aesthetic score, joined (S §2.2)
@@ -47,16 +47,16 @@ class Conditions:
     vector: Tensor
 
     def repeated(self, times: int) -> "Conditions":
-        """Every row `times` times in a row."""
+        """Repeats every row `times` times, the copies next to one another."""
         return Conditions(*(x.repeat_interleave(times, dim=0) for x in (self.context, self.vector)))
 
 
 @dataclass(frozen=True)
 class StepDraws:
-    """What chance decides for a batch.
+    """The random draws for a batch.
 
     t           [B] int64 timesteps
-    is_dropped  [B] bool, whose caption is replaced by the null condition
+    is_dropped  [B] bool, whether the caption is replaced by the null condition
     noise, lora_dropout  [B, 2] int64, keys of the noise and of the adapters' dropout
     """
 
@@ -73,7 +73,7 @@ def step_draws(
 
     ids              [B] int64, `sample_id` of each image
     timesteps        first and last timestep that can be drawn, uniformly (S §2.5; a refiner's are the lowest)
-    caption_dropout  share of captions to replace
+    caption_dropout  probability that a caption is replaced
     """
     first, last = timesteps
     u = keyed_uniform(draw_key(seed, ids, visit, Purpose.TIMESTEP), 1)[:, 0]
@@ -105,12 +105,12 @@ def make_conditions(
     scores: Tensor | None = None,
     is_dropped: Tensor | None = None,
 ) -> Conditions:
-    """What the network is told of each image.
+    """What the network is conditioned on for each image.
 
     pixels      [B, 3, H, W] uint8, read only where an image is the prompt (S §2.6)
     size_ints   [B, 6] int64: original height and width, crop top and left, target height and width (S §2.2)
     scores      [B] float32 aesthetic scores, in place of the target size, where the network is conditioned on them
-    is_dropped  [B] bool: whose caption is replaced, for classifier-free guidance; None replaces none
+    is_dropped  [B] bool: whether the caption is replaced, for classifier-free guidance; None replaces none
     """
     context, pooled = text_states(captions)
     if model.image_tower is not None:
@@ -133,7 +133,7 @@ def denoising_loss(
 ) -> Tensor:
     """The weighted v-loss of one forward pass (N §2.1, §2.4).
 
-    network     the model's UNet, or what wraps it
+    network     the model's UNet, possibly wrapped
     latents     [B, C, h, w] float32, standardised: x0
     key         [B, 2] int64: the noise is a function of it alone
     t           [B] int64

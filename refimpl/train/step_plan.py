@@ -26,9 +26,9 @@ from refimpl.train.quarantine import Quarantine
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass sees."""
+    """The data of one forward pass."""
 
-    images: Tensor  # [B, 3, H, W] uint8; of no size where there are latents
+    images: Tensor  # [B, 3, H, W] uint8; empty where there are latents
     latents: Tensor | None  # [B, C, h, w] from a cache, unscaled, in the dtype they are stored in
     size_ints: Tensor  # [B, 6] int64
     captions: list[str]
@@ -45,7 +45,7 @@ class PlanStep:
     epoch: int  # also the visit number of its images
     bucket: tuple[int, int]
     images: int  # of all ranks in this step
-    images_per_step: float  # mean of `images` over the epoch: what the summed loss is divided by
+    images_per_step: float  # mean of `images` over the epoch, by which the summed loss is divided
     names: list[str]  # ids of this rank's images
     batches: list[MicroBatch]
     waited: float  # seconds that this rank waited for the images of the step
@@ -61,9 +61,9 @@ def plan_steps(
 ) -> Iterator[PlanStep]:
     """The optimizer steps from number `start` on, up to `train.steps`.
 
-    The position is a function of the step number: earlier epochs are planned again and passed over, so a resumed run
+    The position is a function of the step number: earlier epochs are planned again and skipped, so a resumed run
     sees the batches that an uninterrupted one would have seen.
-    latents  of each stage, what is trained on instead of its images; none where left out
+    latents  for each stage, the cached latents to train on instead of its images; images when left out
     An image that turns out bad is noted in `quarantine`, and another image from its bucket replaces it.
     Raises InputError when a stage has fewer images than one global batch, or too many of them are bad.
     """
@@ -94,7 +94,7 @@ def plan_steps(
 def plan_stage(
     settings: DataConfig, training: TrainConfig, data: StageData, epoch: int, world: World
 ) -> Plan:
-    """One epoch of a stage. Raises InputError when the stage has fewer images than one global batch."""
+    """Plans one epoch of a stage. Raises InputError when the stage has fewer images than one global batch."""
     aspects = data.index.widths / data.index.heights
     bucket_aspects = np.array([width / height for width, height in data.buckets])
     per_rank = data.stage.batch_size
@@ -167,7 +167,7 @@ def _load(
 def _rank_share(
     plan: Plan, step: int, mode: Mode, accumulate: int, world: World
 ) -> tuple[int, list[np.ndarray]]:
-    """Bucket and micro-batches of this rank: number k·world + rank of a global batch, k = 0, 1, …"""
+    """Bucket and micro-batches of this rank: those numbered k·world + rank in a global batch, k = 0, 1, …"""
     if mode == "paper":
         bucket, items = plan.batch(step, world.rank)
         return bucket, np.split(np.asarray(items), accumulate)
@@ -192,7 +192,7 @@ def _micro_batch(
     settings: DataConfig, data: StageData, batch: Batch, draws: VisitDraws, epoch: int
 ) -> MicroBatch:
     items = torch.as_tensor(batch.items)
-    planned = torch.as_tensor(batch.planned)  # what stands for a bad image is noised as the one it stands for
+    planned = torch.as_tensor(batch.planned)  # a bad image's replacement gets the noise of the bad one
     captions = [_caption(settings, data.index, int(item), draws, epoch) for item in batch.items]
     return MicroBatch(
         images=batch.images,

@@ -20,11 +20,11 @@ def update(
     rank: int,
     images: Sequence[str],
 ) -> Tensor:
-    """One optimizer step from the gradients in every parameter's `.grad`, which it clears.
+    """Takes one optimizer step with the gradients in every parameter's `.grad`, which it then clears.
 
-    averages   moved towards the new weights; ranks other than 0 hold none
-    clip_norm  the gradient's norm is scaled down to it where it is larger; 0 does not clip
-    decay      of the moving average    step  number of this step, from 1
+    averages   moving averages to update with the new weights; ranks other than 0 hold none
+    clip_norm  largest norm of the gradient, which is scaled down to it where it is larger; 0 does not clip
+    decay      decay of the moving averages    step  number of this step, from 1
     rank, images  this process and the ids of its images, for the message
     returns    the gradient's norm before clipping, a scalar on the device
     Raises InputError when the gradient is not finite; weights and averages stay as they were.

@@ -1,4 +1,4 @@
-"""What a run measures of itself: held-out v-loss at fixed noise and timesteps, and grids of fixed prompts."""
+"""How a run measures itself: held-out v-loss at fixed noise and timesteps, and grids of fixed prompts."""
 
 from pathlib import Path
 
@@ -17,17 +17,17 @@ from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages, averaged
 from refimpl.train.step import denoising_loss, encode_latents, make_conditions
 
-TIMESTEPS = (49, 149, 249, 349, 449, 549, 649, 749, 849, 949)  # the middles of ten equal parts
-MEASURING_SEED = 0x6865_6C64  # apart from every training seed's noise: held-out ids are not trained on anyway
+TIMESTEPS = (49, 149, 249, 349, 449, 549, 649, 749, 849, 949)  # midpoints of ten equal intervals
+MEASURING_SEED = 0x6865_6C64  # unlike the seeds used for training; held-out ids are not trained on anyway
 BATCH = 64
 
 
 def heldout_loss(prepared: Prepared, averages: Averages, backend: str) -> float | None:
     """Mean unweighted v-loss over the held-out images, each at ten fixed timesteps with fixed noise.
 
-    averages  weights to measure in the place of the trained ones    backend  of refimpl.ops
+    averages  weights to measure in place of the trained ones    backend  implementation of refimpl.ops
     returns   None when the configuration has no held-out folder
-    Crops are central and captions are never dropped, so two calls differ by the weights alone.
+    Crops are central and captions are never dropped, so two calls differ only in the weights.
     """
     if prepared.heldout is None:
         return None

@@ -193,7 +193,7 @@ def test_the_command_refuses_what_it_cannot_do(weights: Path, root: Path, tmp_pa
         command(weights, root, run)
     with pytest.raises(InputError, match=r"size was 32, now 40"):
         command(weights, root, run, "--resume", "--decoder.size", "40")
-    with pytest.raises(InputError, match="is no run of train-decoder"):
+    with pytest.raises(InputError, match="is not a run of train-decoder"):
         command(weights, root, tmp_path / "other", "--resume")
     command(weights, root, run, "--resume", "--decoder.steps", "5")
     with pytest.raises(InputError, match="does not exist"):

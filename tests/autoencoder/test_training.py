@@ -114,11 +114,13 @@ def test_what_was_made_is_read_again(root: Path, tmp_path: Path) -> None:
     assert (folder / "manifest.json").stat().st_mtime_ns == stamp
     documents = committed.read(folder).documents
     assert documents["scale_shift"] == json.loads(made[1].to_json())
-    with pytest.raises(InputError, match="was made with other data or settings; delete it or name another"):
+    with pytest.raises(
+        InputError, match="was made with different data or settings; delete it or name another"
+    ):
         parts(root, tmp_path / "run", folder=str(folder), train_steps=3)
     shutil.copytree(root, tmp_path / "data")
     (tmp_path / "data" / "train" / "000.png").unlink()
-    with pytest.raises(InputError, match="was made with other data or settings"):
+    with pytest.raises(InputError, match="was made with different data or settings"):
         parts(tmp_path / "data", tmp_path / "run", folder=str(folder))
 
 

@@ -164,7 +164,7 @@ def test_other_buckets_lack_latents(data: Path, tmp_path: Path, cache: Path) -> 
 def test_another_autoencoder_is_refused(data: Path, tmp_path: Path, cache: Path) -> None:
     state = load_file(data / "autoencoder.safetensors")
     save_file(state | {"quant_conv.bias": state["quant_conv.bias"] + 1}, data / "autoencoder.safetensors")
-    refused(data, tmp_path, cache, "was encoded by another autoencoder than this run's")
+    refused(data, tmp_path, cache, "was encoded by a different autoencoder from this run's")
 
 
 def test_mirrored_visits_need_mirrored_latents(data: Path, tmp_path: Path, cache: Path) -> None:
@@ -176,7 +176,7 @@ def test_another_decoder_is_refused(data: Path, tmp_path: Path, cache: Path) -> 
 
 
 def test_other_captions_and_towers_are_refused(data: Path, tmp_path: Path, cache: Path) -> None:
-    refused(data, tmp_path, cache, "its text states are those of other towers", text={"seed": 1})
+    refused(data, tmp_path, cache, "its text states were made by other towers", text={"seed": 1})
     (data / "train" / "005.txt").write_text("a caption that is new")
     refused(data, tmp_path, cache, r"lacks the captions of 1 images, which are new or have changed: 005; run")
 

@@ -130,7 +130,7 @@ def test_an_older_checkpoint_can_be_named(
         (["{run}", "--width", "10000000", "--height", "10000000"], "not enough memory for this; lower"),
         (["{run}", "--out", "{full}"], "exists and is not an empty folder; choose another"),
         (["{run}", "--out", "{full}/file"], "exists and is not an empty folder; choose another"),
-        (["{run}", "--out", "{full}/file/below"], "full/file is no writable folder; choose another"),
+        (["{run}", "--out", "{full}/file/below"], "full/file is not a writable folder; choose another"),
         (["{run}", "--out", "x" * 300], "cannot be made: File name too long; choose another folder"),
         (
             ["{run}", "--refiner-from", "0.2"],

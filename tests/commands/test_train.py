@@ -98,11 +98,11 @@ BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], list[str]]] = {
     ),
     "statistics of other latents": (
         nothing, {"vae": {"latent_channels": 5}, "unet": {"in_channels": 5, "out_channels": 5}},
-        ["latents.scale_shift 'sdxl' has 4 channels, vae.latent_channels is 5"],
+        ["latents.scale_shift 'sdxl' has 4 channels, but vae.latent_channels is 5"],
     ),
     "latents.folder in use": (
         nothing, {"latents": {"weights": "", "train_steps": 1, "folder": "{data}/train"}},
-        ["latents.folder {data}/train exists and holds no autoencoder"],
+        ["latents.folder {data}/train exists but holds no autoencoder"],
     ),
     "no towers": (
         nothing, {"text": {"towers": "sdxl"}, "unet": {"context_dim": 2048, "vector_dim": 2816}},
@@ -188,7 +188,7 @@ def test_a_damaged_image_met_later_can_be_repaired_and_the_run_continued(
     code, _, message = ending([toml], capsys)
     assert code == 2
     assert "bad images, more than 1% of its " in message
-    assert f"the last one is {image}: can't be decoded" in message
+    assert f"the last is {image}: can't be decoded" in message
     assert "replace or remove it (id '004')" in message
     shutil.copy(root / "train" / "004.png", image)
     assert ending([toml, "--train.resume"], capsys)[0] == 0

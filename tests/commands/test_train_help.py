@@ -47,9 +47,9 @@ def test_help_shows_the_essentials_and_two_examples(capsys: pytest.CaptureFixtur
 def test_help_of_a_preset_shows_its_values(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["tiny", "--help"], ["tiny", "--train.steps", "3", "-h"]):
         out = " ".join(ended(arguments, capsys).split())
-        assert f"optimizer steps in all stages together (tiny: {load_config('tiny').train.steps})" in out
+        assert f"Optimizer steps in all stages together. (tiny: {load_config('tiny').train.steps})" in out
         assert "`refimpl train tiny --help-all` lists every setting" in out
-    assert "together (default: 1000)" in " ".join(ended(["--help"], capsys).split())
+    assert "together. (default: 1000)" in " ".join(ended(["--help"], capsys).split())
 
 
 @pytest.mark.parametrize(

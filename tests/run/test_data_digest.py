@@ -1,4 +1,4 @@
-"""A run goes on with the images that it began with, or says what has changed."""
+"""A run continues with the images that it began with, or says what has changed."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def recaptioned(images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [(fewer, "18 images, now 17"), (renamed, "as many images, of other ids"), (resized, "other sizes"),
+    [(fewer, "18 images, now 17"), (renamed, "the same number of images, with other ids"), (resized, "other sizes"),
      (recaptioned, "other captions")],
 )  # fmt: skip
 def test_what_changed_is_said(
@@ -58,7 +58,7 @@ def test_what_changed_is_said(
     check_same_data(tmp_path, read(root, images), accept=False)
     change(images)
     with pytest.raises(
-        InputError, match=rf"not those that it began with:\n  stage 0, {images}: {what}\nBring"
+        InputError, match=rf"not those that it began with:\n  stage 0, {images}: {what}\nRestore"
     ):
         check_same_data(tmp_path, read(root, images), accept=False)
     assert (tmp_path / DATA).read_bytes() == note
@@ -82,7 +82,7 @@ def test_another_number_of_stages_is_said(root: Path, images: Path, tmp_path: Pa
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"images": 3}]', "3"])
 def test_a_note_that_is_none_is_named(text: str, root: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / DATA).write_text(text)
-    with pytest.raises(InputError, match=r"data\.json cannot be read as the note of a run's images"):
+    with pytest.raises(InputError, match=r"data\.json cannot be read as the record of a run's images"):
         check_same_data(tmp_path, read(root, images), accept=False)
 
 

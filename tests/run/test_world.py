@@ -101,7 +101,7 @@ def test_one_ranks_problem_does_not_hang_the_others(root: Path, tmp_path: Path) 
     codes = run_ranks([toml], 2, tmp_path / "output")
     printed = [(tmp_path / "output" / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert codes == [2, 2]
-    assert sum(f"the last one is {damaged}: can't be decoded" in text for text in printed) == 1
+    assert sum(f"the last is {damaged}: can't be decoded" in text for text in printed) == 1
     assert sum("stops because another rank has stopped" in text for text in printed) == 1
     assert "Traceback" not in "".join(printed)
 

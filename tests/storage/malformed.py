@@ -153,9 +153,9 @@ MALFORMED = {
         "not a JSON table",
     ),
     # names
-    "tensor twice": Malformed(text(twice(None)), "stands twice"),
-    "metadata twice": Malformed(text(twice("__metadata__")), "'__metadata__' stands twice"),
-    "field twice": Malformed(text(field_twice), "'dtype' stands twice"),
+    "tensor twice": Malformed(text(twice(None)), "appears twice"),
+    "metadata twice": Malformed(text(twice("__metadata__")), "'__metadata__' appears twice"),
+    "field twice": Malformed(text(field_twice), "'dtype' appears twice"),
     "lone surrogate": Malformed(
         header(lambda table, name: table.update({"\ud800": table.pop(name)})), "not valid Unicode"
     ),

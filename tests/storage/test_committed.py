@@ -61,7 +61,7 @@ def test_a_part_can_be_read_alone(tmp_path: Path) -> None:
 def test_a_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     folder = write(tmp_path / "folder")
     before = contents(folder)
-    with pytest.raises(InputError, match="exists already; a checkpoint is never overwritten"):
+    with pytest.raises(InputError, match="already exists; a checkpoint is never overwritten"):
         committed.write(folder, {}, {"notes": 1})
     assert contents(folder) == before
 

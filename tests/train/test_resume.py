@@ -76,7 +76,7 @@ def test_more_steps_continue_a_finished_run(run: Run, trained: Path) -> None:
     parts = run("parts", train={"resume": True})
     assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(parts, 4))
     assert runs.rows(trained) == runs.rows(parts)
-    with pytest.raises(InputError, match=r"is at step 4 already; raise train.steps 4"):
+    with pytest.raises(InputError, match=r"is already at step 4; raise train.steps 4"):
         run("parts", train={"resume": True})
 
 
@@ -126,11 +126,11 @@ def test_changed_settings_are_named_one_by_one(run: Run, trained: Path, tmp_path
 
 
 def test_nothing_to_resume_is_said(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no run folder; name one with --train.out"):
+    with pytest.raises(InputError, match=r"is not a run folder; name one with --train.out"):
         run("absent", train={"resume": True})
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match=r"config\.json cannot be read as settings"):
+    with pytest.raises(InputError, match=r"config\.json cannot be read as a run's settings"):
         run("broken", train={"resume": True})
 
 
@@ -149,7 +149,7 @@ def test_a_folder_in_the_rows_place_is_named(run: Run) -> None:
     (folder / "metrics.jsonl").unlink()
     (folder / "metrics.jsonl").mkdir()
     with pytest.raises(
-        InputError, match=r"metrics\.jsonl cannot be read: Is a directory; move away what is in its"
+        InputError, match=r"metrics\.jsonl cannot be read: Is a directory; move whatever is in its"
     ):
         run(train={"resume": True})
 

@@ -30,42 +30,43 @@ LOCK = ".lock"
 class CacheCommand:
     """Encodes every image and caption of all stages once. Run again, it encodes what is missing or has changed.
 
-    May be killed at any moment and continued, also with another number of processes (`torchrun --no-python
+    It may be killed at any moment and continued, even with a different number of processes (`torchrun --no-python
     --nproc-per-node=N refimpl cache …`).
     """
 
     config: Annotated[str, tyro.conf.Positional]
-    """preset or TOML file: its data, buckets, autoencoder and text towers are used"""
+    """Preset or TOML file whose data, buckets, autoencoder and text towers are used."""
     out: Path
-    """the cache folder; a configuration uses it as data.cache"""
+    """Cache folder to write; a configuration uses it as data.cache."""
     crops: int = 1
-    """K crops of each image: visit v of training sees crop v mod K"""
+    """Number K of crops of each image: visit v of training sees crop v mod K."""
     flips: bool = False
-    """also the mirrored crops, as entries of their own; data.horizontal_flip needs them"""
+    """Also encode the mirrored crops, as entries of their own; data.horizontal_flip needs them."""
     text: bool = True
-    """also the captions' states, for towers that stay frozen"""
+    """Also encode the captions, for text towers that stay frozen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the autoencoder's arithmetic and of everything stored"""
+    """Dtype of the autoencoder's arithmetic and of everything stored."""
     seed: int | None = None
-    """of the crops; left out for the configuration's train.seed"""
+    """Seed of the crops; the configuration's train.seed when left out."""
     tile: int = 0
-    """px: larger images go through the autoencoder in overlapping tiles of this side; 0 for off"""
+    """Images larger than this many px pass through the autoencoder in overlapping tiles of this side; 0 turns tiling
+    off."""
     batch_pixels: int = 4 * MEGABYTE
-    """px of the images that are encoded at once; halved when the memory does not suffice"""
+    """Pixels of the images that are encoded at once; halved when the memory does not suffice."""
     text_rows: int = 1
-    """chunks of 75 tokens that the towers take at once; more is faster on a GPU, and may differ in the last bit"""
+    """Chunks of 75 tokens that the towers encode at once; more is faster on a GPU, but may differ in the last bit."""
     shard_megabytes: float = 128.0
-    """size of a file; what one process may lose when it is killed"""
+    """Size of one file in megabytes, which is also the most that one process can lose when it is killed."""
     rehash: bool = False
-    """compare the SHA-256 of every image, also where its size and modification time have not changed"""
+    """Compare the SHA-256 of every image, even if its size and modification time have not changed."""
     verify: bool = False
-    """first read every shard and compare it with its SHA-256"""
+    """First read every shard and compare it with its SHA-256."""
     folder: str = ""
-    """images to encode, instead of the configuration's"""
+    """Images to encode instead of the configuration's; empty for the configuration's."""
     weights: str = ""
-    """autoencoder's safetensors file, instead of the configuration's"""
+    """Safetensors file of the autoencoder to use instead of the configuration's; empty for the configuration's."""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """Device to encode on: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         for name in ("crops", "batch_pixels", "text_rows"):
@@ -94,7 +95,7 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
 
 
 def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -> None:
-    """Latents, then text. Raises InputError for bad data, too little memory or a full disk."""
+    """Writes the latents, then the text states. Raises InputError for bad data, too little memory or a full disk."""
     import torch
 
     from refimpl.cache.encode import BACKGROUND, FittingEncoder
@@ -149,7 +150,7 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
 
 @contextlib.contextmanager
 def alone_in(out: Path, world: World) -> Iterator[None]:
-    """Holds the cache folder's lock on rank 0; the system lets it go with the process, however that ends.
+    """Holds the cache folder's lock on rank 0; the system releases it when the process ends, however it ends.
 
     Raises InputError on every rank when another run holds it, or the folder can't be made.
     """

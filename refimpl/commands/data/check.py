@@ -33,38 +33,41 @@ DEFAULT_BUCKETS = "novelai_v3"
 class CheckCommand:
     """Prints what a data set holds: problems by kind, sizes, aspects, buckets, tags. Nothing is trained.
 
-    Of a configuration, each stage's images with the stage's buckets and the plan of its first epoch.
+    For a configuration: each stage's images, with the stage's buckets and the plan of its first epoch.
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """index, folder, .jsonl, kohya's .json, .parquet or .tar; or a preset or TOML file, whose images are looked at"""
+    """Index, folder, .jsonl, kohya's .json, .parquet or .tar; or a preset or TOML file, whose images are checked."""
     folder: str = ""
-    """images to look at, instead of the configuration's"""
+    """Images to check instead of the configuration's; empty for the configuration's."""
     buckets: str | None = None
-    """bucket preset: novelai_v1, novelai_v3 or sdxl; left out for the configuration's, or novelai_v3"""
+    """Bucket preset: novelai_v1, novelai_v3 or sdxl. When left out, the configuration's, or else novelai_v3."""
     aspect_metric: Metric | None = None
-    """distance between aspects; left out for data.aspect_metric, or log"""
+    """Distance between aspect ratios; when left out, data.aspect_metric, or else log."""
     max_aspect_error: float | None = None
-    """|log aspect error| beyond which an image is pruned, 0 for no limit; left out for data.max_aspect_error, or 0"""
+    """Images whose |log aspect error| exceeds this are pruned, 0 for no limit; when left out, data.max_aspect_error,
+    or else 0."""
     batch_size: int | None = None
-    """images per rank and step: also report the plan of epoch 0 in both modes, 0 for no plan; left out for the
-    configuration's, or 0"""
+    """Images per rank and step: also report the plan of epoch 0 in both modes, 0 for no plan. When left out, the
+    configuration's, or else 0."""
     world_size: int = 1
-    """ranks of that plan"""
+    """Number of ranks in that plan."""
     seed: int | None = None
-    """seed of that plan's shuffle; left out for train.seed, or 0"""
+    """Seed of that plan's shuffle; when left out, train.seed, or else 0."""
     html: Path | None = None
-    """also write this page, with plots (needs refimpl[report]); with a number where there are several stages"""
+    """Also write this HTML page, with plots (needs refimpl[report]); a number is added to its name where there are
+    several stages."""
     files: bool = False
-    """of an index: also look at every image file for changes since, by its size and, where it is there, SHA-256"""
+    """For an index: also check whether any image file has changed since, by its size and, where recorded, its
+    SHA-256."""
     verify: bool = False
-    """of other sources: decode every image in full, to find all damage"""
+    """For other sources: decode every image in full, to find all damage."""
     any_suffix: bool = False
-    """of other sources: take files whose suffix is that of another format"""
+    """For other sources: accept files whose suffix is that of another format."""
     listed: int = 5
-    """problems and tags that are named of each kind"""
+    """Number of problems and tags of each kind to list by name."""
     processes: int = 0
-    """that read at once; 0 for one on each core"""
+    """Number of processes that read at once; 0 for one per core."""
 
     def __post_init__(self) -> None:
         check_at_least("--max-aspect-error", self.max_aspect_error or 0.0, 0)
@@ -85,7 +88,7 @@ class CheckCommand:
 
 @dataclass(frozen=True)
 class Looked:
-    """One data set, and what it is looked at for."""
+    """One data set, and the settings to survey it with."""
 
     source: str
     options: IndexOptions
@@ -98,7 +101,7 @@ class Looked:
 
 
 def is_configuration(source: str) -> bool:
-    """Whether a preset or a TOML file is named, and not a data set."""
+    """Whether the source is a preset or a TOML file rather than a data set."""
     return Path(source).suffix == ".toml" or (source in preset_names() and not Path(source).exists())
 
 
@@ -176,7 +179,7 @@ def _batch_of(asked: Looked) -> str:
 def _of_stage(
     command: CheckCommand, config: Config, stage: Stage, options: IndexOptions, html: Path | None
 ) -> Looked:
-    """What a stage is looked at for: its own settings, but for those of the command line."""
+    """The settings to survey a stage with: its own, except for those given on the command line."""
     from refimpl.data.buckets import pixel_budget_batch_sizes
 
     buckets = (BucketConfig(preset=command.buckets) if command.buckets else stage.buckets).sizes()
@@ -201,7 +204,7 @@ def _of_stage(
 def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None:
     """Surveys one data set and shows it.
 
-    is_planned  whether a plan was asked for, so that images which allow none are an error and not a line
+    is_planned  whether a plan was asked for, so that images which allow none are an error rather than a printed line
     """
     import numpy as np
 

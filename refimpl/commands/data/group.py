@@ -1,4 +1,4 @@
-"""`refimpl data`: index a data set, look at it before any training, weigh its tags (N §4.1.2, §4.3)."""
+"""`refimpl data`: index a data set, check it before any training, weight it by its tags (N §4.1.2, §4.3)."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -10,7 +10,7 @@ from refimpl.errors import InputError
 from refimpl.names import nearest
 from refimpl.run.presets import load_config
 
-# subcommand → (module, function taking (arguments, program), what it does). Imported only when asked for.
+# subcommand → (module, function taking (arguments, program), what it does). Imported only when called.
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
     "index": (
         "refimpl.commands.data.index",
@@ -25,7 +25,7 @@ SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
     "tags": (
         "refimpl.commands.data.tags",
         "tags_command",
-        "loss weights by tags, the heaviest and lightest images",
+        "the loss weights that tags give, and the images with the largest and smallest",
     ),
 }
 
@@ -39,7 +39,7 @@ def usage(program: str) -> str:
 
 
 def data_command(arguments: list[str], program: str = "refimpl data") -> None:
-    """One of the subcommands. Raises InputError for an unknown one, naming the nearest."""
+    """Runs one of the subcommands. Raises InputError for an unknown one, naming the nearest."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(program))
         return

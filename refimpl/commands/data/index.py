@@ -1,4 +1,4 @@
-"""`refimpl data index`: any layout of images to one index file, in parallel, going on where a kill left it."""
+"""`refimpl data index`: any layout of images to one index file, in parallel and resumable after a kill."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ class TagArguments:
     """How captions and records become tags."""
 
     classes: tuple[str, ...] = DEFAULT_TAG_CLASSES
-    """classes that a tag may name as its prefix, as in `character:alice`"""
+    """Classes that a tag may name as its prefix, as in `character:alice`."""
     table: Path | None = None
-    """tag → class, as JSON or as CSV with the columns name and category (a name, or Danbooru's number)"""
+    """Table from tag to class, as JSON or as CSV with the columns name and category (a name, or Danbooru's
+    number)."""
     underscores_to_spaces: bool = False
-    """write long_hair as `long hair`; ^_^ stays"""
+    """Write long_hair as `long hair`; ^_^ stays as it is."""
     rating: bool = False
-    """add a tag of class rating where a record has a rating"""
+    """Add a tag of class rating where a record has a rating."""
     quality: tuple[str, ...] = ()
-    """score:tag, the highest first: the tag of the first score that a record's reaches, of class quality"""
+    """Entries score:tag, highest score first: a record is given the tag of the first score that its own reaches, in
+    class quality."""
 
 
 @dataclass(frozen=True)
@@ -45,31 +47,31 @@ class IndexCommand:
     """Reads images' headers, captions and tags into one index file that training reads in place of the folder.
 
     A source is a folder of images with .txt or .caption sidecars or with metadata.jsonl, a .jsonl, kohya's
-    metadata .json, a .parquet, or a .tar that is read in place. Killed, it goes on where it was.
+    metadata .json, a .parquet, or a .tar that is read in place. A killed run is resumed where it was.
     """
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders and files to read"""
+    """Folders and files to read."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """the index file to write"""
+    """Index file to write."""
     processes: int = 0
-    """that read at once; 0 for one on each core"""
+    """Number of processes that read at once; 0 for one per core."""
     replace: bool = False
-    """write over an index that is there"""
+    """Overwrite an existing index."""
     allow_missing: bool = False
-    """take an image without a caption as one with an empty caption"""
+    """Treat an image without a caption as one with an empty caption."""
     max_bad_share: float = MAX_BAD_SHARE
-    """largest share of images that may be left out as unusable"""
+    """Largest share of the images that may be left out as unusable."""
     verify: bool = False
-    """decode every image in full, to find all damage now"""
+    """Decode every image in full, to find all damage now."""
     sha256: bool = False
-    """keep the SHA-256 of every image's bytes"""
+    """Record the SHA-256 of every image's bytes."""
     max_pixels: int = MAX_PIXELS
-    """largest accepted image, in pixels (width · height)"""
+    """Largest accepted image, in pixels (width · height)."""
     any_suffix: bool = False
-    """take files whose suffix is that of another format"""
+    """Accept files whose suffix is that of another format."""
     tags: TagArguments = field(default_factory=TagArguments)
-    """captions and tags"""
+    """Captions and tags."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -78,7 +80,7 @@ class IndexCommand:
         check_fraction("--max-bad-share", self.max_bad_share)
 
     def options(self) -> IndexOptions:
-        """What these settings mean."""
+        """The options that the index is read with."""
         from refimpl.data.images.decode import Accepted
         from refimpl.data.index.record import IndexOptions
         from refimpl.data.tag_rules import TagRules, read_tag_table
@@ -134,8 +136,8 @@ def build(
 ) -> Table:
     """Indexes data sets into one file, which appears whole or not at all; returns its table.
 
-    What is read is kept beside the file until that is written, so that a killed run goes on where it was.
-    Raises InputError for what `gather` and `refuse` name.
+    What has been read is kept beside the file until it is written, so that a killed run continues where it was.
+    Raises InputError for the problems that `gather` and `refuse` name.
     """
     from refimpl.data.index.index_file import read_table, write_table
     from refimpl.data.index.merge import merged
@@ -155,7 +157,7 @@ def build(
 
 @contextmanager
 def _alone_in(folder: Path, out: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system lets go with the process, however that ends."""
+    """Holds the folder's lock, which the system releases when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("wb")
@@ -175,9 +177,9 @@ def _alone_in(folder: Path, out: Path) -> Iterator[None]:
 
 @contextmanager
 def looked_at(source: str, options: IndexOptions, processes: int) -> Iterator[Table]:
-    """The table of an index, or of any data set whatever its problems: for looking, not for training.
+    """The table of an index, or of any data set whatever its problems: for inspection, not for training.
 
-    Raises InputError for what `read_table` and `gather` name.
+    Raises InputError for the problems that `read_table` and `gather` name.
     """
     from refimpl.data.index.index_file import is_index, read_table, write_table
     from refimpl.data.index.merge import merged

@@ -1,4 +1,4 @@
-"""A look at a data set as the commands show it: lines on the terminal, and one HTML page where asked."""
+"""How the commands show a survey of a data set: lines on the terminal, and one HTML page on request."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ from refimpl.errors import InputError
 
 
 def check_page(path: Path | None) -> None:
-    """Raises InputError when the page to write is a folder: found before the data are read."""
+    """Raises InputError when the page to write is a folder, before the data are read."""
     if path is not None and path.is_dir():
         raise InputError(f"--html {path} is a folder; name a file in it")
 

@@ -30,23 +30,24 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class StatsCommand:
     """Takes every image of a data set once, over any number of processes (torchrun), and writes the mean and std of
-    each latent channel as a preset, with the number of images and the way there (`refimpl figures --statistics`).
+    each latent channel as a preset, with the number of images and how it converged (`refimpl figures --statistics`).
     """
 
     config: Annotated[str, tyro.conf.Positional]
-    """preset or TOML file: its data, buckets and autoencoder are used"""
+    """Preset or TOML file whose data, buckets and autoencoder are used."""
     out: Path = Path("scale_shift.json")
-    """the preset to write; a configuration uses it as latents.scale_shift"""
+    """Preset to write; a configuration uses it as latents.scale_shift."""
     folder: str = ""
-    """images to measure, instead of the configuration's"""
+    """Images to measure instead of the configuration's; empty for the configuration's."""
     cache: str = ""
-    """folder of `refimpl cache` to read latents from, instead of encoding (crop 0); the images must fit it"""
+    """Folder written by `refimpl cache` to read latents from (crop 0) instead of encoding; the images must match it.
+    Empty to encode."""
     weights: str = ""
-    """autoencoder's safetensors file, instead of the configuration's"""
+    """Safetensors file of the autoencoder to use instead of the configuration's; empty for the configuration's."""
     seed: int = 0
-    """of the order of the images, which the curve depends on"""
+    """Seed of the order of the images, which the convergence curve depends on."""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """Device to measure on: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         check_seed("--seed", self.seed)
@@ -108,7 +109,7 @@ def _measured(
     if vae is not None:
         vae.to(world.device)
         return measure_latents(lambda batches: _encoded(vae, data, batches, world.device), channels, *of)
-    assert cached is not None  # there is a cache, or there would be weights
+    assert cached is not None  # without a cache there would be an autoencoder
 
     def no_images(batches: Batches, draws: Draws) -> Iterator[Batch]:
         return load_batches(data.index, batches, 0, draws)

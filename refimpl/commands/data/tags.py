@@ -17,15 +17,15 @@ class TagsCommand:
     """Prints the loss weights that a data set's tags give its images, and the tags of each class."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """index, folder, .jsonl, kohya's .json, .parquet or .tar"""
+    """Index, folder, .jsonl, kohya's .json, .parquet or .tar."""
     weights: TagWeightConfig = field(default_factory=TagWeightConfig)
-    """as tag_weights of a configuration"""
+    """The same settings as tag_weights in a configuration."""
     html: Path | None = None
-    """also write this page, with a plot (needs refimpl[report])"""
+    """Also write this HTML page, with a plot (needs refimpl[report])."""
     listed: int = 5
-    """images and tags that are named of each kind"""
+    """Number of images and tags of each kind to list by name."""
     processes: int = 0
-    """that read at once; 0 for one on each core"""
+    """Number of processes that read at once; 0 for one per core."""
 
     def __post_init__(self) -> None:
         check_at_least("--listed", self.listed, 1)

@@ -1,1 +1,1 @@
-"""Commands over files of other programs: inspect, convert, export, merge."""
+"""Commands on files of other programs: inspect, convert, export, merge."""

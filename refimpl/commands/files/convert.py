@@ -1,4 +1,4 @@
-"""`refimpl convert`: a single file, a diffusers folder or a run, one into the other."""
+"""`refimpl convert`: from a single file, a diffusers folder or a run to another format."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ class ConvertCommand(Output):
     """Writes a checkpoint in another format or dtype. The input stays as it is; the output must not exist."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """a .safetensors file, a diffusers folder or a run"""
+    """A .safetensors file, a diffusers folder or a run."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """the file or folder to write"""
+    """File or folder to write."""
     prediction: str = ""
-    """eps, v or x0, where the input says nothing or something wrong"""
+    """Prediction type (eps, v or x0), for an input that does not state it or states it wrongly; empty to take the
+    input's."""
     v_pred: bool = False
-    """short for --prediction v"""
+    """Short for --prediction v."""
     ztsnr: bool = False
-    """with v or x0: the schedule ends in pure noise"""
+    """With v or x0: the schedule ends in pure noise."""
     fold_scale_shift: bool = False
-    """put the scale-and-shift into the autoencoder, for tools that know only 0.13025"""
+    """Fold the scale-and-shift into the autoencoder, for tools that know only 0.13025."""
     use_ema: bool = False
-    """take the moving average that a single file holds (model_ema.…) as its UNet"""
+    """Take the moving average that a single file holds (model_ema.…) as its UNet."""
     keep_unknown: bool = False
-    """keep tensors that belong to no part of SDXL, instead of refusing the file"""
+    """Keep tensors that belong to no part of SDXL, instead of refusing the file."""
     drop_other: bool = False
-    """leave out what belongs to no part: moving average, buffers"""
+    """Leave out tensors that belong to no part, such as the moving average and buffers."""
     weights: str = "ema"
-    """of a run: ema, the moving average, or unet, the weights as trained"""
+    """For a run, the weights to write: ema (moving average) or unet (as trained)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,11 +51,11 @@ class ConvertCommand(Output):
             raise InputError(f"--v-pred and --prediction {self.prediction} contradict each other; give one")
         if self.ztsnr and not (self.v_pred or self.prediction):
             raise InputError(
-                "--ztsnr needs --v-pred (or --prediction): zero SNR is a fact of its own beside it"
+                "--ztsnr needs --v-pred (or --prediction): zero SNR is independent of what is predicted"
             )
 
     def given_prediction(self) -> Prediction | None:
-        """What the arguments say, or None for what the input says."""
+        """The prediction type that the arguments give, or None to take the input's."""
         from refimpl.interop.checkpoint import Prediction
 
         kind = "v" if self.v_pred else self.prediction
@@ -62,7 +63,7 @@ class ConvertCommand(Output):
 
 
 def convert_command(arguments: list[str], program: str = "refimpl convert") -> None:
-    """Reads one format, writes another."""
+    """Reads a checkpoint in one format and writes it in another."""
     command = tyro.cli(ConvertCommand, args=arguments, prog=program)
     single = check_paths(command.source, command.out, command.format)
     from refimpl.interop import any_checkpoint

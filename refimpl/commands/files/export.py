@@ -15,17 +15,17 @@ class ExportCommand(Output):
     """Writes a run's checkpoint for other tools: one file for ComfyUI and A1111, or a folder for diffusers."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """a run folder (its newest checkpoint) or one of its checkpoints/step-* folders"""
+    """A run folder (its newest checkpoint is used) or one of its checkpoints/step-* folders."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """the file or folder to write"""
+    """File or folder to write."""
     fold_scale_shift: bool = True
-    """in a single file, put the scale-and-shift into the autoencoder: other tools know only 0.13025"""
+    """In a single file, fold the scale-and-shift into the autoencoder, since other tools know only 0.13025."""
     weights: str = "ema"
-    """ema, the moving average, or unet, the weights as trained"""
+    """Weights to write: ema (moving average) or unet (as trained)."""
 
 
 def export_command(arguments: list[str], program: str = "refimpl export") -> None:
-    """Writes a run's checkpoint in a format of other tools."""
+    """Writes a run's checkpoint in a format that other tools read."""
     command = tyro.cli(ExportCommand, args=arguments, prog=program)
     single = check_paths(command.run, command.out, command.format)
     from refimpl.interop import any_checkpoint
@@ -34,7 +34,7 @@ def export_command(arguments: list[str], program: str = "refimpl export") -> Non
 
     if any_checkpoint.kind_of(command.run) != RUN:
         raise InputError(
-            f"{command.run} is no run folder; `refimpl convert` takes files and diffusers folders"
+            f"{command.run} is not a run folder; `refimpl convert` takes files and diffusers folders"
         )
     opened = any_checkpoint.load(command.run, weights=command.weights)
     if single and command.fold_scale_shift:

@@ -15,20 +15,20 @@ class ExportLoRACommand:
     """Writes the LoRA that a run has trained, with kohya's names. The output must not exist."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """a run folder (its newest checkpoint) or one of its checkpoints/step-* folders"""
+    """A run folder (its newest checkpoint is used) or one of its checkpoints/step-* folders."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """the .safetensors file to write"""
+    """The .safetensors file to write."""
     weights: str = "ema"
-    """ema, the moving average, or unet, the weights as trained"""
+    """Weights to write: ema (moving average) or unet (as trained)."""
     dtype: str = "fp16"
-    """fp16, bf16 or fp32, of the maps; empty keeps the run's"""
+    """Dtype of the LoRA's matrices: fp16, bf16 or fp32; empty keeps the run's."""
 
     def __post_init__(self) -> None:
         check_choice("--dtype", self.dtype or "fp32", DTYPES)
 
 
 def export_lora_command(arguments: list[str], program: str = "refimpl export-lora") -> None:
-    """Reads the run's checkpoint, writes the file."""
+    """Reads the run's checkpoint and writes the LoRA file."""
     command = tyro.cli(ExportLoRACommand, args=arguments, prog=program)
     from refimpl.interop.lora import files as lora_files
     from refimpl.interop.run import lora as run_lora

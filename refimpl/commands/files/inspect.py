@@ -24,14 +24,14 @@ PARTS = {"unet": "UNet", "vae": "autoencoder", "text_l": "CLIP-L", "text_g": "bi
 
 @dataclass(frozen=True)
 class InspectCommand:
-    """Says what a single file, a diffusers folder or a run holds: parts, sizes, prediction type and why."""
+    """Prints what a single file, a diffusers folder or a run holds: parts, sizes, prediction type and why."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """a .safetensors file, a diffusers folder, a run folder or one of its checkpoints/step-* folders"""
+    """A .safetensors file, a diffusers folder, a run folder or one of its checkpoints/step-* folders."""
     keep_unknown: bool = False
-    """count tensors that belong to no part as other, instead of refusing the file"""
+    """Count tensors that belong to no part as other, instead of refusing the file."""
     as_json: bool = False
-    """print one JSON object instead of text"""
+    """Print one JSON object instead of text."""
 
 
 def inspect_command(arguments: list[str], program: str = "refimpl inspect") -> None:
@@ -46,9 +46,9 @@ def inspect_command(arguments: list[str], program: str = "refimpl inspect") -> N
 
 
 def describe(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
-    """What there is to say of a checkpoint, as values JSON can hold.
+    """The facts about a checkpoint, as values that JSON can hold.
 
-    source  the file or folder, for messages      Raises InputError when a part has no shape of SDXL's kind.
+    source  the file or folder, for messages      Raises InputError when a part is not shaped like SDXL's.
     """
     from refimpl.interop.network.architecture import METADATA_KEY
     from refimpl.interop.single_file.folded import FOLDED
@@ -74,7 +74,7 @@ def describe(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
 
 
 def architecture_name(checkpoint: Checkpoint, source: str) -> str:
-    """SDXL base, SDXL refiner, this project's tiny one, or what it differs in."""
+    """SDXL base, SDXL refiner, this project's tiny model, or how it differs from them."""
     from refimpl.interop.network.architecture import architecture_of
     from refimpl.interop.single_file.read_write import is_refiner
 
@@ -107,7 +107,7 @@ def _sizes(part: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
-    """The lines of `describe`, human-readable."""
+    """The facts from `describe` as human-readable lines."""
     from refimpl.latents.scale_shift import SDXL_FACTOR
 
     lines = [f"{facts['path']}: {facts['kind']}, {facts['architecture']}", ""]

@@ -22,13 +22,13 @@ class MergeLoRACommand(Output):
     """Folds a LoRA into a checkpoint's weights. The inputs stay as they are; the output must not exist."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """a .safetensors file, a diffusers folder or a run"""
+    """A .safetensors file, a diffusers folder or a run."""
     lora: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LORA")]
-    """a LoRA of kohya's trainer or of PEFT: its .safetensors file, or a folder with adapter_model.safetensors"""
+    """A LoRA from kohya's trainer or PEFT: its .safetensors file, or a folder with adapter_model.safetensors."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """the file or folder to write"""
+    """File or folder to write."""
     strength: float = 1.0
-    """factor of the LoRA's update: 1 as it was trained, less for less of it, negative to take it away"""
+    """Factor of the LoRA's update: 1 applies it as trained, less weakens it, negative subtracts it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,7 +37,7 @@ class MergeLoRACommand(Output):
 
 
 def merge_lora_command(arguments: list[str], program: str = "refimpl merge-lora") -> None:
-    """Reads both, checks that they fit, merges, writes."""
+    """Reads the checkpoint and the LoRA, checks that they fit, merges them and writes the result."""
     command = tyro.cli(MergeLoRACommand, args=arguments, prog=program)
     if not command.lora.exists():
         raise InputError(f"{command.lora} does not exist; name a LoRA's .safetensors file")

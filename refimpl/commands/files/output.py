@@ -25,11 +25,12 @@ class Output:
     """What the commands that write a checkpoint have in common: its format, dtype and tokenizer."""
 
     format: str = "auto"
-    """single_file or diffusers; auto takes a single file for a name that ends in .safetensors, else a folder"""
+    """Format to write: single_file or diffusers. auto writes a single file for a name that ends in .safetensors, else
+    a folder."""
     dtype: str = ""
-    """fp16, bf16 or fp32, of all weights; empty keeps what each has"""
+    """Dtype of all weights: fp16, bf16 or fp32; empty keeps each tensor's own."""
     tokenizer: str = ""
-    """folder with CLIP's tokenizer, for a diffusers folder; empty looks beside the checkpoint"""
+    """Folder with CLIP's tokenizer, for a diffusers folder; empty looks beside the checkpoint."""
 
     def __post_init__(self) -> None:
         check_choice("--format", self.format, FORMATS)
@@ -44,7 +45,7 @@ def dtype_named(name: str) -> torch.dtype | None:
 
 
 def check_paths(source: Path, out: Path, format: str) -> bool:
-    """Whether a single file is asked for; InputError when the paths cannot be."""
+    """Whether a single file is asked for. Raises InputError when the paths cannot be used."""
     from refimpl.interop import any_checkpoint
 
     any_checkpoint.kind_of(source)  # it exists
@@ -53,7 +54,7 @@ def check_paths(source: Path, out: Path, format: str) -> bool:
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already; give another name, or remove it first")
     if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder; make it first")
+        raise InputError(f"{out.parent} is not a folder; make it first")
     single = format == "single_file" or (format == "auto" and out.suffix == SUFFIX)
     if single and out.suffix != SUFFIX:
         raise InputError(f"{out} would be a single file, and must end in {SUFFIX} for other tools to open it")
@@ -65,7 +66,7 @@ def check_paths(source: Path, out: Path, format: str) -> bool:
 
 
 def write_opened(command: Output, opened: Opened, source: Path, out: Path, single: bool) -> None:
-    """Writes what was opened, and says what it predicts. single: as one file, else as a diffusers folder."""
+    """Writes what was opened, as one file if `single` and else as a diffusers folder; prints what it predicts."""
     from refimpl.interop import diffusers_folder, single_file
     from refimpl.latents.scale_shift import SDXL_DEFAULT
 
@@ -93,7 +94,7 @@ def write_opened(command: Output, opened: Opened, source: Path, out: Path, singl
 
 
 def _tokenizer(given: str, opened: Opened, source: Path) -> Tokenizer | Path | None:
-    """The one named, the checkpoint's own, or one in a folder `tokenizer` beside it; None where there is none."""
+    """The tokenizer given, the checkpoint's own, or one in a folder `tokenizer` beside it; None if there is none."""
     from refimpl.interop.any_checkpoint import FOLDER
     from refimpl.interop.diffusers_folder.tokenizers import find_tokenizer
 

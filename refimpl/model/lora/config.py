@@ -16,15 +16,15 @@ class LoRAConfig:
     """Low-rank adapters trained instead of the weights."""
 
     rank: int = 0
-    """of every update; 0 trains the weights themselves"""
+    """Rank of every update; 0 trains the weights themselves."""
     alpha: float = 1.0
-    """updates are scaled by alpha / rank, so that another rank needs no other learning rate"""
+    """Updates are scaled by alpha / rank, so that changing the rank does not require another learning rate."""
     targets: tuple[str, ...] = ATTENTION_TARGETS
-    """patterns on the names of the UNet's modules; () leaves the UNet as it is"""
+    """Patterns on the names of the UNet's modules; () leaves the UNet as it is."""
     text_targets: tuple[str, ...] = ()
-    """patterns on the names of the modules of each trained text tower; () leaves the towers as they are"""
+    """Patterns on the names of the modules of each trained text tower; () leaves the towers as they are."""
     dropout: float = 0.0
-    """share of the components of the rank that each image goes without in training; of the UNet's adapters"""
+    """Fraction of the rank's components dropped for each image in training; applies to the UNet's adapters."""
 
     def __post_init__(self) -> None:
         if self.rank != 0:
@@ -49,5 +49,5 @@ def check_dropout(dropout: float, where: str = "LoRA ") -> None:
 
 
 def float32(value: float) -> float:
-    """The value as files hold it: what is trained is what a reader of the file computes."""
+    """The value as files store it, so that training uses what a reader of the file computes with."""
     return ctypes.c_float(value).value

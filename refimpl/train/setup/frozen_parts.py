@@ -1,4 +1,4 @@
-"""The autoencoder and the scale-and-shift that a run keeps: read, trained and measured, or its start's (N App. B)."""
+"""The frozen autoencoder and scale-and-shift of a run: read, trained and measured, or its start's (N App. B)."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def frozen_parts(
 ) -> tuple[VAE, ScaleShift, dict[str, Tensor]]:
     """The autoencoder and its scale-and-shift: read, or made from the data and kept in `latents.folder`.
 
-    start    what train.init_from names: its autoencoder is taken where the settings name and make none
+    start    what train.init_from names: its autoencoder is used where the settings neither name nor train one
     returns  both, and the measured statistics (count, mean, std) where they were measured
     """
     settings, source = config.latents, config.train.init_from
@@ -40,7 +40,7 @@ def frozen_parts(
         contents = committed.read(folder)
         if contents.documents["made_from"] != made_from:
             raise InputError(
-                f"latents.folder {folder} was made with other data or settings; delete it or name another folder"
+                f"latents.folder {folder} was made with different data or settings; delete it or name another folder"
             )
         vae = VAE(config.vae)
         load_state(vae, contents.tensors["autoencoder"], str(folder))
@@ -48,7 +48,7 @@ def frozen_parts(
         return vae.eval().requires_grad_(False), scale_shift, contents.tensors["statistics"]
     elif folder and folder.exists():
         raise InputError(
-            f"latents.folder {folder} exists and holds no autoencoder; delete it or name another"
+            f"latents.folder {folder} exists but holds no autoencoder; delete it or name another"
         )
     elif settings.train_steps:
         vae = train_autoencoder(data.index, config.vae, settings, config.train.seed, device)
@@ -98,7 +98,7 @@ def _chosen_scale_shift(choice: str, channels: int, start: Opened | None) -> Sca
             raise InputError(f"latents.scale_shift {choice!r} is not a preset: {error}") from error
     if chosen.channels != channels:
         raise InputError(
-            f"latents.scale_shift {choice!r} has {chosen.channels} channels, vae.latent_channels is "
+            f"latents.scale_shift {choice!r} has {chosen.channels} channels, but vae.latent_channels is "
             f"{channels}; use measure, or statistics of this autoencoder"
         )
     return chosen

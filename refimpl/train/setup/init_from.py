@@ -25,7 +25,7 @@ TIME = {True: "zero-terminal-SNR", False: "plain"}
 
 
 def open_start(init_from: str) -> Opened | None:
-    """What `train.init_from` names, unread but for its headers; None where it is empty.
+    """Opens what `train.init_from` names, reading only its headers; None where it is empty.
 
     Raises InputError when it is neither a run, a single file nor a diffusers folder, or holds no UNet.
     """
@@ -47,33 +47,37 @@ def fill_unet(unet: UNet, opened: Opened, source: str) -> None:
 
 
 def say_start(opened: Opened, wanted: DiffusionConfig, source: str) -> None:
-    """Says what the checkpoint predicts and what this run trains it to, where the two differ above all."""
+    """Reports what the checkpoint predicts and, where that differs, what this run trains it to predict."""
     found = opened.checkpoint.prediction
     line = (
         f"starts from {source} ({opened.kind}): it predicts {found.kind} on the "
         f"{TIME[found.zero_terminal_snr]} schedule ({found.reason})"
     )
     if (found.kind, found.zero_terminal_snr) != (wanted.parameterisation, wanted.zero_terminal_snr):
-        line += f"; this run trains it on to {wanted.parameterisation} on the {TIME[wanted.zero_terminal_snr]} one"
+        line += (
+            f"; this run trains it to {wanted.parameterisation} on the {TIME[wanted.zero_terminal_snr]} one"
+        )
     tqdm.write(line)
     if found.sigma_min is not None or found.sigma_max is not None:
-        tqdm.write("it is told the noise level as ¼·ln σ, and from here on as t: it has to learn that first")
+        tqdm.write(
+            "it was conditioned on ¼·ln σ and is conditioned on t from here on, which it must learn first"
+        )
 
 
 def say_scale_shift(opened: Opened, chosen: ScaleShift) -> None:
-    """Says so where the run's latents are scaled otherwise than the checkpoint's were."""
+    """Reports when the run's latents are scaled differently from the checkpoint's."""
     found = opened.checkpoint.scale_shift
     if found != chosen:
         tqdm.write(
             f"its latents were scaled by mean {found.mean} and std {found.std}, this run's by mean {chosen.mean} and "
-            f"std {chosen.std}: it has to learn that first (latents.scale_shift checkpoint keeps the former)"
+            f"std {chosen.std}, which it must learn first (latents.scale_shift checkpoint keeps the checkpoint's)"
         )
 
 
 def start_vae(opened: Opened, config: VAEConfig, source: str) -> VAE | None:
     """The checkpoint's autoencoder in float32, frozen; None where it has none.
 
-    Raises InputError when it is of another shape than `vae`, listing every tensor that differs.
+    Raises InputError when its shape is not that of `config`, listing every tensor that differs.
     """
     if opened.checkpoint.vae is None:
         return None
@@ -85,7 +89,7 @@ def start_vae(opened: Opened, config: VAEConfig, source: str) -> VAE | None:
 def start_towers(opened: Opened | None, text: TextConfig, source: str) -> Towers:
     """Tokenizer and text towers, frozen: those of text.folder, or else those that the checkpoint holds.
 
-    Raises InputError when they are nowhere, or the checkpoint's are other towers than `text.towers`.
+    Raises InputError when there are none, or when the checkpoint's are not those that `text.towers` names.
     """
     if opened is None or text.folder or not (opened.checkpoint.text_l or opened.checkpoint.text_g):
         return text.load()
@@ -104,7 +108,7 @@ def start_towers(opened: Opened | None, text: TextConfig, source: str) -> Towers
 
 def _check_tower(name: str, found: CLIPTextConfig, wanted: CLIPTextConfig, source: str) -> None:
     differing = [
-        f"{field} {getattr(found, field)} in place of {getattr(wanted, field)}"
+        f"{field} {getattr(found, field)} instead of {getattr(wanted, field)}"
         for field in SAME_TOWER
         if getattr(found, field) != getattr(wanted, field)
     ]

@@ -41,7 +41,7 @@ def removed_if_empty(run: Path, world: World) -> Iterator[None]:
         yield
     except BaseException:
         if world.is_main:
-            with contextlib.suppress(OSError):  # it holds something: the run had begun
+            with contextlib.suppress(OSError):  # it is not empty: the run had begun
                 run.rmdir()
         raise
 
@@ -62,7 +62,7 @@ def _fresh(out: str, label: str) -> Path:
 
 
 def _next_numbered(parent: Path, label: str) -> Path:
-    """Makes `parent`/`label`-001 or the first number after it that no other run, also of this moment, has."""
+    """Makes `parent`/`label`-001, or the first later number that no other run has, even one starting just now."""
     with _explained(parent):
         parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
@@ -87,14 +87,16 @@ def _resumed(config: Config) -> Path:
     run = Path(config.train.out)
     if not config.train.out or not (run / CONFIG).is_file():
         raise InputError(
-            f"train.resume: {config.train.out or 'train.out'!r} is no run folder; name one with --train.out"
+            f"train.resume: {config.train.out or 'train.out'!r} is not a run folder; name one with --train.out"
         )
     try:
         table = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-        # Through a Config: a run of an earlier version has the defaults of what was added since.
+        # Through a Config, so that a run of an earlier version gets the defaults of settings added since.
         saved = _flat(to_table(from_table(Config, table, str(run / CONFIG))))
     except (OSError, ValueError) as error:
-        raise InputError(f"train.resume: {run / CONFIG} cannot be read as settings ({error})") from error
+        raise InputError(
+            f"train.resume: {run / CONFIG} cannot be read as a run's settings ({error})"
+        ) from error
     wanted = _flat(to_table(config))
     changed = [
         key for key in sorted(saved | wanted) if saved.get(key) != wanted.get(key) and key not in CHANGEABLE
@@ -103,7 +105,7 @@ def _resumed(config: Config) -> Path:
         listing = "\n  ".join(
             f"{key}: the run has {saved.get(key)!r}, now {wanted.get(key)!r}" for key in changed
         )
-        raise InputError(f"train.resume: {run} was made with other settings:\n  {listing}")
+        raise InputError(f"train.resume: {run} was made with different settings:\n  {listing}")
     steps = committed_steps(run)
     if steps and not (run / "components" / MANIFEST).is_file():
         raise InputError(
@@ -112,7 +114,7 @@ def _resumed(config: Config) -> Path:
         )
     if steps and steps[-1] >= config.train.steps:
         raise InputError(
-            f"train.resume: {run} is at step {steps[-1]} already; raise train.steps {config.train.steps}"
+            f"train.resume: {run} is already at step {steps[-1]}; raise train.steps {config.train.steps}"
         )
     return run
 

@@ -43,21 +43,21 @@ from refimpl.train.step_plan import plan_stage
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the loop works with."""
+    """Everything that the loop works with."""
 
     model: Model
     parts: list[Part]
     text_states: TextStates | CachedTextStates
     stages: list[StageData]
-    latents: list[CachedLatents | None]  # of each stage: what is trained on instead of its images
+    latents: list[CachedLatents | None]  # for each stage, what is trained on instead of its images
     heldout: StageData | None
 
 
 def prepare(config: Config, run: Path, world: World) -> Prepared:
-    """Reads the data, gets or makes the frozen parts, builds the UNet; rank 0 makes what the others then read.
+    """Reads the data, reads or makes the frozen parts, builds the UNet; rank 0 makes what the others then read.
 
     Raises InputError, before anything is written to the run folder, for settings that this machine or these images
-    cannot fulfil. A run that fails here leaves the folder as it was.
+    cannot satisfy. A run that fails here leaves the folder as it was.
     """
     load_ops(config.train.backend)
     check_loggers(config.train)
@@ -107,12 +107,12 @@ def _write_frozen_parts(
     device: torch.device,
     cache: LatentCache | None,
 ) -> None:
-    """Commits the settings and the components of a run that has none; both, or neither."""
+    """Commits the settings and the components of a run that has no components yet: both, or neither."""
     if (run / "components").exists():
         return
     towers = start_towers(
         start, config.text, config.train.init_from
-    )  # fails at once, the autoencoder may take hours
+    )  # first, so that it fails at once: the autoencoder may take hours
     image_folder = config.image_prompt.folder
     image_tower = load_image_tower(image_folder, config.text.pooled_dim) if image_folder else None
     vae, scale_shift, _ = frozen_parts(config, stages[-1], device, start)

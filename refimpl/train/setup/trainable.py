@@ -23,30 +23,30 @@ from refimpl.run.config import Config
 from refimpl.text.tower_names import freeze_unused
 
 Averages = dict[str, dict[str, Tensor]]
-"""Moving averages: part → name → float32 tensor; empty on all ranks but 0."""
+"""Moving averages: part → name → float32 tensor; empty on all ranks except 0."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A network of which something is trained."""
+    """A network that is trained, in whole or in part."""
 
     name: str
-    """as in refimpl.interop.run.trained_parts: what its files in a checkpoint are called"""
+    """The part's name in a checkpoint's files, as in refimpl.interop.run.trained_parts."""
     module: nn.Module
     peak: float
-    """its own peak learning rate; 0 for the stage's"""
+    """The part's own peak learning rate; 0 for the stage's."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained of it, by name."""
+        """The parameters that are trained, by name."""
         return {n: p for n, p in named_parameters(self.module).items() if p.requires_grad}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it."""
+        """The tensors that a checkpoint keeps of it."""
         return network_state(self.module)
 
 
 def make_trainable(model: Model, config: Config) -> list[Part]:
-    """Freezes the model, then frees or adapts what the settings train.
+    """Freezes the model, then unfreezes or adapts what the settings train.
 
     returns  the parts in the order of refimpl.interop.run.trained_parts
     Raises InputError when a LoRA target matches nothing.
@@ -76,7 +76,7 @@ def make_trainable(model: Model, config: Config) -> list[Part]:
 
 
 def check_targets(config: Config) -> None:
-    """Raises InputError, naming the nearest modules, when a LoRA target or rank fits nothing; no memory is taken."""
+    """Raises InputError, naming the nearest modules, when a LoRA target or rank fits nothing; takes no memory."""
     if not config.lora.rank:
         return
     config_l, config_g = config.text.architectures()
@@ -92,9 +92,9 @@ def check_targets(config: Config) -> None:
 
 @contextlib.contextmanager
 def averaged(parts: Sequence[Part], averages: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
-    """Puts the moving averages in the place of the trained weights, and the networks in eval mode, meanwhile.
+    """Within the context, the moving averages replace the trained weights and the networks are in eval mode.
 
-    Nothing is copied: the parameters point to the averages and then back.
+    Nothing is copied: the parameters point to the averages, and afterwards to the weights again.
     """
     places = [(p, averages[part.name][name]) for part in parts for name, p in part.parameters().items()]
     weights = [parameter.data for parameter, _ in places]

@@ -442,7 +442,7 @@ def test_a_newer_format_is_refused(config: str, tmp_path: Path) -> None:
     path = out / "latents" / "cache.json"
     manifest = json.loads(path.read_text())
     atomic.replace_text(path, json.dumps(manifest | {"format": 2}))
-    with pytest.raises(InputError, match="of format 2, this version reads 1"):
+    with pytest.raises(InputError, match="has format 2, but this version reads 1"):
         open_latents(out)
     atomic.replace_text(path, json.dumps(manifest | {"details": {}}))
     with pytest.raises(InputError, match="the manifest of its latents lacks 'crops'"):

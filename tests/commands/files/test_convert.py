@@ -150,7 +150,7 @@ def test_a_tokenizer_is_found_beside_or_named(single: Path, tmp_path: Path) -> N
         (["{in}", "{tmp}/link.safetensors"], "is both what is read"),
         (["{in}", "{tmp}/there.safetensors"], "exists already; give another name"),
         (["{in}", "{tmp}/dangling"], "exists already"),
-        (["{in}", "{tmp}/none/x.safetensors"], "none is no folder; make it first"),
+        (["{in}", "{tmp}/none/x.safetensors"], "none is not a folder; make it first"),
         (["{in}", "{tmp}/x.ckpt"], "would be a folder with the name of a file"),
         (
             ["{in}", "{tmp}/x.safetensors", "--format", "diffusers"],
@@ -225,7 +225,7 @@ def test_a_run_is_exported_for_other_tools(trained: Path, tmp_path: Path) -> Non
 def test_only_runs_are_exported_and_they_know_their_prediction(
     single: Path, trained: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="is no run folder; `refimpl convert` takes files"):
+    with pytest.raises(InputError, match="is not a run folder; `refimpl convert` takes files"):
         export_command([str(single), str(tmp_path / "x.safetensors")])
     with pytest.raises(InputError, match="is a run, whose configuration says what it predicts"):
         convert_command([str(trained), str(tmp_path / "x.safetensors"), "--v-pred"])

@@ -100,7 +100,7 @@ WRONG = {
     "a file that is there": ((0, 1, "there.safetensors"), r"there\.safetensors exists already"),
     "no checkpoint": (("absent", 1, "out.safetensors"), r"absent does not exist"),
     "no LoRA": ((0, "absent", "out.safetensors"), r"absent does not exist; name a LoRA's"),
-    "no folder": ((0, 1, "absent/out.safetensors"), r"absent is no folder"),
+    "no folder": ((0, 1, "absent/out.safetensors"), r"absent is not a folder"),
     "a checkpoint as LoRA": ((0, 0, "out.safetensors"), r"model\.safetensors holds no LoRA"),
     "a LoRA as checkpoint": ((1, 1, "out.safetensors"), r"lora\.safetensors"),
 }

@@ -71,7 +71,7 @@ def test_network_autoencoder_and_towers_are_the_checkpoints(
     kind = "diffusers folder" if name == "diffusers" else "single file"
     printed = capsys.readouterr().out
     assert f"{name} ({kind}): it predicts eps on the plain schedule (" in printed
-    assert "this run trains it on to v on the zero-terminal-SNR one" in printed
+    assert "this run trains it to v on the zero-terminal-SNR one" in printed
     assert "its latents were scaled by" not in printed
 
 
