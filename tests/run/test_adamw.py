@@ -120,7 +120,7 @@ def test_a_state_that_does_not_fit_is_listed_and_changes_nothing() -> None:
     assert message.startswith("run/optimizer.safetensors does not fit this model; 3 of its tensors differ")
     assert "missing   conv.bias.step []" in message
     assert "unknown   x.exp_avg [2]" in message
-    assert "misshapen norm.bias.exp_avg: file has [4], the model needs [3]" in message
+    assert "misshapen norm.bias.exp_avg: the file has [4], the network needs [3]" in message
     assert all(
         torch.equal(value, state[name]) for name, value in optimizer_state(trained(model), optimizer).items()
     )
