@@ -29,10 +29,11 @@ def load_config(name_or_path: str) -> Config:
     else:
         path = Path(name_or_path)
         if not path.is_file():
-            near = nearest(name_or_path, preset_names())
+            is_path = path.suffix == ".toml" or len(path.parts) > 1
+            near = f"the nearest preset is {nearest(name_or_path, preset_names())[0]!r}"
             raise InputError(
                 f"{name_or_path!r} is neither a preset ({', '.join(preset_names())}) nor a TOML file; "
-                f"the nearest preset is {near[0]!r}"
+                f"{'there is no such file' if is_path else near}"
             )
         try:
             text = path.read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ def explicit(sigmas: Sequence[float] | Tensor) -> Tensor:
 
 
 def community_trainer(schedule: NoiseSchedule, n: int = len(COMMUNITY_TRAINER_SIGMAS)) -> Tensor:
-    """R's ten fixed levels (README, "Progressive Steps") and 0. The schedule is not used.
+    """R's ten fixed levels ("Progressive Steps") and 0. The schedule is not used.
 
     Raises InputError for n other than 10.
     """

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -68,7 +67,7 @@ def plan_steps(
     Raises InputError when a stage has fewer images than one global batch, or too many of them are bad.
     """
     step, epoch = 0, 0
-    for number, (data, cached) in enumerate(zip_longest(stages, latents)):
+    for number, (data, cached) in enumerate(zip(stages, latents or [None] * len(stages), strict=True)):
         is_last = number + 1 == len(stages)
         end = config.train.steps if is_last else min(config.train.steps, stages[number + 1].stage.from_step)
         while step < end:

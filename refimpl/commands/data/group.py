@@ -61,7 +61,7 @@ def _refuse(name: str, program: str) -> NoReturn:
         lines.append(
             f"look at a data set with `{program} check {name}`; a configuration's file ends in .toml"
         )
-    else:
+    elif not nearest(name, SUBCOMMANDS, least=0.6):
         try:
             load_config(name)
         except InputError as error:
