@@ -39,8 +39,8 @@ INTRODUCTION = """# Benchmarks
 Written by `python -m benchmarks.tables` from `results/*.json`; the benchmarks write those, and assert agreement with
 the reference before they time anything. Ratios are medians over interleaved rounds, quartiles in brackets.
 
-These operations are under 0.01 % of a training step: their worth is exact arithmetic, noise that is a function of the
-sample, and one pass over memory, not a faster step."""
+These operations are a tiny share of an SDXL training step: their worth is exact arithmetic, noise that is a function
+of the sample, and one pass over memory, not a faster step."""
 
 CPU_COLUMNS = """`v_loss` is the forward and the backward pass with the batch's mean in between, and *alone* the same
 loss and gradient without autograd; `step` is add_noise and v_loss; `keyed step` the same with the drawing of the
@@ -61,8 +61,8 @@ CPU_CAUSES = """What limits the rows that miss their goal:
   the losses: {floor_share:.0%} of our v_loss at batch 4. With cold caches their code has to be fetched as well. The
   rows *alone* are without them.
 - `keyed step` draws its noise in both operations rather than store it: {draw_share:.0%} of its time at batch 4.
-- At the ceiling, the ratio to another implementation is that one's distance from the ceiling, and no code that reads
-  the same tensors can exceed it. diffusers' add_noise moves seven tensors to our three.
+- At the ceiling, the ratio to another implementation is that one's distance from the ceiling, and no float32 code
+  that reads the same tensors can exceed it. diffusers' add_noise moves seven tensors to our three.
 - Streaming stores, which spare reading the lines that are overwritten, and software prefetching were tried: neither
   made a batch faster on this processor."""
 
