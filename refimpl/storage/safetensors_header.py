@@ -90,6 +90,8 @@ def opened(path: Path | str, reader: Reader = CHECKPOINT) -> Iterator[tuple[Bina
             raise InputError(f"{path} is not a regular file; name a {reader.kind}")
         with open(path, "rb") as file:
             yield file, read_header(file, str(path), reader)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist ({error.strerror}); name a {reader.kind}") from error
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -216,7 +216,7 @@ def test_a_resumed_run_keeps_its_start_and_its_images(weights: Path, root: Path,
         state = VAE(VAE_CONFIG).state_dict()
     other = tmp_path / "other.safetensors"
     safetensors_file.write(other, state, noted({}, Architecture(vae=VAE_CONFIG)))
-    with pytest.raises(InputError, match=r"weights \(SHA-256\) was '\w+', now '\w+'; bring them back"):
+    with pytest.raises(InputError, match=r"weights \(SHA-256\) was '\w+', now '\w+'; restore them"):
         command(other, root, run, "--resume")
     assert before == ((run / "vae.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes())
     (run / "config.json").write_text("not JSON")

@@ -68,7 +68,7 @@ BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], list[str]]] = {
     ),
     "too few images for the autoencoder": (
         nothing, {"latents": {"weights": "", "train_steps": 1, "train_batch": 19, "train_size": 32}},
-        ["18 images are fewer than one batch of the autoencoder's", "latents.train_batch 19", "add 1 images"],
+        ["18 images are fewer than one batch of autoencoder training", "latents.train_batch 19", "add 1 images"],
     ),
     "too few images after pruning": (
         nothing, {"data": {"max_aspect_error": 1e-9}, "buckets": {"max_side": 48}, "train": {"batch_size": 5}},
