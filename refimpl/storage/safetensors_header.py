@@ -90,13 +90,13 @@ def opened(path: Path | str, reader: Reader = CHECKPOINT) -> Iterator[tuple[Bina
             raise InputError(f"{path} is not a regular file; name a {reader.kind}")
         with open(path, "rb") as file:
             yield file, read_header(file, str(path), reader)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist ({error.strerror}); name a {reader.kind}") from error
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: the {reader.kind} can't be read ({reason}); {reader.remedy}") from error
+        what = f"the {reader.kind} can't be read ({reason}); {reader.remedy}"
+        absent = isinstance(error, FileNotFoundError)
+        raise InputError(f"{path} does not exist; {what}" if absent else f"{path}: {what}") from error
 
 
 def read_header(file: BinaryIO, source: str, reader: Reader = CHECKPOINT) -> Header:

@@ -126,7 +126,7 @@ def test_the_cache_changes_nothing_and_keeps_to_its_limit(index: Index) -> None:
         ),
         (
             lambda path: Image.new("RGB", (33, 9)).save(path),
-            r"2\.png: now 33x9 pixels, but 33x33 when .* \(id '2'\)",
+            r"2\.png: it is now 33x9 pixels, but was 33x33 when .* \(id '2'\)",
         ),
     ],
 )
