@@ -17,7 +17,7 @@ from hypothesis import given
 from refimpl.errors import InputError
 from refimpl.run.world import NotJSON, World, join_world, json_value, leave_world
 from tests import strategies
-from tests.tolerances import FLOAT32_ROUNDING
+from tests.tolerances import FLOAT32_ROUNDING, NETWORK_FLOAT32
 from tests.train import runs
 from tests.train.processes import run_ranks
 
@@ -50,11 +50,13 @@ def test_ordered_gives_the_same_bits_on_1_2_and_4_ranks(start: Start) -> None:
 
 
 def test_fast_agrees_with_one_rank_to_rounding(start: Start) -> None:
-    one, two = (
-        runs.checkpoint(start(world, train={"batch_size": 4 // world, "steps": 3}, optimizer=PLAIN), 3)
-        for world in (1, 2)
-    )
+    folders = [
+        start(world, train={"batch_size": 4 // world, "steps": 3}, optimizer=PLAIN) for world in (1, 2)
+    ]
+    one, two = (runs.checkpoint(folder, 3) for folder in folders)
     assert runs.farthest(one["unet"], two["unet"]) <= FLOAT32_ROUNDING
+    logged = [[row["loss"] for row in runs.rows(folder) if "loss" in row] for folder in folders]
+    assert logged[1] == pytest.approx(logged[0], rel=NETWORK_FLOAT32)  # of all ranks, not of rank 0
 
 
 def test_paper_plan_trains_on_two_ranks(start: Start) -> None:
