@@ -31,13 +31,15 @@ def diffusers_by_formula() -> dict[str, torch.Tensor]:
 
 def read(path: str) -> dict[str, torch.Tensor]:
     """The tables of a file by name."""
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"{path} is not a file")
     if path.endswith(".pt"):
         return torch.load(path, weights_only=True)
     found = {"alphas_cumprod": np.load(path)} if path.endswith(".npy") else json.loads(Path(path).read_text())
     return {name: torch.as_tensor(table) for name, table in found.items()}
 
 
-parser = argparse.ArgumentParser(usage=__doc__)
+parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
 parser.add_argument("file", nargs="?", type=read, default=diffusers_by_formula())
 parser.add_argument("--published", action="store_true")
 options = parser.parse_args()
@@ -52,9 +54,7 @@ if "weights" in options.file:
 if "target" in options.file:
     target, x0, eps, t = (options.file[name] for name in ("target", "x0", "eps", "t"))
     pairs["target"] = (target, v_prediction.v_target(x0, eps, *ours.at(t)))
-
 differences = {name: float((theirs - expected).abs().max()) for name, (theirs, expected) in pairs.items()}
-for name, difference in differences.items():
-    verdict = "agrees" if difference <= TOLERANCE else "DIFFERS"
-    print(f"{name:<8} largest difference {difference:.1e}   {verdict}")
+for name, value in differences.items():
+    print(f"{name:<8} largest difference {value:.1e}   {'agrees' if value <= TOLERANCE else 'DIFFERS'}")
 raise SystemExit(not all(difference <= TOLERANCE for difference in differences.values()))

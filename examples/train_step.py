@@ -38,7 +38,7 @@ def losses(unet: UNet, latents: Tensor, context: Tensor, vector: Tensor, ids: Te
 
 def main() -> None:
     """Takes one AdamW step and prints the loss of the same batch before and after it."""
-    parser = argparse.ArgumentParser(usage=__doc__)
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("backend", choices=("kernel", "reference"))
     ops = load_ops(parser.parse_args().backend)
 

@@ -22,7 +22,7 @@ def make_buckets(
     A width for which even `min_side` is too high gives no bucket.
 
     max_area  pixels          max_side, min_side, step  pixels          extra  (width, height) pairs
-    returns   (width, height) pairs: the square outwards (by max/min side), portrait before landscape, then
+    returns   (width, height) pairs: from the square outwards (by max/min side), portrait before landscape, then
               the extras that are not among them. The set, extras aside, is closed under transposing, and so
               is the order: of two portrait buckets, the first is also the first when both are turned.
     Raises InputError when no bucket fits or an argument is impossible.
@@ -32,7 +32,7 @@ def make_buckets(
             raise InputError(f"bucket {name} = {value}: it is in pixels and must be positive")
     if min_side > max_side:
         raise InputError(
-            f"bucket min_side = {min_side} is above max_side = {max_side}: no side fits; exchange them"
+            f"bucket min_side = {min_side} is above max_side = {max_side}: no side fits; swap them"
         )
     if max_side > MAX_SIDE:
         raise InputError(f"bucket max_side = {max_side} is above {MAX_SIDE}: lower it")

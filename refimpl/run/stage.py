@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from refimpl.data.buckets import assign_and_prune
+from refimpl.data.buckets import assign_and_prune, pixel_budget_batch_sizes
 from refimpl.data.config import DataConfig
 from refimpl.data.demo.data_set import write_demo_images
 from refimpl.data.index.data_set import Index, read_source
@@ -19,7 +19,8 @@ from refimpl.data.scores import take_scores
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.diffusion.philox import sample_id
 from refimpl.errors import InputError
-from refimpl.run.config import Config, Stage
+from refimpl.run.config import Config, Stage, TrainConfig
+from refimpl.text.config import TextConfig
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,7 @@ def read_stage(config: Config, stage: Stage, quarantined: Mapping[str, str] | No
     quarantined  id → reason, of images left out because they are known to be unusable
     Raises InputError when the stage names no folder, or its folder cannot be read.
     """
-    if not stage.folder:
-        raise InputError("data.folder is empty; name a folder of images with .txt or .caption sidecars")
-    use_scores = config.text.vector == "score"
-    classes = (*config.data.tag_classes, *([config.data.score_class] if use_scores else []))
-    index = read_source(stage.folder, classes)
+    index = read_source(folder_of(stage), tag_classes(config.data, config.text))
     for bad in index.quarantined:
         tqdm.write(f"left out: {bad}")
     index = _without(index, quarantined or {})
@@ -76,7 +73,7 @@ def read_stage(config: Config, stage: Stage, quarantined: Mapping[str, str] | No
     kept = np.flatnonzero(~assigned.pruned)
     index, bucket_of = index.take(kept), assigned.index[kept]
     scores = None
-    if use_scores:
+    if config.text.vector == "score":
         index, values = take_scores(index, config.data.score_class, config.data.default_score)
         scores = torch.from_numpy(values)
     weights = np.ones(len(index))
@@ -88,6 +85,25 @@ def read_stage(config: Config, stage: Stage, quarantined: Mapping[str, str] | No
     weight_table = torch.tensor(weights, dtype=torch.float32)
     images = ImageCache(config.data.cache_megabytes * 2**20) if config.data.cache_megabytes else None
     return StageData(stage, index, buckets, bucket_of, draw_ids, weight_table, scores, images)
+
+
+def folder_of(stage: Stage) -> str:
+    """The stage's folder of images. Raises InputError when it names none."""
+    if not stage.folder:
+        raise InputError("data.folder is empty; name a folder of images with .txt or .caption sidecars")
+    return stage.folder
+
+
+def tag_classes(settings: DataConfig, text: TextConfig) -> tuple[str, ...]:
+    """The classes that captions are read with: those of the tags, and that of the score where it is a condition."""
+    return (*settings.tag_classes, *([settings.score_class] if text.vector == "score" else []))
+
+
+def rank_batch(training: TrainConfig, stage: Stage, buckets: list[tuple[int, int]]) -> int | np.ndarray:
+    """Images of a rank in one optimizer step, or [n_buckets] of them where a pixel budget sets the batch."""
+    if training.pixel_budget:
+        return np.asarray(pixel_budget_batch_sizes(buckets, training.pixel_budget)) * training.accumulate
+    return stage.batch_size * training.accumulate
 
 
 def _without(index: Index, quarantined: Mapping[str, str]) -> Index:

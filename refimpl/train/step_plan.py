@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from refimpl.cache.latents import CachedLatents, LatentBatch, read_batches
-from refimpl.data.buckets import pixel_budget_batch_sizes
 from refimpl.data.captions import drop_tags, shuffle_tags
 from refimpl.data.config import DataConfig, Mode
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import Batch, Batches, Draws, SameBucket, load_batches
 from refimpl.data.plan import Plan, plan_epoch
 from refimpl.run.config import Config, Stage, TrainConfig
-from refimpl.run.stage import StageData
+from refimpl.run.stage import StageData, rank_batch
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.run.world import World
 from refimpl.train.quarantine import Quarantine
@@ -96,12 +95,9 @@ def plan_stage(
     """Plans one epoch of a stage. Raises InputError when the stage has fewer images than one global batch."""
     aspects = data.index.widths / data.index.heights
     bucket_aspects = np.array([width / height for width, height in data.buckets])
-    per_rank = data.stage.batch_size
-    if training.pixel_budget:
-        per_rank = np.asarray(pixel_budget_batch_sizes(data.buckets, training.pixel_budget))
     return plan_epoch(
         data.bucket_of,
-        per_rank * training.accumulate,
+        rank_batch(training, data.stage, data.buckets),
         training.seed,
         epoch,
         world_size=world.size,

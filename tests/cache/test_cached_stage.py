@@ -191,10 +191,7 @@ def test_a_cache_without_text_asks_the_towers(data: Path, tmp_path: Path, one_by
 def test_images_left_out_of_the_cache_are_left_out_of_training(
     tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = runs.write_images(tmp_path / "train", 101)
-    shutil.copy(root / "autoencoder.safetensors", tmp_path)
-    bad = (folder / "050.png").read_bytes()
-    (folder / "050.png").write_bytes(bad[: len(bad) - 30])
+    caches.write_one_damaged(tmp_path, root)
     out = caches.write(caches.toml(tmp_path, tmp_path), tmp_path / "cache")
     capsys.readouterr()
     (tmp_path / "run").mkdir()

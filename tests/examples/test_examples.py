@@ -146,3 +146,10 @@ def test_a_table_of_another_length_is_no_traceback(run: Run, tmp_path: Path):
     status, output = run("check_my_schedule.py", write(tmp_path / "mine.json", short))
     assert status == 2
     assert "alphas_cumprod has shape [500], not [1000]" in output
+
+
+def test_an_absent_file_is_no_traceback(run: Run, tmp_path: Path):
+    status, output = run("check_my_schedule.py", str(tmp_path / "mine.json"))
+    assert status == 2
+    assert "mine.json is not a file" in output
+    assert "Traceback" not in output

@@ -1,6 +1,7 @@
 """What the tests of caches share: caches written by the command, in this process or in ranks of its own."""
 
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,18 @@ def write(config: str, out: Path, *options: str) -> Path:
     """`refimpl cache` on the CPU; returns the cache folder."""
     cache_command([config, "--out", str(out), "--device", "cpu", *SMALL_SHARDS, *options])
     return out
+
+
+def write_one_damaged(folder: Path, root: Path) -> tuple[Path, bytes]:
+    """101 images in `folder`/train, number 50 cut off, and the autoencoder beside them.
+
+    returns  folder/train, and the whole content of image 50
+    """
+    images = runs.write_images(folder / "train", 101)
+    shutil.copy(root / "autoencoder.safetensors", folder)
+    whole = (images / "050.png").read_bytes()
+    (images / "050.png").write_bytes(whole[:-30])
+    return images, whole
 
 
 def files(out: Path) -> dict[str, tuple[int, bytes]]:

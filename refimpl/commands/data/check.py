@@ -147,15 +147,11 @@ def _check_stages(command: CheckCommand, config: Config) -> None:
     """Looks at the images of every stage, and reads them as training would: raises InputError where that would."""
     from refimpl.data.index.data_set import read_source
     from refimpl.data.scores import take_scores
-    from refimpl.run.stage import write_demo_data
+    from refimpl.run.stage import tag_classes, write_demo_data
 
     write_demo_data(config.data)
-    stages, score_class = config.all_stages(), config.data.score_class
-    uses_scores = config.text.vector == "score"
-    classes = (*config.data.tag_classes, *([score_class] if uses_scores else []))
+    stages, classes = config.all_stages(), tag_classes(config.data, config.text)
     for number, stage in enumerate(stages):
-        if not stage.folder:
-            raise InputError("data.folder is empty; name a folder of images with .txt or .caption sidecars")
         html = command.html
         if html is not None and len(stages) > 1:
             html = html.with_name(f"{html.stem}-{number}{html.suffix}")
@@ -165,8 +161,8 @@ def _check_stages(command: CheckCommand, config: Config) -> None:
         )
         _look(command, asked, is_planned=command.batch_size is not None)
         index = read_source(stage.folder, classes)
-        if uses_scores:
-            take_scores(index, score_class, config.data.default_score)
+        if config.text.vector == "score":
+            take_scores(index, config.data.score_class, config.data.default_score)
 
 
 def _batch_of(asked: Looked) -> str:
@@ -180,17 +176,15 @@ def _of_stage(
     command: CheckCommand, config: Config, stage: Stage, options: IndexOptions, html: Path | None
 ) -> Looked:
     """The settings to survey a stage with: its own, except for those given on the command line."""
-    from refimpl.data.buckets import pixel_budget_batch_sizes
+    from refimpl.run.stage import folder_of, rank_batch
 
     buckets = (BucketConfig(preset=command.buckets) if command.buckets else stage.buckets).sizes()
     limit = config.data.max_aspect_error if command.max_aspect_error is None else command.max_aspect_error
-    batch_size: int | np.ndarray = stage.batch_size * config.train.accumulate
-    if command.batch_size is not None:
-        batch_size = command.batch_size
-    elif config.train.pixel_budget:
-        batch_size = pixel_budget_batch_sizes(buckets, config.train.pixel_budget) * config.train.accumulate
+    batch_size = command.batch_size
+    if batch_size is None:
+        batch_size = rank_batch(config.train, stage, buckets)
     return Looked(
-        stage.folder,
+        folder_of(stage),
         options,
         buckets,
         command.aspect_metric or config.data.aspect_metric,
@@ -204,7 +198,7 @@ def _of_stage(
 def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None:
     """Surveys one data set and shows it.
 
-    is_planned  whether a plan was asked for, so that images which allow none are an error rather than a printed line
+    is_planned  whether a plan was asked for: images which allow none are an error then, after all else is shown
     """
     import numpy as np
 
@@ -225,13 +219,13 @@ def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None
                     asked.seed, command.listed,
                 )  # fmt: skip
             except InputError as error:
-                if is_planned:
-                    raise
-                refused = f"\nno plan of epoch 0: {error}"
+                refused = str(error)
 
     def lines() -> Iterator[str]:
         yield from survey_lines(asked.source, found, command.listed, plans)
-        if refused:
-            yield refused
+        if refused and not is_planned:
+            yield f"\nno plan of epoch 0: {refused}"
 
     show(lines(), lambda: survey_page(asked.source, found, command.listed, plans), asked.html)
+    if refused and is_planned:
+        raise InputError(refused)

@@ -381,10 +381,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(
 def test_bad_images_are_listed_and_too_many_stop_it(
     tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = runs.write_images(tmp_path / "train", 101)
-    shutil.copy(root / "autoencoder.safetensors", tmp_path)
-    bad = (folder / "050.png").read_bytes()
-    (folder / "050.png").write_bytes(bad[: len(bad) - 30])
+    folder, whole = caches.write_one_damaged(tmp_path, root)
     config = caches.toml(tmp_path, tmp_path)
     out = caches.write(config, tmp_path / "cache", *LATENTS)
     printed = capsys.readouterr().out
@@ -392,12 +389,12 @@ def test_bad_images_are_listed_and_too_many_stop_it(
     assert '"images": 100' in printed
     assert '"quarantined": 1' in printed
     assert list(open_latents(out).quarantined) == ["050"]
-    (folder / "051.png").write_bytes(bad[: len(bad) - 30])
+    (folder / "051.png").write_bytes(whole[: len(whole) - 30])
     with pytest.raises(InputError, match="2 of 101 images can't be encoded, more than 1%"):
         caches.write(config, tmp_path / "cache", *LATENTS)
     (folder / "051.png").unlink()
     (folder / "051.txt").unlink()
-    (folder / "050.png").write_bytes(bad)
+    (folder / "050.png").write_bytes(whole)
     caches.write(config, tmp_path / "cache", *LATENTS)
     assert not open_latents(out).quarantined
 

@@ -97,8 +97,12 @@ def test_check_reports_the_plan_of_both_modes(tmp_path: Path, capsys: pytest.Cap
     assert "dropped in epoch 0, mode paper" in lines
     assert "plan of epoch 0, by mode" in "".join(Reader(page.read_text()).visible)
     assert "plan of epoch 0" not in printed(["check", str(tmp_path / "images"), "--processes", "1"], capsys)
+    capsys.readouterr()
     with pytest.raises(InputError, match="2 ranks × batch size 50 = 100"):
         dispatch(["data", *words, "--batch-size", "50"])
+    out = capsys.readouterr().out
+    assert "plan of epoch 0" not in out
+    assert {"problems", "buckets"} & set(out.split())  # all else is shown first
 
 
 def test_data_command_prints_buckets_and_tags(
