@@ -11,7 +11,6 @@ written after every size, the largest first.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_network_ops import network_rows
+from benchmarks.gpu_timing import ROTATED_BYTES, timed
 from benchmarks.shapes import BATCHES, DTYPES, LATENT_832_1216, LATENT_1024, Inputs, inputs, minimal_bytes
 from benchmarks.timing import write
 from refimpl.ops import _kernels, load_ops
@@ -28,7 +28,6 @@ from tests.ops import checks
 LARGEST_CHECKED = 16  # the float64 truth of larger batches takes the CPU long
 COMPILED_BATCHES = (512, 64, 8)  # each compilation takes seconds
 REFERENCE, KERNEL = load_ops("reference"), load_ops("kernel")
-ROTATED_BYTES = 512 * 2**20  # many times the L2
 LOSS_AND_GRADIENT = torch.ops.refimpl.v_loss_forward.default
 Call = Callable[[Inputs], object]
 
@@ -73,50 +72,6 @@ def compiled() -> dict[str, Call]:
         "add_noise": lambda x: noise(x.x0, x.eps, x.alpha, x.sigma),
         "v_loss": lambda x: backward(loss(x.prediction, x.x0, x.eps, x.alpha, x.sigma, x.weight), x),
     }
-
-
-def timed(call: Call, sets: list[Inputs], device: str, repeats: int) -> dict[str, float]:
-    """Median and quartiles of one call in microseconds, going through all sets; on CUDA replayed from a graph.
-
-    The results of one round are kept until its end, so that a round's outputs are as spread as its inputs.
-    """
-
-    def run() -> list[object]:
-        return [call(x) for x in sets]
-
-    for x in sets[:3]:
-        call(x)
-    if device == "cpu":
-        return _quartiles([_host_microseconds(run) / len(sets) for _ in range(repeats)])
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call(sets[0])
-    torch.cuda.current_stream().wait_stream(stream)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        kept = run()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    times = []
-    for _ in range(repeats + 1):
-        start.record()
-        captured.replay()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / len(sets))
-    del kept
-    return _quartiles(times[1:])
-
-
-def _host_microseconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return 1e6 * (time.perf_counter() - started)
-
-
-def _quartiles(times: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(times, n=4)
-    return {"median_us": middle, "quartile_low_us": low, "quartile_high_us": high}
 
 
 def host_cost(call: Call, x: Inputs, device: str) -> dict[str, float]:
