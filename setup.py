@@ -83,7 +83,7 @@ def extensions() -> tuple[list, dict]:
     arguments = {
         "name": "refimpl.ops._kernels",
         "sources": [str(CSRC / source) for source in sources],
-        "depends": sorted(str(header) for header in CSRC.glob("*.h")),
+        "depends": sorted(str(header) for kind in ("*.h", "*.cuh") for header in CSRC.glob(kind)),
     }
     if with_cuda:
         arches = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHES)
