@@ -17,6 +17,7 @@
 #include <ATen/EmptyTensor.h>
 
 #include "autograd.h"
+#include "bind_adamw_ema.h"
 #include "blocks.h"
 #include "cpu.h"
 
@@ -80,6 +81,14 @@ struct Cpu {
     parallel(p, cpu::moments_items(p), p.layout.batch * p.layout.sample(), STREAMED, &cpu::moments);
     cpu::finish_moments(p);
   }
+
+  static void adamw_ema(const AdamWProblem& p) {
+    if (*p.found_inf != 0) return;
+    cpu::start_adamw_ema(p);
+    int64_t elements = 0;
+    for (int64_t k = 0; k < p.tensor_count; ++k) elements += p.tensors[k].count;
+    parallel(p, cpu::adamw_ema_items(p), elements, STREAMED, &cpu::adamw_ema);
+  }
 };
 
 TORCH_LIBRARY(refimpl, m) {
@@ -108,7 +117,18 @@ TORCH_LIBRARY(refimpl, m) {
   m.def("channel_moments(Tensor x) -> (Tensor count, Tensor mean, Tensor m2)");
 }
 
-TORCH_LIBRARY_IMPL(refimpl, CPU, m) { register_ops<Cpu>(m); }
+TORCH_LIBRARY_FRAGMENT(refimpl, m) {
+  m.set_python_module("refimpl.ops.adamw_ema_kernel");
+  m.def(
+      "adamw_ema_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] averages, Tensor(e!)[] steps, Tensor scale, Tensor found_inf, float learning_rate, float "
+      "beta1, float beta2, float epsilon, float weight_decay, float decay) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(refimpl, CPU, m) {
+  register_ops<Cpu>(m);
+  m.impl("adamw_ema_", &adamw_ema_<Cpu>);
+}
 TORCH_LIBRARY_IMPL(refimpl, Autograd, m) { register_autograd(m); }
 
 }  // namespace refimpl::bind
@@ -151,6 +171,9 @@ void define_formulas(py::module_& m, const std::string& suffix) {
   m.def(("velocity" + suffix).c_str(), py::vectorize(&velocity<T>));
   m.def(("loss_term" + suffix).c_str(), py::vectorize(&loss_term<T>));
   m.def(("loss_term_derivative" + suffix).c_str(), py::vectorize(&loss_term_derivative<T>));
+  m.def(("toward" + suffix).c_str(), py::vectorize(&toward<T>));
+  m.def(("second_moment" + suffix).c_str(), py::vectorize(&second_moment<T>));
+  m.def(("adamw_weight" + suffix).c_str(), py::vectorize(&adamw_weight<T>));
 }
 
 }  // namespace

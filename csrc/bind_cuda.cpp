@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "bind.h"
+#include "bind_adamw_ema.h"
 #include "launch.h"
 
 namespace refimpl::bind {
@@ -29,8 +30,15 @@ struct Cuda {
   static void moments(const MomentsProblem& p) {
     C10_CUDA_CHECK(cuda::moments(p, c10::cuda::getCurrentCUDAStream()));
   }
+
+  static void adamw_ema(const AdamWProblem& p) {
+    C10_CUDA_CHECK(cuda::adamw_ema(p, c10::cuda::getCurrentCUDAStream()));
+  }
 };
 
-TORCH_LIBRARY_IMPL(refimpl, CUDA, m) { register_ops<Cuda>(m); }
+TORCH_LIBRARY_IMPL(refimpl, CUDA, m) {
+  register_ops<Cuda>(m);
+  m.impl("adamw_ema_", &adamw_ema_<Cuda>);
+}
 
 }  // namespace refimpl::bind

@@ -1,5 +1,5 @@
 // Every scalar formula of the kernels and its derivative, once, for host and device (N §2.1, §2.4, App. B; S
-// §2.5).
+// §2.5; Loshchilov & Hutter 2019).
 //
 // Each product that is added to something is an explicit fused multiply-add, and the build turns off the
 // compilers' own contraction, so that every processor rounds identically: the normals of a key have the same
@@ -205,6 +205,34 @@ REFIMPL_FN Moments welford_merge(const Moments& a, const Moments& b) {
   const double delta = b.mean - a.mean;
   const double share = b.count / count;
   return {count, fused(delta, share, a.mean), fused(delta * delta, a.count * share, a.m2 + b.m2)};
+}
+
+// ---- AdamW (Loshchilov & Hutter 2019, alg. 2) and the moving average of the weights (S §2.5) ----
+//
+// The order of roundings is that of torch's fused AdamW and lerp where torch uses fused multiply-adds.
+
+REFIMPL_FN float root(float x) { return sqrtf(x); }
+REFIMPL_FN double root(double x) { return sqrt(x); }
+
+// from + share·(to − from); exactly `to` at share 1. m ← toward(m, g, 1 − beta1), ema ← toward(ema, theta, 1
+// − decay).
+template <class T>
+REFIMPL_FN T toward(T from, T to, T share) {
+  const T way = to - from;
+  return share < T(0.5) ? fused(share, way, from) : fused(share - T(1), way, to);
+}
+
+// v ← beta2·v + rest·g², rest = 1 − beta2
+template <class T>
+REFIMPL_FN T second_moment(T v, T g, T beta2, T rest) {
+  return fused(rest * g, g, beta2 * v);
+}
+
+// theta ← kept·theta − rate·m / (√v / correction + epsilon), where kept = 1 − learning rate·weight decay,
+// rate = learning rate / (1 − beta1ᵗ) and correction = √(1 − beta2ᵗ)
+template <class T>
+REFIMPL_FN T adamw_weight(T theta, T m, T v, T kept, T rate, T correction, T epsilon) {
+  return kept * theta - rate * m / (root(v) / correction + epsilon);
 }
 
 }  // namespace refimpl

@@ -25,7 +25,7 @@ from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
 from refimpl.train.step import denoising_loss, encode_latents, make_conditions, step_draws
 from refimpl.train.step_plan import plan_steps
-from refimpl.train.update import update
+from refimpl.train.update import check_finite, is_read_at_once, read_norm, update
 from refimpl.train.validate import draw_samples, heldout_loss
 
 
@@ -53,7 +53,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
         log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))
 
     steps = plan_steps(config, prepared.stages, start, world, quarantine, prepared.latents)
-    started = time.perf_counter()
+    reading, started = None, time.perf_counter()
     for done, step in enumerate(steps, start + 1):
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
         loss_sum = torch.zeros((), device=device)
@@ -86,8 +86,12 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
                 gradients.backward(loss)
             loss_sum += loss.detach()
         gradients.finish()
+        check_finite(reading)  # of the step before
         clip_norm, decay = config.optimizer.clip_norm, settings.ema_decay
-        norm = update(optimizer, parts, averages, clip_norm, decay, done, world.rank, step.names)
+        norm = update(optimizer, parts, averages, clip_norm, decay, done, settings.backend)
+        reading = read_norm(norm, done, world.rank, step.names)
+        if is_read_at_once(settings, done):
+            check_finite(reading)
         log.step(done, step, world.mean(loss_sum) * world.size, rate, norm, started)
         if world.is_main:
             _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world.size)
