@@ -117,7 +117,8 @@ def add_in_order(accumulated: Sequence[Tensor], gradients: Sequence[Tensor], wor
         if world.size == 1:
             total.add_(gradient)
             continue
-        parts = [torch.empty_like(gradient) for _ in range(world.size)]
+        # Gloo and NCCL move memory as it lies; a gradient may have its channels last.
+        parts = [torch.empty_like(gradient, memory_format=torch.contiguous_format) for _ in range(world.size)]
         dist.all_gather(parts, gradient.contiguous())
         for part in parts:
             total.add_(part)

@@ -19,7 +19,7 @@ from refimpl.run.world import World
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
-from refimpl.train.placement import in_precision, set_arithmetic
+from refimpl.train.placement import in_precision, resolve, set_arithmetic
 from refimpl.train.quarantine import Quarantine
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
@@ -47,6 +47,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     gradients = make_gradients(settings.reduction, model.unet, parts, world)
     network = in_precision(gradients.network, settings, device)
     log = RunLog(config, run, start, world)
+    log.placement(resolve(settings, device))
     log.weight_mass(config.diffusion)
     quarantine = Quarantine(run, world)
     if start == 0 and world.is_main:
