@@ -178,17 +178,20 @@ def _attention(rows: list[dict[str, Any]]) -> list[str]:
 def _updates(result: dict[str, Any]) -> list[str]:
     cells = [
         [
-            row["name"],
-            f"{row['median_ms']:.1f}",
-            f"{row['bytes'] / 1e9:.1f}",
+            name,
+            f"{row['median_ms']:.1f} ({row['quartile_low_ms']:.1f}–{row['quartile_high_ms']:.1f})",
+            str(row["counted_bytes_per_parameter"]),
             f"{row['share_of_copy_bandwidth']:.2f}",
+            str(row.get("launches", "")),
+            f"{row['kernel_is_faster_by']:.2f}",
         ]
-        for row in result["rows"]
+        for name, row in result["rows"].items()
     ]
+    header = ["how", "ms", "bytes per parameter", "of the copy bandwidth", "launches", "÷ kernel"]
     return [
         f"### Clip, AdamW and EMA over SDXL's {result['parameters']:,} parameters",
         "",
-        *_table(["how", "ms", "GB counted", "of the copy bandwidth"], cells),
+        *_table(header, cells),
     ]
 
 

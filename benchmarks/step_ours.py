@@ -17,7 +17,7 @@ from refimpl.run.ema import ema_start
 from refimpl.run.presets import load_config
 from refimpl.run.world import World
 from refimpl.train.gradients import make_gradients
-from refimpl.train.placement import in_precision, set_arithmetic
+from refimpl.train.placement import check_placement, in_precision, place, set_arithmetic
 from refimpl.train.setup.trainable import Part
 from refimpl.train.step import Conditions, denoising_loss, step_draws
 from refimpl.train.update import update
@@ -26,7 +26,13 @@ from refimpl.train.update import update
 def settings_of(case: Case) -> Config:
     """The preset of NovelAI V3, or the tiny one, as the case runs it."""
     preset = load_config("tiny" if case.small else "novelai_v3")
-    train = replace(preset.train, precision=case.precision, backend="kernel", batch_size=case.batch)
+    train = replace(
+        preset.train,
+        precision=case.precision,
+        backend="kernel",
+        batch_size=case.batch,
+        compile=case.compile,
+    )
     return replace(preset, train=train)
 
 
@@ -40,6 +46,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
     config = settings_of(case)
     device = torch.device(marks.device)
     world = World(0, 1, device)
+    check_placement(config, device)
     set_arithmetic(config.train)
     ops = load_ops(config.train.backend)
     with device:
@@ -48,6 +55,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
     with torch.device("meta"):
         vae = VAE(config.vae)
     model = Model(unet, vae, SDXL_DEFAULT, None, None, None, config.text, config.diffusion)  # pyright: ignore[reportArgumentType]
+    place(model, config, device)
     part = Part("unet", unet, 0.0)
     parts = [part]
     optimizer = make_adamw([(0.0, part.parameters().values())], config.optimizer)
@@ -86,7 +94,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
                 gradients.backward(loss)
                 marks("backward")
         gradients.finish()
-        update(optimizer, parts, averages, 1.0, 0.9999, visit, 0, [])
+        update(optimizer, parts, averages, 1.0, 0.9999, visit, config.train.backend)
         marks("update")
 
     return step
