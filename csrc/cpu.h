@@ -30,6 +30,9 @@ int64_t moments_partials(const MomentsProblem& p);
 void moments(const MomentsProblem& p, int64_t begin, int64_t end);
 void finish_moments(const MomentsProblem& p);
 
+int64_t geglu_items(const GegluProblem& p);
+void geglu(const GegluProblem& p, int64_t begin, int64_t end);
+
 constexpr int64_t CHUNK = 4096;  // elements per item: the streams of one item fit the first-level cache
 
 REFIMPL_FN int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

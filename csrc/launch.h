@@ -18,4 +18,6 @@ cudaError_t loss(const LossProblem& p, cudaStream_t stream);
 int64_t moments_partials(const MomentsProblem& p);  // Moments of scratch that `moments` needs
 cudaError_t moments(const MomentsProblem& p, cudaStream_t stream);
 
+cudaError_t geglu(const GegluProblem& p, cudaStream_t stream);
+
 }  // namespace refimpl::cuda
