@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from refimpl.model.blocks import zeroed
 from refimpl.model.dot_product import DotProduct, torch_choice
 from refimpl.model.self_attention import SelfAttention, attend, entropy_scale
+from refimpl.ops import Ops, load_ops
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the published network; its residual blocks use 1e-5
 
@@ -49,13 +50,14 @@ class Attention(nn.Module):
 class GEGLU(nn.Module):
     """Gated linear unit a · GELU(b) with (a, b) = W x + bias (Shazeer 2020, §2)."""
 
+    ops: Ops = load_ops("reference")
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.proj = nn.Linear(channels, 2 * hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.proj(x).chunk(2, dim=-1)
-        return a * F.gelu(b)
+        return self.ops.geglu(self.proj(x))
 
 
 class FeedForward(nn.Module):
