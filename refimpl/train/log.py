@@ -30,8 +30,8 @@ class RunLog:
 
     A row of metrics.jsonl is one JSON object with `step` and any of: loss (mean weighted v-loss of the global batch),
     learning_rate, gradient_norm, epoch, bucket, images_per_second, loader_stall (share of the step's time that
-    rank 0 waited for its images), heldout_loss, weight_mass, placement (what computes, and how). A run continued from
-    step `start` keeps the rows up to it and drops those of later steps, which it runs again.
+    rank 0 waited for its images), heldout_loss, weight_mass. A run continued from step `start` keeps the rows up to
+    it and drops those of later steps, which it runs again.
     """
 
     def __init__(self, config: Config, run: Path, start: int, world: World):
@@ -90,12 +90,9 @@ class RunLog:
         )
 
     def placement(self, placement: Placement) -> None:
-        """Says first of all what the run computes with, and keeps it as the first row of a new run."""
-        if not self._main:
-            return
-        tqdm.write(str(placement))
-        if self._start == 0:
-            self.row(step=0, placement=str(placement))
+        """Says what the run computes with, and how."""
+        if self._main:
+            tqdm.write(str(placement))
 
     def weight_mass(self, config: DiffusionConfig) -> None:
         """Reports once what share of the loss weight of all trained timesteps lies on the noisiest ones."""
