@@ -55,7 +55,8 @@ class TrainConfig:
     """CPU threads per rank in the training loop; 0 leaves torch's choice (1 when `reduction` is ordered). A small
     network gains nothing from more than one."""
     precision: str = "tf32"
-    """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)."""
+    """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast for the UNet; the autoencoder and
+    frozen towers compute as under tf32)."""
     reduction: str = "fast"
     """How gradients are summed over ranks: fast (DDP all-reduce) or ordered (in global order, with one thread unless
     `threads` says more: the same bits on 1, 2 or 4 ranks)."""
