@@ -56,7 +56,8 @@ class TrainConfig:
     """CPU threads per rank in the training loop; 0 leaves torch's choice (1 when `reduction` is ordered). A small
     network gains nothing from more than one."""
     precision: str = "tf32"
-    """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)."""
+    """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast for the UNet; the autoencoder and
+    frozen towers compute as under tf32)."""
     attention: str = "auto"
     """Kernel of the UNet's attention: math, efficient (memory-efficient, in float32 three TF32 products for one),
     flash or cudnn (both in bfloat16, in a tf32 run too), or flex (compiled, TF32). auto is efficient in tf32 and fp32

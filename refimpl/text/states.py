@@ -36,9 +36,10 @@ class TextStates:
             with torch.no_grad():
                 fresh = encode_prompts(lacking, *self._towers, pooling=self._pooling, chunks=chunks)
             states |= zip(lacking, zip(*(state.split(1) for state in fresh), strict=True), strict=True)
+            if lacking == list(prompts):
+                self._keep(prompts, chunks, states)
+                return fresh
         self._keep(prompts, chunks, states)
-        if lacking == list(prompts):
-            return fresh
         context, pooled = zip(*(states[prompt] for prompt in prompts), strict=True)
         return torch.cat(context), torch.cat(pooled)
 

@@ -100,8 +100,12 @@ def place(model: Model, config: Config, device: torch.device) -> None:
 
 
 def set_arithmetic(settings: TrainConfig) -> None:
-    """Sets, for this process, whether float32 products may use TF32 and how many CPU threads compute."""
-    allowed = settings.precision == "tf32"
+    """Sets, for this process, whether float32 products may use TF32 and how many CPU threads compute.
+
+    A run in bf16 allows it too, for what autocast leaves in float32: the autoencoder, whose published weights lose
+    visible detail in bfloat16, and the frozen towers.
+    """
+    allowed = settings.precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     if settings.threads:
         torch.set_num_threads(settings.threads)
