@@ -78,7 +78,6 @@ def diffusers_step(case: Case, marks: Marks) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=1e-2)
     batches = cached_batches(case, device, case.accumulate)
     is_bf16 = case.precision == "bf16"
-    pooled = case.unet.vector_dim - 6 * 256
 
     def step() -> None:
         marks.start()
@@ -87,7 +86,7 @@ def diffusers_step(case: Case, marks: Marks) -> Callable[[], None]:
             t = torch.randint(0, 1000, (case.batch,), device=device)
             noisy = scheduler.add_noise(batch.latents, noise, t)  # pyright: ignore[reportArgumentType]
             added = {
-                "text_embeds": batch.vector[:, :pooled],
+                "text_embeds": batch.pooled,
                 "time_ids": torch.full((case.batch, 6), 1024.0, device=device),
             }
             marks("prelude")

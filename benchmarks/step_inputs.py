@@ -10,6 +10,8 @@ from torch import Tensor
 
 from refimpl.model.unet import UNetConfig
 
+SIZE_FEATURES = 6 * 256  # of the vector conditioning; the rest is the pooled text state
+
 
 @dataclass(frozen=True)
 class Case:
@@ -60,7 +62,7 @@ class CachedBatch:
 
     latents: Tensor  # [B, 4, h, w] float32, standardised
     context: Tensor  # [B, 77, D]
-    vector: Tensor  # [B, V]
+    pooled: Tensor  # [B, P]
 
 
 def cached_batches(case: Case, device: str, count: int) -> list[CachedBatch]:
@@ -75,7 +77,7 @@ def cached_batches(case: Case, device: str, count: int) -> list[CachedBatch]:
         CachedBatch(
             normal(*size),
             normal(case.batch, 77, config.context_dim),
-            normal(case.batch, config.vector_dim),
+            normal(case.batch, config.vector_dim - SIZE_FEATURES),
         )
         for _ in range(count)
     ]
