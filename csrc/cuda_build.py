@@ -25,6 +25,7 @@ OPS = (
     "v_loss_backward",
     "v_loss_correct_",
     "channel_moments",
+    "adamw_ema_",
 )
 DIFFERENTIABLE = (
     "add_noise",

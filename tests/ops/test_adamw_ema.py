@@ -13,7 +13,15 @@ from refimpl.errors import InputError
 from refimpl.ops import _kernels
 from refimpl.ops.adamw_ema import adamw_ema
 from refimpl.ops.adamw_ema_kernel import adamw_ema_
-from tests.ops.adamw_checks import Call, after, check_adamw_ema, check_alone, check_repeatable, equal, same_place
+from tests.ops.adamw_checks import (
+    Call,
+    after,
+    check_adamw_ema,
+    check_alone,
+    check_repeatable,
+    equal,
+    same_place,
+)
 from tests.strategies import adamw_settings, adamw_tensors
 from tests.tolerances import FLOAT32_STEPS
 
