@@ -30,6 +30,18 @@ struct AdamWRule {
   float average_share;                // 1 − decay of the average
 };
 
+inline AdamWRule adamw_rule(double learning_rate, double beta1, double beta2, double epsilon,
+                            double weight_decay, double decay) {
+  AdamWRule rule = {learning_rate, beta1, beta2};
+  rule.share1 = float(1 - beta1);
+  rule.beta2_float = float(beta2);
+  rule.share2 = float(1 - beta2);
+  rule.epsilon = float(epsilon);
+  rule.kept = float(1 - learning_rate * weight_decay);
+  rule.average_share = float(1 - decay);
+  return rule;
+}
+
 struct AdamWProblem {
   const AdamWTensor* tensors;  // in the host's memory
   int64_t tensor_count;

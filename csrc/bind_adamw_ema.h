@@ -96,11 +96,7 @@ void adamw_ema_(at::TensorList weights, at::TensorList gradients, at::TensorList
   AdamWProblem p = {};
   p.tensors = call.tensors.data();
   p.tensor_count = int64_t(call.tensors.size());
-  p.rule = {learning_rate,   beta1,
-            beta2,           float(1 - beta1),
-            float(beta2),    float(1 - beta2),
-            float(epsilon),  float(1 - learning_rate * weight_decay),
-            float(1 - decay)};
+  p.rule = adamw_rule(learning_rate, beta1, beta2, epsilon, weight_decay, decay);
   p.scale = one_value("scale", scale, weights[0]);
   p.found_inf = one_value("found_inf", found_inf, weights[0]);
   p.corrections = static_cast<AdamWCorrection*>(corrections.mutable_data_ptr());

@@ -74,7 +74,17 @@ def vp_pairs(draw: st.DrawFn, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return alpha, phi.sin()
 
 
-GRADIENT_EDGES = (0.0, -0.0, 1.0, -1.0, 1e-30, 1e-12, -65504.0, 1e18, -1e25)  # their squares under- and overflow
+GRADIENT_EDGES = (
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1e-30,
+    1e-12,
+    -65504.0,
+    1e18,
+    -1e25,
+)  # their squares under- and overflow
 
 
 @st.composite
@@ -104,7 +114,7 @@ def adamw_tensors(
 
 
 def adamw_settings() -> st.SearchStrategy[tuple[float, float, float, float, float, float]]:
-    """learning_rate, beta1, beta2, epsilon, weight_decay, decay of the average; each may be at an end of its range."""
+    """learning_rate, beta1, beta2, epsilon, weight_decay, decay of the average; each may be at its range's end."""
     beta = st.sampled_from((0.0, 0.5, 0.9, 0.999)) | st.floats(0, 0.9999)
     return st.tuples(
         st.sampled_from((0.0, 1e-4, 1.0)) | st.floats(0, 1),

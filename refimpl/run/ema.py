@@ -57,6 +57,8 @@ def ema_update(
     weights = module.state_dict()
     targets = [average[name] for name in weights]
     values = [value.float() for value in weights.values()]
+    if not targets:
+        return
     if skipped is None:
         lerp_(targets, values, share)
     else:

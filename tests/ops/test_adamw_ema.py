@@ -13,7 +13,15 @@ from refimpl.errors import InputError
 from refimpl.ops import _kernels
 from refimpl.ops.adamw_ema import adamw_ema
 from refimpl.ops.adamw_ema_kernel import adamw_ema_
-from tests.ops.adamw_checks import Call, after, check_adamw_ema, check_alone, check_repeatable, equal, same_place
+from tests.ops.adamw_checks import (
+    Call,
+    after,
+    check_adamw_ema,
+    check_alone,
+    check_repeatable,
+    equal,
+    same_place,
+)
 from tests.strategies import adamw_settings, adamw_tensors
 from tests.tolerances import FLOAT32_STEPS
 
@@ -24,7 +32,7 @@ MANY = [(k % 7 + 1, k % 5) for k in range(500)]
 
 
 def example(shapes, device="cpu", order=torch.contiguous_format, step=3, **changed) -> Call:
-    """Normal values, moments as after some steps, and averages near the weights."""
+    """Normal values, moments as after some steps, from `step` on, and averages near the weights."""
     generator = torch.Generator().manual_seed(sum(math.prod(shape) for shape in shapes))
 
     def normal() -> list[torch.Tensor]:
@@ -38,7 +46,7 @@ def example(shapes, device="cpu", order=torch.contiguous_format, step=3, **chang
         [0.1 * m for m in normal()],
         [v.square() for v in normal()],
         [w + 0.01 * e for w, e in zip(weights, normal(), strict=True)],
-        [torch.tensor(float(step)) for _ in shapes],
+        [torch.tensor(float(step + k % 3)) for k in range(len(shapes))],
         torch.tensor(0.7),
         torch.tensor(0.0),
         SETTINGS,

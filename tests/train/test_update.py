@@ -1,4 +1,4 @@
-"""Clip, AdamW and moving average, each against its definition on one weight, with torch's operations and with ours."""
+"""Clip, AdamW and moving average, each against its definition, with torch's operations and with ours."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,12 @@ from refimpl.train.update import check_finite, is_read_at_once, read_norm, updat
 from tests.tolerances import FLOAT32_ROUNDING
 
 RATE = 0.1
-WAITS = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero")  # operations whose result the host waits for
+WAITS = (
+    "_local_scalar_dense",
+    "equal",
+    "is_nonzero",
+    "nonzero",
+)  # operations whose result the host waits for
 
 
 @pytest.fixture(params=["reference", "kernel"])
@@ -111,7 +116,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(gradient: float, before: 
             after = state_of(parts, optimizer, averages)
             if not before:  # the moments exist from the first step on
                 after = {name: value for name, value in after.items() if name in state}
-                assert not any(value.any() for value in optimizer_state(parts[0].parameters(), optimizer).values())
+                assert not any(
+                    value.any() for value in optimizer_state(parts[0].parameters(), optimizer).values()
+                )
             assert same_bits(state, after)
             assert all(parameter.grad is None for parameter in network.parameters())
         set_gradients(network, 1.0, before + 1)
