@@ -64,6 +64,26 @@ struct Words {
   uint32_t w[4];
 };
 
+template <class Lane>
+struct Product {
+  Lane low, high;
+};
+
+// The halves of the 64-bit product of two 32-bit words.
+template <class Lane>
+REFIMPL_FN Product<Lane> wide_product(uint32_t a, Lane b) {
+#if defined(__CUDA_ARCH__)
+  Product<Lane> p;  // by name, as nvcc adds 0 to every upper half that is taken by a shift
+  asm("{ .reg .u64 p; mul.wide.u32 p, %2, %3; mov.b64 {%0, %1}, p; }"
+      : "=r"(p.low), "=r"(p.high)
+      : "r"(a), "r"(b));
+  return p;
+#else
+  const uint64_t p = uint64_t(a) * (b & 0xffffffffu);
+  return {Lane(p), Lane(p >> 32)};
+#endif
+}
+
 // Lane holds a 32-bit word: uint32_t, or uint64_t whose upper half is ignored. Vector units multiply the
 // latter fastest, as their products of 32-bit words fill 64-bit lanes.
 template <class Lane>
@@ -74,12 +94,11 @@ REFIMPL_FN Words philox4x32(Lane c0, Lane c1, Lane c2, Lane c3, uint32_t k0, uin
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(0xD2511F53u) * (c0 & 0xffffffffu);
-    const uint64_t p1 = uint64_t(0xCD9E8D57u) * (c2 & 0xffffffffu);
-    c0 = Lane(p1 >> 32) ^ c1 ^ k0;
-    c1 = Lane(p1);
-    c2 = Lane(p0 >> 32) ^ c3 ^ k1;
-    c3 = Lane(p0);
+    const Product<Lane> p0 = wide_product(0xD2511F53u, c0), p1 = wide_product(0xCD9E8D57u, c2);
+    c0 = p1.high ^ c1 ^ k0;
+    c1 = p1.low;
+    c2 = p0.high ^ c3 ^ k1;
+    c3 = p0.low;
     k0 += 0x9E3779B9u;  // the golden ratio
     k1 += 0xBB67AE85u;  // √3 − 1
   }

@@ -175,8 +175,9 @@ int main(int arguments, char** argument) {
   require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   const int64_t many = 64 * multiprocessors + 8;  // samples: more tiles than blocks, twice over
   const std::vector<Layout> layouts = {
-      {2, 4, 24, false},  {3, 3, 63, false},   {1, 70, 15, false},  {0, 4, 16, false},    {1, 1, 3, false},
-      {2, 4, 256, false}, {many, 4, 4, false}, {1, 4, 5003, false}, {1, 4, 12800, false}, {2, 4, 6, false},
+      {2, 4, 24, false},   {3, 3, 63, false},    {1, 4100, 1, false}, {1, 70, 15, false},
+      {0, 4, 16, false},   {1, 1, 3, false},     {2, 4, 256, false},  {many, 4, 4, false},
+      {1, 4, 5003, false}, {1, 4, 12800, false}, {2, 4, 6, false},
   };
   size_t left = arguments > 1 ? strtoul(argument[1], nullptr, 10) : layouts.size();
   for (const Layout& layout : layouts) {

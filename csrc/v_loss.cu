@@ -7,9 +7,9 @@ namespace {
 template <class P, class X, Source SOURCE, bool ALIGNED>
 __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t tiles) {
   constexpr int V = vector_size<SOURCE, P, X>();
-  constexpr int U = unroll(SOURCE);
+  constexpr int U = unroll<SOURCE, P, X>();
   constexpr int64_t TILE = tile_size<SOURCE, P, X>();
-  __shared__ float table[OFFSET_TABLE];
+  __shared__ float table[table_size<SOURCE, P, X>()];
   __shared__ float sums[WARPS];
   __shared__ float scales[2];  // of alternate tiles: a slow thread may still read the tile before's
   int slot = 0;
@@ -18,13 +18,14 @@ __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t ti
     const int64_t b = divide(item, tiles);
     const float incoming = p.incoming.data ? p.incoming.at<float>(b) : float(p.expected);
     if (p.only_unexpected && incoming == float(p.expected)) continue;  // the whole block agrees
-    const int64_t start = (item - b * tiles) * TILE + int64_t(threadIdx.x) * V;
+    const int64_t begin = (item - b * tiles) * TILE, start = begin + int64_t(threadIdx.x) * V;
     const P* predictions = static_cast<const P*>(p.prediction) + b * n;
     const X* x0 = static_cast<const X*>(p.x0) + b * n;
     P* grad = static_cast<P*>(p.grad) + b * n;
     const float alpha = p.alpha.at<float>(b), sigma = p.sigma.at<float>(b);
-    KeyedSample sample;
-    if constexpr (SOURCE != Source::stored) sample = keyed_sample(p.layout, p.noise, b, table);
+    KeyedTile tile;
+    if constexpr (SOURCE != Source::stored)
+      tile = keyed_tile<SOURCE, TILE>(p.layout, p.noise, b, begin, table);
 
     P prediction[U][V] = {};
     X clean[U][V] = {}, stored[U][V] = {};
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t ti
 #pragma unroll
         for (int l = 0; l < V; ++l) eps[l] = widen(stored[u][l]);
       } else {
-        draw<SOURCE>(eps, sample, i);
+        draw<SOURCE>(eps, tile, i);
       }
       P slope[V];
 #pragma unroll
