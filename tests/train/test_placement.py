@@ -38,8 +38,9 @@ def as_before() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("fp32", False), ("bf16", False)])
-def test_tf32_is_allowed_where_it_is_asked_for(precision: str, allowed: bool) -> None:
+@pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("fp32", False), ("bf16", True)])
+def test_tf32_is_allowed_but_for_a_run_in_plain_float32(precision: str, allowed: bool) -> None:
+    """A run in bf16 allows it: the autoencoder stays outside of autocast, and would compute in IEEE float32."""
     set_arithmetic(TrainConfig(precision=precision))
     assert torch.backends.cuda.matmul.allow_tf32 is allowed
     assert torch.backends.cudnn.allow_tf32 is allowed
