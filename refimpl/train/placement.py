@@ -8,11 +8,9 @@ from refimpl.train.step import Network
 
 
 def set_arithmetic(settings: TrainConfig) -> None:
-    """Sets, for this process, whether float32 products may use TF32 and how many CPU threads compute."""
+    """Sets, for this process, whether float32 products may use TF32."""
     allowed = settings.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
 
 
 def in_precision(network: nn.Module, settings: TrainConfig, device: torch.device) -> Network:
