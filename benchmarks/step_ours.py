@@ -19,6 +19,7 @@ from refimpl.run.ema import ema_start
 from refimpl.run.presets import load_config
 from refimpl.run.world import World
 from refimpl.text.conditioning import size_features
+from refimpl.train.budget.plan import unet_step
 from refimpl.train.gradients import make_gradients
 from refimpl.train.placement import check_placement, in_precision, place, set_arithmetic
 from refimpl.train.prefetch import prefetched
@@ -42,8 +43,16 @@ def settings_of(case: Case) -> Config:
 
 
 def planned_bytes(case: Case) -> int:
-    """What the memory plan says this case needs."""
-    return 0
+    """The peak that the memory plan gives for this case."""
+    return unet_step(
+        case.unet,
+        case.batch,
+        case.height,
+        case.width,
+        case.precision,
+        case.checkpointing == "full",
+        case.accumulate,
+    ).peak
 
 
 def our_step(case: Case, marks: Marks) -> Callable[[], None]:

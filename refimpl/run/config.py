@@ -53,8 +53,8 @@ class TrainConfig:
     device: str = "auto"
     """Device to train on: auto, cpu or cuda."""
     threads: int = 0
-    """CPU threads per rank in the training loop; 0 leaves torch's choice (1 when `reduction` is ordered). A small
-    network gains nothing from more than one."""
+    """CPU threads per rank. 0 chooses: 1 when `reduction` is ordered, else as many as the network is large enough
+    for, within the CPUs that the process may use (affinity mask, cgroup quota)."""
     precision: str = "tf32"
     """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast for the UNet; the autoencoder and
     frozen towers compute as under tf32)."""
