@@ -5,6 +5,7 @@
 
 #include "bind.h"
 #include "bind_adamw_ema.h"
+#include "bind_geglu.h"
 #include "launch.h"
 
 namespace refimpl::bind {
@@ -34,11 +35,16 @@ struct Cuda {
   static void adamw_ema(const AdamWProblem& p) {
     C10_CUDA_CHECK(cuda::adamw_ema(p, c10::cuda::getCurrentCUDAStream()));
   }
+
+  static void geglu(const GegluProblem& p) {
+    C10_CUDA_CHECK(cuda::geglu(p, c10::cuda::getCurrentCUDAStream()));
+  }
 };
 
 TORCH_LIBRARY_IMPL(refimpl, CUDA, m) {
   register_ops<Cuda>(m);
   m.impl("adamw_ema_", &adamw_ema_<Cuda>);
+  register_geglu<Cuda>(m);
 }
 
 }  // namespace refimpl::bind

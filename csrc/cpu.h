@@ -34,6 +34,8 @@ void finish_moments(const MomentsProblem& p);
 void start_adamw_ema(const AdamWProblem& p);  // counts the steps; comes first
 int64_t adamw_ema_items(const AdamWProblem& p);
 void adamw_ema(const AdamWProblem& p, int64_t begin, int64_t end);
+int64_t geglu_items(const GegluProblem& p);
+void geglu(const GegluProblem& p, int64_t begin, int64_t end);
 
 constexpr int64_t CHUNK = 4096;  // elements per item: the streams of one item fit the first-level cache
 

@@ -25,6 +25,8 @@ OPS = (
     "v_loss_backward",
     "v_loss_correct_",
     "channel_moments",
+    "geglu",
+    "geglu_backward",
     "adamw_ema_",
 )
 DIFFERENTIABLE = (
@@ -34,6 +36,8 @@ DIFFERENTIABLE = (
     "keyed_v_loss",
     "v_loss_backward",
     "channel_moments",
+    "geglu",
+    "geglu_backward",
 )
 
 
@@ -88,6 +92,7 @@ def check() -> None:
                     torch.float32,
                 ),
                 "channel_moments": (ops.channel_moments(x0)[1], (4,), torch.float64),
+                "geglu": (ops.geglu(x0.flatten(2)), (2, 4, 15), torch.bfloat16),
             }
         for name, (result, shape, dtype) in results.items():
             if (result.shape, result.dtype, result.device.type) != (torch.Size(shape), dtype, device):

@@ -21,5 +21,6 @@ cudaError_t moments(const MomentsProblem& p, cudaStream_t stream);
 
 // A launch takes dozens of tensors: an SDXL UNet's 1,680 need a few dozen launches.
 cudaError_t adamw_ema(const AdamWProblem& p, cudaStream_t stream);
+cudaError_t geglu(const GegluProblem& p, cudaStream_t stream);
 
 }  // namespace refimpl::cuda

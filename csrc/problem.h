@@ -74,4 +74,14 @@ struct MomentsProblem {
   DType dtype;
 };
 
+// out = a·gelu(b) [rows, width] for packed = (a, b) [rows, 2·width]; given incoming [rows, width], the
+// gradient by packed goes to out [rows, 2·width] instead. All contiguous and of one format.
+struct GegluProblem {
+  int64_t rows, width;
+  const void* packed;
+  const void* incoming;  // null: the value is wanted
+  void* out;
+  DType dtype;
+};
+
 }  // namespace refimpl

@@ -395,6 +395,12 @@ def keys_of(batch: int) -> st.SearchStrategy[torch.Tensor]:
     return words(2 * batch).map(lambda w: torch.tensor(w, dtype=torch.int64).view(-1, 2))
 
 
+def packed_shapes() -> st.SearchStrategy[tuple[int, int, int, int]]:
+    """[B, h, w, 2·n] of two halves side by side; the batch may be empty, n is odd or crosses a vector's length."""
+    sizes = st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 20))
+    return sizes.map(lambda size: (*size[:3], 2 * size[3]))
+
+
 def offsets() -> st.SearchStrategy[float]:
     """Factors of the offset noise: none, the paper's, negative, large."""
     return st.sampled_from((0.0, 0.05, -1.0, 3.0))

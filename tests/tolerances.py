@@ -71,6 +71,10 @@ KEYED_NORMAL_KERNEL_ULPS = 4  # of the radius: float32 logarithm, root, sine and
 ROUNDED_PRODUCTS = 2  # roundings of a·b + c·d where one product is fused into the sum
 CENTRAL_DIFFERENCE = 1e-10  # float64 rounding of squares up to 400, over a step of 2^-9
 LOGARITHM_ULPS = 3  # of ln u in float32: the conversion of the word, one polynomial, two sums
+NORMAL_CDF_ULPS = (
+    3  # of Φ(b) in float32 for b ≥ 0: a reciprocal, two polynomials, their product, one difference
+)
+NORMAL_TAIL_ULPS = ((3.0, 9), (13.0, 68))  # of Φ(b) for b ≥ −x: e^(−x²/2) has the x²/2 roundings of x² on top
 BACKEND_ROUNDINGS = 2  # a run with other backend against one whose initial weights were rounded once more
 STILL_ONE_RUN = 0.1  # |ln ratio| of the losses of two runs that have not drifted apart as unrelated runs do
 

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from refimpl.model.blocks import zeroed
+from refimpl.model.dot_product import DotProduct, torch_choice
 from refimpl.model.self_attention import SelfAttention, attend, entropy_scale
+from refimpl.ops import Ops, load_ops
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the published network; its residual blocks use 1e-5
 
@@ -22,6 +23,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context_dim: int, head_dim: int):
         super().__init__()
         self.head_dim = head_dim
+        self.dot_product: DotProduct = torch_choice  # another one is set by refimpl.train.placement
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_dim, channels, bias=False)
         self.to_v = nn.Linear(context_dim, channels, bias=False)
@@ -36,7 +38,7 @@ class Attention(nn.Module):
         k = self._split_heads(self.to_k(source))
         v = self._split_heads(self.to_v(source))
         # softmax(q kᵀ / √d) v; a fused kernel, if the device has one, never materialises the n × m matrix
-        heads = F.scaled_dot_product_attention(q, k, v) if how is None else attend(q, k, v, how)
+        heads = self.dot_product(q, k, v) if how is None else attend(q, k, v, how, self.dot_product)
         return self.to_out(heads.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -47,13 +49,14 @@ class Attention(nn.Module):
 class GEGLU(nn.Module):
     """Gated linear unit a · GELU(b) with (a, b) = W x + bias (Shazeer 2020, §2)."""
 
+    ops: Ops = load_ops("reference")
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.proj = nn.Linear(channels, 2 * hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.proj(x).chunk(2, dim=-1)
-        return a * F.gelu(b)
+        return self.ops.geglu(self.proj(x))
 
 
 class FeedForward(nn.Module):

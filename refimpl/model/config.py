@@ -5,6 +5,13 @@ from dataclasses import dataclass
 from refimpl.checks import check_whole_numbers
 from refimpl.errors import InputError
 
+ATTENTION_KERNELS = ("math", "efficient", "flash", "cudnn", "flex")
+"""Names of the attention functions of refimpl.model.dot_product."""
+BFLOAT16_KERNELS = ("flash", "cudnn")
+"""Those that round q, k and v to bfloat16."""
+DETERMINISTIC_KERNELS = ("math", "efficient", "flash")
+"""Those whose backward pass gives the same bits twice under `torch.use_deterministic_algorithms`."""
+
 
 @dataclass(frozen=True)
 class UNetConfig:

@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refimpl.errors import InputError
-from refimpl.model.attention import SpatialTransformer, TransformerBlock
+from refimpl.model.attention import GEGLU, SpatialTransformer, TransformerBlock
 from refimpl.model.blocks import Downsample, ResBlock, Upsample, zeroed
 from refimpl.model.config import UNetConfig
 from refimpl.model.embeddings import EmbeddingMLP
+from refimpl.ops import Ops
 from refimpl.text.sinusoid import sinusoidal_features
 
 
@@ -91,6 +92,12 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, ResBlock | TransformerBlock):
                 module.activation_checkpointing = enabled
+
+    def set_ops(self, ops: Ops) -> None:
+        """Compute the blocks with the operations of a backend (`refimpl.ops.load_ops`); at first, the reference's."""
+        for module in self.modules():
+            if isinstance(module, GEGLU):
+                module.ops = ops
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
         """Prediction for noisy latents.

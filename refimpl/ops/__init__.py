@@ -25,6 +25,7 @@ class Ops(NamedTuple):
     keyed_v_loss: Callable[..., Tensor]
     channel_moments: Callable[..., tuple[Tensor, Tensor, Tensor]]
     keyed_normal: Callable[..., Tensor]
+    geglu: Callable[[Tensor], Tensor]
 
 
 def load_ops(backend: str) -> Ops:

@@ -3,7 +3,7 @@
 They agree with the reference to within rounding, on the CPU and on CUDA. The differences:
 
 - The arithmetic is float32 unless the prediction (or x0) is float64, whatever the other tensors are.
-- v_loss can be differentiated once, with respect to prediction only; a second derivative raises.
+- v_loss can be differentiated once, with respect to prediction only; a second derivative raises, as geglu's does.
 - add_noise is differentiable with respect to x0 and eps, but not alpha and sigma.
 - Invalid arguments raise ValueError or TypeError.
 
@@ -28,6 +28,7 @@ _V_LOSS = torch.ops.refimpl.v_loss.default
 _KEYED_V_LOSS = torch.ops.refimpl.keyed_v_loss.default
 _CHANNEL_MOMENTS = torch.ops.refimpl.channel_moments.default
 _KEYED_NORMAL = torch.ops.refimpl.keyed_normal.default
+_GEGLU = torch.ops.refimpl.geglu.default
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -108,6 +109,17 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
         raise ValueError(f"shape must be (C, H, W), got {tuple(shape)}")
     channels, height, width = shape
     return _KEYED_NORMAL(key, channels, height, width, offset)
+
+
+def geglu(packed: Tensor) -> Tensor:
+    """The gated linear unit a · GELU(b) of both halves of the last dimension, with the exact GELU (Shazeer 2020, §2).
+
+    Computed in float32 (float64 for float64) and rounded once. For the backward pass only `packed` is kept.
+
+    packed  [..., 2·n]  (a, b), as one projection leaves them        returns  [..., n] in packed's dtype
+    Raises ValueError when the last dimension is odd, TypeError on an integer dtype.
+    """
+    return _GEGLU(packed)
 
 
 # ---- Shapes and dtypes of the results, for tracing with fake tensors -------------------------------------------
@@ -196,3 +208,22 @@ def _(x):
         x.new_empty([x.shape[1]], **options),
         x.new_empty([x.shape[1]], **options),
     )
+
+
+def _check_packed(packed: Tensor) -> None:
+    torch._check_value(
+        packed.ndim >= 1 and packed.shape[-1] % 2 == 0,
+        lambda: f"packed must have shape [..., 2·n], got {list(packed.shape)}",
+    )
+
+
+@torch.library.register_fake("refimpl::geglu")
+def _(packed):
+    _check_packed(packed)
+    return packed.new_empty([*packed.shape[:-1], packed.shape[-1] // 2])
+
+
+@torch.library.register_fake("refimpl::geglu_backward")
+def _(grad, packed):
+    _check_packed(packed)
+    return packed.new_empty(packed.shape)

@@ -1,11 +1,13 @@
 """The operations in torch: the definition that the kernels are tested against.
 
-All of them are out of place and compute in float32, or in float64 if any tensor is float64.
+All of them are out of place. Those on latents compute in float32, or in float64 if any tensor is float64; those of
+the network's blocks round each step to their tensors' dtype, as torch does.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from refimpl.diffusion import philox, v_prediction
@@ -23,7 +25,13 @@ def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def v_loss(
-    prediction: Tensor, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, weight: Tensor
+    prediction: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    weight: Tensor,
+    expected: float | None = None,
 ) -> Tensor:
     """The weighted v-prediction loss of each sample (N §2.1, §2.4).
 
@@ -31,6 +39,7 @@ def v_loss(
     lower precision. Only prediction gets a gradient.
 
     prediction, x0, eps  [B, C, H, W]        alpha, sigma, weight  [B]
+    expected  changes nothing: a hint to the backend `kernel`
     returns  [B]  float32, or float64 if any tensor is float64
     Raises InputError when shapes disagree, or when a sample has no elements to average. An empty batch returns
     an empty tensor, shape [0].
@@ -71,13 +80,14 @@ def keyed_v_loss(
     sigma: Tensor,
     weight: Tensor,
     offset: float = 0.0,
+    expected: float | None = None,
 ) -> Tensor:
     """`v_loss` with the noise drawn from each sample's key.
 
     prediction, x0  [B, C, H, W]        key  [B, 2]        alpha, sigma, weight  [B]        returns  [B]
     Raises InputError as `v_loss` does.
     """
-    return v_loss(prediction, x0, _noise_of(x0, key, offset), alpha, sigma, weight)
+    return v_loss(prediction, x0, _noise_of(x0, key, offset), alpha, sigma, weight, expected)
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,6 +114,20 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
     key  [B, 2]        shape  (C, H, W)        returns  [B, C, H, W]  float32
     """
     return philox.keyed_normal(key, shape, offset)
+
+
+def geglu(packed: Tensor) -> Tensor:
+    """The gated linear unit a · GELU(b) of both halves of the last dimension, with the exact GELU (Shazeer 2020, §2).
+
+    packed  [..., 2·n]  (a, b), as one projection leaves them        returns  [..., n] in packed's dtype
+    Raises InputError when the last dimension is odd, or on an integer dtype.
+    """
+    if packed.ndim == 0 or packed.shape[-1] % 2 or not packed.is_floating_point():
+        raise InputError(
+            f"packed must be a floating-point tensor [..., 2·n], got {packed.dtype} of shape {list(packed.shape)}"
+        )
+    a, b = packed.chunk(2, dim=-1)
+    return a * F.gelu(b)
 
 
 def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:

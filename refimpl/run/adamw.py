@@ -122,6 +122,11 @@ def load_optimizer_state(
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
             "step": state[f"{name}.step"].to(parameter.device),
-            "exp_avg": state[f"{name}.exp_avg"].to(parameter.device),
-            "exp_avg_sq": state[f"{name}.exp_avg_sq"].to(parameter.device),
+            "exp_avg": _laid_out_as(parameter, state[f"{name}.exp_avg"]),
+            "exp_avg_sq": _laid_out_as(parameter, state[f"{name}.exp_avg_sq"]),
         }
+
+
+def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """The moment on the parameter's device with its strides: fused AdamW walks both as they lie in memory."""
+    return torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False).copy_(moment)

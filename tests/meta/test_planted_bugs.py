@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refimpl.ops import load_ops
-from tests.ops import checks
+from tests.ops import checks, network_checks
 from tests.ops.test_kernel import example
 
 REFERENCE = load_ops("reference")
@@ -27,6 +27,7 @@ def run_all_checks(ops, dtype=torch.float32) -> None:
     checks.check_keyed_v_loss(ops, prediction, x0, key, alpha, sigma, weight, 0.05, incoming)
     checks.check_channel_moments(ops, x0)
     checks.check_keyed_normal(ops, key, SHAPE[1:], 0.05)
+    network_checks.check_geglu(ops, torch.cat([prediction, 4 * x0], dim=-1), eps)
     checks.check_noise_belongs_to_the_sample(ops, x0, key, 0.05)
     checks.check_repeatable(ops, prediction, x0, eps, key, alpha, sigma, weight)
 
@@ -112,6 +113,24 @@ def loss_without_gradient_scale(prediction, x0, eps, alpha, sigma, weight):
     return loss.detach() + unweighted - unweighted.detach()
 
 
+def halves_swapped(packed):
+    """The gate taken from the first half."""
+    return REFERENCE.geglu(torch.cat(packed.chunk(2, dim=-1)[::-1], dim=-1))
+
+
+def gelu_by_tanh(packed):
+    """The approximation instead of the exact GELU."""
+    a, b = packed.chunk(2, dim=-1)
+    return a * torch.nn.functional.gelu(b, approximate="tanh")
+
+
+def gate_without_slope(packed):
+    """The right value, with the gradient of a gate that is constant."""
+    a, b = packed.chunk(2, dim=-1)
+    constant = a * torch.nn.functional.gelu(b.detach())
+    return REFERENCE.geglu(packed).detach() + constant - constant.detach()
+
+
 BUGS = {
     "alpha and sigma swapped in add_noise": {"add_noise": swapped_add_noise},
     "alpha and sigma swapped in the loss": {"v_loss": swapped_v_loss},
@@ -123,6 +142,9 @@ BUGS = {
     "noise keyed by memory order": {"add_keyed_noise": noise_of_the_memory_order},
     "order of atomics": {"v_loss": summed_in_order_of_arrival},
     "moments in one pass": {"channel_moments": one_pass_moments},
+    "halves of geglu swapped": {"geglu": halves_swapped},
+    "tanh instead of the exact GELU": {"geglu": gelu_by_tanh},
+    "the gate's slope forgotten": {"geglu": gate_without_slope},
     "weight missing from the gradient": {"v_loss": loss_without_gradient_scale},
 }
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 from refimpl.errors import InputError
 from refimpl.model.unet import UNet, UNetConfig
+from refimpl.ops import load_ops
 from tests import strategies
 from tests.model.diffusers_unet import (
     SIZE_FEATURES,
@@ -228,6 +229,37 @@ def kept_bytes(unet: UNet, call: Inputs) -> tuple[int, torch.Tensor]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = call.ours(unet)
     return sum(kept.values()), out
+
+
+def test_the_kernels_compute_the_same_network_and_keep_less() -> None:
+    unet, _ = pair(SMALL)
+    call = inputs(SMALL, 8, 8, batch=4)
+    outs, gradients, kept = [], [], []
+    for backend in ("reference", "kernel"):
+        unet.set_ops(load_ops(backend))
+        unet.zero_grad()
+        size, out = kept_bytes(unet, call)
+        out.square().sum().backward()
+        outs.append(out.detach())
+        kept.append(size)
+        gradients.append([p.grad.clone() for p in unet.parameters()])
+    assert relative_error(outs[1], outs[0]) <= NETWORK_FLOAT32
+    largest = max(gradient.abs().max() for gradient in gradients[0])
+    for ours, expected in zip(*gradients, strict=True):
+        assert (ours - expected).abs().max() <= NETWORK_FLOAT32 * largest
+    assert kept[1] < kept[0]
+    assert not torch.equal(outs[0], outs[1]), (
+        "the kernels round otherwise: equal bits would say they were not used"
+    )
+
+
+def test_a_new_network_computes_with_the_reference() -> None:
+    unet, _ = pair(SMALL)
+    call = inputs(SMALL, 4, 6)
+    before = call.ours(unet)
+    unet.set_ops(load_ops("kernel"))
+    unet.set_ops(load_ops("reference"))
+    assert torch.equal(call.ours(unet), before)
 
 
 def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:

@@ -249,6 +249,7 @@ def results_of(ops: Ops, prediction, x0, eps, key, alpha, sigma, weight) -> list
         *loss_and_gradient(
             ops.keyed_v_loss, prediction, x0, key, alpha, sigma, weight, 0.05, incoming=incoming
         ),
+        ops.geglu(torch.cat([x0, eps], dim=-1)),
         *ops.channel_moments(x0),
     ]
     return [result.detach() for result in results]

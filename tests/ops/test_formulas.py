@@ -14,6 +14,8 @@ from tests.tolerances import (
     FLOAT64_ROUNDING,
     KEYED_NORMAL_KERNEL_ULPS,
     LOGARITHM_ULPS,
+    NORMAL_CDF_ULPS,
+    NORMAL_TAIL_ULPS,
     ROUNDED_PRODUCTS,
 )
 
@@ -56,6 +58,47 @@ def test_the_slope_is_the_derivative_of_the_loss_term(prediction, v):
 def test_the_mean_and_what_comes_in_by_it(weight, total, incoming, n):
     assert F.weighted_mean(weight, total, n) == pytest.approx(weight * total / n, rel=FLOAT64_ROUNDING)
     assert F.gradient_scale(incoming, weight, n) == pytest.approx(incoming * weight / n, rel=FLOAT64_ROUNDING)
+
+
+def normal_cdf(b: np.ndarray) -> np.ndarray:
+    """Φ(b) in float64."""
+    return np.array([math.erfc(-x / math.sqrt(2)) / 2 for x in b.astype(np.float64)])
+
+
+def test_normal_distribution():
+    x = np.concatenate([np.linspace(0, 13, 100_000), np.geomspace(1e-30, 13, 10_000)]).astype(np.float32)
+    density = np.exp(-(x.astype(np.float64) ** 2) / 2) / math.sqrt(2 * math.pi)
+    above, below = normal_cdf(x), normal_cdf(-x)
+
+    def ulps(ours, exact):
+        return np.abs(ours.astype(np.float64) - exact) / np.spacing(exact.astype(np.float32))
+
+    assert (ulps(F.normal_cdf_float32(x), above) <= NORMAL_CDF_ULPS).all()
+    for end, limit in NORMAL_TAIL_ULPS:
+        near = x <= end
+        assert (ulps(F.normal_cdf_float32(-x), below)[near] <= limit).all()
+        assert (ulps(F.normal_density_float32(x), density)[near] <= limit).all()
+    assert np.array_equal(F.normal_density_float32(-x), F.normal_density_float32(x))
+    far = np.array([14, 1e4, 1e30, np.inf], np.float32)
+    assert (F.normal_cdf_float32(far) == 1).all()
+    assert not F.normal_cdf_float32(-far).any()
+    assert not F.normal_density_float32(far).any()
+    for sign in (-1, 1):
+        exact = normal_cdf(sign * x.astype(np.float64))
+        np.testing.assert_allclose(F.normal_cdf_float64(sign * x.astype(np.float64)), exact, FLOAT64_ROUNDING)
+
+
+@given(a=VALUES, b=st.floats(-20, 20), g=VALUES)
+def test_gated_product_and_its_slopes(a, b, g):
+    cdf = float(normal_cdf(np.array([b]))[0])
+    density = math.exp(-(b**2) / 2) / math.sqrt(2 * math.pi)
+    size = abs(a) + abs(g) + abs(a * g) + 1
+    for ours, exact in (
+        (F.gated_float64(a, b), a * b * cdf),
+        (F.gated_slope_float64(a, b, g, 0), g * b * cdf),
+        (F.gated_slope_float64(a, b, g, 1), g * a * (cdf + b * density)),
+    ):
+        assert ours == pytest.approx(exact, rel=0, abs=FLOAT64_ROUNDING * size)
 
 
 @pytest.mark.parametrize("bits", [32, 64])

@@ -29,6 +29,8 @@ def calls(device, order, dtype=torch.float32) -> dict:
         "v_loss_backward": (*step, weight),
         "v_loss_correct_": (prediction.clone(memory_format=torch.preserve_format), *step, weight, None),
         "channel_moments": (x0,),
+        "geglu": (torch.cat([x0, eps], dim=-1).requires_grad_(),),
+        "geglu_backward": (x0, torch.cat([x0, eps], dim=-1)),
     }
 
 
@@ -43,6 +45,7 @@ def training_step(ops, prediction, x0, eps, key, alpha, sigma, weight):
     x_t = ops.add_noise(x0, eps, alpha, sigma) + ops.add_keyed_noise(x0, key, alpha, sigma, 0.05)
     noise = ops.keyed_normal(key, SHAPE[1:], 0.05)
     _, mean, m2 = ops.channel_moments(x_t + noise)
+    prediction = prediction + ops.geglu(torch.cat([prediction, x0], dim=-1))
     loss = ops.v_loss(2 * prediction, x0, eps, alpha, sigma, weight)
     keyed = ops.keyed_v_loss(prediction + 1, x0, key, alpha, sigma, weight, 0.05)
     return x_t, mean, m2, (loss + keyed).mean()
@@ -86,7 +89,15 @@ def test_export(device):
     arguments = example(SHAPE, torch.float32, device)
     program = torch.export.export(Step(), arguments)
     names = {node.target.name() for node in program.graph.nodes if hasattr(node.target, "name")}
-    public = ("add_noise", "add_keyed_noise", "keyed_normal", "channel_moments", "v_loss", "keyed_v_loss")
+    public = (
+        "add_noise",
+        "add_keyed_noise",
+        "keyed_normal",
+        "channel_moments",
+        "v_loss",
+        "keyed_v_loss",
+        "geglu",
+    )
     assert {f"refimpl::{name}" for name in public} <= names
     for ours, exported in zip(Step()(*arguments), program.module()(*arguments), strict=True):
         assert torch.equal(ours, exported)

@@ -48,6 +48,11 @@ extern "C" int emulated_loss(const int64_t* sizes, int last, int prediction_dtyp
   return cuda::loss(p, nullptr);
 }
 
+extern "C" int emulated_geglu(int64_t rows, int64_t width, int dtype, const void* packed,
+                              const void* incoming, void* out) {
+  return cuda::geglu({rows, width, packed, incoming, out, DType(dtype)}, nullptr);
+}
+
 extern "C" int emulated_moments(const int64_t* sizes, int last, int dtype, const void* x, double* count,
                                 double* mean, double* m2) {
   MomentsProblem p = {};
