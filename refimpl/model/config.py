@@ -1,9 +1,13 @@
 """The shape of the UNet of SDXL and its refiner (S §2.1, §2.5, Tab. 1)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from refimpl.checks import check_whole_numbers
 from refimpl.errors import InputError
+
+Recompute = Literal["none", "cheap", "full"]
+"""What a block computes again in its backward pass: see refimpl.model.recompute."""
 
 
 @dataclass(frozen=True)
