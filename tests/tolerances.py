@@ -43,6 +43,9 @@ BFLOAT16_LATENT = 0.05  # latents of order one after some forty layers in bfloat
 TWO_LEVELS_LATENT = 0.05  # latents of pictures that differ by up to 2 of 255 levels, random weights
 BFLOAT16_LOSS = 0.02  # relative: latents rounded to bfloat16 (2^-9 each) over four steps of a small network
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
+ATTENTION_ROUNDINGS = (
+    1  # of the terms that a kernel adds, beside EAGER_ERRORS: it keeps p, ΔP and the output rounded
+)
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
 
