@@ -120,9 +120,14 @@ def plan_steps(
 def batch_draws(config: Config, dropout: RankDropout | None) -> BatchDraws:
     """What the settings and the adapters say of every batch's draws."""
     diffusion, training = config.diffusion, config.train
-    timesteps = diffusion.first_timestep, diffusion.last_timestep
-    levels, drops = (diffusion.schedule(), diffusion.loss_weights()), dropout is not None and dropout.layers
-    return BatchDraws(training.seed, timesteps, training.caption_dropout, *levels, dropout if drops else None)
+    return BatchDraws(
+        seed=training.seed,
+        timesteps=(diffusion.first_timestep, diffusion.last_timestep),
+        caption_dropout=training.caption_dropout,
+        schedule=diffusion.schedule(),
+        weights=diffusion.loss_weights(),
+        dropout=dropout if dropout and dropout.layers else None,
+    )
 
 
 def plan_stage(
