@@ -42,6 +42,6 @@ def test_a_run_that_does_not_fit_leaves_nothing_behind(
     monkeypatch.setattr(check, "this_card", lambda device: Card("a small card", 1))
     monkeypatch.setattr(worlds, "join_world", lambda device: ON_GPU)
     file = runs.write_toml(root, tmp_path / "run.toml", tmp_path / "run")
-    with pytest.raises(InputError, match="a small card has 0.0 GiB, and not even one image fits"):
+    with pytest.raises(InputError, match=r"a small card has 0\.0 GiB, and not even one image fits"):
         train.train_command([file])
     assert not (tmp_path / "run").exists()

@@ -74,7 +74,7 @@ def test_where_nothing_helps_the_table_says_why() -> None:
     card = Card("a card", 1)
     assert not any(fits(lever.plan, card) for lever in nothing)
     text = lever_table(nothing, counted(CONFIG), card)
-    assert "None fits: every trained weight needs" in text
+    assert "None fits: what is trained needs" in text
     assert "train adapters alone (lora.rank), or use a larger card." in text
     assert "does not fit" in text
 
