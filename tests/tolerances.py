@@ -100,3 +100,12 @@ PIPELINE_CLAMPED = (
 FOLDED_DECODE = (
     1e-5  # float32 through the tiny autoencoder, its two 1×1 convolutions rounded once: some hundred ulps
 )
+
+# --- memory and arithmetic ---
+PRINTED_TERAFLOPS = 0.005  # half of the last place of TFLOP printed with two decimals
+PRINTED_GIBIBYTES = 0.05  # half of the last place of GiB printed with one decimal
+MEASURED_MEMORY = (
+    0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
+)
+PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
+EARLY_LAYERS = 0.01  # share of the products before the first residual block adds the embedding
