@@ -48,7 +48,8 @@ class AsOnCuda(TorchFunctionMode):
         elif self._bf16 and func in IN_FLOAT32:
             args = [_high(value) for value in args]
             kwargs = {name: _high(value) for name, value in kwargs.items()}
-        if func is F.scaled_dot_product_attention and len(args) == 3 and not kwargs:
+        plain = not {name for name, value in kwargs.items() if value is not None}
+        if func is F.scaled_dot_product_attention and len(args) == 3 and plain:
             return fused_attention(*args)
         return func(*args, **kwargs)
 

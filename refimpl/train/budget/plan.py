@@ -6,7 +6,7 @@ held throughout plus the largest moment. Fused AdamW and clipping in place need 
 
 from dataclasses import dataclass
 
-from refimpl.model.config import UNetConfig
+from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.unet import UNet
 from refimpl.run.config import Config
 from refimpl.train.budget.cards import GIB
@@ -127,7 +127,7 @@ def unet_step(
     height: int,
     width: int,
     precision: str = "tf32",
-    activation_checkpointing: bool = False,
+    activation_checkpointing: Recompute = "none",
     accumulate: int = 1,
     average: bool = True,
 ) -> Plan:

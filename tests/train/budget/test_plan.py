@@ -104,7 +104,7 @@ def test_larger_images_need_more() -> None:
 
 def test_recomputing_activations_needs_less() -> None:
     plain, recomputed = (
-        unet_step(UNetConfig.tiny(), 16, 128, 128, activation_checkpointing=on) for on in (False, True)
+        unet_step(UNetConfig.tiny(), 16, 128, 128, activation_checkpointing=how) for how in ("none", "full")
     )
     assert recomputed.peak < plain.peak
     assert recomputed.held == plain.held

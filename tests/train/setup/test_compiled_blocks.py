@@ -263,7 +263,7 @@ def compiled_eagerly(arguments: list[str]) -> None:
 
 
 def test_compiled_blocks_train_on_two_ranks(root: Path, tmp_path: Path) -> None:
-    train = {"compile": "blocks", "batch_size": 2, "steps": 2, "activation_checkpointing": True}
+    train = {"compile": "blocks", "batch_size": 2, "steps": 2, "activation_checkpointing": "full"}
     toml = runs.write_toml(root, tmp_path / "run.toml", tmp_path / "run", train=train)
     assert run_ranks([toml], 2, tmp_path / "output", compiled_eagerly) == [0, 0]
     assert [row["step"] for row in runs.rows(tmp_path / "run") if "loss" in row] == [1, 2]
