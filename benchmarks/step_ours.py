@@ -53,6 +53,7 @@ def planned_bytes(case: Case) -> int:
         case.precision,
         case.checkpointing,
         case.accumulate,
+        backend="kernel",
     ).peak
 
 
