@@ -11,6 +11,7 @@
 #include <torch/version.h>
 
 #include "autograd.h"
+#include "bind_adamw_ema.h"
 #include "bind_cpu.h"
 #include "cpu.h"
 
@@ -37,6 +38,14 @@ struct Cpu : CpuBackend {
   static void moments(const MomentsProblem& p) {
     parallel(p, cpu::moments_items(p), p.layout.batch * p.layout.sample(), STREAMED, &cpu::moments);
     cpu::finish_moments(p);
+  }
+
+  static void adamw_ema(const AdamWProblem& p) {
+    if (*p.found_inf != 0) return;
+    cpu::start_adamw_ema(p);
+    int64_t elements = 0;
+    for (int64_t k = 0; k < p.tensor_count; ++k) elements += p.tensors[k].count;
+    parallel(p, cpu::adamw_ema_items(p), elements, STREAMED, &cpu::adamw_ema);
   }
 };
 
@@ -66,7 +75,18 @@ TORCH_LIBRARY(refimpl, m) {
   m.def("channel_moments(Tensor x) -> (Tensor count, Tensor mean, Tensor m2)");
 }
 
-TORCH_LIBRARY_IMPL(refimpl, CPU, m) { register_ops<Cpu>(m); }
+TORCH_LIBRARY_FRAGMENT(refimpl, m) {
+  m.set_python_module("refimpl.ops.adamw_ema_kernel");
+  m.def(
+      "adamw_ema_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] averages, Tensor(e!)[] steps, Tensor scale, Tensor found_inf, float learning_rate, float "
+      "beta1, float beta2, float epsilon, float weight_decay, float decay) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(refimpl, CPU, m) {
+  register_ops<Cpu>(m);
+  m.impl("adamw_ema_", &adamw_ema_<Cpu>);
+}
 TORCH_LIBRARY_IMPL(refimpl, Autograd, m) { register_autograd(m); }
 
 }  // namespace refimpl::bind
@@ -125,6 +145,9 @@ void define_formulas(py::module_& m, const std::string& suffix) {
   m.def(("velocity" + suffix).c_str(), py::vectorize(&velocity<T>));
   m.def(("loss_term" + suffix).c_str(), py::vectorize(&loss_term<T>));
   m.def(("loss_term_derivative" + suffix).c_str(), py::vectorize(&loss_term_derivative<T>));
+  m.def(("toward" + suffix).c_str(), py::vectorize(&toward<T>));
+  m.def(("second_moment" + suffix).c_str(), py::vectorize(&second_moment<T>));
+  m.def(("adamw_weight" + suffix).c_str(), py::vectorize(&adamw_weight<T>));
   m.def(("normal_cdf" + suffix).c_str(), py::vectorize(&cdf_of<T>));
   m.def(("normal_density" + suffix).c_str(), py::vectorize(&density_of<T>));
   m.def(("silu" + suffix).c_str(), py::vectorize(&silu<T>));

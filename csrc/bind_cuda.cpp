@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "bind.h"
+#include "bind_adamw_ema.h"
 #include "bind_geglu.h"
 #include "bind_group_norm.h"
 #include "launch.h"
@@ -32,6 +33,10 @@ struct Cuda {
     C10_CUDA_CHECK(cuda::moments(p, c10::cuda::getCurrentCUDAStream()));
   }
 
+  static void adamw_ema(const AdamWProblem& p) {
+    C10_CUDA_CHECK(cuda::adamw_ema(p, c10::cuda::getCurrentCUDAStream()));
+  }
+
   static void geglu(const GegluProblem& p) {
     C10_CUDA_CHECK(cuda::geglu(p, c10::cuda::getCurrentCUDAStream()));
   }
@@ -45,6 +50,7 @@ struct Cuda {
 
 TORCH_LIBRARY_IMPL(refimpl, CUDA, m) {
   register_ops<Cuda>(m);
+  m.impl("adamw_ema_", &adamw_ema_<Cuda>);
   register_geglu<Cuda>(m);
   register_group_norm<Cuda>(m);
 }

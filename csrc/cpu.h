@@ -6,6 +6,7 @@
 // copy.
 #pragma once
 
+#include "adamw_ema.h"
 #include "problem.h"
 
 namespace refimpl::cpu {
@@ -30,6 +31,9 @@ int64_t moments_partials(const MomentsProblem& p);
 void moments(const MomentsProblem& p, int64_t begin, int64_t end);
 void finish_moments(const MomentsProblem& p);
 
+void start_adamw_ema(const AdamWProblem& p);  // counts the steps; comes first
+int64_t adamw_ema_items(const AdamWProblem& p);
+void adamw_ema(const AdamWProblem& p, int64_t begin, int64_t end);
 int64_t geglu_items(const GegluProblem& p);
 void geglu(const GegluProblem& p, int64_t begin, int64_t end);
 

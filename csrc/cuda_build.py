@@ -27,6 +27,7 @@ OPS = (
     "channel_moments",
     "geglu",
     "geglu_backward",
+    "adamw_ema_",
 )
 DIFFERENTIABLE = (
     "add_noise",
@@ -58,7 +59,7 @@ def check() -> None:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from refimpl.ops import _kernels, load_ops
+    from refimpl.ops import _kernels, adamw_ema_kernel, load_ops
 
     ops = load_ops("kernel")
     print(f"torch {torch.__version__}, built for {_kernels.cuda_arches}, CPU kernels {_kernels.isa()}")
@@ -104,6 +105,10 @@ def check() -> None:
     alpha = sigma = weight = torch.full((2,), 0.5)
     expected = load_ops("reference").v_loss(prediction, x0, eps, alpha, sigma, weight)
     torch.testing.assert_close(ops.v_loss(prediction, x0, eps, alpha, sigma, weight), expected)
+    one, half = torch.ones(3), torch.full((), 0.5)
+    lists = [[one.clone()] for _ in range(5)]
+    adamw_ema_kernel.adamw_ema_(*lists, [half.clone()], half, 0 * half, 0.1, 0.9, 0.999, 1e-8, 0.01, 0.5)
+    torch.testing.assert_close(lists[4][0], (one + lists[0][0]) / 2)
     print("the CPU kernels of the same binary run")
 
 

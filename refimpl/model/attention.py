@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refimpl.model.blocks import zeroed
 from refimpl.model.config import Recompute
+from refimpl.model.dot_product import DotProduct, torch_choice
 from refimpl.model.recompute import again, again_but_products, cheap_before
 from refimpl.model.self_attention import SelfAttention, attend, entropy_scale
 from refimpl.ops import Ops, load_ops
@@ -24,6 +24,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context_dim: int, head_dim: int):
         super().__init__()
         self.head_dim = head_dim
+        self.dot_product: DotProduct = torch_choice  # another one is set by refimpl.train.placement
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_dim, channels, bias=False)
         self.to_v = nn.Linear(context_dim, channels, bias=False)
@@ -40,7 +41,7 @@ class Attention(nn.Module):
         """From the projections, q [B, n, channels] and k, v [B, m, channels], to the result."""
         q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
         # softmax(q kᵀ / √d) v; a fused kernel, if the device has one, never materialises the n × m matrix
-        heads = F.scaled_dot_product_attention(q, k, v) if how is None else attend(q, k, v, how)
+        heads = self.dot_product(q, k, v) if how is None else attend(q, k, v, how, self.dot_product)
         return self.to_out(heads.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:

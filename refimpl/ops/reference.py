@@ -25,7 +25,13 @@ def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def v_loss(
-    prediction: Tensor, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, weight: Tensor
+    prediction: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    weight: Tensor,
+    expected: float | None = None,
 ) -> Tensor:
     """The weighted v-prediction loss of each sample (N §2.1, §2.4).
 
@@ -33,6 +39,7 @@ def v_loss(
     lower precision. Only prediction gets a gradient.
 
     prediction, x0, eps  [B, C, H, W]        alpha, sigma, weight  [B]
+    expected  changes nothing: a hint to the backend `kernel`
     returns  [B]  float32, or float64 if any tensor is float64
     Raises InputError when shapes disagree, or when a sample has no elements to average. An empty batch returns
     an empty tensor, shape [0].
@@ -73,13 +80,14 @@ def keyed_v_loss(
     sigma: Tensor,
     weight: Tensor,
     offset: float = 0.0,
+    expected: float | None = None,
 ) -> Tensor:
     """`v_loss` with the noise drawn from each sample's key.
 
     prediction, x0  [B, C, H, W]        key  [B, 2]        alpha, sigma, weight  [B]        returns  [B]
     Raises InputError as `v_loss` does.
     """
-    return v_loss(prediction, x0, _noise_of(x0, key, offset), alpha, sigma, weight)
+    return v_loss(prediction, x0, _noise_of(x0, key, offset), alpha, sigma, weight, expected)
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,8 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of problem.h
-# Tails, whole tiles, more tiles than blocks (the emulated GPU has 32), the paths for four channels and for many.
+# Tails, whole tiles, more tiles than blocks (the emulated GPU has 32), the paths for four channels and for many, and
+# channels of few elements, of which an access touches several and a tile thousands.
 SHAPES = [
     (2, 4, 16, 16),
     (1, 4, 30, 36),
@@ -34,6 +35,8 @@ SHAPES = [
     (2, 4, 3, 3),
     (40, 1, 2, 2),
     (1, 4, 128, 100),
+    (2, 5, 1, 3),
+    (1, 4100, 1, 1),
 ]
 ORDERS = [torch.contiguous_format, torch.channels_last]
 

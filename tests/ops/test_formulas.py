@@ -101,6 +101,39 @@ def test_gated_product_and_its_slopes(a, b, g):
         assert ours == pytest.approx(exact, rel=0, abs=FLOAT64_ROUNDING * size)
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+@given(start=VALUES, end=VALUES, share=UNIT)
+def test_toward(bits, start, end, share):
+    """Both ends are exact, and between them it is the weighted mean."""
+    toward = getattr(F, f"toward_float{bits}")
+    rounding = ROUNDED_PRODUCTS * float(np.finfo(f"float{bits}").eps)
+    underflow = float(np.finfo(f"float{bits}").tiny)
+    assert toward(start, end, 0.0) == start
+    assert toward(start, end, 1.0) == end
+    assert toward(start, end, share) == pytest.approx(
+        (1 - share) * start + share * end, rel=0, abs=rounding * (abs(start) + abs(end)) + underflow
+    )
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@given(theta=VALUES, m=VALUES, v=st.floats(0, 100, width=32), g=VALUES, beta=UNIT, kept=UNIT, rate=UNIT)
+def test_adamw(bits, theta, m, v, g, beta, kept, rate):
+    """Loshchilov & Hutter 2019, alg. 2, lines 8 to 12."""
+    eps, underflow = float(np.finfo(f"float{bits}").eps), float(np.finfo(f"float{bits}").tiny)
+    second_moment, weight = getattr(F, f"second_moment_float{bits}"), getattr(F, f"adamw_weight_float{bits}")
+    exact = beta * v + (1 - beta) * g**2
+    assert second_moment(v, g, beta, 1 - beta) == pytest.approx(
+        exact, rel=0, abs=2 * ROUNDED_PRODUCTS * eps * (v + g**2) + underflow
+    )
+    correction, epsilon = 0.5, 2.0**-20
+    pull = rate * m / (math.sqrt(v) / correction + epsilon)
+    assert weight(theta, m, v, kept, rate, correction, epsilon) == pytest.approx(
+        kept * theta - pull,
+        rel=0,
+        abs=3 * ROUNDED_PRODUCTS * eps * (abs(kept * theta) + abs(pull)) + underflow,
+    )
+
+
 @pytest.mark.parametrize(
     ("counter", "key", "expected"),
     [  # Random123's known-answer vectors for philox4x32-10

@@ -35,6 +35,7 @@ from refimpl.tables import to_table
 from refimpl.text.image_tower import load_image_tower
 from refimpl.text.states import TextStates
 from refimpl.train.log import check_loggers
+from refimpl.train.placement import check_placement, place
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.init_from import fill_unet, open_start, say_start, start_towers
 from refimpl.train.setup.trainable import Part, check_targets, make_trainable
@@ -60,6 +61,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     cannot satisfy. A run that fails here leaves the folder as it was.
     """
     ops = load_ops(config.train.backend)
+    check_placement(config, world.device)
     check_loggers(config.train)
     if config.data.decoder == "fast":
         check_fast()
@@ -94,6 +96,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     states = TextStates(towers, config.text.pooling, config.text.cached_prompts, config.text.is_trained)
     if cache is not None:
         world.on_main(lambda: check_cache(config.data, config.text, cache, stages, model.vae, towers))
+    place(model, config, world.device)
     return Prepared(
         model, parts, cached_text(config.data, config.text, states, world), stages, latents, heldout
     )

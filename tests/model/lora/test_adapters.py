@@ -20,12 +20,12 @@ from refimpl.model.lora.adapters import (
     adaptable_layers,
     adapted_layers,
     add_lora,
-    draw_lora_dropout,
     load_lora_state,
     lora_state,
     merge_lora,
 )
 from refimpl.model.lora.config import ATTENTION_TARGETS, TEXT_TARGETS, LoRAConfig
+from refimpl.model.lora.dropout import draw_lora_dropout
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.tables import from_table, to_table
 from refimpl.text.encoders import clip_bigg_config, clip_l_config, penultimate_state, tiny_encoders
