@@ -2,9 +2,10 @@
 
 python -m benchmarks.count_unet [--batch N] [--side PIXELS] [--out FILE]        writes results/unet_counts.json
 
-Everything runs on the meta device, in float32. The traffic of an operation is the bytes of the tensors it takes and returns;
-matrix products, convolutions and attention are summed apart, as their traffic is not what bounds them. What is kept
-is what is alive when the forward pass ends: the saved tensors, whoever holds them, without parameters and inputs.
+Everything runs on the meta device, in float32. The traffic of an operation is the bytes of the tensors it takes and
+returns; matrix products, convolutions and attention are summed apart, as their traffic is not what bounds them. What
+is kept is what is alive when the forward pass ends: the saved tensors, whoever holds them, without parameters and
+inputs.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The operations in the network's blocks as rows of op_rows.py: value and gradients, on tensors as large as the latents.
+"""The operations in the network's blocks as rows of op_rows.py: value and gradients, on tensors of the latents' size.
 
 geglu takes both halves side by side; group_norm_silu takes the latents' values as 64 channels in 32 groups.
 """

@@ -43,6 +43,9 @@ BFLOAT16_LATENT = 0.05  # latents of order one after some forty layers in bfloat
 TWO_LEVELS_LATENT = 0.05  # latents of pictures that differ by up to 2 of 255 levels, random weights
 BFLOAT16_LOSS = 0.02  # relative: latents rounded to bfloat16 (2^-9 each) over four steps of a small network
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
+ATTENTION_ROUNDINGS = (
+    1  # of the terms that a kernel adds, beside EAGER_ERRORS: it keeps p, ΔP and the output rounded
+)
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
 
@@ -97,3 +100,12 @@ PIPELINE_CLAMPED = (
 FOLDED_DECODE = (
     1e-5  # float32 through the tiny autoencoder, its two 1×1 convolutions rounded once: some hundred ulps
 )
+
+# --- memory and arithmetic ---
+PRINTED_TERAFLOPS = 0.005  # half of the last place of TFLOP printed with two decimals
+PRINTED_GIBIBYTES = 0.05  # half of the last place of GiB printed with one decimal
+MEASURED_MEMORY = (
+    0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
+)
+PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
+EARLY_LAYERS = 0.01  # share of the products before the first residual block adds the embedding

@@ -6,14 +6,15 @@ from typing import Literal
 from refimpl.checks import check_whole_numbers
 from refimpl.errors import InputError
 
-Recompute = Literal["none", "cheap", "full"]
-"""What a block computes again in its backward pass: see refimpl.model.recompute."""
 ATTENTION_KERNELS = ("math", "efficient", "flash", "cudnn", "flex")
 """Names of the attention functions of refimpl.model.dot_product."""
 BFLOAT16_KERNELS = ("flash", "cudnn")
 """Those that round q, k and v to bfloat16."""
 DETERMINISTIC_KERNELS = ("math", "efficient", "flash")
 """Those whose backward pass gives the same bits twice under `torch.use_deterministic_algorithms`."""
+
+Recompute = Literal["none", "cheap", "full"]
+"""What a block computes again in its backward pass: see refimpl.model.recompute."""
 
 
 @dataclass(frozen=True)
