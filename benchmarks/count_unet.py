@@ -2,9 +2,10 @@
 
 python -m benchmarks.count_unet [--batch N] [--side PIXELS] [--out FILE]        writes results/unet_counts.json
 
-Everything runs on the meta device. The traffic of an operation is the bytes of the tensors it takes and returns;
-matrix products, convolutions and attention are summed apart, as their traffic is not what bounds them. What is kept
-is what is alive when the forward pass ends: the saved tensors, whoever holds them, without parameters and inputs.
+Everything runs on the meta device, in float32. The traffic of an operation is the bytes of the tensors it takes and
+returns; matrix products, convolutions and attention are summed apart, as their traffic is not what bounds them. What
+is kept is what is alive when the forward pass ends: the saved tensors, whoever holds them, without parameters and
+inputs.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from benchmarks.timing import write
 from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.unet import UNet
 from refimpl.ops import load_ops
+from refimpl.train.budget.as_on_cuda import AsOnCuda
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 ATTENTION = "_scaled_dot_product"
@@ -79,9 +81,7 @@ def _moves_nothing(func: Any, given: list[Tensor], results: list[Tensor]) -> boo
     return not writes and all(t.untyped_storage()._cdata in storages for t in results)
 
 
-def count(
-    config: UNetConfig, batch: int, side: int, backend: str, how: Recompute, bf16: bool = False
-) -> dict:
+def count(config: UNetConfig, batch: int, side: int, backend: str, how: Recompute) -> dict:
     """The counts of one forward and backward pass at side × side pixels.
 
     returns  kept_bytes (alive after the forward pass), product_bytes and other_bytes (traffic of both passes), calls,
@@ -90,16 +90,13 @@ def count(
     with torch.device("meta"):
         unet = UNet(config, how)
         cells = side // LATENT_CELL
-        x, context = (
-            torch.empty(batch, config.in_channels, cells, cells),
-            torch.empty(batch, TEXT_TOKENS, config.context_dim),
-        )
+        x = torch.empty(batch, config.in_channels, cells, cells)
+        context = torch.empty(batch, TEXT_TOKENS, config.context_dim)
         t, vector = torch.empty(batch, dtype=torch.int64), torch.empty(batch, config.vector_dim)
     unet.set_ops(load_ops(backend))
     own = {t.untyped_storage()._cdata for t in (x, context, t, vector, *unet.parameters())}
-    with Counts() as counts:
-        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-            out = unet(x, t, context, vector)
+    with AsOnCuda(), Counts() as counts:
+        out = unet(x, t, context, vector)
         alive = {key: storage() for key, storage in counts.made.items() if key not in own}
         kept = sum(storage.nbytes() for storage in alive.values() if storage is not None)
         del alive
@@ -122,7 +119,7 @@ def _is_product(name: str) -> bool:
 def line_of(row: dict) -> str:
     """One case for the terminal."""
     return (
-        f"{row['backend']:<9} {row['activation_checkpointing']:<5} {'bf16' if row['bf16'] else 'fp32':<4} "
+        f"{row['backend']:<9} {row['activation_checkpointing']:<5} "
         f"kept {row['kept_bytes'] / 2**30:6.1f} GiB, traffic without products {row['other_bytes'] / 1e9:6.1f} GB, "
         f"of products {row['product_bytes'] / 1e9:6.1f} GB in {row['product_calls']} calls"
     )
@@ -138,12 +135,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = []
-    for bf16 in (False, True):
-        for backend, how in CASES:
-            row = {"backend": backend, "activation_checkpointing": how, "bf16": bf16}
-            row |= count(UNetConfig.sdxl(), arguments.batch, arguments.side, backend, how, bf16)
-            rows.append(row)
-            print(line_of(row), flush=True)
+    for backend, how in CASES:
+        row = {"backend": backend, "activation_checkpointing": how}
+        row |= count(UNetConfig.sdxl(), arguments.batch, arguments.side, backend, how)
+        rows.append(row)
+        print(line_of(row), flush=True)
     result = {"batch": arguments.batch, "side": arguments.side, "rows": rows}
     print(f"wrote {write('unet_counts', result, arguments.out)}")
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from refimpl.model.config import Recompute
-from refimpl.model.unet import UNetConfig
+from refimpl.model.config import Recompute, UNetConfig
 
 SIZE_FEATURES = 6 * 256  # of the vector conditioning; the rest is the pooled text state
 

@@ -25,7 +25,7 @@ struct NetworkCpu : CpuBackend {
 };
 
 TORCH_LIBRARY_FRAGMENT(refimpl, m) {
-  m.set_python_module("refimpl.ops.kernel");
+  m.set_python_module("refimpl.ops.network_kernel");
   m.def("geglu(Tensor packed) -> Tensor");
   m.def("geglu_backward(Tensor grad, Tensor packed) -> Tensor");
   m.def("group_norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps) -> Tensor");

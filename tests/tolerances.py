@@ -74,6 +74,7 @@ KEYED_NORMAL_KERNEL_ULPS = 4  # of the radius: float32 logarithm, root, sine and
 ROUNDED_PRODUCTS = 2  # roundings of a·b + c·d where one product is fused into the sum
 CENTRAL_DIFFERENCE = 1e-10  # float64 rounding of squares up to 400, over a step of 2^-9
 LOGARITHM_ULPS = 3  # of ln u in float32: the conversion of the word, one polynomial, two sums
+SIGMOID_ULPS = 3  # in float32: an exponential, a sum, a reciprocal, a product
 NORMAL_CDF_ULPS = (
     3  # of Φ(b) in float32 for b ≥ 0: a reciprocal, two polynomials, their product, one difference
 )

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refimpl.model.config import Recompute
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.train.budget.as_on_cuda import AsOnCuda
 from refimpl.train.budget.counted import count_unet
@@ -88,7 +89,7 @@ def test_attention_with_more_arguments_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_bf16_saves_half_of_the_products_inputs(checkpointing: bool) -> None:
+def test_bf16_saves_half_of_the_products_inputs(checkpointing: Recompute) -> None:
     config = UNetConfig.tiny()
     with torch.device("meta"):
         unet = UNet(config, checkpointing)

@@ -43,16 +43,21 @@ def test_the_first_changes_the_batch_alone(tight: list[Lever]) -> None:
 
 def test_all_levels_and_bf16_are_tried(tight: list[Lever]) -> None:
     named = [lever.settings for lever in tight]
-    assert sum("train.activation_checkpointing full" in settings for settings in named) == 2
-    assert sum("train.precision bf16" in settings for settings in named) == 2
-    full = next(lever for lever in tight if "train.activation_checkpointing full" in lever.settings)
+    for how in ("cheap", "full"):
+        assert sum(f"train.activation_checkpointing {how}" in settings for settings in named) == 2
+    assert sum("train.precision bf16" in settings for settings in named) == 3
+    cheap, full = (
+        next(lever for lever in tight if f"train.activation_checkpointing {how}" in lever.settings)
+        for how in ("cheap", "full")
+    )
+    assert "norms, activations and gates are computed twice" in cheap.cost
     assert "33% more arithmetic: the forward pass is computed twice" in full.cost
     assert any("N §4 trains in float32 with TF32" in lever.cost for lever in tight)
 
 
 def test_what_is_in_use_is_no_lever() -> None:
     config = small(batch_size=4096, precision="bf16", activation_checkpointing="full")
-    assert LEVELS[-1][0] is config.train.activation_checkpointing
+    assert LEVELS[-1][0] == config.train.activation_checkpointing
     only = found(counted(config).trained, config)
     assert [lever.settings for lever in only if "precision" in lever.settings] == []
     assert [lever.settings for lever in only if "checkpointing" in lever.settings] == []
