@@ -103,7 +103,7 @@ def test_the_peak_is_what_torch_allocates(batch: int) -> None:
     assert timeline.peak(batch) == pytest.approx(allocated(run), rel=PROFILED_MEMORY)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(config=strategies.unet_configs(), checkpointing=st.booleans(), batch=st.integers(1, 7))
 def test_one_count_gives_every_batch(config: UNetConfig, checkpointing: bool, batch: int) -> None:
     """The count with a prime stands for a count with the batch itself."""
