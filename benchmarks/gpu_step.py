@@ -194,7 +194,7 @@ def main() -> None:
         "attention": [],
         "rows": [],
     }
-    before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
+    before: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
     for row in before["rows"]:
         row.setdefault("commit", before["environment"]["commit"])
     fitted: dict[tuple, int] = {}

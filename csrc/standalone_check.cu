@@ -11,7 +11,7 @@
 // csrc/*.cu includes this file, which the extension's build leaves out. Exit status: 0 when all results
 // agree, 1 when some do not, 2 when CUDA reports an error. An argument limits it to the first so many
 // layouts. A new launcher gets a check of its own and a line in CHECKS, at the end.
-#include "standalone.h"
+#include "standalone_network.h"
 
 using namespace refimpl;
 using namespace refimpl::standalone;
@@ -161,9 +161,12 @@ void check_moments(const Case& c) {
 }
 
 constexpr void (*CHECKS[])(const Case&) = {
-    check_noise<float>,       check_noise<bf16>,      check_noise<f16>,        check_keyed_normal,
-    check_loss<float, float>, check_loss<bf16, bf16>, check_loss<bf16, float>, check_loss<f16, f16>,
-    check_loss<f16, float>,   check_moments<float>,   check_moments<bf16>,     check_moments<f16>,
+    check_noise<float>,           check_noise<bf16>,           check_noise<f16>,
+    check_keyed_normal,           check_loss<float, float>,    check_loss<bf16, bf16>,
+    check_loss<bf16, float>,      check_loss<f16, f16>,        check_loss<f16, float>,
+    check_moments<float>,         check_moments<bf16>,         check_moments<f16>,
+    check_geglu<float>,           check_geglu<bf16>,           check_geglu<f16>,
+    check_group_norm_silu<float>, check_group_norm_silu<bf16>, check_group_norm_silu<f16>,
 };
 
 }  // namespace
