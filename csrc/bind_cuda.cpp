@@ -4,6 +4,9 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "bind.h"
+#include "bind_adamw_ema.h"
+#include "bind_geglu.h"
+#include "bind_group_norm.h"
 #include "launch.h"
 
 namespace refimpl::bind {
@@ -29,8 +32,27 @@ struct Cuda {
   static void moments(const MomentsProblem& p) {
     C10_CUDA_CHECK(cuda::moments(p, c10::cuda::getCurrentCUDAStream()));
   }
+
+  static void adamw_ema(const AdamWProblem& p) {
+    C10_CUDA_CHECK(cuda::adamw_ema(p, c10::cuda::getCurrentCUDAStream()));
+  }
+
+  static void geglu(const GegluProblem& p) {
+    C10_CUDA_CHECK(cuda::geglu(p, c10::cuda::getCurrentCUDAStream()));
+  }
+
+  static int64_t group_norm_partials(const GroupNormProblem& p) { return cuda::group_norm_partials(p); }
+
+  static void group_norm_silu(const GroupNormProblem& p) {
+    C10_CUDA_CHECK(cuda::group_norm_silu(p, c10::cuda::getCurrentCUDAStream()));
+  }
 };
 
-TORCH_LIBRARY_IMPL(refimpl, CUDA, m) { register_ops<Cuda>(m); }
+TORCH_LIBRARY_IMPL(refimpl, CUDA, m) {
+  register_ops<Cuda>(m);
+  m.impl("adamw_ema_", &adamw_ema_<Cuda>);
+  register_geglu<Cuda>(m);
+  register_group_norm<Cuda>(m);
+}
 
 }  // namespace refimpl::bind

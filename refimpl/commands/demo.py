@@ -63,6 +63,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     from refimpl.report.demo_content import environment, report_content
     from refimpl.report.run_page import write_report
     from refimpl.run.stage import read_stage, write_demo_data
+    from refimpl.run.threads import use_threads
     from refimpl.run.world import World
     from refimpl.train.loop import train
     from refimpl.train.setup.frozen_parts import frozen_parts
@@ -70,6 +71,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     from refimpl.train.setup.prepare import prepare
 
     config = demo_config(command)
+    use_threads(config.train, config.unet, config.vae)
     world = World(0, 1, torch.device("cpu"))
     out = run_folder(config, "demo", world)
     config = _inside(config, out)

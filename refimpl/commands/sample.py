@@ -89,11 +89,13 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
         raise InputError(f"--batch-size {command.batch_size} must be at least 1")
     _check_out(command.out)
     from refimpl.interop.run.run_folder import load_model
+    from refimpl.run.threads import use_threads_for
     from refimpl.sample.images.draw import draw_images
     from refimpl.sample.images.picture_files import write_grid, write_image
     from refimpl.storage.atomic import replace_text
 
     model, table, step = load_model(command.run, command.weights)
+    use_threads_for((model.unet, model.vae))
     last = model.diffusion.last_timestep
     if command.start_sigma is None and last < model.diffusion.schedule().timesteps - 1:
         raise InputError(

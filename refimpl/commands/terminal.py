@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from refimpl.errors import OUT_OF_MEMORY, InputError
+from refimpl.run.threads import prepare_environment
 
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
 
@@ -16,6 +17,7 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 def run_command(command: Callable[[], None]) -> NoReturn:
     """Runs a command and exits: 0, 2 for an InputError or too little memory or disk, 130 when interrupted."""
+    prepare_environment()  # before the command imports torch
     try:
         command()
         sys.stdout.flush()

@@ -41,19 +41,18 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
 def train_command(arguments: list[str], program: str = "python -m refimpl.train") -> None:
     """Parses, prepares and trains; every process of a torchrun calls it."""
     config, label = parse(arguments, program)
-    import torch
-
+    from refimpl.run.threads import use_threads
     from refimpl.run.world import join_world, leave_world, lost_peers_named
+    from refimpl.train.budget.check import check_memory
     from refimpl.train.loop import train
     from refimpl.train.setup.out_folder import removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
 
-    if config.train.reduction == "ordered":
-        # Threads share out the sums within a layer, so their number, torch's choice, would change last bits.
-        torch.set_num_threads(config.train.threads or 1)
+    use_threads(config.train, config.unet, config.vae)
     world = join_world(config.train.device)
     try:
         with lost_peers_named(world):
+            check_memory(config, world)
             run = run_folder(config, label, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)

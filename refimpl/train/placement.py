@@ -58,7 +58,7 @@ def resolve(settings: TrainConfig, device: torch.device) -> Placement:
         device,
         settings.backend,
         settings.precision,
-        resolve_attention(settings.attention, device, settings.precision),
+        resolve_attention(settings.attention, device, settings.precision, settings.deterministic),
         torch.channels_last if last else torch.contiguous_format,
         settings.compile,
         settings.deterministic,
@@ -100,11 +100,13 @@ def place(model: Model, config: Config, device: torch.device) -> None:
 
 
 def set_arithmetic(settings: TrainConfig) -> None:
-    """Sets, for this process, whether float32 products may use TF32 and how many CPU threads compute."""
-    allowed = settings.precision == "tf32"
+    """Sets, for this process, whether float32 products may use TF32.
+
+    A run in bf16 allows it too, for what autocast leaves in float32: the autoencoder, whose published weights lose
+    visible detail in bfloat16, and the frozen towers.
+    """
+    allowed = settings.precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(settings.deterministic)
     # Filling new memory would show a read before a write; the algorithms are as deterministic without it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

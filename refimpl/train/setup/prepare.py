@@ -60,7 +60,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     Raises InputError, before anything is written to the run folder, for settings that this machine or these images
     cannot satisfy. A run that fails here leaves the folder as it was.
     """
-    load_ops(config.train.backend)
+    ops = load_ops(config.train.backend)
     check_placement(config, world.device)
     check_loggers(config.train)
     if config.data.decoder == "fast":
@@ -90,6 +90,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     if config.lora.rank:
         load_base(run, unet)
     model = load_components(run, unet, config.vae, config.text, config.diffusion).to(world.device)
+    model.unet.set_ops(ops)
     parts = make_trainable(model, config)
     towers = (model.tokenizer, model.encoder_l, model.encoder_g)
     states = TextStates(towers, config.text.pooling, config.text.cached_prompts, config.text.is_trained)

@@ -15,6 +15,7 @@ from refimpl.data.buckets import PRESETS
 from refimpl.errors import InputError
 from refimpl.model.attention import TransformerBlock
 from refimpl.model.blocks import ResBlock
+from refimpl.model.config import Recompute
 from refimpl.model.dot_product import dot_product
 from refimpl.model.lora.adapters import add_lora
 from refimpl.model.unet import UNet, UNetConfig
@@ -89,7 +90,7 @@ def assert_near(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
         assert (a - b).abs().max() <= NETWORK_FLOAT32 * max(scale, float(b.abs().max()))
 
 
-def small(checkpointing: bool = False) -> UNet:
+def small(checkpointing: Recompute = "none") -> UNet:
     torch.manual_seed(0)
     return trained_looking(UNet(SMALL, checkpointing))
 
@@ -159,9 +160,11 @@ def test_the_sizes_are_those_of_every_stage() -> None:
 # --- what they compute ---
 
 
-@pytest.mark.parametrize(("checkpointing", "kernel"), [(False, "torch"), (True, "math"), (True, "flash")])
+@pytest.mark.parametrize(
+    ("checkpointing", "kernel"), [("none", "torch"), ("cheap", "torch"), ("full", "math"), ("full", "flash")]
+)
 def test_a_compiled_network_computes_the_same(
-    checkpointing: bool, kernel: str, monkeypatch: pytest.MonkeyPatch
+    checkpointing: Recompute, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = counted(monkeypatch, "aot_eager")
     unet, given = small(checkpointing), inputs(2, 9, 6)
@@ -273,7 +276,7 @@ def compiled_eagerly(arguments: list[str]) -> None:
 
 
 def test_compiled_blocks_train_on_two_ranks(root: Path, tmp_path: Path) -> None:
-    train = {"compile": "blocks", "batch_size": 2, "steps": 2, "activation_checkpointing": True}
+    train = {"compile": "blocks", "batch_size": 2, "steps": 2, "activation_checkpointing": "cheap"}
     toml = runs.write_toml(root, tmp_path / "run.toml", tmp_path / "run", train=train)
     assert run_ranks([toml], 2, tmp_path / "output", compiled_eagerly) == [0, 0]
     assert [row["step"] for row in runs.rows(tmp_path / "run") if "loss" in row] == [1, 2]
