@@ -166,9 +166,7 @@ def one_pass_deviation(x, weight, bias, groups, eps):
     """E[x²] − E[x]² of squares in float16, whose digits the mean has used up."""
     mean, _ = statistics_of(x, groups)
     squares = x.unflatten(1, (groups, -1)).square().half().float()
-    return normed(
-        x, weight, bias, groups, mean, squares.mean((2, 3, 4), keepdim=True) - mean.square() + eps
-    )
+    return normed(x, weight, bias, groups, mean, squares.mean((2, 3, 4), keepdim=True) - mean.square() + eps)
 
 
 BUGS = {

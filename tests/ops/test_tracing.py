@@ -21,7 +21,9 @@ def calls(device, order, dtype=torch.float32) -> dict:
     step = (prediction, x0, None, key, alpha, sigma, weight, 0.05)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     parameters = (torch.ones(4, dtype=wide, device=device), torch.zeros(4, dtype=wide, device=device))
-    statistics = torch.ones(2, 3, 2, dtype=wide, device=device).unbind()  # mean and inverse deviation, [B, groups]
+    statistics = torch.ones(
+        2, 3, 2, dtype=wide, device=device
+    ).unbind()  # mean and inverse deviation, [B, groups]
     return {
         "add_noise": (with_gradient, eps.clone().requires_grad_(), alpha, sigma),
         "add_keyed_noise": (with_gradient, key, alpha, sigma, 0.05),
