@@ -28,6 +28,12 @@ def install_project(session: nox.Session, extra: str) -> None:
     install(session, "--no-build-isolation", "-e", f".[{extra}]")
 
 
+def requirements(extra: str) -> list[str]:
+    """What the package and one of its extras require, as pyproject.toml lists it."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    return [*project["dependencies"], *project["optional-dependencies"][extra]]
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """The main job end to end, from images to a report; exits non-zero and says so if a figure is missed."""
@@ -37,10 +43,12 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests except those marked slow or fuzz."""
+    """All tests except those marked slow or fuzz, on all cores; `-- -n 0` runs them in one process."""
     install_project(session, "test")
     install(session, "--no-deps", *ORACLES)
-    session.run("pytest", "-m", "not slow and not fuzz", *session.posargs)
+    # Half of the tests to each of two processes, and from a busy one to one that has finished.
+    spread = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")
+    session.run("pytest", *spread, "-m", "not slow and not fuzz", *session.posargs)
 
 
 @nox.session
@@ -82,15 +90,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """pyright over the package, the benchmarks and the examples."""
-    install_project(session, "test")
-    install(session, "pyright")
+    """pyright over the package, the benchmarks and the examples; it reads a stub of the compiled extension."""
+    install(session, "pyright", *requirements("test"))
     session.run("pyright", *session.posargs)
 
 
 @nox.session
 def nvcc(session: nox.Session) -> None:
-    """Compiles every .cu file for sm_80, sm_90 and sm_100; prints registers and fails on a spill. Needs no GPU."""
+    """Compiles every .cu file for sm_80, sm_90 and sm_100; fails on a spill and on narrow accesses. Needs no GPU."""
+    install(session, "nvidia-cuda-nvdisasm")
     session.run("python", "csrc/compile_check.py", *session.posargs)
 
 
@@ -108,7 +116,7 @@ def bench(session: nox.Session) -> None:
     install_project(session, "test")
     for name in ("bench_plan", "bench_unet", "bench_ops", "bench_images", "bench_cache"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
-    for name in ("bench_index", "bench_decoder"):
+    for name in ("bench_index", "bench_decoder", "bench_threads"):
         session.run("python", "-m", f"benchmarks.{name}")
     session.run("python", "-m", "benchmarks.tables")
     # The operations once more under pytest-benchmark, saved in .benchmarks for `pytest-benchmark compare`.

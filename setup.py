@@ -23,8 +23,17 @@ CPU_SOURCES = [
     "moments_cpu.cpp",
     "adamw_ema_cpu.cpp",
     "geglu_cpu.cpp",
+    "group_norm_cpu.cpp",
 ]
-CUDA_SOURCES = ["bind_cuda.cpp", "noise.cu", "v_loss.cu", "moments.cu", "adamw_ema.cu", "geglu.cu"]
+CUDA_SOURCES = [
+    "bind_cuda.cpp",
+    "noise.cu",
+    "v_loss.cu",
+    "moments.cu",
+    "adamw_ema.cu",
+    "geglu.cu",
+    "group_norm.cu",
+]
 CUDA_ARCHES = "8.0;9.0;10.0"  # A100; H100 and H200; B200
 # No contraction of a·b + c except where formulas.h says so: every processor rounds alike.
 CXX_FLAGS = [

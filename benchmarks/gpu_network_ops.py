@@ -43,6 +43,19 @@ def rows(device: str, small: bool, dtype: torch.dtype) -> Iterator[Row]:
             return (torch.randn(shape, device=device, dtype=dtype).requires_grad_(),)
 
         yield Row("geglu", shape, make_packed, lambda ops, x: ops.geglu(x[0]), 3 * elements, 8 * elements)
+    for channels, side in ((64, 8),) if small else NORM_SHAPES:
+        image = (BATCH, channels, side, side)
+        elements = BATCH * channels * side**2 * size
+
+        def make_image(image: tuple[int, ...] = image) -> tuple[Tensor, ...]:
+            x = torch.randn(image, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            weight, bias = torch.randn(2, image[1], device=device).unbind()
+            return tuple(t.detach().requires_grad_() for t in (x, weight, bias))
+
+        def norm(ops: Any, x: tuple[Tensor, ...]) -> Tensor:
+            return ops.group_norm_silu(*x, GROUPS, EPS)
+
+        yield Row("group_norm_silu", image, make_image, norm, 2 * elements, 5 * elements)
 
 
 def _eager(row: Row, x: tuple[Tensor, ...]) -> Tensor:

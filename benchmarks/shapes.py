@@ -22,6 +22,8 @@ STREAMS = {
     "step": (5, 2),  # add_noise and v_loss: the network runs between them
     "keyed_v_loss": (2, 1),
     "channel_moments": (1, 0),
+    "geglu": (5, 3),  # the two halves; the product, then both halves and its gradient; theirs
+    "group_norm_silu": (3, 2),  # x; y, then x and its gradient; that of x
     "adamw_ema": (6, 4),  # the gradient twice, weight, moments, average; all but the gradient are written
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from refimpl.model.unet import UNetConfig
+from refimpl.model.config import Recompute, UNetConfig
 
 SIZE_FEATURES = 6 * 256  # of the vector conditioning; the rest is the pooled text state
 
@@ -27,7 +27,8 @@ class Case:
     height: int
     batch: int
     compile: str = "none"
-    checkpointing: str = "none"
+    attention: str = "auto"
+    checkpointing: Recompute = "none"
     images_per_step: int = 8
     small: bool = False
 

@@ -38,6 +38,7 @@ def settings_of(case: Case) -> Config:
         backend="kernel",
         batch_size=case.batch,
         compile=case.compile,
+        attention=case.attention,
     )
     return replace(preset, train=train)
 
@@ -50,8 +51,9 @@ def planned_bytes(case: Case) -> int:
         case.height,
         case.width,
         case.precision,
-        case.checkpointing == "full",
+        case.checkpointing,
         case.accumulate,
+        backend="kernel",
     ).peak
 
 
@@ -64,7 +66,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
     set_arithmetic(config.train)
     ops = load_ops(config.train.backend)
     with device:
-        unet = UNet(config.unet, case.checkpointing == "full")
+        unet = UNet(config.unet, case.checkpointing)
     with_random_weights(unet)
     with torch.device("meta"):
         vae = VAE(config.vae)

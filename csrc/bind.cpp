@@ -150,6 +150,8 @@ void define_formulas(py::module_& m, const std::string& suffix) {
   m.def(("adamw_weight" + suffix).c_str(), py::vectorize(&adamw_weight<T>));
   m.def(("normal_cdf" + suffix).c_str(), py::vectorize(&cdf_of<T>));
   m.def(("normal_density" + suffix).c_str(), py::vectorize(&density_of<T>));
+  m.def(("silu" + suffix).c_str(), py::vectorize(&silu<T>));
+  m.def(("silu_derivative" + suffix).c_str(), py::vectorize(&silu_derivative<T>));
   m.def(("gated" + suffix).c_str(), py::vectorize(&gated<T>));
   m.def(("gated_slope" + suffix).c_str(), py::vectorize(&gated_slope_of<T>), "By a (0) or by b (1)");
 }
@@ -171,6 +173,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   define_formulas<double>(formulas, "_float64");
   formulas.def("weighted_mean", py::vectorize(&weighted_mean));
   formulas.def("gradient_scale", py::vectorize(&gradient_scale));
+  formulas.def("sigmoid", py::vectorize([](float z) { return sigmoid(z); }));
+  formulas.def("reciprocal_deviation", py::vectorize(&reciprocal_deviation));
   formulas.def("philox4x32", py::vectorize(&philox_word), "Word i of the block with this counter and key");
   formulas.def("log_uniform", py::vectorize(&log_uniform));
   formulas.def("radius", py::vectorize(&radius));

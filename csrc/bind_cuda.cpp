@@ -6,6 +6,7 @@
 #include "bind.h"
 #include "bind_adamw_ema.h"
 #include "bind_geglu.h"
+#include "bind_group_norm.h"
 #include "launch.h"
 
 namespace refimpl::bind {
@@ -39,12 +40,19 @@ struct Cuda {
   static void geglu(const GegluProblem& p) {
     C10_CUDA_CHECK(cuda::geglu(p, c10::cuda::getCurrentCUDAStream()));
   }
+
+  static int64_t group_norm_partials(const GroupNormProblem& p) { return cuda::group_norm_partials(p); }
+
+  static void group_norm_silu(const GroupNormProblem& p) {
+    C10_CUDA_CHECK(cuda::group_norm_silu(p, c10::cuda::getCurrentCUDAStream()));
+  }
 };
 
 TORCH_LIBRARY_IMPL(refimpl, CUDA, m) {
   register_ops<Cuda>(m);
   m.impl("adamw_ema_", &adamw_ema_<Cuda>);
   register_geglu<Cuda>(m);
+  register_group_norm<Cuda>(m);
 }
 
 }  // namespace refimpl::bind

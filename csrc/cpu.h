@@ -37,6 +37,11 @@ void adamw_ema(const AdamWProblem& p, int64_t begin, int64_t end);
 int64_t geglu_items(const GegluProblem& p);
 void geglu(const GegluProblem& p, int64_t begin, int64_t end);
 
+int64_t group_norm_items(const GroupNormProblem& p);
+int64_t group_norm_partials(const GroupNormProblem& p);
+void group_norm_silu(const GroupNormProblem& p, int64_t begin, int64_t end);
+void finish_group_norm(const GroupNormProblem& p);
+
 constexpr int64_t CHUNK = 4096;  // elements per item: the streams of one item fit the first-level cache
 
 REFIMPL_FN int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -27,6 +27,9 @@ OPS = (
     "channel_moments",
     "geglu",
     "geglu_backward",
+    "group_norm_silu",
+    "group_norm_silu_forward",
+    "group_norm_silu_backward",
     "adamw_ema_",
 )
 DIFFERENTIABLE = (
@@ -38,6 +41,8 @@ DIFFERENTIABLE = (
     "channel_moments",
     "geglu",
     "geglu_backward",
+    "group_norm_silu",
+    "group_norm_silu_backward",
 )
 
 
@@ -93,6 +98,11 @@ def check() -> None:
                 ),
                 "channel_moments": (ops.channel_moments(x0)[1], (4,), torch.float64),
                 "geglu": (ops.geglu(x0.flatten(2)), (2, 4, 15), torch.bfloat16),
+                "group_norm_silu": (
+                    ops.group_norm_silu(x0, x0.new_empty(4), x0.new_empty(4), 2, 1e-5),
+                    x0.shape,
+                    torch.bfloat16,
+                ),
             }
         for name, (result, shape, dtype) in results.items():
             if (result.shape, result.dtype, result.device.type) != (torch.Size(shape), dtype, device):

@@ -23,4 +23,7 @@ cudaError_t moments(const MomentsProblem& p, cudaStream_t stream);
 cudaError_t adamw_ema(const AdamWProblem& p, cudaStream_t stream);
 cudaError_t geglu(const GegluProblem& p, cudaStream_t stream);
 
+int64_t group_norm_partials(const GroupNormProblem& p);  // float64 values of scratch
+cudaError_t group_norm_silu(const GroupNormProblem& p, cudaStream_t stream);
+
 }  // namespace refimpl::cuda

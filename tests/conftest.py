@@ -1,8 +1,9 @@
-"""Hypothesis profile: reproducible examples, no deadline (the machines' clocks are noisy). One thread per test.
+"""Hypothesis profile: reproducible examples, no deadline (the machines' clocks are noisy). One thread per process.
 
 The data sets and the finished run that all tests share are made when the first test asks for them.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ settings.load_profile("refimpl")
 
 # Tests compute on small tensors, where a second thread only waits; on a busy machine it waits ten times as long.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that a test starts
 
 
 @pytest.fixture(scope="session")

@@ -401,6 +401,14 @@ def packed_shapes() -> st.SearchStrategy[tuple[int, int, int, int]]:
     return sizes.map(lambda size: (*size[:3], 2 * size[3]))
 
 
+def grouped_shapes() -> st.SearchStrategy[tuple[tuple[int, int, int, int], int]]:
+    """[B, C, H, W] with odd sides, and a number of groups that divides C; neither is empty but the batch."""
+    sizes = st.tuples(
+        st.integers(0, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 7), st.integers(1, 7)
+    )
+    return sizes.map(lambda s: ((s[0], s[1] * s[2], s[3], s[4]), s[1]))
+
+
 def offsets() -> st.SearchStrategy[float]:
     """Factors of the offset noise: none, the paper's, negative, large."""
     return st.sampled_from((0.0, 0.05, -1.0, 3.0))
@@ -465,6 +473,7 @@ def run_configs(draw: st.DrawFn) -> Config:
         keep_checkpoints=draw(st.integers(0, 3)),
         resume=draw(st.booleans()),
         precision=draw(st.sampled_from(("tf32", "fp32", "bf16"))),
+        activation_checkpointing=draw(st.sampled_from(("none", "cheap", "full"))),
     )
     optimizer = OptimizerConfig(
         learning_rate=draw(positive), weight_decay=draw(fraction), clip_norm=draw(positive)

@@ -26,6 +26,7 @@ class Ops(NamedTuple):
     channel_moments: Callable[..., tuple[Tensor, Tensor, Tensor]]
     keyed_normal: Callable[..., Tensor]
     geglu: Callable[[Tensor], Tensor]
+    group_norm_silu: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 
 
 def load_ops(backend: str) -> Ops:

@@ -95,6 +95,7 @@ def _arguments(name: str, device: str) -> tuple:
         "channel_moments": (x0,),
         "keyed_normal": (key, shape[1:], 0.05),
         "geglu": (x0,),
+        "group_norm_silu": (x0, alpha.float() + 1, sigma.float(), 2, 1e-5),
     }[name]
 
 

@@ -3,7 +3,8 @@
 They agree with the reference to within rounding, on the CPU and on CUDA. The differences:
 
 - The arithmetic is float32 unless the prediction (or x0) is float64, whatever the other tensors are.
-- v_loss can be differentiated once, with respect to prediction only; a second derivative raises, as geglu's does.
+- v_loss can be differentiated once, with respect to prediction only; a second derivative raises. So do those of
+  geglu and group_norm_silu, which are in network_kernel.py.
 - add_noise is differentiable with respect to x0 and eps, but not alpha and sigma.
 - Invalid arguments raise ValueError or TypeError.
 
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor
 
 from refimpl.ops import _kernels as _kernels  # registers torch.ops.refimpl; ImportError when it is not built
+from refimpl.ops.network_kernel import geglu as geglu
+from refimpl.ops.network_kernel import group_norm_silu as group_norm_silu
+from refimpl.ops.network_kernel import memory_order
 
 # The overloads themselves: looking them up by name on every call costs as much as the call.
 _ADD_NOISE = torch.ops.refimpl.add_noise.default
@@ -28,7 +32,6 @@ _V_LOSS = torch.ops.refimpl.v_loss.default
 _KEYED_V_LOSS = torch.ops.refimpl.keyed_v_loss.default
 _CHANNEL_MOMENTS = torch.ops.refimpl.channel_moments.default
 _KEYED_NORMAL = torch.ops.refimpl.keyed_normal.default
-_GEGLU = torch.ops.refimpl.geglu.default
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -111,23 +114,7 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
     return _KEYED_NORMAL(key, channels, height, width, offset)
 
 
-def geglu(packed: Tensor) -> Tensor:
-    """The gated linear unit a · GELU(b) of both halves of the last dimension, with the exact GELU (Shazeer 2020, §2).
-
-    Computed in float32 (float64 for float64) and rounded once. For the backward pass only `packed` is kept.
-
-    packed  [..., 2·n]  (a, b), as one projection leaves them        returns  [..., n] in packed's dtype
-    Raises ValueError when the last dimension is odd, TypeError on an integer dtype.
-    """
-    return _GEGLU(packed)
-
-
 # ---- Shapes and dtypes of the results, for tracing with fake tensors -------------------------------------------
-
-
-def _order(x: Tensor) -> torch.memory_format:
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _check(x0: Tensor, name: str, other: Tensor, *per_sample: Tensor) -> None:
@@ -146,7 +133,7 @@ def _check(x0: Tensor, name: str, other: Tensor, *per_sample: Tensor) -> None:
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_order(x))
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_order(x))
 
 
 def _loss_like(prediction: Tensor, x0: Tensor, *per_sample: Tensor) -> Tensor:
@@ -208,22 +195,3 @@ def _(x):
         x.new_empty([x.shape[1]], **options),
         x.new_empty([x.shape[1]], **options),
     )
-
-
-def _check_packed(packed: Tensor) -> None:
-    torch._check_value(
-        packed.ndim >= 1 and packed.shape[-1] % 2 == 0,
-        lambda: f"packed must have shape [..., 2·n], got {list(packed.shape)}",
-    )
-
-
-@torch.library.register_fake("refimpl::geglu")
-def _(packed):
-    _check_packed(packed)
-    return packed.new_empty([*packed.shape[:-1], packed.shape[-1] // 2])
-
-
-@torch.library.register_fake("refimpl::geglu_backward")
-def _(grad, packed):
-    _check_packed(packed)
-    return packed.new_empty(packed.shape)

@@ -130,6 +130,27 @@ def geglu(packed: Tensor) -> Tensor:
     return a * F.gelu(b)
 
 
+def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """silu(group_norm(x)): the pair in front of every 3×3 convolution (S §2.1; Wu & He 2018, eq. 1).
+
+    x  [B, C, H, W]        weight, bias  [C]        groups  of C / groups channels        eps  added to each variance
+    returns  [B, C, H, W] in x's dtype; the normalisation is in the wider one of x's and weight's
+    Raises InputError when the shapes disagree.
+    """
+    if x.ndim != 4 or groups < 1 or x.shape[1] % groups:
+        raise InputError(
+            f"x must have shape [B, C, H, W] with {groups} groups of channels, got {list(x.shape)}"
+        )
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter.shape != x.shape[1:2]:
+            raise InputError(
+                f"{name} has shape {list(parameter.shape)} and x {list(x.shape)}: give one per channel"
+            )
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    normalised = F.group_norm(x.to(wide), groups, weight.to(wide), bias.to(wide), eps)
+    return F.silu(normalised).to(x.dtype)
+
+
 def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:
     _check_image(x0)
     if key.ndim != 2 or key.shape[0] != x0.shape[0]:

@@ -4,13 +4,20 @@ Every field is checked when the object is built, so a run that starts is a run w
 """
 
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from refimpl.checks import check_at_least, check_at_most, check_choice, check_fraction, check_seed
 from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig, VAEConfig
-from refimpl.model.config import ATTENTION_KERNELS, BFLOAT16_KERNELS, DETERMINISTIC_KERNELS, UNetConfig
+from refimpl.model.config import (
+    ATTENTION_KERNELS,
+    BFLOAT16_KERNELS,
+    DETERMINISTIC_KERNELS,
+    Recompute,
+    UNetConfig,
+)
 from refimpl.model.lora.config import LoRAConfig
 from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.sample.config import SampleConfig
@@ -61,7 +68,7 @@ class TrainConfig:
     attention: str = "auto"
     """Kernel of the UNet's attention: math, efficient (memory-efficient, in float32 three TF32 products for one),
     flash or cudnn (both in bfloat16, in a tf32 run too), or flex (compiled, TF32). auto is efficient in tf32 and fp32
-    and flash in bf16; on the CPU it is torch's own kernel."""
+    and, in bf16, cudnn on Hopper and newer cards and flash on others; on the CPU it is torch's own kernel."""
     channels_last: str = "auto"
     """Whether the UNet's and the autoencoder's convolutions keep their channels innermost in memory: on, off, or
     auto, which is on for a GPU and off for the CPU."""
@@ -76,8 +83,10 @@ class TrainConfig:
     `threads` says more: the same bits on 1, 2 or 4 ranks)."""
     checkpoint_every: int = 1000
     """Optimizer steps between checkpoints; the last step always writes one."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, the same gradients."""
+    activation_checkpointing: Recompute = "none"
+    """What the UNet's blocks compute again in the backward pass instead of keeping it: none, cheap (norms,
+    activations and GEGLU, but no matrix product, convolution or attention) or full (whole blocks). Less memory, the
+    same gradients."""
     keep_checkpoints: int = 3
     """Number of newest checkpoints to keep; 0 keeps all."""
     validate_every: int = 1000
@@ -104,6 +113,9 @@ class TrainConfig:
         check_fraction("train.caption_dropout", self.caption_dropout)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay {self.ema_decay} is outside [0, 1)")
+        check_choice(
+            "train.activation_checkpointing", str(self.activation_checkpointing), get_args(Recompute)
+        )
         check_choice("train.backend", self.backend, ("reference", "kernel"))
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("train.precision", self.precision, ("tf32", "fp32", "bf16"))

@@ -24,8 +24,8 @@ class TextStates:
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Context [B, 77·n, D] and pooled state [B, P], where n is the largest chunk count of these prompts.
 
-        The captions that the cache lacks are encoded together. What a caption is encoded beside changes no bit of
-        it, so neither does caching it. Raises as `encode_prompts` does.
+        The captions that the cache lacks are encoded together, in calls of a fixed number of rows: which they are
+        changes no bit of any, so neither does caching them. Raises as `encode_prompts` does.
         """
         if self._trained:
             return encode_prompts(prompts, *self._towers, pooling=self._pooling)

@@ -145,11 +145,12 @@ def denoising_loss(
     weight      [B] float32
     offset      strength of offset noise (S §2.5); 0 for none
     expected    gradient by each loss that the backward pass will send; another one costs the backend `kernel` a pass
-    levels      [B], [B] float64, alpha and sigma at t; looked up here, which waits for the device, when left out
+    levels      [B], [B] float64, alpha and sigma at t in the model's schedule, where the parameterisation is defined;
+                looked up here, which waits for the device, when left out
     returns     [B] float32: weight · mean over C, h, w of (v̂ − v)²; differentiable in the network's output
     """
     alpha, sigma = model.schedule.at(t) if levels is None else levels
     x_t = ops.add_keyed_noise(latents, key, alpha, sigma, offset)
     output = network(x_t, t, conditions.context, conditions.vector)
-    v = v_from_output(output, x_t, alpha, sigma, model.parameterisation)
+    v = v_from_output(output, x_t, alpha, sigma, model.parameterisation, is_defined=levels is not None)
     return ops.keyed_v_loss(v, latents, key, alpha, sigma, weight, offset, expected)

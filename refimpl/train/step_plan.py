@@ -126,7 +126,7 @@ def batch_draws(config: Config, dropout: RankDropout | None) -> BatchDraws:
         caption_dropout=training.caption_dropout,
         schedule=diffusion.schedule(),
         weights=diffusion.loss_weights(),
-        dropout=dropout if dropout is not None and dropout.layers else None,
+        dropout=dropout if dropout and dropout.layers else None,
     )
 
 

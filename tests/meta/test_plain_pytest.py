@@ -1,4 +1,4 @@
-"""Plain `pytest` works with and without pytest-benchmark, and times nothing unless it is asked to."""
+"""Plain `pytest` works with and without its plugins, and times nothing unless it is asked to."""
 
 import subprocess
 import sys
@@ -17,9 +17,9 @@ def run_pytest(*arguments: str) -> str:
     return result.stdout
 
 
-def test_without_the_plugin_tests_run_and_benchmarks_are_skipped_with_the_reason():
+def test_without_the_plugins_tests_run_and_benchmarks_are_skipped_with_the_reason():
     a_test = "tests/test_architecture.py::test_every_folder_has_its_place"
-    output = run_pytest("-p", "no:benchmark", a_test, ONE_ROW)
+    output = run_pytest("-p", "no:benchmark", "-p", "no:xdist", a_test, ONE_ROW)
     assert "1 passed, 1 skipped" in output
     assert "pytest-benchmark is not installed" in output
 

@@ -266,21 +266,25 @@ def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
     unet, _ = pair(SMALL)
     call = inputs(SMALL, 8, 8, batch=4)
     gradients, kept = [], []
-    for enabled in (False, True):
-        unet.set_activation_checkpointing(enabled)
+    for how in ("none", "cheap", "full"):
+        unet.set_activation_checkpointing(how)
         unet.zero_grad()
         size, out = kept_bytes(unet, call)
         out.square().sum().backward()
         kept.append(size)
         gradients.append([p.grad.clone() for p in unet.parameters()])
-    assert kept[1] < kept[0] / 3
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0]
+    assert kept[2] < kept[0] / 3
+    for plain, *again in zip(*gradients, strict=True):
+        assert all(torch.equal(plain, gradient) for gradient in again)
 
 
 def test_checkpointing_is_an_argument_too() -> None:
-    blocks = [m for m in UNet(SMALL, activation_checkpointing=True).modules() if hasattr(m, "emb_layers")]
+    blocks = [m for m in UNet(SMALL, activation_checkpointing="full").modules() if hasattr(m, "emb_layers")]
     assert blocks
-    assert all(block.activation_checkpointing for block in blocks)
+    assert all(block.activation_checkpointing == "full" for block in blocks)
+    with pytest.raises(InputError, match="none, cheap, full"):
+        UNet(SMALL, activation_checkpointing=True)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("t", [1217, 1217.0, 999, 0.5])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refimpl.ops import Ops, load_ops
-from tests.ops import checks, network_checks
+from tests.ops import checks, network_checks, test_group_norm
 from tests.ops.test_kernel import example
 from tests.strategies import keys_of, latent_shapes, latents, offsets, sample_scalars, vp_pairs
 
@@ -156,6 +156,7 @@ def emulated(library: ctypes.CDLL) -> Ops:
         channel_moments,
         keyed_normal,
         emulated_geglu(library),
+        emulated_group_norm_silu(library),
     )
 
 
@@ -182,6 +183,38 @@ def emulated_geglu(library: ctypes.CDLL) -> Callable[[Tensor], Tensor]:
             return run(ctx.packed, incoming[0].contiguous(), torch.full_like(ctx.packed, torch.nan))
 
     return Geglu.apply
+
+
+def emulated_group_norm_silu(library: ctypes.CDLL) -> Callable[..., Tensor]:
+    """group_norm_silu; results, and statistics going forward, are filled with NaN before."""
+
+    def run(x: Tensor, parameters, groups: int, eps: float, statistics, incoming, out, slopes) -> None:
+        sizes = (ctypes.c_int64 * 3)(x.shape[0], x.shape[1], x.shape[2] * x.shape[3])
+        last, number = int(order_of(x) == torch.channels_last), NUMBERS[x.dtype]
+        pointers = map(pointer, (x, *parameters, *statistics, incoming, out, *slopes))
+        scalars = (ctypes.c_int64(groups), ctypes.c_double(eps))
+        assert library.emulated_group_norm(sizes, last, number, *scalars, *pointers) == 0
+
+    class GroupNormSilu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight, bias, groups, eps):
+            x = x.detach().contiguous(memory_format=order_of(x))
+            parameters = [p.detach().float().contiguous() for p in (weight, bias)]
+            statistics = [torch.full((x.shape[0], groups), torch.nan) for _ in range(2)]
+            y = torch.full_like(x, torch.nan)
+            run(x, parameters, groups, eps, statistics, None, y, (None, None))
+            ctx.call = x, parameters, groups, eps, statistics
+            return y
+
+        @staticmethod
+        def backward(ctx, *incoming):
+            x, parameters, *_ = ctx.call
+            by_x = torch.full_like(x, torch.nan)
+            slopes = [torch.full_like(p, torch.nan) for p in parameters]
+            run(*ctx.call, incoming[0].contiguous(memory_format=order_of(x)), by_x, slopes)
+            return by_x, *slopes, None, None
+
+    return GroupNormSilu.apply
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=["contiguous", "channels_last"])
@@ -242,6 +275,18 @@ def test_geglu_has_the_bits_of_the_cpu(ops, dtype, shape):
     ours = network_checks.value_and_gradient(ops.geglu, packed, incoming)
     on_cpu = network_checks.value_and_gradient(load_ops("kernel").geglu, packed, incoming)
     assert all(torch.equal(a, b) for a, b in zip(ours, on_cpu, strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "groups"), test_group_norm.SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_group_norm_silu(ops, dtype, shape, groups, order):
+    x, weight, bias, incoming = test_group_norm.example(shape, dtype, "cpu", order)
+    network_checks.check_group_norm_silu(ops, x, weight, bias, groups, 1e-5, incoming)
+    first, again = (
+        network_checks.norm_results(ops, x, weight, bias, groups, 1e-5, incoming) for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_unaligned_tensors(ops):

@@ -17,6 +17,7 @@ from tests.tolerances import (
     NORMAL_CDF_ULPS,
     NORMAL_TAIL_ULPS,
     ROUNDED_PRODUCTS,
+    SIGMOID_ULPS,
 )
 
 F = _kernels.formulas
@@ -86,6 +87,25 @@ def test_normal_distribution():
     for sign in (-1, 1):
         exact = normal_cdf(sign * x.astype(np.float64))
         np.testing.assert_allclose(F.normal_cdf_float64(sign * x.astype(np.float64)), exact, FLOAT64_ROUNDING)
+
+
+def test_sigmoid_and_silu():
+    z = np.concatenate([np.linspace(-86.9, 86.9, 200_000), np.geomspace(1e-30, 1, 10_000)]).astype(np.float32)
+    exact = 1 / (1 + np.exp(-z.astype(np.float64)))
+    error = np.abs(F.sigmoid(z).astype(np.float64) - exact) / np.spacing(exact.astype(np.float32))
+    assert (error <= SIGMOID_ULPS).all()
+    assert F.sigmoid(np.array([-88, -np.inf, 88, np.inf], np.float32)).tolist() == [0, 0, 1, 1]
+    z = z.astype(np.float64)
+    np.testing.assert_allclose(F.silu_float64(z), z * exact, FLOAT64_ROUNDING)
+    slope = exact * (1 + z * (1 - exact))
+    np.testing.assert_allclose(F.silu_derivative_float64(z), slope, 0, FLOAT64_ROUNDING)
+
+
+@given(m2=st.floats(0, 1e6), n=st.integers(1, 2**31), eps=st.sampled_from((1e-5, 1e-6)))
+def test_reciprocal_deviation(m2, n, eps):
+    assert F.reciprocal_deviation(m2, n, eps) == pytest.approx(
+        1 / math.sqrt(m2 / n + eps), rel=FLOAT64_ROUNDING
+    )
 
 
 @given(a=VALUES, b=st.floats(-20, 20), g=VALUES)

@@ -293,5 +293,6 @@ def test_a_backend_is_complete():
         "channel_moments",
         "keyed_normal",
         "geglu",
+        "group_norm_silu",
     )
     assert all(callable(op) for op in OPS)

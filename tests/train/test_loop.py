@@ -278,6 +278,7 @@ def test_bfloat16_trains(run: Run, trained: Path) -> None:
     assert runs.differing({"x": runs.checkpoint(trained, 4)["unet"]}, {"x": rounded})
 
 
-def test_activation_checkpointing_changes_no_bit(run: Run, trained: Path) -> None:
-    recomputed = run(train={"activation_checkpointing": True})
+@pytest.mark.parametrize("how", ["cheap", "full"])
+def test_activation_checkpointing_changes_no_bit(run: Run, trained: Path, how: str) -> None:
+    recomputed = run(train={"activation_checkpointing": how})
     assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(recomputed, 4))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_uniform
 from refimpl.errors import InputError
@@ -49,6 +50,7 @@ class Counting(TorchDispatchMode):
         self.device, self.is_on = device, False
         self.kernels: Counter[str] = Counter()
         self.waits: list[str] = []
+        self.towers: Counter[str] = Counter()  # calls of the networks that are passed over
 
     def begin(self) -> None:
         """Counts from here on, from zero."""
@@ -69,8 +71,8 @@ class Counting(TorchDispatchMode):
         if not self.is_on:
             return result
         name = func.overloadpacket.__name__
-        given = [x for x in torch.utils._pytree.tree_leaves((args, options)) if isinstance(x, Tensor)]
-        made = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        given = [x for x in tree_leaves((args, options)) if isinstance(x, Tensor)]
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         devices = {x.device.type for x in (*given, *made)}
         if self.device.type not in devices:
             return result
@@ -87,7 +89,6 @@ class Counting(TorchDispatchMode):
 def counting(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
     """A counter, switched on, that passes over what the autoencoder and the towers compute."""
     counter = Counting(getattr(request, "param", torch.device("cpu")))
-    counter.towers = Counter()  # pyright: ignore[reportAttributeAccessIssue]
     for place, name in (
         (VAE, "encode"),
         (conditioning, "penultimate_state"),
@@ -97,7 +98,7 @@ def counting(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting
         original = getattr(place, name)
 
         def network(*arguments: Any, original: Any = original, name: str = name, **options: Any) -> Any:
-            counter.towers[name] += 1  # pyright: ignore[reportAttributeAccessIssue]
+            counter.towers[name] += 1
             with counter.paused():
                 return original(*arguments, **options)
 
@@ -187,7 +188,7 @@ def test_nothing_blocks_on_the_way_to_another_device(
         there = on_device(batch, META)
         assert dict(counting.kernels) == {"_to_copy": 1}
         counting.begin()
-        counting.towers.clear()  # pyright: ignore[reportAttributeAccessIssue]
+        counting.towers.clear()
         latents, conditions = network_inputs(prepared, there)
         if there.kept is not None:
             dropout.apply(there.kept)
@@ -202,7 +203,7 @@ def test_nothing_blocks_on_the_way_to_another_device(
                        levels=levels)  # fmt: skip
         assert counting.waits == []
         assert counting.kernels.total() <= MOST_KERNELS
-        called = counting.towers  # pyright: ignore[reportAttributeAccessIssue]
+        called = counting.towers
         known = kind == "cached" and long not in batch.captions
         assert (called["penultimate_state"], called["penultimate_and_pooled"]) == (
             (0, 0) if known else (1, 1)
@@ -286,7 +287,7 @@ def test_parts_of_a_buffer_are_aligned_and_may_be_empty() -> None:
 
 def test_on_the_cpu_the_steps_pass_through() -> None:
     planned: list[Any] = [object(), object(), object()]
-    left = iter(planned)
+    left: Any = iter(planned)
     through = prefetched(left, torch.device("cpu"))
     seen = []
     for plan_step in through:

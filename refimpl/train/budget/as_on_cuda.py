@@ -48,8 +48,8 @@ class AsOnCuda(TorchFunctionMode):
         elif self._bf16 and func in IN_FLOAT32:
             args = [_high(value) for value in args]
             kwargs = {name: _high(value) for name, value in kwargs.items()}
-        if func is F.scaled_dot_product_attention and len(args) == 3 and not kwargs:
-            return fused_attention(*args)
+        if func is F.scaled_dot_product_attention and len(args) == 3 and set(kwargs) <= {"scale"}:
+            return fused_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _low(self, value: Any) -> Any:
@@ -67,12 +67,12 @@ def _high(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Attention as a GPU computes it: flash in bfloat16, the memory-efficient variant in float32.
 
-    q, k, v  [B, heads, n, d], on the meta device
+    q, k, v  [B, heads, n, d], on the meta device        scale  factor on q kᵀ; 1 / √d when left out
     """
     if q.dtype != torch.float32 and q.shape[-1] <= LARGEST_FLASH_HEAD:
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
     saves = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, saves)[0]
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, saves, scale=scale)[0]

@@ -17,6 +17,7 @@ from refimpl.latents.scale_shift import SDXL_DEFAULT
 from refimpl.latents.vae import VAE
 from refimpl.model.pipeline import Model
 from refimpl.model.unet import UNet
+from refimpl.ops import load_ops
 from refimpl.run.config import Config
 from refimpl.text.tokenizer import ROW_TOKENS, tiny_tokenizer
 from refimpl.train.budget.as_on_cuda import AsOnCuda
@@ -72,6 +73,7 @@ def networks(config: Config) -> tuple[Model, list[Part]]:
             config.diffusion,
             CLIPVisionModelWithProjection(_image_tower(folder, config.text.pooled_dim)) if folder else None,
         )
+    model.unet.set_ops(load_ops(config.train.backend))
     return model, make_trainable(model, config)
 
 

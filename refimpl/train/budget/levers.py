@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import dataclass, replace
 
+from refimpl.model.config import Recompute
 from refimpl.run.config import Config
 from refimpl.train.budget.cards import GIB, Card
 from refimpl.train.budget.counted import Counted, count
@@ -13,7 +14,7 @@ from refimpl.train.budget.plan import Plan, Work, plan_step
 
 # Levels of train.activation_checkpointing from the least to the most computed again: value, and whether matrix
 # products are.
-LEVELS = ((False, False), (True, True))
+LEVELS: tuple[tuple[Recompute, bool], ...] = (("none", False), ("cheap", False), ("full", True))
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,14 @@ class LiveMemory(TorchDispatchMode):
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._notice(value)
+        self.note()
+        return result
+
+    def note(self) -> None:
+        """Adds to the timeline what is alive now."""
         self.timeline.constant.append(self._constant)
         self.timeline.per_image.append(self._per_image)
         self.timeline.gradients.append(self._gradients)
-        return result
 
     def gradient_is_finished(self, parameter: nn.Parameter) -> None:
         """Counts a parameter's gradient as finished; a hook to run after autograd has stored it."""
@@ -120,6 +124,7 @@ def count_training(networks: Sequence[nn.Module], run: Callable[[], Tensor]) -> 
     try:
         with memory:
             _backward(run().float().square().mean())
+        memory.note()  # the last gradient is finished after the last operation
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,8 +6,9 @@ held throughout plus the largest moment. Fused AdamW and clipping in place need 
 
 from dataclasses import dataclass
 
-from refimpl.model.config import UNetConfig
+from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.unet import UNet
+from refimpl.ops import load_ops
 from refimpl.run.config import Config
 from refimpl.train.budget.cards import GIB
 from refimpl.train.budget.counted import META, Counted, count, count_unet
@@ -127,18 +128,20 @@ def unet_step(
     height: int,
     width: int,
     precision: str = "tf32",
-    activation_checkpointing: bool = False,
+    activation_checkpointing: Recompute = "none",
     accumulate: int = 1,
     average: bool = True,
+    backend: str = "reference",
 ) -> Plan:
     """The memory plan of a UNet that is trained by itself on cached latents and text states, as a benchmark does it.
 
     height, width  of the images, px, 8 to a latent cell       precision  `train.precision`
-    average        whether a moving average is kept
+    average        whether a moving average is kept     backend    `train.backend`
     returns        its `peak` is to be compared with `torch.cuda.max_memory_allocated`, reset after the first step
     """
     with META:
         unet = UNet(config, activation_checkpointing)
+    unet.set_ops(load_ops(backend))
     sizes = [parameter.nbytes for parameter in unet.parameters()]
     total = sum(sizes)
     step = count_unet(unet, height // 8, width // 8, precision == "bf16")

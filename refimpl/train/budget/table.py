@@ -43,7 +43,7 @@ def lever_table(levers: list[Lever], counted: Counted, card: Card) -> str:
     if not any(fits(lever.plan, card) for lever in levers):
         trained = counted.trained / GIB
         lines += [
-            f"  None fits: every trained weight needs {trained:.1f} GiB of gradients, {2 * trained:.1f} of moments and",
+            f"  None fits: what is trained needs {trained:.1f} GiB of gradients, {2 * trained:.1f} of moments and",
             "    its place in the moving average; train adapters alone (lora.rank), or use a larger card.",
         ]
     return "\n".join(lines)
