@@ -87,7 +87,11 @@ def _timed_row(row: Row, dtype: torch.dtype, device: str, repeats: int) -> dict[
     sets = [x, *(row.make() for _ in range(copies))]
     _assert_agreement(row, x)
     torch.compiler.reset()
-    fused = torch.compile(lambda *tensors: row.call(REFERENCE, tensors), fullgraph=True, dynamic=False)
+
+    def reference(*tensors: Tensor) -> Tensor:
+        return row.call(REFERENCE, tensors)
+
+    fused = torch.compile(reference, fullgraph=True, dynamic=False)
     incoming = torch.randn_like(row.call(KERNEL, x))
     columns: dict[str, Callable[[tuple[Tensor, ...]], Tensor]] = {
         "kernel": lambda x: row.call(KERNEL, x),
