@@ -6,15 +6,17 @@ Both sides train the same network size from random weights on the same cached la
 the gradient's norm clipped to 1 and an EMA of the weights on the device; a step takes about eight images, in
 micro-batches as large as fit. Diffusers' side is the step of its SDXL trainer, rebuilt from the installed library's
 parts (benchmarks/step_diffusers.py says what it does). Times are medians over steps, by CUDA events; the first
-steps, which compile, are reported apart. The file is written after every case.
+steps, which compile, are reported apart. The file is written after every case; rows that it holds already, of other
+cases, stay, each with the commit that it was measured on.
 """
 
 import argparse
 import gc
+import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ from benchmarks.kernel_classes import time_by_class
 from benchmarks.step_diffusers import diffusers_step
 from benchmarks.step_inputs import Case, Marks
 from benchmarks.step_ours import our_step, planned_bytes
-from benchmarks.timing import write
+from benchmarks.timing import environment, write
 
-IMAGES_PER_STEP = 8
+CARD_GIB = (
+    78.0  # of a card sold as 80 GB, less its context; a larger one may use as much, to compare like with like
+)
 TFLOP_PER_IMAGE_1024 = 20.23  # forward and backward of the UNet at 1024², see refimpl.train.budget
 MAKERS: dict[str, Callable[[Case, Marks], Callable[[], None]]] = {
     "diffusers": diffusers_step,
@@ -38,19 +42,39 @@ MAKERS: dict[str, Callable[[Case, Marks], Callable[[], None]]] = {
 def cases(small: bool) -> list[Case]:
     """What is timed, in the order of its worth."""
     square, tall = ((64, 64), (64, 128)) if small else ((1024, 1024), (832, 1216))
-    largest = {"bf16": 2 if small else 6, "tf32": 2 if small else 3}
-    plan = []
-    for size in (square, tall):
-        for precision in ("bf16", "tf32"):
-            batch = largest[precision]
-            plan += [
-                Case("diffusers", precision, *size, batch),
-                Case("ours", precision, *size, batch),
-                Case("ours", precision, *size, batch, compile="blocks"),
-            ]
-    plan.insert(3, Case("ours", "bf16", *square, 1, compile="blocks", images_per_step=1))
-    plan.insert(4, Case("diffusers", "bf16", *square, 1, images_per_step=1))
-    return [Case(**{**asdict(case), "small": small}) for case in plan]
+    bf16, tf32 = (2, 2) if small else (5, 3)  # images per micro-batch to begin with
+    low = (
+        "flash" if small else "cudnn"
+    )  # in bfloat16, a choice that a run has to state: "auto" stays in float32
+    many = 2 if small else 8
+    rows = [
+        Case("ours", "bf16", *square, many, checkpointing="cheap"),
+        Case("ours", "bf16", *square, many, checkpointing="cheap", compile="blocks"),
+        Case("diffusers", "bf16", *square, many, checkpointing="full"),
+        Case("ours", "bf16", *square, many, checkpointing="full"),
+        Case("ours", "tf32", *square, bf16, checkpointing="cheap", attention=low),
+        Case("ours", "tf32", *square, many, checkpointing="full", attention=low),
+        Case("diffusers", "tf32", *square, many, checkpointing="full"),
+        Case("ours", "tf32", *square, many, checkpointing="full"),
+        Case("ours", "tf32", *square, bf16, checkpointing="cheap", attention=low, compile="blocks"),
+        Case("diffusers", "bf16", *square, bf16),
+        Case("ours", "bf16", *square, bf16),
+        Case("ours", "bf16", *square, bf16, compile="blocks"),
+        Case("diffusers", "tf32", *square, tf32),
+        Case("ours", "tf32", *square, tf32),
+        Case("ours", "tf32", *square, tf32, attention=low),
+        Case("ours", "tf32", *square, tf32, compile="blocks", attention=low),
+        Case("diffusers", "bf16", *square, 1, images_per_step=1),
+        Case("ours", "bf16", *square, 1, images_per_step=1),
+        Case("ours", "bf16", *square, 1, compile="blocks", images_per_step=1),
+    ]
+    for precision, batch in (("bf16", bf16), ("tf32", tf32)):
+        attention = "auto" if precision == "bf16" else low
+        rows += [
+            Case("diffusers", precision, *tall, batch),
+            Case("ours", precision, *tall, batch, compile="blocks", attention=attention),
+        ]
+    return [replace(case, small=small) for case in rows]
 
 
 def time_case(case: Case, device: str, repeats: int) -> dict[str, Any]:
@@ -105,6 +129,17 @@ def _time_batch(case: Case, device: str, repeats: int) -> dict[str, Any] | None:
     return row
 
 
+def _with(result: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result with the rows of an earlier file whose cases it does not hold."""
+    names = [field.name for field in fields(Case) if field.name != "batch"]
+
+    def case_of(row: dict[str, Any]) -> list[Any]:
+        return [row.get(name, "auto") for name in names]
+
+    new = [case_of(row) for row in result["rows"]]
+    return {**result, "rows": [row for row in before if case_of(row) not in new] + result["rows"]}
+
+
 def _free(device: str) -> None:
     torch.compiler.reset()
     gc.collect()
@@ -120,7 +155,9 @@ class _Table:
 
     def __str__(self) -> str:
         row = self.row
-        name = f"{row['who']:<9} {row['precision']} {row['width']}x{row['height']} B = {row['batch']}"
+        how = "" if row["checkpointing"] == "none" else f" {row['checkpointing']}"
+        how += "" if row["attention"] == "auto" else f" {row['attention']}"
+        name = f"{row['who']:<9} {row['precision']}{how} {row['width']}x{row['height']} B = {row['batch']}"
         if row["result"] != "timed":
             return f"{name} {row['compile']:<6}  {row['result']}"
         parts = " ".join(f"{part} {ms:.0f}" for part, ms in row["parts_ms"].items())
@@ -142,18 +179,24 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
     parser.add_argument("--only", default="", help="cases whose printed name contains this text")
     parser.add_argument("--seconds", type=float, default=3600, help="no case is begun after this time")
+    parser.add_argument("--gib", type=float, default=CARD_GIB, help="memory that may be used; 0 for all")
     arguments = parser.parse_args()
     device, repeats = arguments.device, 3 if arguments.small else 6
     deadline = time.monotonic() + arguments.seconds
+    if device == "cuda" and arguments.gib:
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, arguments.gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+        )
     result: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cuda": torch.version.cuda,
+        "memory_gib": arguments.gib,
         "attention": [],
         "rows": [],
     }
-    for row in attention_rows(device, arguments.small):
-        result["attention"].append(row)
-    write("step_gpu", result, arguments.out)
+    before: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
+    for row in before["rows"]:
+        row.setdefault("commit", before["environment"]["commit"])
     fitted: dict[tuple, int] = {}
     for case in cases(arguments.small):
         if arguments.only not in case.name:
@@ -161,7 +204,7 @@ def main() -> None:
         if time.monotonic() > deadline:
             print(f"{case.name}: not begun, the time was up")
             continue
-        size = (case.who, case.precision, case.width, case.images_per_step)
+        size = (case.who, case.precision, case.width, case.images_per_step, case.checkpointing)
         case = case.at(
             min(case.batch, fitted.get(size, case.batch))
         )  # a compiled step fits where an eager one does
@@ -170,9 +213,12 @@ def main() -> None:
             fitted.setdefault(size, row["batch"])
         except Exception as error:  # a failed case stops none after it; the row says why
             row = {**asdict(case), "result": f"failed: {type(error).__name__}: {str(error)[:500]}"}
-        result["rows"].append(row)
-        write("step_gpu", result, arguments.out)
+        result["rows"].append({**row, "commit": environment()["commit"]})
+        write("step_gpu", _with(result, before["rows"]), arguments.out)
         print(_Table(row), flush=True)
+    for row in attention_rows(device, arguments.small):
+        result["attention"].append(row)
+    write("step_gpu", _with(result, before["rows"]), arguments.out)
     if any(row["result"].startswith("failed") for row in result["rows"]):
         raise SystemExit(1)
 

@@ -61,7 +61,9 @@ def _stages(result: dict[str, Any]) -> list[str]:
 
 def _name(row: dict[str, Any]) -> str:
     who = row["who"] if row["compile"] == "none" else f"{row['who']}, compiled by block"
-    return who if row["checkpointing"] == "none" else f"{who}, {row['checkpointing']} checkpointing"
+    if row["checkpointing"] != "none":
+        who += f", {row['checkpointing']} checkpointing"
+    return who if row["attention"] == "auto" else f"{who}, {row['attention']} attention"
 
 
 def _steps(result: dict[str, Any]) -> list[str]:
@@ -226,7 +228,7 @@ def _operations(result: dict[str, Any]) -> list[str]:
             f"{cold:.1f}",
             f"{row['share_of_copy_bandwidth']:.2f}",
             alone,
-            f"{row['eager']['median_us'] / cold:.2f}",
+            f"{row['eager']['median_us'] / cold:.2f}" if "eager" in row else "",
             compiled,
             str(row.get("launches", "")),
             f"{row['host_us']:.1f}" if "host_us" in row else "",

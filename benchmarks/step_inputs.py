@@ -27,6 +27,7 @@ class Case:
     height: int
     batch: int
     compile: str = "none"
+    attention: str = "auto"
     checkpointing: Recompute = "none"
     images_per_step: int = 8
     small: bool = False

@@ -38,6 +38,7 @@ def settings_of(case: Case) -> Config:
         backend="kernel",
         batch_size=case.batch,
         compile=case.compile,
+        attention=case.attention,
     )
     return replace(preset, train=train)
 
@@ -52,6 +53,7 @@ def planned_bytes(case: Case) -> int:
         case.precision,
         case.checkpointing,
         case.accumulate,
+        backend="kernel",
     ).peak
 
 

@@ -64,13 +64,15 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of this checkout, or what REFIMPL_COMMIT says where the files are a copy without git."""
+    """What REFIMPL_COMMIT says, where the files are a copy, or the commit of this checkout."""
+    if told := os.environ.get("REFIMPL_COMMIT"):
+        return told
     git = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         told = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
         told = ""
-    return told or os.environ.get("REFIMPL_COMMIT", "not a git checkout")
+    return told or "not a git checkout"
 
 
 def write(name: str, result: Mapping[str, Any], path: Path | None = None) -> Path:

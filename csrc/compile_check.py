@@ -3,7 +3,7 @@ a kernel for aligned tensors that reads or writes them by fewer than 16 bytes.
 
 Needs nvcc and nvdisasm, no GPU and no torch: python csrc/compile_check.py [--arch 90] [FILE.cu ...]
 Both are taken from CUDA_HOME, CUDA_PATH or PATH, in this order; pip has nvdisasm too, as nvidia-cuda-nvdisasm.
-"issued" counts the instructions that a warp issues per element of its threads on the shortest way through a tile.
+"issued" counts the instructions of a thread on the shortest way through a tile, per element that it stores.
 """
 
 import argparse
@@ -24,9 +24,9 @@ PROGRAM = "standalone_check.cu"  # host code that calls the launchers: no kernel
 NVCC_FLAGS = ("-O3", "-std=c++20", "-fmad=false", "--expt-relaxed-constexpr")  # as in setup.py
 QUAD = 16  # bytes
 BYTES = {"float": 4, "bf16": 2, "f16": 2}
-# Accesses that are narrower for a reason: loads of each sample's scalars (in two formats, and twice where the
-# compiler unrolls the loop over tiles), stores of a tile's partial results.
-NARROW_LOADS = {"noise_kernel": 8, "loss_kernel": 12}
+# Accesses that are narrower for a reason: loads of a sample's or a tensor's scalars (a sample's in two formats, and
+# twice where the compiler unrolls the loop over tiles), stores of a tile's partial results.
+NARROW_LOADS = {"noise_kernel": 8, "loss_kernel": 12, "adamw_ema_kernel": 4}
 NARROW_STORES = {"loss_kernel": 1, "moments_kernel": 12}
 
 

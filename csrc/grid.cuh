@@ -74,14 +74,9 @@ __device__ __forceinline__ void store(T* p, int64_t i, int64_t n, const T (&valu
     constexpr int PER_QUAD = sizeof(Quad) / sizeof(T);
 #pragma unroll
     for (int q = 0; q < V / PER_QUAD; ++q) {
-      Quad quad;
+      uint4 quad;
       memcpy(&quad, &values[q * PER_QUAD], sizeof quad);
-#if defined(__CUDA_ARCH__)  // an assignment the compiler splits into four stores of 4 bytes here and there
-      const uint32_t* w = quad.words;
-      __stwb(reinterpret_cast<uint4*>(p + i) + q, make_uint4(w[0], w[1], w[2], w[3]));
-#else
-      reinterpret_cast<Quad*>(p + i)[q] = quad;
-#endif
+      __stwb(reinterpret_cast<uint4*>(p + i) + q, quad);  // an assignment may become four stores
     }
   } else {
 #pragma unroll

@@ -109,4 +109,4 @@ MEASURED_MEMORY = (
     0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
 )
 PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
-EARLY_LAYERS = 0.01  # share of the products before the first residual block adds the embedding
+EARLY_LAYERS = 0.03  # share of the tiny network before its first residual block adds the embedding

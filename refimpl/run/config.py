@@ -55,8 +55,8 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Decay of the exponential moving average of the weights."""
     backend: str = "reference"
-    """Implementation of refimpl.ops for the loss, the noise and the UNet's blocks: reference (torch) or kernel
-    (compiled)."""
+    """Implementation of refimpl.ops for the loss, the noise and the UNet's blocks, and of the step that the optimizer
+    and the moving averages take: reference (torch) or kernel (compiled)."""
     device: str = "auto"
     """Device to train on: auto, cpu or cuda."""
     threads: int = 0
@@ -68,7 +68,7 @@ class TrainConfig:
     attention: str = "auto"
     """Kernel of the UNet's attention: math, efficient (memory-efficient, in float32 three TF32 products for one),
     flash or cudnn (both in bfloat16, in a tf32 run too), or flex (compiled, TF32). auto is efficient in tf32 and fp32
-    and flash in bf16; on the CPU it is torch's own kernel."""
+    and, in bf16, cudnn on Hopper and newer cards and flash on others; on the CPU it is torch's own kernel."""
     channels_last: str = "auto"
     """Whether the UNet's and the autoencoder's convolutions keep their channels innermost in memory: on, off, or
     auto, which is on for a GPU and off for the CPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from refimpl.text.encoders import penultimate_and_pooled, penultimate_state
 from refimpl.text.sinusoid import sinusoidal_features
 from refimpl.text.tokenizer import ROW_TOKENS, Chunk, Tokenizer, as_tokenizer
 
-ROWS_ON_A_GPU = 16
-"""Chunks in one call of the towers on a GPU: always as many, as products of another shape round in another way."""
+ROWS_ON_A_GPU = 16  # chunks in one call of the towers, always: products of another shape round in another way
 
 
 def chunk_counts(prompts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
@@ -99,8 +99,8 @@ def encode_prompts(
 def default_rows(device: torch.device) -> int:
     """How many chunks the towers encode in one call: one on the CPU, ROWS_ON_A_GPU elsewhere.
 
-    On a GPU a call costs hundreds of launches, whatever it encodes. A CPU launches nothing, and the products of
-    several rows that its threads share are rounded otherwise than those of one.
+    A call costs a GPU hundreds of launches, whatever it encodes. On the CPU, products of several rows that threads
+    share are rounded otherwise than those of one.
     """
     return 1 if device.type == "cpu" else ROWS_ON_A_GPU
 
@@ -118,15 +118,13 @@ def _pool(states: list[list[Tensor]], pooling: str) -> Tensor:
     """One state [P] for each sample, from those of its own chunks; in as few operations as there are lengths."""
     if pooling == "first":
         return torch.stack([sample[0] for sample in states])
-    lengths = sorted({len(sample) for sample in states})
-    pooled: dict[int, Tensor] = {}
-    for length in lengths:
-        members = [number for number, sample in enumerate(states) if len(sample) == length]
+    order, means = sorted(range(len(states)), key=lambda number: len(states[number])), []
+    for length, members in groupby(order, key=lambda number: len(states[number])):
         rows = torch.stack([state for number in members for state in states[number]])
-        means = rows if length == 1 else rows.unflatten(0, (len(members), length)).mean(dim=1)
-        if len(lengths) == 1:
-            return means
-        pooled |= zip(members, means.unbind(0), strict=True)
+        means.append(rows if length == 1 else rows.unflatten(0, (-1, length)).mean(dim=1))
+    if len(means) == 1:
+        return means[0]  # of equal lengths, sorted as they came
+    pooled = dict(zip(order, (row for rows in means for row in rows.unbind(0)), strict=True))
     return torch.stack([pooled[number] for number in range(len(states))])
 
 

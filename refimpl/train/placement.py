@@ -58,7 +58,7 @@ def resolve(settings: TrainConfig, device: torch.device) -> Placement:
         device,
         settings.backend,
         settings.precision,
-        resolve_attention(settings.attention, device, settings.precision),
+        resolve_attention(settings.attention, device, settings.precision, settings.deterministic),
         torch.channels_last if last else torch.contiguous_format,
         settings.compile,
         settings.deterministic,

@@ -153,7 +153,20 @@ def test_what_auto_stands_for(choice: str, device: torch.device, precision: str,
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_auto_is_deterministic_where_its_backward_pass_can_be(precision: str) -> None:
-    assert resolve_attention("auto", GPU, precision) in DETERMINISTIC_KERNELS
+    assert resolve_attention("auto", GPU, precision, deterministic=True) in DETERMINISTIC_KERNELS
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernel"), [((8, 0), "flash"), ((8, 9), "flash"), ((9, 0), "cudnn"), ((10, 0), "cudnn")]
+)
+def test_auto_takes_cudnn_from_hopper_on(
+    capability: tuple[int, int], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_attention("auto", GPU, "bf16") == kernel
+    assert resolve_attention("auto", GPU, "bf16", deterministic=True) == "flash"
+    assert resolve_attention("auto", GPU, "tf32") == "efficient"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from refimpl.latents.scale_shift import SDXL_DEFAULT
 from refimpl.latents.vae import VAE
 from refimpl.model.pipeline import Model
 from refimpl.model.unet import UNet
+from refimpl.ops import load_ops
 from refimpl.run.config import Config
 from refimpl.text.tokenizer import ROW_TOKENS, tiny_tokenizer
 from refimpl.train.budget.as_on_cuda import AsOnCuda
@@ -72,7 +73,16 @@ def networks(config: Config) -> tuple[Model, list[Part]]:
             config.diffusion,
             CLIPVisionModelWithProjection(_image_tower(folder, config.text.pooled_dim)) if folder else None,
         )
+    model.unet.set_ops(load_ops(config.train.backend))
+    for network in (model.unet, model.vae):
+        lay_out(network, config.train.channels_last != "off")  # "auto" is on, on a GPU
     return model, make_trainable(model, config)
+
+
+def lay_out(network: nn.Module, channels_last: bool) -> None:
+    """Gives a network the memory format that it has on a GPU, as `refimpl.train.placement.place` does."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
 def count(config: Config, bucket: tuple[int, int]) -> Counted:
@@ -109,6 +119,9 @@ def count_unet(unet: UNet, height: int, width: int, bf16: bool, tokens: int = RO
 
 def _run_unet(unet: UNet, height: int, width: int, context: Tensor, on_cuda: AsOnCuda, bf16: bool) -> Tensor:
     x = torch.empty(COUNTED_BATCH, unet.config.in_channels, height, width, device=META)
+    first = next(unet.input_blocks.parameters())
+    if first.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous(memory_format=torch.channels_last)
     t = torch.empty(COUNTED_BATCH, dtype=torch.int64, device=META)
     vector = torch.empty(COUNTED_BATCH, unet.config.vector_dim, device=META)
     if bf16:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.unet import UNet
+from refimpl.ops import load_ops
 from refimpl.run.config import Config
 from refimpl.train.budget.cards import GIB
-from refimpl.train.budget.counted import META, Counted, count, count_unet
+from refimpl.train.budget.counted import META, Counted, count, count_unet, lay_out
 from refimpl.train.budget.live_memory import Timeline
 
 # Ours, until measured on a card: the CUDA context with the kernels that were loaded (0.5 to 0.6 GiB), and workspaces
@@ -130,15 +131,20 @@ def unet_step(
     activation_checkpointing: Recompute = "none",
     accumulate: int = 1,
     average: bool = True,
+    backend: str = "reference",
+    channels_last: bool = True,
 ) -> Plan:
     """The memory plan of a UNet that is trained by itself on cached latents and text states, as a benchmark does it.
 
     height, width  of the images, px, 8 to a latent cell       precision  `train.precision`
-    average        whether a moving average is kept
+    average        whether a moving average is kept     backend    `train.backend`
+    channels_last  whether weights and activations of convolutions have that memory format
     returns        its `peak` is to be compared with `torch.cuda.max_memory_allocated`, reset after the first step
     """
     with META:
         unet = UNet(config, activation_checkpointing)
+    unet.set_ops(load_ops(backend))
+    lay_out(unet, channels_last)
     sizes = [parameter.nbytes for parameter in unet.parameters()]
     total = sum(sizes)
     step = count_unet(unet, height // 8, width // 8, precision == "bf16")

@@ -1,4 +1,4 @@
-"""The memory plan as a table for people."""
+"""The memory plan as a human-readable table."""
 
 from refimpl.run.config import Config
 from refimpl.train.budget.cards import GIB, Card, peak_flops

@@ -28,6 +28,11 @@ struct Index {
 };
 inline Index threadIdx, blockIdx, gridDim;
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline void __stwb(uint4* to, uint4 value) { *to = value; }
+
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };

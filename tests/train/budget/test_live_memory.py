@@ -104,7 +104,7 @@ def test_the_peak_is_what_torch_allocates(batch: int) -> None:
     assert timeline.peak(batch) == pytest.approx(allocated(run), rel=PROFILED_MEMORY)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     config=strategies.unet_configs(),
     checkpointing=st.sampled_from(("none", "cheap", "full")),

@@ -48,7 +48,7 @@ def test_presets_of_real_sizes(name: str) -> None:
 
 def test_sdxl_without_recomputation() -> None:
     """By hand: four float32 copies of 2,567,463,684 weights, and 12.8 GiB of activations for each 1024² image."""
-    plan = unet_step(UNetConfig.sdxl(), 8, 1024, 1024)
+    plan = unet_step(UNetConfig.sdxl(), 8, 1024, 1024, channels_last=False)
     assert plan.held["weights of the UNet"] == plan.held["moving average"] == UNET_BYTES
     assert plan.held["moments of AdamW"] == 2 * UNET_BYTES
     assert plan.moments["update"] == UNET_BYTES
@@ -111,6 +111,16 @@ def test_recomputing_activations_needs_less() -> None:
     assert recomputed.held == plain.held
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_compiled_operations_save_less(channels_last: bool) -> None:
+    """Of a gate and of a norm with its SiLU, they keep the input alone."""
+    reference, ours = (
+        unet_step(UNetConfig.tiny(), 16, 128, 128, backend=backend, channels_last=channels_last)
+        for backend in ("reference", "kernel")
+    )
+    assert ours.peak < reference.peak
+
+
 def test_without_a_moving_average() -> None:
     with_average, without = (unet_step(UNetConfig.tiny(), 1, 64, 64, average=on) for on in (True, False))
     assert with_average.peak - without.peak == with_average.held["weights of the UNet"]
@@ -149,7 +159,7 @@ def test_an_empty_timeline_takes_nothing() -> None:
 @pytest.mark.parametrize("checkpointing", ["none", "cheap", "full"])
 def test_within_five_percent_of_what_a_gpu_allocates(precision: str, checkpointing: Recompute) -> None:
     config = replace(UNetConfig.tiny(), channels=128, channel_mult=(1, 2, 4), head_dim=64, groups=32)
-    batch, side = 8, 512
+    batch, side = 32, 512  # large against the workspaces of cuBLAS and cuDNN
     unet = UNet(config, checkpointing).cuda()
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
     before = torch.cuda.memory_allocated() - sum(p.nbytes for p in unet.parameters())
@@ -165,6 +175,6 @@ def test_within_five_percent_of_what_a_gpu_allocates(precision: str, checkpointi
         output.float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    plan = unet_step(config, batch, side, side, precision, checkpointing, average=False)
+    plan = unet_step(config, batch, side, side, precision, checkpointing, average=False, channels_last=False)
     measured = torch.cuda.max_memory_allocated() - before
     assert plan.peak == pytest.approx(measured, rel=MEASURED_MEMORY)

@@ -30,16 +30,21 @@ from refimpl.train.setup.compiled_blocks import (
     training_sizes,
 )
 from tests.model.diffusers_unet import trained_looking
-from tests.tolerances import NETWORK_FLOAT32
+from tests.tolerances import BFLOAT16_ROUNDING, NETWORK_BFLOAT16_FACTOR, NETWORK_FLOAT32
 from tests.train import runs
 from tests.train.processes import run_ranks
 
 CPU = torch.device("cpu")
-SDXL_PAIRS = 12  # pairs of channels of SDXL's residual blocks
-SMALL = UNetConfig(
+NARROW = UNetConfig(
     channels=8, channel_mult=(1, 2, 4), transformer_depth=(0, 1, 1), middle_depth=1, res_blocks=2, head_dim=8,
     context_dim=6, vector_dim=12, groups=4,
 )  # fmt: skip
+SMALL = UNetConfig(
+    channels=8, channel_mult=(1, 2), transformer_depth=(0, 1), middle_depth=1, res_blocks=1, head_dim=8,
+    context_dim=6, vector_dim=12, groups=4,
+)  # fmt: skip
+SMALL_GRAPHS = 7 + 1  # pairs of channels of its residual blocks; its transformers are all of one width
+ANEW = 1  # AOTAutograd begins a graph anew where a float of the first trace turns out to be fixed
 Counter = torch._dynamo.testing.CompileCounterWithBackend
 
 
@@ -94,15 +99,17 @@ def small(checkpointing: Recompute = "none") -> UNet:
 # --- how many ---
 
 
-@pytest.mark.parametrize(("buckets", "graphs"), [("sdxl", 27), ("novelai_v3", 25)])
+@pytest.mark.parametrize(
+    ("buckets", "graphs"), [("sdxl", 27), pytest.param("novelai_v3", 25, marks=pytest.mark.slow)]
+)
 def test_all_buckets_need_at_most_30_graphs(
     buckets: str, graphs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks of SDXL's shapes at an eighth of its channels, on the meta device: nothing is computed."""
+    """A network with SDXL's pairs of channels and levels, narrower, on the meta device: nothing is computed."""
     counter = counted(monkeypatch)
     sizes = [(8, height // 8, width // 8) for width, height in PRESETS[buckets]]
     with torch.device("meta"):
-        unet = UNet(SMALL)
+        unet = UNet(NARROW)
     compile_blocks(unet, sizes)
     assert static_levels(unet, sizes) == {2}
     for number, size in enumerate(sizes):
@@ -130,7 +137,7 @@ def test_the_deepest_levels_get_graphs_of_fixed_shapes(
 
 def test_more_batch_sizes_leave_no_fixed_shapes() -> None:
     with torch.device("meta"):
-        unet = UNet(SMALL)
+        unet = UNet(NARROW)
     sizes = [(images, h // 8, w // 8) for images in (2, 4) for w, h in PRESETS["sdxl"]]
     assert static_levels(unet, sizes) == set()
 
@@ -154,8 +161,9 @@ def test_the_sizes_are_those_of_every_stage() -> None:
 # --- what they compute ---
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "cheap", "full"])
-@pytest.mark.parametrize("kernel", ["torch", "math", "flash"])
+@pytest.mark.parametrize(
+    ("checkpointing", "kernel"), [("none", "torch"), ("cheap", "torch"), ("full", "math"), ("full", "flash")]
+)
 def test_a_compiled_network_computes_the_same(
     checkpointing: Recompute, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +176,7 @@ def test_a_compiled_network_computes_the_same(
     keys = list(unet.state_dict())
     compile_blocks(unet, [(2, 9, 6)])
     assert_near(gradients(unet, given), plain)
-    assert counter.frame_count == SDXL_PAIRS + 2
+    assert SMALL_GRAPHS <= counter.frame_count <= SMALL_GRAPHS + ANEW
     assert list(unet.state_dict()) == keys
     assert [name for name, _ in unet.named_parameters()] == keys
 
@@ -183,16 +191,21 @@ def test_adapters_are_compiled_with_their_layers(monkeypatch: pytest.MonkeyPatch
     plain = gradients(unet, given)
     compile_blocks(unet, [(2, 9, 6)])
     assert_near(gradients(unet, given), plain)
-    assert SDXL_PAIRS + 2 <= counter.frame_count <= MOST_GRAPHS
+    assert SMALL_GRAPHS <= counter.frame_count <= MOST_GRAPHS
 
 
 def test_autocast_is_compiled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     counted(monkeypatch, "aot_eager")
     unet, given = small(), inputs(2, 8, 8)
+    exact = unet(*given)
     with torch.autocast("cpu", torch.bfloat16):
         plain = unet(*given)
         compile_blocks(unet, [(2, 8, 8)])
-        assert torch.equal(unet(*given), plain)
+        compiled = unet(*given)
+    error, rounding = (plain - exact).abs().max(), BFLOAT16_ROUNDING * exact.abs().max()
+    assert error > 0
+    assert (compiled - exact).abs().max() <= NETWORK_BFLOAT16_FACTOR * error + rounding
+    assert not torch.equal(compiled, exact)
 
 
 def test_without_gradients_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
