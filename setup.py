@@ -15,8 +15,25 @@ from pathlib import Path
 from setuptools import setup
 
 CSRC = Path("csrc")
-CPU_SOURCES = ["bind.cpp", "noise_cpu.cpp", "v_loss_cpu.cpp", "moments_cpu.cpp"]
-CUDA_SOURCES = ["bind_cuda.cpp", "noise.cu", "v_loss.cu", "moments.cu"]
+CPU_SOURCES = [
+    "bind.cpp",
+    "bind_network.cpp",
+    "noise_cpu.cpp",
+    "v_loss_cpu.cpp",
+    "moments_cpu.cpp",
+    "adamw_ema_cpu.cpp",
+    "geglu_cpu.cpp",
+    "group_norm_cpu.cpp",
+]
+CUDA_SOURCES = [
+    "bind_cuda.cpp",
+    "noise.cu",
+    "v_loss.cu",
+    "moments.cu",
+    "adamw_ema.cu",
+    "geglu.cu",
+    "group_norm.cu",
+]
 CUDA_ARCHES = "8.0;9.0;10.0"  # A100; H100 and H200; B200
 # No contraction of a·b + c except where formulas.h says so: every processor rounds alike.
 CXX_FLAGS = [
@@ -83,7 +100,7 @@ def extensions() -> tuple[list, dict]:
     arguments = {
         "name": "refimpl.ops._kernels",
         "sources": [str(CSRC / source) for source in sources],
-        "depends": sorted(str(header) for header in CSRC.glob("*.h")),
+        "depends": sorted(str(header) for kind in ("*.h", "*.cuh") for header in CSRC.glob(kind)),
     }
     if with_cuda:
         arches = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHES)

@@ -31,7 +31,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.op_rows import KERNEL, Columns, assert_agreement, backward, rows
-from benchmarks.shapes import BATCHES, DTYPES, LATENT_832_1216, LATENT_1024, STREAMS, inputs, minimal_bytes
+from benchmarks.shapes import (
+    ALWAYS_FLOAT32,
+    BATCHES,
+    DTYPES,
+    LATENT_832_1216,
+    LATENT_1024,
+    STREAMS,
+    inputs,
+    minimal_bytes,
+)
 from benchmarks.timing import interleaved, summary, write
 from refimpl.ops import _kernels
 
@@ -40,7 +49,7 @@ WARM_CALLS = 5  # after fewer, last-level cache and heap still change from call 
 LARGEST_CHECKED = 16  # the float64 truth of larger batches adds minutes and no new code path
 SMALLEST_KEPT = 64  # timed once more with freed memory kept: smaller batches came out alike
 LARGEST_WARM = 64  # the tensors of larger batches leave nothing in the caches
-WITH_CEILING = ("add_noise", "v_loss", "step", "channel_moments")
+WITH_CEILING = ("add_noise", "v_loss", "step", "channel_moments", "adamw_ema")
 
 
 def keep_freed_memory() -> bool:
@@ -112,8 +121,8 @@ def time_rows(batch: int, latent: tuple[int, int, int], dtype: str, memory: str)
     what = {"latent": latent, "batch": batch, "dtype": dtype, "freed memory": memory}
     table = []
     for operation, columns in rows(x).items():
-        if operation == "keyed_normal" and dtype != "float32":
-            continue  # the draws are float32 whatever the latents are
+        if operation in ALWAYS_FLOAT32 and dtype != "float32":
+            continue
         for caches, before in temperatures(batch).items():
             row = time_row(operation, columns, x.x0, before, rounds_of(batch))
             table.append({"operation": operation, "caches": caches, **what, **row})

@@ -1,20 +1,27 @@
-"""Everything that needs a GPU, in one call of at most eight minutes: build, tests, sanitizers, training, timing.
+"""Everything that needs a GPU, in stages: build, tests, step and op timing, then what a second call can add.
 
-python -m benchmarks.gpu --out DIR [--seconds 480] [--no-build] [--dry-run]
+python -m benchmarks.gpu --out DIR [--stages NAME,NAME] [--seconds 420] [--dry-run]
 
-Each step is a process of its own with a log in DIR; DIR/gpu.json says how each ended, and DIR/ops_gpu.json holds
-the timings. A step that fails does not stop the next; the exit code is 1 when one failed. --dry-run walks through
-the same steps on the CPU with small tensors, to find mistakes in the script before a GPU is spent on it.
+The stages are processes of their own, each with a time limit; a stage that fails or runs out of time stops none
+after it, and every stage writes its own results as soon as it has them. DIR then holds gpu.json (how each stage
+ended), one JSON file per stage that measures, and logs.tar.gz. Called again with the same DIR, it goes on with the
+stages that have not passed yet. The exit code is 1 when a stage failed. --dry-run walks through the same stages on
+the CPU with small tensors, torch.compile included, to find mistakes in the script before a GPU is spent on it.
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -22,93 +29,186 @@ from typing import NamedTuple
 from benchmarks.timing import environment
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = (
+    ROOT / "build" / "standalone_check"
+)  # the launchers without torch, which a sanitizer runs in seconds
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SECONDS = 420  # for all stages of one call together
+SHORTEST = 5  # seconds; with less left, a stage is not started
+DRY_PATIENCE = 10  # a CPU with few cores builds slowly
+LAST_LINES = 3  # of a log that is shown when its stage did not pass
 
 
-class Step(NamedTuple):
-    """One process: what it is, its command, its share of the time in seconds, and its extra environment."""
+class Stage(NamedTuple):
+    """What is run for one stage.
+
+    commands     run side by side, each with a log of its own
+    seconds      limit of the stage
+    environment  variables added to those of this process
+    """
 
     name: str
-    command: list[str]
+    commands: Sequence[Sequence[str]]
     seconds: int
     environment: Mapping[str, str] = MappingProxyType({})
 
 
-def steps(out: Path, build: bool, dry_run: bool) -> list[Step]:
-    """The steps in the order of their worth, should the time run out."""
+def stages(out: Path, dry_run: bool) -> list[Stage]:
+    """All stages in the order of their worth, should the time run out."""
     python = [sys.executable, "-u"]
-    device = ["--device", "cpu", "--small"] if dry_run else ["--device", "cuda"]
-    plan = []
-    if build:
-        command = [*python, "setup.py", "build_ext", "--inplace"]
-        arches = {"TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0")}
-        plan.append(Step("build", command, 180, {"REFIMPL_CUDA": "0" if dry_run else "1", **arches}))
-    if not dry_run:
-        plan.append(Step("nvidia-smi", ["nvidia-smi"], 20))
-    pytest = [*python, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider"]
+    small = ["--device", "cpu", "--small"] if dry_run else ["--device", "cuda"]
     required = {} if dry_run else {"REFIMPL_REQUIRE_CUDA": "1"}
+
+    def timing(module: str, result: str) -> list[str]:
+        return [*python, "-m", f"benchmarks.{module}", *small, "--out", str(out / f"{result}.json")]
+
+    def check(name: str) -> list[str]:
+        return [*python, "-m", "benchmarks.gpu_checks", name, *small]
+
+    pytest = [*python, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider"]
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "ops").glob("test_*.py"))
     chosen = ["--collect-only"] if dry_run else ["-k", "cuda and not emulated"]
-    plan.append(Step("tests", [*pytest, "tests/ops", "-m", "not slow", *chosen], 150, required))
-    timing = [*python, "-m", "benchmarks.gpu_ops", *device, "--out", str(out / "ops_gpu.json")]
-    plan.append(Step("timing", timing, 200))
+    groups = [files] if dry_run else [[file] for file in files]
+    tests = [[*pytest, *group, "-m", "not slow", *chosen] for group in groups]
     training = [*pytest, "tests/ops/test_training.py", "-k", "cpu and full" if dry_run else "cuda"]
-    plan.append(Step("training", training, 120, required))
-    plan.append(Step("graph", [*python, "-m", "benchmarks.gpu_checks", "graph", *device], 60))
-    plan.append(Step("large", [*python, "-m", "benchmarks.gpu_checks", "large", *device], 60))
-    exercise = [*python, "-m", "benchmarks.gpu_checks", "exercise", *device]
-    for tool in SANITIZERS:
-        sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
-        plan.append(Step(tool, exercise if dry_run else [*sanitizer, *exercise], 90))
-    return plan
+    device = [] if dry_run else [Stage("device", [["nvidia-smi"]], 20)]
+    return [
+        Stage("build", [_build_command()], 100, {"REFIMPL_CUDA": "0" if dry_run else "1", **_arches()}),
+        *device,
+        Stage("tests", tests, 60, {**required, "OMP_NUM_THREADS": "2"}),
+        Stage("step", [timing("gpu_step", "step_gpu")], 240),
+        Stage("ops", [timing("gpu_ops", "ops_gpu")], 60),
+        Stage("update", [timing("gpu_update", "update_gpu")], 60),
+        Stage("checks", [check("determinism"), check("graph"), check("nccl")], 60),
+        Stage("standalone", [_standalone_command()], 90),
+        *(Stage(tool, [_sanitizer_command(tool)], 30) for tool in (() if dry_run else SANITIZERS)),
+        Stage("torchrun", [timing("gpu_training", "training_gpu")], 120),
+        Stage("large", [check("large")], 60),
+        Stage("training", [training], 120, required),
+    ]
 
 
-def run(step: Step, log: Path, seconds_left: float) -> dict:
-    """Runs one step within the time left; its output goes to the log."""
-    limit = min(step.seconds, seconds_left)
-    if limit < 5:
+def _arches() -> dict[str, str]:
+    return {"TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0")}
+
+
+def _build_command() -> list[str]:
+    """Builds the extension, unless one that can be imported was carried here."""
+    build = f"{sys.executable} setup.py build_ext --inplace"
+    return ["sh", "-c", f"{sys.executable} -m benchmarks.gpu_checks extension || {build}"]
+
+
+def _standalone_command() -> list[str]:
+    """Compiles the launchers with their own small program, without torch, unless it is newer than its sources."""
+    flags = "-O1 -std=c++20 -fmad=false --expt-relaxed-constexpr -lineinfo -arch=sm_90"
+    is_new = f'[ -x {PROGRAM} ] && [ -z "$(find csrc -newer {PROGRAM})" ]'
+    return ["sh", "-c", f"{is_new} || nvcc {flags} csrc/*.cu -o {PROGRAM}"]
+
+
+def _sanitizer_command(tool: str) -> list[str]:
+    return ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", str(PROGRAM)]
+
+
+def run(stage: Stage, logs: Path, seconds_left: float, patience: float = 1) -> dict:
+    """Runs one stage within the time left, or within `patience` times its limit; its output goes to the logs."""
+    limit = min(stage.seconds * patience, seconds_left)
+    if limit < SHORTEST:
         return {"result": "not started: the time was up"}
-    if shutil.which(step.command[0]) is None:
-        return {"result": f"not started: {step.command[0]} is not installed"}
+    missing = {command[0] for command in stage.commands if shutil.which(command[0]) is None}
+    if missing:
+        return {"result": f"not started: {', '.join(missing)} is not installed"}
     started = time.monotonic()
-    with log.open("w") as file:
-        try:
-            process = subprocess.run(
-                step.command,
-                cwd=ROOT,
-                env={**os.environ, **step.environment},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=limit,
-                check=False,
+    numbered = [
+        logs / (f"{stage.name}-{k}.log" if len(stage.commands) > 1 else f"{stage.name}.log")
+        for k in range(len(stage.commands))
+    ]
+    side_by_side = min(len(stage.commands), max(1, (os.cpu_count() or 1) // 2))
+    with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
+        endings = list(
+            pool.map(
+                lambda job: _run_one(job[0], job[1], stage.environment, started + limit),
+                zip(stage.commands, numbered, strict=True),
             )
-            result = "passed" if process.returncode == 0 else f"failed with exit code {process.returncode}"
+        )
+    failed = [ending for ending in endings if ending != "passed"]
+    last = [line for log in numbered for line in _last_lines(log, LAST_LINES if failed else 1)]
+    seconds = round(time.monotonic() - started, 1)
+    return {"result": "; ".join(failed) or "passed", "seconds": seconds, "limit": limit, "last": last}
+
+
+def _run_one(command: Sequence[str], log: Path, added: Mapping[str, str], deadline: float) -> str:
+    """Runs one command in a process group of its own, all of which ends at the deadline."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **added},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            result = f"stopped after {limit:.0f} s"
-    return {"result": result, "seconds": round(time.monotonic() - started, 1), "log": log.name}
+            return "stopped: its time was up"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    collected_nothing = code == 5 and "pytest" in command  # no test of this file runs on CUDA
+    return "passed" if code == 0 or collected_nothing else f"failed with exit code {code} ({log.name})"
+
+
+def _last_lines(log: Path, count: int) -> list[str]:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return [f"{log.stem}: {line.strip()[:300]}" for line in lines[-count:]]
+
+
+def _write(out: Path, logs: Path, results: Mapping[str, dict], dry_run: bool) -> None:
+    """Writes what is known so far: gpu.json and one archive of all logs."""
+    report = {"environment": environment(), "dry_run": dry_run, "stages": results}
+    (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
+    with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
+        archive.add(logs, "logs")
 
 
 def main() -> None:
-    """Runs the steps, writes gpu.json, prints one line per step."""
+    """Runs the stages, and prints one line for each at the end."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the logs and results")
-    parser.add_argument("--seconds", type=float, default=480, help="for all steps together")
-    parser.add_argument("--no-build", action="store_true", help="the extension is built already")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all stages together")
+    parser.add_argument("--stages", default="", help="names, separated by commas; all when left out")
     parser.add_argument(
-        "--dry-run", action="store_true", help="the same steps on the CPU, with small tensors"
+        "--dry-run", action="store_true", help="the same stages on the CPU, with small tensors"
     )
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    PROGRAM.parent.mkdir(exist_ok=True)
     deadline = time.monotonic() + arguments.seconds
-    results: dict[str, dict] = {}
-    for step in steps(out, not arguments.no_build, arguments.dry_run):
-        results[step.name] = run(step, out / f"{step.name}.log", deadline - time.monotonic())
-        print(f"{step.name:<12} {results[step.name]['result']}", flush=True)
-        report = {"environment": environment(), "dry_run": arguments.dry_run, "steps": results}
-        (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
-    if any(result["result"] != "passed" for result in results.values()):
+    known = {stage.name: stage for stage in stages(out, arguments.dry_run)}
+    chosen = arguments.stages.split(",") if arguments.stages else list(known)
+    if unknown := [name for name in chosen if name not in known]:
+        parser.error(f"unknown stages {', '.join(unknown)}; there are {', '.join(known)}")
+    report = out / "gpu.json"
+    results: dict[str, dict] = json.loads(report.read_text())["stages"] if report.exists() else {}
+    logs = Path(tempfile.mkdtemp(prefix="gpu-logs-"))
+    for name in chosen:
+        if not arguments.stages and results.get(name, {}).get("result") == "passed":
+            continue
+        results[name] = run(
+            known[name], logs, deadline - time.monotonic(), DRY_PATIENCE if arguments.dry_run else 1
+        )
+        print(f"{name:<12} {results[name]['result']}", flush=True)
+        _write(out, logs, results, arguments.dry_run)
+    print(f"\n{'stage':<12} {'seconds':>8}  result")
+    for name, result in results.items():
+        print(f"{name:<12} {result.get('seconds', 0):>8}  {result['result']}")
+        for line in result.get("last", []):
+            print(f"{'':<12} {'':>8}  {line}")
+    if any(results[name]["result"] != "passed" for name in chosen):
         sys.exit(1)
 
 

@@ -2,28 +2,34 @@
 
 python -m benchmarks.gpu_ops --out FILE [--device cuda] [--small]
 
-Our times are medians of replayed CUDA graphs (no launch gaps), on tensors that rotate over more memory than the L2
-holds (cold) or stay the same (warm); eager torch and torch.compile run as they are called, launches included.
-Launches and host time are those of an operator alone: a loss with its gradient, without torch's mean and backward.
-Agreement with the reference is asserted first.
+All columns are medians of replayed CUDA graphs, so that none of them counts launch gaps. *Cold* calls go through
+more memory than the L2 holds, inputs and outputs alike; *warm* calls stay on the same tensors. What is said of the
+memory bandwidth is claimed of tensors of at least 64 MB only: smaller ones can sit in the L2 whatever is done.
+Launches and host time are those of an operator called eagerly. Rows *alone* are a loss with its gradient as one
+operator, without torch's mean and backward pass. Agreement with the reference is asserted first, and the file is
+written after every size, the largest first.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.gpu_network_ops import network_rows
+from benchmarks.gpu_timing import ROTATED_BYTES, timed
 from benchmarks.shapes import BATCHES, DTYPES, LATENT_832_1216, LATENT_1024, Inputs, inputs, minimal_bytes
 from benchmarks.timing import write
 from refimpl.ops import _kernels, load_ops
 from tests.ops import checks
 
-LARGEST_CHECKED = 64  # the float64 truth of larger batches takes the CPU minutes
+LARGEST_CHECKED = 16  # the float64 truth of larger batches takes the CPU long
+COMPILED_BATCHES = (512, 64, 8)  # each compilation takes seconds
 REFERENCE, KERNEL = load_ops("reference"), load_ops("kernel")
-ROTATED_BYTES = 512 * 2**20  # many times the L2
+UNCAPTURED = {("eager", "channel_moments", "cuda")}  # it makes its count on the CPU, which a graph can't hold
+LOSS_AND_GRADIENT = torch.ops.refimpl.v_loss_forward.default
 Call = Callable[[Inputs], object]
 
 
@@ -46,57 +52,27 @@ def operations(ops) -> dict[str, Call]:
     }
 
 
-def without_autograd(x: Inputs) -> dict[str, Call]:
-    """The losses with their gradient as one operator: what is launched without torch's mean and backward pass."""
-    prediction, scalars = x.prediction.detach(), (x.alpha, x.sigma, x.weight)
-    loss_and_gradient = torch.ops.refimpl.v_loss_forward.default
+def alone() -> dict[str, Call]:
+    """The losses with their gradient as one operator."""
     return {
-        "v_loss": lambda x: loss_and_gradient(prediction, x.x0, x.eps, None, *scalars, 0.0, None),
-        "keyed_v_loss": lambda x: loss_and_gradient(prediction, x.x0, None, x.key, *scalars, 0.0, None),
+        "v_loss": lambda x: LOSS_AND_GRADIENT(
+            x.prediction.detach(), x.x0, x.eps, None, x.alpha, x.sigma, x.weight, 0.0, None
+        ),
+        "keyed_v_loss": lambda x: LOSS_AND_GRADIENT(
+            x.prediction.detach(), x.x0, None, x.key, x.alpha, x.sigma, x.weight, 0.0, None
+        ),
     }
 
 
-def timed(call: Call, sets: list[Inputs], device: str, repeats: int, graph: bool) -> dict[str, float]:
-    """Median and quartiles of one call in microseconds, going through all sets; on CUDA by events."""
-
-    def run() -> None:
-        for x in sets:
-            call(x)
-
-    for x in sets[:3]:
-        call(x)
-    if device == "cpu":
-        return _quartiles([_host_microseconds(run) / len(sets) for _ in range(repeats)])
-    if graph:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            call(sets[0])
-        torch.cuda.current_stream().wait_stream(stream)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            run()
-        run = captured.replay
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    times = []
-    for _ in range(repeats):
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / len(sets))
-    return _quartiles(times)
-
-
-def _host_microseconds(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    run()
-    return 1e6 * (time.perf_counter() - started)
-
-
-def _quartiles(times: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(times, n=4)
-    return {"median_us": middle, "quartile_low_us": low, "quartile_high_us": high}
+def compiled() -> dict[str, Call]:
+    """The reference under torch.compile, for one shape and dtype; what was compiled for others is dropped."""
+    torch.compiler.reset()
+    loss = torch.compile(lambda *a: REFERENCE.v_loss(*a), fullgraph=True, dynamic=False)
+    noise = torch.compile(lambda *a: REFERENCE.add_noise(*a), fullgraph=True, dynamic=False)
+    return {
+        "add_noise": lambda x: noise(x.x0, x.eps, x.alpha, x.sigma),
+        "v_loss": lambda x: backward(loss(x.prediction, x.x0, x.eps, x.alpha, x.sigma, x.weight), x),
+    }
 
 
 def host_cost(call: Call, x: Inputs, device: str) -> dict[str, float]:
@@ -121,51 +97,69 @@ def host_cost(call: Call, x: Inputs, device: str) -> dict[str, float]:
 
 
 def copy_microseconds(x: torch.Tensor, sets: int, device: str, repeats: int) -> float:
-    """A device-to-device copy of a tensor of x's size."""
-    pairs = [(torch.randn_like(x), torch.empty_like(x)) for _ in range(sets)]
-    index = [Inputs(*([pair[0]] * 8))._replace(eps=pair[1]) for pair in pairs]
-    return timed(lambda i: i.eps.copy_(i.x0), index, device, repeats, graph=True)["median_us"]
+    """One copy of a tensor of this size, the bandwidth that the rows are compared with; source and target rotate."""
+    pairs = [
+        Inputs(*([torch.empty_like(x).copy_(x)] * 8))._replace(eps=torch.empty_like(x)) for _ in range(sets)
+    ]
+    return timed(lambda i: i.eps.copy_(i.x0), pairs, device, repeats)["median_us"]
 
 
-def time_size(batch, latent, dtype, device, repeats, compiled: dict[str, Call]) -> list[dict]:
+def rotated(x: Inputs, device: str) -> list[Inputs]:
+    """The inputs and as many copies as more than fill the L2."""
+    one = 4 * x.x0.numel() * x.x0.element_size()
+    copies = min(64, max(1, ROTATED_BYTES // one)) if device == "cuda" else 1
+    return [
+        x,
+        *(Inputs(*(t.detach().clone().requires_grad_(t.requires_grad) for t in x)) for _ in range(copies)),
+    ]
+
+
+def time_size(
+    batch: int, latent: tuple[int, int, int], dtype: torch.dtype, device: str, repeats: int
+) -> list[dict]:
     """The rows of one batch, latent and dtype."""
     x = inputs(batch, latent, dtype, device)
     if batch <= LARGEST_CHECKED:
         checks.check_add_noise(KERNEL, x.x0, x.eps, x.alpha, x.sigma)
         incoming = torch.full_like(x.weight, 1 / batch)
         checks.check_v_loss(KERNEL, x.prediction, x.x0, x.eps, x.alpha, x.sigma, x.weight, incoming)
-    one = 4 * x.x0.numel() * x.x0.element_size()
-    sets = [x] + [
-        Inputs(*(t.detach().clone().requires_grad_(t.requires_grad) for t in x))
-        for _ in range(min(64, max(1, ROTATED_BYTES // one)) if device == "cuda" else 1)
-    ]
-    copy_cold = copy_microseconds(x.x0, len(sets), device, repeats)
+    sets = rotated(x, device)
+    size = x.x0.numel() * x.x0.element_size()
+    copy = copy_microseconds(x.x0, len(sets), device, repeats)
+    with_compile = batch in COMPILED_BATCHES or device == "cpu"
+    columns = {
+        "eager": operations(REFERENCE),
+        "alone": alone(),
+        "compile": compiled() if with_compile and dtype != torch.float16 else {},
+    }
     rows = []
     for name, kernel in operations(KERNEL).items():
-        cold = timed(kernel, sets, device, repeats, graph=True)
-        warm = timed(kernel, [x] * len(sets), device, repeats, graph=True)
-        floor = copy_cold * minimal_bytes(name, x.x0) / (2 * x.x0.numel() * x.x0.element_size())
-        row = {
-            "operation": name,
-            "batch": batch,
-            "latent": latent,
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-        row |= {"tensor_bytes": x.x0.numel() * x.x0.element_size(), "cold": cold, "warm": warm}
-        row |= {"copy_us": copy_cold, "share_of_copy_bandwidth": floor / cold["median_us"]}
-        row["eager"] = timed(operations(REFERENCE)[name], sets[:4], device, max(3, repeats // 4), graph=False)
-        if name in compiled:
-            row["compile"] = timed(compiled[name], sets[:4], device, max(3, repeats // 4), graph=False)
+        bytes_moved = minimal_bytes(name, x.x0)
+        row: dict[str, Any] = {"operation": name, "batch": batch, "latent": latent}
+        row |= {"dtype": str(dtype).removeprefix("torch."), "tensor_bytes": size, "copy_us": copy}
+        row["cold"] = timed(kernel, sets, device, repeats)
+        row["warm"] = timed(kernel, [x] * len(sets), device, repeats)
+        for column, calls in columns.items():
+            if name in calls and (column, name, device) not in UNCAPTURED:
+                row[column] = timed(calls[name], sets[:4], device, max(4, repeats // 4))
+        floor = copy * bytes_moved / (2 * size)
+        best = min(row["cold"]["median_us"], row.get("alone", row["cold"])["median_us"])
+        row["share_of_copy_bandwidth"] = floor / row["cold"]["median_us"]
+        row["share_of_copy_bandwidth_alone"] = floor / best
         if batch <= 16:
-            row |= host_cost(without_autograd(x).get(name, kernel), x, device)
+            row |= host_cost(alone().get(name, kernel), x, device)
         rows.append(row)
-        print(
-            f"{name:<16} {row['dtype']:<9} B = {batch:<4} {cold['median_us']:9.1f} us cold, "
-            f"{row['share_of_copy_bandwidth']:.2f} of the copy's bandwidth, "
-            f"eager {row['eager']['median_us'] / cold['median_us']:.1f}x "
-            f"compile {row.get('compile', cold)['median_us'] / cold['median_us']:.1f}x",
-            flush=True,
-        )
+        if batch in (512, 8):
+            print(
+                f"{name:<16} {row['dtype']:<9} B = {batch:<4} {row['cold']['median_us']:9.1f} us cold, "
+                f"{row['share_of_copy_bandwidth']:.2f} ({row['share_of_copy_bandwidth_alone']:.2f} alone) of copy, "
+                + " ".join(
+                    f"{column} {row[column]['median_us'] / row['cold']['median_us']:.1f}x"
+                    for column in ("eager", "compile")
+                    if column in row
+                ),
+                flush=True,
+            )
     return rows
 
 
@@ -178,25 +172,25 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="few and small tensors, to try the script")
     arguments = parser.parse_args()
-    device, repeats = arguments.device, 3 if arguments.small else 30
-    compiled: dict[str, Call] = {}
-    if not arguments.small:
-        loss = torch.compile(lambda *a: REFERENCE.v_loss(*a), fullgraph=True, dynamic=True)
-        noise = torch.compile(lambda *a: REFERENCE.add_noise(*a), fullgraph=True, dynamic=True)
-        compiled["add_noise"] = lambda x: noise(x.x0, x.eps, x.alpha, x.sigma)
-        compiled["v_loss"] = lambda x: backward(
-            loss(x.prediction, x.x0, x.eps, x.alpha, x.sigma, x.weight), x
-        )
-    batches = (2, 3) if arguments.small else (*BATCHES, 8)
+    device, repeats = arguments.device, 4 if arguments.small else 20
+    result: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "arches": _kernels.cuda_arches,
+        "cuda": torch.version.cuda,
+        "rows": [],
+        "network_rows": [],
+    }
+    for row in network_rows(device, arguments.small, repeats):
+        result["network_rows"].append(row)
+        write("ops_gpu", result, arguments.out)
+    batches = (3, 2) if arguments.small else tuple(sorted({*BATCHES, 8}, reverse=True))
     latents = ((4, 16, 16),) if arguments.small else (LATENT_1024, LATENT_832_1216)
-    table = []
     for latent in latents:
-        for dtype in DTYPES.values():
-            for batch in batches if latent is latents[0] else batches[2:4]:
-                table += time_size(batch, latent, dtype, device, repeats, compiled)
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    result = {"gpu": name, "arches": _kernels.cuda_arches, "cuda": torch.version.cuda, "rows": table}
-    print(f"wrote {write('ops_gpu', result, arguments.out)}")
+        for batch in batches if latent is latents[0] else (64, 16):
+            for dtype in DTYPES.values():
+                result["rows"] += time_size(batch, latent, dtype, device, repeats)
+                write("ops_gpu", result, arguments.out)
+    print(f"wrote {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 `v_loss` is the forward and the backward pass with the batch's mean in between; its column "kernel alone" computes the
 same loss and gradient without autograd. `step` is what a training step asks for, the noised latents and the loss with
-its gradient, and `keyed step` the same with the drawing of the noise.
+its gradient, and `keyed step` the same with the drawing of the noise. `adamw_ema` is what follows the gradient, on
+float32 weights of the batch's shape (update_rows.py names the columns); `geglu` and `group_norm_silu` are in
+network_rows.py.
 """
 
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+from benchmarks import network_rows, update_rows
 from benchmarks.shapes import Inputs
 from refimpl.ops import load_ops
 from tests.ops import checks
@@ -30,6 +33,8 @@ COLUMNS = {
     "keyed_normal": ("randn", "kernel"),
     "keyed step": ("eager", "kernel"),
     "channel_moments": ("eager", "kernel"),
+    "adamw_ema": ("torch", "grad_scale", "kernel", "torch alone", "kernel alone"),
+    **network_rows.COLUMNS,
 }
 
 
@@ -41,6 +46,8 @@ def assert_agreement(x: Inputs) -> None:
     checks.check_add_keyed_noise(KERNEL, x.x0, x.key, x.alpha, x.sigma, OFFSET)
     checks.check_keyed_v_loss(KERNEL, x.prediction, x.x0, x.key, x.alpha, x.sigma, x.weight, OFFSET, incoming)
     checks.check_channel_moments(KERNEL, x.x0)
+    update_rows.assert_agreement([x.x0.shape], str(x.x0.device))
+    network_rows.assert_agreement(x)
 
 
 def backward(loss: Tensor, prediction: Tensor) -> Tensor:
@@ -136,4 +143,6 @@ def rows(x: Inputs) -> dict[str, Columns]:
             "eager": lambda: REFERENCE.channel_moments(x.x0),
             "kernel": lambda: KERNEL.channel_moments(x.x0),
         },
+        "adamw_ema": update_rows.columns(update_rows.trained([x.x0.shape], str(x.x0.device))),
+        **network_rows.rows(x),
     }

@@ -22,7 +22,12 @@ STREAMS = {
     "step": (5, 2),  # add_noise and v_loss: the network runs between them
     "keyed_v_loss": (2, 1),
     "channel_moments": (1, 0),
+    "geglu": (5, 3),  # the two halves; the product, then both halves and its gradient; theirs
+    "group_norm_silu": (3, 2),  # x; y, then x and its gradient; that of x
+    "adamw_ema": (6, 4),  # the gradient twice, weight, moments, average; all but the gradient are written
 }
+
+ALWAYS_FLOAT32 = ("keyed_normal", "adamw_ema")  # whatever the latents are
 
 
 class Inputs(NamedTuple):
@@ -60,5 +65,5 @@ def inputs(batch: int, latent: tuple[int, int, int], dtype: torch.dtype, device:
 def minimal_bytes(operation: str, x: Tensor) -> int:
     """Bytes of the tensors that the operation must read and write."""
     reads, writes = STREAMS[operation]
-    element = 4 if operation == "keyed_normal" else x.element_size()
+    element = 4 if operation in ALWAYS_FLOAT32 else x.element_size()
     return (reads + writes) * x.numel() * element

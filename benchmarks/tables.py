@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.gpu_tables import GPU_RESULTS, gpu_section
 from benchmarks.shapes import LATENT_1024
 from benchmarks.summaries import GOALS, decoder_table, goal_table
 from benchmarks.timing import RESULTS
@@ -188,33 +189,6 @@ def plot(result: dict) -> None:
     plt.close(figure)
 
 
-def gpu_rows(result: dict) -> list[str]:
-    """The table of the GPU's operations."""
-    lines = [
-        "| op | dtype | latent | batch | MB per tensor | ours cold, µs | of the copy's bandwidth | eager ÷ ours "
-        "| compile ÷ ours | launches | host µs |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in result["rows"]:
-        cold = row["cold"]["median_us"]
-        compiled = f"{row['compile']['median_us'] / cold:.2f}" if "compile" in row else ""
-        cells = [
-            row["operation"],
-            row["dtype"],
-            "×".join(map(str, row["latent"])),
-            str(row["batch"]),
-            f"{row['tensor_bytes'] / 1e6:.1f}",
-            f"{cold:.1f}",
-            f"{row['share_of_copy_bandwidth']:.2f}",
-            f"{row['eager']['median_us'] / cold:.2f}",
-            compiled,
-            str(row.get("launches", "")),
-            f"{row['host_us']:.1f}" if "host_us" in row else "",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
 def machine(result: dict) -> str:
     """On what a result was measured."""
     e = result["environment"]
@@ -224,7 +198,7 @@ def machine(result: dict) -> str:
 def main() -> None:
     """Writes README.md."""
     lines = [INTRODUCTION]
-    cpu, gpu = load("ops_cpu"), load("ops_gpu")
+    cpu = load("ops_cpu")
     if cpu is not None:
         plot(cpu)
         before, after = cpu["load average before and after"]
@@ -244,18 +218,7 @@ def main() -> None:
             f"![time per element of v_loss](results/{PLOT.name})",
             *cpu_tables(cpu),
         ]
-    lines += ["", "## Operations on CUDA", ""]
-    if gpu is None:
-        lines.append(
-            "Not measured: no GPU has been available. `python -m benchmarks.gpu --out DIR` builds, tests, checks and "
-            "times the CUDA kernels in one call of at most eight minutes."
-        )
-    else:
-        lines += [
-            f"Measured on: {gpu['gpu']}, CUDA {gpu['cuda']}, built for {gpu['arches']}.",
-            "",
-            *gpu_rows(gpu),
-        ]
+    lines += gpu_section({name: load(name) for name in GPU_RESULTS})
     lines += goal_table({name: load(name) for name in GOALS})
     lines += decoder_table(load("decoder"))
     (HERE / "README.md").write_text("\n".join(lines) + "\n")

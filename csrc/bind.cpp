@@ -1,4 +1,4 @@
-// Schemas of the ops (defined only here), their registration for the CPU and autograd, and the Python module.
+// Schemas of the ops on latents, their registration for the CPU and autograd, and the Python module.
 //
 // Autocast: no op has an autocast rule. Each runs on the tensors it is given, computes in float32 (float64
 // for float64), and takes a bfloat16 or float16 prediction together with float32 latents, as autocast leaves
@@ -9,57 +9,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
-#include <torch/csrc/stable/c/shim.h>
-#define REFIMPL_TORCH_THREADS
-#endif
-
-#include <ATen/EmptyTensor.h>
 
 #include "autograd.h"
-#include "blocks.h"
+#include "bind_adamw_ema.h"
+#include "bind_cpu.h"
 #include "cpu.h"
 
 namespace refimpl::bind {
 
-struct NoGuard {
-  explicit NoGuard(at::Device) {}
-};
-
-struct Cpu {
-  using Guard = NoGuard;
+struct Cpu : CpuBackend {
   static constexpr at::ScalarType loss_partial_dtype = at::kDouble;
-
-  static Tensor empty(at::IntArrayRef sizes, at::TensorOptions options, at::MemoryFormat order) {
-    const size_t bytes = size_t(c10::multiply_integers(sizes)) * options.dtype().itemsize();
-    if (bytes < Blocks::SMALLEST) return at::empty(sizes, options, order);
-    return Tensor(at::detail::empty_generic(sizes, Blocks::instance(),
-                                            c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                            c10::typeMetaToScalarType(options.dtype()), order));
-  }
-
-  // Elements per thread from which waking another thread pays off (a few microseconds of work).
-  static constexpr int64_t STREAMED = 131072, DRAWN = 8192;
-
-  template <class Problem>
-  static void parallel(const Problem& p, int64_t items, int64_t elements, int64_t per_thread,
-                       void (*kernel)(const Problem&, int64_t, int64_t)) {
-    const int64_t per_item = std::max<int64_t>(1, elements / std::max<int64_t>(1, items));
-    const int64_t grain = std::max<int64_t>(1, per_thread / per_item);
-    const auto range = [&](int64_t begin, int64_t end) { kernel(p, begin, end); };
-#ifdef REFIMPL_TORCH_THREADS
-    // libtorch's own parallel_for: the one in its headers runs on the thread pool of whatever OpenMP runtime
-    // this file is linked to, which torch.set_num_threads does not control.
-    const auto call = [](int64_t begin, int64_t end, void* context) {
-      (*static_cast<decltype(range)*>(context))(begin, end);
-    };
-    TORCH_CHECK(torch_parallel_for(0, items, grain, call,
-                                   const_cast<void*>(static_cast<const void*>(&range))) == AOTI_TORCH_SUCCESS,
-                "parallel_for failed");
-#else
-    range(0, items);  // torch 2.9 has no such entry: one thread
-#endif
-  }
 
   static void noise(const NoiseProblem& p) {
     parallel(p, cpu::noise_items(p), p.layout.batch * p.layout.sample(), p.noise.keyed() ? DRAWN : STREAMED,
@@ -79,6 +38,14 @@ struct Cpu {
   static void moments(const MomentsProblem& p) {
     parallel(p, cpu::moments_items(p), p.layout.batch * p.layout.sample(), STREAMED, &cpu::moments);
     cpu::finish_moments(p);
+  }
+
+  static void adamw_ema(const AdamWProblem& p) {
+    if (*p.found_inf != 0) return;
+    cpu::start_adamw_ema(p);
+    int64_t elements = 0;
+    for (int64_t k = 0; k < p.tensor_count; ++k) elements += p.tensors[k].count;
+    parallel(p, cpu::adamw_ema_items(p), elements, STREAMED, &cpu::adamw_ema);
   }
 };
 
@@ -108,7 +75,18 @@ TORCH_LIBRARY(refimpl, m) {
   m.def("channel_moments(Tensor x) -> (Tensor count, Tensor mean, Tensor m2)");
 }
 
-TORCH_LIBRARY_IMPL(refimpl, CPU, m) { register_ops<Cpu>(m); }
+TORCH_LIBRARY_FRAGMENT(refimpl, m) {
+  m.set_python_module("refimpl.ops.adamw_ema_kernel");
+  m.def(
+      "adamw_ema_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] averages, Tensor(e!)[] steps, Tensor scale, Tensor found_inf, float learning_rate, float "
+      "beta1, float beta2, float epsilon, float weight_decay, float decay) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(refimpl, CPU, m) {
+  register_ops<Cpu>(m);
+  m.impl("adamw_ema_", &adamw_ema_<Cpu>);
+}
 TORCH_LIBRARY_IMPL(refimpl, Autograd, m) { register_autograd(m); }
 
 }  // namespace refimpl::bind
@@ -146,11 +124,36 @@ uint32_t philox_word(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_
 }
 
 template <class T>
+T cdf_of(T b) {
+  return standard_normal(b).cdf;
+}
+
+template <class T>
+T density_of(T b) {
+  return standard_normal(b).density;
+}
+
+template <class T>
+T gated_slope_of(T a, T b, T g, int which) {
+  const GatedSlopes<T> slopes = gated_slopes(a, b, g);
+  return which == 0 ? slopes.by_a : slopes.by_b;
+}
+
+template <class T>
 void define_formulas(py::module_& m, const std::string& suffix) {
   m.def(("noised" + suffix).c_str(), py::vectorize(&noised<T>));
   m.def(("velocity" + suffix).c_str(), py::vectorize(&velocity<T>));
   m.def(("loss_term" + suffix).c_str(), py::vectorize(&loss_term<T>));
   m.def(("loss_term_derivative" + suffix).c_str(), py::vectorize(&loss_term_derivative<T>));
+  m.def(("toward" + suffix).c_str(), py::vectorize(&toward<T>));
+  m.def(("second_moment" + suffix).c_str(), py::vectorize(&second_moment<T>));
+  m.def(("adamw_weight" + suffix).c_str(), py::vectorize(&adamw_weight<T>));
+  m.def(("normal_cdf" + suffix).c_str(), py::vectorize(&cdf_of<T>));
+  m.def(("normal_density" + suffix).c_str(), py::vectorize(&density_of<T>));
+  m.def(("silu" + suffix).c_str(), py::vectorize(&silu<T>));
+  m.def(("silu_derivative" + suffix).c_str(), py::vectorize(&silu_derivative<T>));
+  m.def(("gated" + suffix).c_str(), py::vectorize(&gated<T>));
+  m.def(("gated_slope" + suffix).c_str(), py::vectorize(&gated_slope_of<T>), "By a (0) or by b (1)");
 }
 
 }  // namespace
@@ -170,6 +173,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   define_formulas<double>(formulas, "_float64");
   formulas.def("weighted_mean", py::vectorize(&weighted_mean));
   formulas.def("gradient_scale", py::vectorize(&gradient_scale));
+  formulas.def("sigmoid", py::vectorize([](float z) { return sigmoid(z); }));
+  formulas.def("reciprocal_deviation", py::vectorize(&reciprocal_deviation));
   formulas.def("philox4x32", py::vectorize(&philox_word), "Word i of the block with this counter and key");
   formulas.def("log_uniform", py::vectorize(&log_uniform));
   formulas.def("radius", py::vectorize(&radius));

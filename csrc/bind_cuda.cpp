@@ -4,12 +4,25 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "bind.h"
+#include "bind_adamw_ema.h"
+#include "bind_geglu.h"
+#include "bind_group_norm.h"
 #include "launch.h"
 
 namespace refimpl::bind {
 
 struct Cuda {
-  using Guard = c10::cuda::OptionalCUDAGuard;
+  // One tensor on a GPU is enough to be called, so the one that counts may lie elsewhere.
+  struct Guard {
+    const c10::cuda::CUDAGuard guard;
+    explicit Guard(at::Device device) : guard(on_gpu(device)) {}
+
+    static at::Device on_gpu(at::Device device) {
+      TORCH_CHECK_VALUE(device.is_cuda(), "the first tensor is on ", device,
+                        " and another on a GPU: move them to one device");
+      return device;
+    }
+  };
   static constexpr at::ScalarType loss_partial_dtype = at::kFloat;
 
   static Tensor empty(at::IntArrayRef sizes, at::TensorOptions options, at::MemoryFormat order) {
@@ -29,8 +42,27 @@ struct Cuda {
   static void moments(const MomentsProblem& p) {
     C10_CUDA_CHECK(cuda::moments(p, c10::cuda::getCurrentCUDAStream()));
   }
+
+  static void adamw_ema(const AdamWProblem& p) {
+    C10_CUDA_CHECK(cuda::adamw_ema(p, c10::cuda::getCurrentCUDAStream()));
+  }
+
+  static void geglu(const GegluProblem& p) {
+    C10_CUDA_CHECK(cuda::geglu(p, c10::cuda::getCurrentCUDAStream()));
+  }
+
+  static int64_t group_norm_partials(const GroupNormProblem& p) { return cuda::group_norm_partials(p); }
+
+  static void group_norm_silu(const GroupNormProblem& p) {
+    C10_CUDA_CHECK(cuda::group_norm_silu(p, c10::cuda::getCurrentCUDAStream()));
+  }
 };
 
-TORCH_LIBRARY_IMPL(refimpl, CUDA, m) { register_ops<Cuda>(m); }
+TORCH_LIBRARY_IMPL(refimpl, CUDA, m) {
+  register_ops<Cuda>(m);
+  m.impl("adamw_ema_", &adamw_ema_<Cuda>);
+  register_geglu<Cuda>(m);
+  register_group_norm<Cuda>(m);
+}
 
 }  // namespace refimpl::bind

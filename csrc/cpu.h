@@ -6,6 +6,7 @@
 // copy.
 #pragma once
 
+#include "adamw_ema.h"
 #include "problem.h"
 
 namespace refimpl::cpu {
@@ -29,6 +30,17 @@ int64_t moments_items(const MomentsProblem& p);
 int64_t moments_partials(const MomentsProblem& p);
 void moments(const MomentsProblem& p, int64_t begin, int64_t end);
 void finish_moments(const MomentsProblem& p);
+
+void start_adamw_ema(const AdamWProblem& p);  // counts the steps; comes first
+int64_t adamw_ema_items(const AdamWProblem& p);
+void adamw_ema(const AdamWProblem& p, int64_t begin, int64_t end);
+int64_t geglu_items(const GegluProblem& p);
+void geglu(const GegluProblem& p, int64_t begin, int64_t end);
+
+int64_t group_norm_items(const GroupNormProblem& p);
+int64_t group_norm_partials(const GroupNormProblem& p);
+void group_norm_silu(const GroupNormProblem& p, int64_t begin, int64_t end);
+void finish_group_norm(const GroupNormProblem& p);
 
 constexpr int64_t CHUNK = 4096;  // elements per item: the streams of one item fit the first-level cache
 

@@ -25,6 +25,12 @@ OPS = (
     "v_loss_backward",
     "v_loss_correct_",
     "channel_moments",
+    "geglu",
+    "geglu_backward",
+    "group_norm_silu",
+    "group_norm_silu_forward",
+    "group_norm_silu_backward",
+    "adamw_ema_",
 )
 DIFFERENTIABLE = (
     "add_noise",
@@ -33,6 +39,10 @@ DIFFERENTIABLE = (
     "keyed_v_loss",
     "v_loss_backward",
     "channel_moments",
+    "geglu",
+    "geglu_backward",
+    "group_norm_silu",
+    "group_norm_silu_backward",
 )
 
 
@@ -54,7 +64,7 @@ def check() -> None:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from refimpl.ops import _kernels, load_ops
+    from refimpl.ops import _kernels, adamw_ema_kernel, load_ops
 
     ops = load_ops("kernel")
     print(f"torch {torch.__version__}, built for {_kernels.cuda_arches}, CPU kernels {_kernels.isa()}")
@@ -87,6 +97,12 @@ def check() -> None:
                     torch.float32,
                 ),
                 "channel_moments": (ops.channel_moments(x0)[1], (4,), torch.float64),
+                "geglu": (ops.geglu(x0.flatten(2)), (2, 4, 15), torch.bfloat16),
+                "group_norm_silu": (
+                    ops.group_norm_silu(x0, x0.new_empty(4), x0.new_empty(4), 2, 1e-5),
+                    x0.shape,
+                    torch.bfloat16,
+                ),
             }
         for name, (result, shape, dtype) in results.items():
             if (result.shape, result.dtype, result.device.type) != (torch.Size(shape), dtype, device):
@@ -99,6 +115,10 @@ def check() -> None:
     alpha = sigma = weight = torch.full((2,), 0.5)
     expected = load_ops("reference").v_loss(prediction, x0, eps, alpha, sigma, weight)
     torch.testing.assert_close(ops.v_loss(prediction, x0, eps, alpha, sigma, weight), expected)
+    one, half = torch.ones(3), torch.full((), 0.5)
+    lists = [[one.clone()] for _ in range(5)]
+    adamw_ema_kernel.adamw_ema_(*lists, [half.clone()], half, 0 * half, 0.1, 0.9, 0.999, 1e-8, 0.01, 0.5)
+    torch.testing.assert_close(lists[4][0], (one + lists[0][0]) / 2)
     print("the CPU kernels of the same binary run")
 
 

@@ -1,7 +1,7 @@
 // Number formats of the tensors, widened exactly to the float or double of the arithmetic and rounded back.
 #pragma once
 
-#include "formulas.h"
+#include "network_formulas.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>

@@ -1,5 +1,6 @@
-// Every scalar formula of the kernels and its derivative, once, for host and device (N §2.1, §2.4, App. B; S
-// §2.5).
+// Every scalar formula of the kernels on latents and weights and its derivative, once, for host and device (N
+// §2.1, §2.4, App. B; S §2.5; Loshchilov & Hutter 2019). Those of the network's blocks are in
+// network_formulas.h.
 //
 // Each product that is added to something is an explicit fused multiply-add, and the build turns off the
 // compilers' own contraction, so that every processor rounds identically: the normals of a key have the same
@@ -64,6 +65,26 @@ struct Words {
   uint32_t w[4];
 };
 
+template <class Lane>
+struct Product {
+  Lane low, high;
+};
+
+// The halves of the 64-bit product of two 32-bit words.
+template <class Lane>
+REFIMPL_FN Product<Lane> wide_product(uint32_t a, Lane b) {
+#if defined(__CUDA_ARCH__)
+  Product<Lane> p;  // by name, as nvcc adds 0 to every upper half that is taken by a shift
+  asm("{ .reg .u64 p; mul.wide.u32 p, %2, %3; mov.b64 {%0, %1}, p; }"
+      : "=r"(p.low), "=r"(p.high)
+      : "r"(a), "r"(b));
+  return p;
+#else
+  const uint64_t p = uint64_t(a) * (b & 0xffffffffu);
+  return {Lane(p), Lane(p >> 32)};
+#endif
+}
+
 // Lane holds a 32-bit word: uint32_t, or uint64_t whose upper half is ignored. Vector units multiply the
 // latter fastest, as their products of 32-bit words fill 64-bit lanes.
 template <class Lane>
@@ -74,12 +95,11 @@ REFIMPL_FN Words philox4x32(Lane c0, Lane c1, Lane c2, Lane c3, uint32_t k0, uin
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(0xD2511F53u) * (c0 & 0xffffffffu);
-    const uint64_t p1 = uint64_t(0xCD9E8D57u) * (c2 & 0xffffffffu);
-    c0 = Lane(p1 >> 32) ^ c1 ^ k0;
-    c1 = Lane(p1);
-    c2 = Lane(p0 >> 32) ^ c3 ^ k1;
-    c3 = Lane(p0);
+    const Product<Lane> p0 = wide_product(0xD2511F53u, c0), p1 = wide_product(0xCD9E8D57u, c2);
+    c0 = p1.high ^ c1 ^ k0;
+    c1 = p1.low;
+    c2 = p0.high ^ c3 ^ k1;
+    c3 = p0.low;
     k0 += 0x9E3779B9u;  // the golden ratio
     k1 += 0xBB67AE85u;  // √3 − 1
   }
@@ -205,6 +225,34 @@ REFIMPL_FN Moments welford_merge(const Moments& a, const Moments& b) {
   const double delta = b.mean - a.mean;
   const double share = b.count / count;
   return {count, fused(delta, share, a.mean), fused(delta * delta, a.count * share, a.m2 + b.m2)};
+}
+
+// ---- AdamW (Loshchilov & Hutter 2019, alg. 2) and the moving average of the weights (S §2.5) ----
+//
+// The order of roundings is that of torch's fused AdamW and lerp where torch uses fused multiply-adds.
+
+REFIMPL_FN float root(float x) { return sqrtf(x); }
+REFIMPL_FN double root(double x) { return sqrt(x); }
+
+// from + share·(to − from); exactly `to` at share 1. m ← toward(m, g, 1 − beta1), ema ← toward(ema, theta, 1
+// − decay).
+template <class T>
+REFIMPL_FN T toward(T from, T to, T share) {
+  const T way = to - from;
+  return share < T(0.5) ? fused(share, way, from) : fused(share - T(1), way, to);
+}
+
+// v ← beta2·v + rest·g², rest = 1 − beta2
+template <class T>
+REFIMPL_FN T second_moment(T v, T g, T beta2, T rest) {
+  return fused(rest * g, g, beta2 * v);
+}
+
+// theta ← kept·theta − rate·m / (√v / correction + epsilon), where kept = 1 − learning rate·weight decay,
+// rate = learning rate / (1 − beta1ᵗ) and correction = √(1 − beta2ᵗ)
+template <class T>
+REFIMPL_FN T adamw_weight(T theta, T m, T v, T kept, T rate, T correction, T epsilon) {
+  return kept * theta - rate * m / (root(v) / correction + epsilon);
 }
 
 }  // namespace refimpl

@@ -74,9 +74,9 @@ __device__ __forceinline__ void store(T* p, int64_t i, int64_t n, const T (&valu
     constexpr int PER_QUAD = sizeof(Quad) / sizeof(T);
 #pragma unroll
     for (int q = 0; q < V / PER_QUAD; ++q) {
-      Quad quad;
+      uint4 quad;
       memcpy(&quad, &values[q * PER_QUAD], sizeof quad);
-      reinterpret_cast<Quad*>(p + i)[q] = quad;
+      __stwb(reinterpret_cast<uint4*>(p + i) + q, quad);  // an assignment may become four stores
     }
   } else {
 #pragma unroll
@@ -114,7 +114,7 @@ __device__ __forceinline__ void sum_over_block(T (&values)[N], T* shared) {
   __syncthreads();  // shared may be written again
 }
 
-// ---- Noise ----
+// ---- Tiles ----
 
 enum class Source {
   stored,       // eps is read
@@ -122,80 +122,6 @@ enum class Source {
   keyed_last,   // drawn; channels last, any shape: every element draws its block for itself
   keyed_last4,  // drawn; four channels last and H·W a multiple of 4: four blocks give a 4 × 4 tile
 };
-
-constexpr int OFFSET_TABLE = 64;  // channels whose offset a block draws once per tile
-
-// The keyed noise of one sample.
-struct KeyedSample {
-  Layout layout;
-  uint32_t k0, k1;
-  float factor;        // of the offset noise
-  const float* table;  // shared memory: offset normals of the first OFFSET_TABLE channels
-
-  __device__ __forceinline__ float with_offset_of(float eps, int64_t channel) const {
-    if (factor == 0) return eps;
-    return with_offset(eps, factor, channel < OFFSET_TABLE ? table[channel] : offset_normal(channel, k0, k1));
-  }
-};
-
-// Called by every thread of the block at the start of a tile; the key is the same for all of them.
-__device__ __forceinline__ KeyedSample keyed_sample(const Layout& layout, const Noise& noise, int64_t b,
-                                                    float* table) {
-  const KeyedSample sample = {layout, noise.word(b, 0), noise.word(b, 1), noise.offset, table};
-  if (noise.offset != 0) {
-    __syncthreads();  // the tile before may still read the table
-    if (threadIdx.x < OFFSET_TABLE && threadIdx.x < layout.channels)
-      table[threadIdx.x] = offset_normal(threadIdx.x, sample.k0, sample.k1);
-    __syncthreads();
-  }
-  return sample;
-}
-
-// eps = the noise of elements [i, i + V) in the sample's memory order; i is a multiple of V.
-template <Source SOURCE, int V>
-__device__ __forceinline__ void draw(float (&eps)[V], const KeyedSample& sample, int64_t i) {
-  const int64_t area = sample.layout.area;
-  if constexpr (SOURCE == Source::keyed) {
-#pragma unroll
-    for (int q = 0; q < V / 4; ++q) {
-      const Normals normals = box_muller(keyed_block(i / 4 + q, NOISE_STREAM, sample.k0, sample.k1));
-#pragma unroll
-      for (int l = 0; l < 4; ++l) eps[4 * q + l] = normals.z[l];
-    }
-    if (sample.factor == 0) return;
-    const int64_t first = divide(i, area);
-    const bool one_channel = i + V <= (first + 1) * area;
-#pragma unroll
-    for (int l = 0; l < V; ++l)
-      eps[l] = sample.with_offset_of(eps[l], one_channel ? first : divide(i + l, area));
-  } else if constexpr (SOURCE == Source::keyed_last4) {
-    static_assert(V == 16);
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const Normals normals =
-          box_muller(keyed_block((c * area + i / 4) / 4, NOISE_STREAM, sample.k0, sample.k1));
-#pragma unroll
-      for (int position = 0; position < 4; ++position)
-        eps[4 * position + c] = sample.with_offset_of(normals.z[position], c);
-    }
-  } else {
-#pragma unroll
-    for (int l = 0; l < V; ++l) {
-      const int64_t position = divide(i + l, sample.layout.channels);
-      const int64_t channel = i + l - position * sample.layout.channels;
-      const int64_t element = channel * area + position;  // in the logical order [C, H, W]
-      const Normals normals = box_muller(keyed_block(element / 4, NOISE_STREAM, sample.k0, sample.k1));
-      const int lane = int(element % 4);
-      const float z = lane == 0   ? normals.z[0]
-                      : lane == 1 ? normals.z[1]
-                      : lane == 2 ? normals.z[2]
-                                  : normals.z[3];
-      eps[l] = sample.with_offset_of(z, channel);
-    }
-  }
-}
-
-// ---- Which kernel ----
 
 // Elements per access in a kernel over tensors of types T…: 16 bytes of the narrowest.
 template <Source SOURCE, class... T>
@@ -207,12 +133,111 @@ constexpr int vector_size() {
   return int(sizeof(Quad) / narrowest);
 }
 
-constexpr int unroll(Source source) { return source == Source::stored ? 2 : 1; }
+// Accesses per thread and tile. Four Philox blocks share the work that every tile takes: its sample, its
+// scalars and the ten round keys.
+template <Source SOURCE, class... T>
+constexpr int unroll() {
+  if (SOURCE == Source::stored) return 2;
+  return SOURCE == Source::keyed ? 16 / vector_size<SOURCE, T...>() : 1;
+}
 
 template <Source SOURCE, class... T>
 constexpr int64_t tile_size() {
-  return int64_t(THREADS) * vector_size<SOURCE, T...>() * unroll(SOURCE);
+  return int64_t(THREADS) * vector_size<SOURCE, T...>() * unroll<SOURCE, T...>();
 }
+
+// Offset normals in a block's table: of all channels that a tile can touch, or, where channels alternate, of
+// the first few, which are all as a rule.
+template <Source SOURCE, class... T>
+constexpr int table_size() {
+  if (SOURCE == Source::stored) return 1;
+  if (SOURCE == Source::keyed_last4) return 4;
+  return SOURCE == Source::keyed_last ? 64 : int(tile_size<SOURCE, T...>());
+}
+
+// ---- Noise ----
+
+// The keyed noise of one tile.
+struct KeyedTile {
+  Layout layout;
+  uint32_t k0, k1;
+  float factor;        // of the offset noise
+  int64_t channel;     // of table[0]
+  const float* table;  // shared memory: offset normals
+};
+
+// Called by every thread of the block at the start of the tile that begins at element `begin` of sample b;
+// the key is the same for all of them.
+template <Source SOURCE, int64_t TILE, int TABLE>
+__device__ __forceinline__ KeyedTile keyed_tile(const Layout& layout, const Noise& noise, int64_t b,
+                                                int64_t begin, float (&table)[TABLE]) {
+  const uint32_t k0 = noise.word(b, 0), k1 = noise.word(b, 1);
+  int64_t first = 0;
+  if (noise.offset != 0) {
+    int64_t end = layout.channels;
+    if constexpr (SOURCE == Source::keyed) {
+      const int64_t last = (begin + TILE < layout.sample() ? begin + TILE : layout.sample()) - 1;
+      first = divide(begin, layout.area);
+      end = divide(last, layout.area) + 1;
+    }
+    __syncthreads();  // the tile before may still read the table
+    for (int c = threadIdx.x; c < TABLE && first + c < end; c += THREADS)
+      table[c] = offset_normal(uint32_t(first + c), k0, k1);
+    __syncthreads();
+  }
+  return {layout, k0, k1, noise.offset, first, table};
+}
+
+// eps = the noise of elements [i, i + V) in the sample's memory order; i is a multiple of V.
+template <Source SOURCE, int V>
+__device__ __forceinline__ void draw(float (&eps)[V], const KeyedTile& tile, int64_t i) {
+  const int64_t area = tile.layout.area;
+  if constexpr (SOURCE == Source::keyed) {
+#pragma unroll
+    for (int q = 0; q < V / 4; ++q) {
+      const Normals normals = box_muller(keyed_block(uint64_t(i) / 4 + q, NOISE_STREAM, tile.k0, tile.k1));
+#pragma unroll
+      for (int l = 0; l < 4; ++l) eps[4 * q + l] = normals.z[l];
+    }
+    if (tile.factor == 0) return;
+    const int64_t first = divide(i, area);
+    int64_t next = (first + 1) * area;  // the first element of the next channel
+    int entry = int(first - tile.channel);
+#pragma unroll
+    for (int l = 0; l < V; ++l) {
+      if (i + l == next) next += area, ++entry;
+      eps[l] = with_offset(eps[l], tile.factor, tile.table[entry]);
+    }
+  } else if constexpr (SOURCE == Source::keyed_last4) {
+    static_assert(V == 16);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const Normals normals = box_muller(keyed_block((c * area + i / 4) / 4, NOISE_STREAM, tile.k0, tile.k1));
+#pragma unroll
+      for (int position = 0; position < 4; ++position)
+        eps[4 * position + c] = tile.factor == 0
+                                    ? normals.z[position]
+                                    : with_offset(normals.z[position], tile.factor, tile.table[c]);
+    }
+  } else {
+#pragma unroll
+    for (int l = 0; l < V; ++l) {
+      const int64_t position = divide(i + l, tile.layout.channels);
+      const int64_t channel = i + l - position * tile.layout.channels;
+      const int64_t element = channel * area + position;  // in the logical order [C, H, W]
+      const Normals normals = box_muller(keyed_block(element / 4, NOISE_STREAM, tile.k0, tile.k1));
+      const int lane = int(element % 4);
+      eps[l] = lane == 0 ? normals.z[0] : lane == 1 ? normals.z[1] : lane == 2 ? normals.z[2] : normals.z[3];
+      if (tile.factor == 0) continue;
+      constexpr int TABLE = table_size<SOURCE>();
+      const float z =
+          channel < TABLE ? tile.table[channel] : offset_normal(uint32_t(channel), tile.k0, tile.k1);
+      eps[l] = with_offset(eps[l], tile.factor, z);
+    }
+  }
+}
+
+// ---- Which kernel ----
 
 // Calls f.template operator()<SOURCE, ALIGNED>() for the kernel that fits the layout and the pointers.
 // `vector` is the number of elements per access when contiguous.

@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include "adamw_ema.h"
 #include "problem.h"
 
 namespace refimpl::cuda {
@@ -17,5 +18,12 @@ cudaError_t loss(const LossProblem& p, cudaStream_t stream);
 
 int64_t moments_partials(const MomentsProblem& p);  // Moments of scratch that `moments` needs
 cudaError_t moments(const MomentsProblem& p, cudaStream_t stream);
+
+// A launch takes dozens of tensors: an SDXL UNet's 1,680 need a few dozen launches.
+cudaError_t adamw_ema(const AdamWProblem& p, cudaStream_t stream);
+cudaError_t geglu(const GegluProblem& p, cudaStream_t stream);
+
+int64_t group_norm_partials(const GroupNormProblem& p);  // float64 values of scratch
+cudaError_t group_norm_silu(const GroupNormProblem& p, cudaStream_t stream);
 
 }  // namespace refimpl::cuda

@@ -7,17 +7,18 @@ namespace {
 template <class X, Source SOURCE, bool ALIGNED>
 __global__ void __launch_bounds__(THREADS, 3) noise_kernel(NoiseProblem p, int64_t tiles) {
   constexpr int V = vector_size<SOURCE, X>();
-  constexpr int U = unroll(SOURCE);
+  constexpr int U = unroll<SOURCE, X>();
   constexpr int64_t TILE = tile_size<SOURCE, X>();
-  __shared__ float table[OFFSET_TABLE];
+  __shared__ float table[table_size<SOURCE, X>()];
   const int64_t n = p.layout.sample();
   for (int64_t item = blockIdx.x; item < p.layout.batch * tiles; item += gridDim.x) {
     const int64_t b = divide(item, tiles);
-    const int64_t start = (item - b * tiles) * TILE + int64_t(threadIdx.x) * V;
+    const int64_t begin = (item - b * tiles) * TILE, start = begin + int64_t(threadIdx.x) * V;
     const X* x0 = static_cast<const X*>(p.x0) + b * n;
     X* out = static_cast<X*>(p.out) + b * n;
-    KeyedSample sample;
-    if constexpr (SOURCE != Source::stored) sample = keyed_sample(p.layout, p.noise, b, table);
+    KeyedTile tile;
+    if constexpr (SOURCE != Source::stored)
+      tile = keyed_tile<SOURCE, TILE>(p.layout, p.noise, b, begin, table);
     const bool only_noise = p.x0 == nullptr;
     const float alpha = only_noise ? 0.0f : p.alpha.at<float>(b),
                 sigma = only_noise ? 1.0f : p.sigma.at<float>(b);
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(THREADS, 3) noise_kernel(NoiseProblem p, int64
 #pragma unroll
         for (int l = 0; l < V; ++l) eps[l] = widen(stored[u][l]);
       } else {
-        draw<SOURCE>(eps, sample, i);
+        draw<SOURCE>(eps, tile, i);
       }
       X x_t[V];
 #pragma unroll

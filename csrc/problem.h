@@ -74,4 +74,33 @@ struct MomentsProblem {
   DType dtype;
 };
 
+// out = a·gelu(b) [rows, width] for packed = (a, b) [rows, 2·width]; given incoming [rows, width], the
+// gradient by packed goes to out [rows, 2·width] instead. All contiguous and of one format.
+struct GegluProblem {
+  int64_t rows, width;
+  const void* packed;
+  const void* incoming;  // null: the value is wanted
+  void* out;
+  DType dtype;
+};
+
+// y = silu(group_norm(x)·weight + bias), with the mean and 1 / deviation of each group; or, given incoming,
+// the gradients of it. x, y, incoming and dx have one layout and format; the others are float32, or float64
+// for float64 tensors.
+struct GroupNormProblem {
+  Layout layout;
+  int64_t groups;
+  double eps;
+  const void* x;
+  const void *weight, *bias;  // [C]
+  void *mean, *deviation;     // [B, groups], the second inverted: written going forward, read going back
+  const void* incoming;       // null: the value is wanted
+  void* out;                  // y, or dx
+  void *by_weight, *by_bias;  // [C], going back
+  void* partial;              // scratch, group_norm_partials(...) values
+  DType dtype;
+
+  REFIMPL_FN int64_t group_size() const { return layout.channels / groups; }
+};
+
 }  // namespace refimpl

@@ -7,23 +7,25 @@ namespace {
 template <class P, class X, Source SOURCE, bool ALIGNED>
 __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t tiles) {
   constexpr int V = vector_size<SOURCE, P, X>();
-  constexpr int U = unroll(SOURCE);
+  constexpr int U = unroll<SOURCE, P, X>();
   constexpr int64_t TILE = tile_size<SOURCE, P, X>();
-  __shared__ float table[OFFSET_TABLE];
+  __shared__ float table[table_size<SOURCE, P, X>()];
   __shared__ float sums[WARPS];
+  __shared__ float scales[2];  // of alternate tiles: a slow thread may still read the tile before's
+  int slot = 0;
   const int64_t n = p.layout.sample();
   for (int64_t item = blockIdx.x; item < p.layout.batch * tiles; item += gridDim.x) {
     const int64_t b = divide(item, tiles);
     const float incoming = p.incoming.data ? p.incoming.at<float>(b) : float(p.expected);
     if (p.only_unexpected && incoming == float(p.expected)) continue;  // the whole block agrees
-    const int64_t start = (item - b * tiles) * TILE + int64_t(threadIdx.x) * V;
+    const int64_t begin = (item - b * tiles) * TILE, start = begin + int64_t(threadIdx.x) * V;
     const P* predictions = static_cast<const P*>(p.prediction) + b * n;
     const X* x0 = static_cast<const X*>(p.x0) + b * n;
-    P* grad = p.grad ? static_cast<P*>(p.grad) + b * n : nullptr;
+    P* grad = static_cast<P*>(p.grad) + b * n;
     const float alpha = p.alpha.at<float>(b), sigma = p.sigma.at<float>(b);
-    const float scale = float(gradient_scale(incoming, p.weight.at<double>(b), double(n)));
-    KeyedSample sample;
-    if constexpr (SOURCE != Source::stored) sample = keyed_sample(p.layout, p.noise, b, table);
+    KeyedTile tile;
+    if constexpr (SOURCE != Source::stored)
+      tile = keyed_tile<SOURCE, TILE>(p.layout, p.noise, b, begin, table);
 
     P prediction[U][V] = {};
     X clean[U][V] = {}, stored[U][V] = {};
@@ -36,6 +38,12 @@ __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t ti
       if constexpr (SOURCE == Source::stored)
         load<ALIGNED>(stored[u], static_cast<const X*>(p.noise.eps) + b * n, i, n);
     }
+    if (p.grad) {  // one thread divides in float64, while the loads above are under way
+      if (threadIdx.x == 0) scales[slot] = float(gradient_scale(incoming, p.weight.at<double>(b), double(n)));
+      __syncthreads();
+    }
+    const float scale = p.grad ? scales[slot] : 0.0f;
+    slot ^= 1;
     float sum[1] = {0.0f};
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -46,7 +54,7 @@ __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t ti
 #pragma unroll
         for (int l = 0; l < V; ++l) eps[l] = widen(stored[u][l]);
       } else {
-        draw<SOURCE>(eps, sample, i);
+        draw<SOURCE>(eps, tile, i);
       }
       P slope[V];
 #pragma unroll
@@ -56,7 +64,7 @@ __global__ void __launch_bounds__(THREADS) loss_kernel(LossProblem p, int64_t ti
         if (ALIGNED || i + l < n) sum[0] += loss_term(guess, v);
         slope[l] = narrow<P>(scale * loss_term_derivative(guess, v));
       }
-      if (grad) store<ALIGNED>(grad, i, n, slope);
+      if (p.grad) store<ALIGNED>(grad, i, n, slope);
     }
     if (p.loss) {
       sum_over_block(sum, sums);

@@ -74,6 +74,58 @@ def vp_pairs(draw: st.DrawFn, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return alpha, phi.sin()
 
 
+GRADIENT_EDGES = (
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1e-30,
+    1e-12,
+    -65504.0,
+    1e18,
+    -1e25,
+)  # their squares under- and overflow
+
+
+@st.composite
+def adamw_tensors(
+    draw: st.DrawFn,
+) -> tuple[tuple[list[torch.Tensor], ...], torch.Tensor, torch.Tensor]:
+    """Weights, gradients, both moments, averages (perhaps none) and steps, float32; then scale and found_inf.
+
+    Sizes are odd or even, some tensors empty, some 4 bytes from a 16-byte boundary.
+    """
+    value = st.sampled_from(GRADIENT_EDGES) | st.floats(-100, 100, width=32)
+    pool = torch.tensor(draw(st.lists(value, min_size=1, max_size=8)), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    sizes = draw(st.lists(st.sampled_from((0, 1, 4, 2048, 4096, 4100)) | st.integers(1, 70), max_size=5))
+
+    def tensors() -> list[torch.Tensor]:
+        gap = draw(st.sampled_from((0, 0, 1)))
+        return [pool[torch.randint(len(pool), (gap + n,), generator=generator)][gap:] for n in sizes]
+
+    weights, gradients, exp_avgs = (tensors() for _ in range(3))
+    exp_avg_sqs = [v.abs() for v in tensors()]
+    averages = tensors() if draw(st.booleans()) else []
+    steps = draw(st.lists(st.sampled_from((0, 1, 9, 10**6)), min_size=len(sizes), max_size=len(sizes)))
+    scale = draw(st.sampled_from((1.0, 0.5, 1e-6)) | st.floats(2**-7, 1, width=32))
+    lists = weights, gradients, exp_avgs, exp_avg_sqs, averages, [torch.tensor(float(t)) for t in steps]
+    return lists, torch.tensor(scale), torch.tensor(draw(st.sampled_from((0.0, 0.0, 0.0, 1.0))))
+
+
+def adamw_settings() -> st.SearchStrategy[tuple[float, float, float, float, float, float]]:
+    """learning_rate, beta1, beta2, epsilon, weight_decay, decay of the average; each may be at its range's end."""
+    beta = st.sampled_from((0.0, 0.5, 0.9, 0.999)) | st.floats(0, 0.9999)
+    return st.tuples(
+        st.sampled_from((0.0, 1e-4, 1.0)) | st.floats(0, 1),
+        beta,
+        beta,
+        st.sampled_from((1e-8, 1e-3)),
+        st.sampled_from((0.0, 0.01, 1.0)),
+        st.sampled_from((0.0, 0.4, 0.5, 0.9999)) | st.floats(0, 0.9999),
+    )
+
+
 def words(size: int) -> st.SearchStrategy[list[int]]:
     """uint32 values, including both ends."""
     word = st.sampled_from((0, 1, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)) | st.integers(
@@ -343,6 +395,20 @@ def keys_of(batch: int) -> st.SearchStrategy[torch.Tensor]:
     return words(2 * batch).map(lambda w: torch.tensor(w, dtype=torch.int64).view(-1, 2))
 
 
+def packed_shapes() -> st.SearchStrategy[tuple[int, int, int, int]]:
+    """[B, h, w, 2·n] of two halves side by side; the batch may be empty, n is odd or crosses a vector's length."""
+    sizes = st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 20))
+    return sizes.map(lambda size: (*size[:3], 2 * size[3]))
+
+
+def grouped_shapes() -> st.SearchStrategy[tuple[tuple[int, int, int, int], int]]:
+    """[B, C, H, W] with odd sides, and a number of groups that divides C; neither is empty but the batch."""
+    sizes = st.tuples(
+        st.integers(0, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 7), st.integers(1, 7)
+    )
+    return sizes.map(lambda s: ((s[0], s[1] * s[2], s[3], s[4]), s[1]))
+
+
 def offsets() -> st.SearchStrategy[float]:
     """Factors of the offset noise: none, the paper's, negative, large."""
     return st.sampled_from((0.0, 0.05, -1.0, 3.0))
@@ -407,6 +473,7 @@ def run_configs(draw: st.DrawFn) -> Config:
         keep_checkpoints=draw(st.integers(0, 3)),
         resume=draw(st.booleans()),
         precision=draw(st.sampled_from(("tf32", "fp32", "bf16"))),
+        activation_checkpointing=draw(st.sampled_from(("none", "cheap", "full"))),
     )
     optimizer = OptimizerConfig(
         learning_rate=draw(positive), weight_decay=draw(fraction), clip_norm=draw(positive)

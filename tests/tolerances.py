@@ -43,6 +43,9 @@ BFLOAT16_LATENT = 0.05  # latents of order one after some forty layers in bfloat
 TWO_LEVELS_LATENT = 0.05  # latents of pictures that differ by up to 2 of 255 levels, random weights
 BFLOAT16_LOSS = 0.02  # relative: latents rounded to bfloat16 (2^-9 each) over four steps of a small network
 NETWORK_BFLOAT16_FACTOR = 2.0  # our bfloat16 error over the oracle's own: other rounding, not another formula
+ATTENTION_ROUNDINGS = (
+    1  # of the terms that a kernel adds, beside EAGER_ERRORS: it keeps p, ΔP and the output rounded
+)
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
 
@@ -71,6 +74,11 @@ KEYED_NORMAL_KERNEL_ULPS = 4  # of the radius: float32 logarithm, root, sine and
 ROUNDED_PRODUCTS = 2  # roundings of a·b + c·d where one product is fused into the sum
 CENTRAL_DIFFERENCE = 1e-10  # float64 rounding of squares up to 400, over a step of 2^-9
 LOGARITHM_ULPS = 3  # of ln u in float32: the conversion of the word, one polynomial, two sums
+SIGMOID_ULPS = 3  # in float32: an exponential, a sum, a reciprocal, a product
+NORMAL_CDF_ULPS = (
+    3  # of Φ(b) in float32 for b ≥ 0: a reciprocal, two polynomials, their product, one difference
+)
+NORMAL_TAIL_ULPS = ((3.0, 9), (13.0, 68))  # of Φ(b) for b ≥ −x: e^(−x²/2) has the x²/2 roundings of x² on top
 BACKEND_ROUNDINGS = 2  # a run with other backend against one whose initial weights were rounded once more
 STILL_ONE_RUN = 0.1  # |ln ratio| of the losses of two runs that have not drifted apart as unrelated runs do
 
@@ -93,3 +101,12 @@ PIPELINE_CLAMPED = (
 FOLDED_DECODE = (
     1e-5  # float32 through the tiny autoencoder, its two 1×1 convolutions rounded once: some hundred ulps
 )
+
+# --- memory and arithmetic ---
+PRINTED_TERAFLOPS = 0.005  # half of the last place of TFLOP printed with two decimals
+PRINTED_GIBIBYTES = 0.05  # half of the last place of GiB printed with one decimal
+MEASURED_MEMORY = (
+    0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
+)
+PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
+EARLY_LAYERS = 0.03  # share of the tiny network before its first residual block adds the embedding

@@ -27,14 +27,14 @@ def write_text(
     towers: Towers,
     encoding: dict[str, Any],
     shard_bytes: int,
-    rows_per_call: int,
+    rows_per_call: int | None,
     verify: bool,
     world: World,
 ) -> dict[str, int]:
     """Encodes the captions that the cache lacks, and the empty caption if it lacks that; every rank calls this.
 
     encoding       from `refimpl.cache.text_states.text_encoding`
-    rows_per_call  as `encode_prompts` takes it: 1 gives the same bits as training without a cache
+    rows_per_call  as `encode_prompts` takes it: None gives the same bits as training without a cache
     returns        counts to print: captions, encoded, shards
     Raises InputError when the disk is full; finished shards are kept.
     """
@@ -118,7 +118,7 @@ def _caption_bytes(towers: Towers, dtype: str) -> int:
 
 @torch.no_grad()
 def _encode(
-    texts: list[str], chunks: int, towers: Towers, encoding: dict[str, Any], rows_per_call: int
+    texts: list[str], chunks: int, towers: Towers, encoding: dict[str, Any], rows_per_call: int | None
 ) -> dict[str, torch.Tensor]:
     pooling, dtype = str(encoding["pooling"]), DTYPES[str(encoding["dtype"])]
     contexts, pooled = [], []

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refimpl.data.loading.transfer import onto
 from refimpl.storage.store import Int64s, Store, find_rows, open_store
 from refimpl.text.states import TextStates
 from refimpl.text.towers import Towers
@@ -96,11 +97,14 @@ class CachedTextStates:
             return self._towers(prompts)
         states = [self._cache.states(row) for row in rows.tolist()]
         length, chunk = max(len(context) for context, _ in states), len(self._empty)
-        contexts = [
-            torch.cat([context, *[self._empty] * ((length - len(context)) // chunk)]) for context, _ in states
+        parts = [
+            part
+            for context, _ in states
+            for part in (context, *[self._empty] * ((length - len(context)) // chunk))
         ]
-        context, pooled = torch.stack(contexts), torch.stack([pooled for _, pooled in states])
-        return context.to(self._device).float(), pooled.to(self._device).float()
+        context = torch.cat(parts).view(len(states), length, -1)
+        pooled = torch.stack([pooled for _, pooled in states])
+        return onto(self._device, context).float(), onto(self._device, pooled).float()
 
     def null(self, kind: str) -> tuple[Tensor, Tensor]:
         """The null condition, as from `TextStates.null`."""

@@ -34,6 +34,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "train_command",
             "train a configuration (also: python -m refimpl.train)",
         ),
+        "estimate": (
+            "refimpl.commands.estimate",
+            "estimate_command",
+            "say whether a configuration fits a GPU, and what would make it fit",
+        ),
         "train-decoder": (
             "refimpl.commands.train_decoder",
             "train_decoder_command",

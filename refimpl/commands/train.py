@@ -43,6 +43,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     config, label = parse(arguments, program)
     from refimpl.run.threads import use_threads
     from refimpl.run.world import join_world, leave_world, lost_peers_named
+    from refimpl.train.budget.check import check_memory
     from refimpl.train.loop import train
     from refimpl.train.setup.out_folder import removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
@@ -51,6 +52,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     world = join_world(config.train.device)
     try:
         with lost_peers_named(world):
+            check_memory(config, world)
             run = run_folder(config, label, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)

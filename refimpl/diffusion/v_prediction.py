@@ -55,25 +55,35 @@ def eps_from_v(x_t: Tensor, v: Tensor, alpha: Coefficient, sigma: Coefficient) -
     return (s * x + a * velocity).to(x_t.dtype)
 
 
-def v_from_eps(x_t: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+def v_from_eps(
+    x_t: Tensor, eps: Tensor, alpha: Coefficient, sigma: Coefficient, is_defined: bool = False
+) -> Tensor:
     """The velocity of a noise prediction, v = (eps − sigma·x_t) / alpha.
 
     x_t, eps  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
+    is_defined  the caller knows that no alpha is 0; looking waits for the device
     Raises InputError when the shapes disagree, and where alpha is 0: there eps is x_t and does not determine v.
     """
     a, s, x, e = _lift(alpha, sigma, x_t=x_t, eps=eps)
-    _check_nonzero(a, "alpha", "at SNR 0 the noise is the input itself and does not determine v")
+    if not is_defined:
+        _check_nonzero(a, "alpha", "at SNR 0 the noise is the input itself and does not determine v")
     return ((e - s * x) / a).to(x_t.dtype)
 
 
-def v_from_x0(x_t: Tensor, x0: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+def v_from_x0(
+    x_t: Tensor, x0: Tensor, alpha: Coefficient, sigma: Coefficient, is_defined: bool = False
+) -> Tensor:
     """The velocity of an x0 prediction, v = (alpha·x_t − x0) / sigma.
 
     x_t, x0  [B, ...]        alpha, sigma  [B]        returns  [B, ...]; exactly −x0 where alpha is 0
+    is_defined  the caller knows that no sigma is 0; looking waits for the device
     Raises InputError when the shapes disagree, and where sigma is 0: there x0 is x_t and does not determine v.
     """
     a, s, x, clean = _lift(alpha, sigma, x_t=x_t, x0=x0)
-    _check_nonzero(s, "sigma", "without noise the clean latent is the input itself and does not determine v")
+    if not is_defined:
+        _check_nonzero(
+            s, "sigma", "without noise the clean latent is the input itself and does not determine v"
+        )
     return ((a * x - clean) / s).to(x_t.dtype)
 
 
@@ -92,17 +102,23 @@ def target(
 
 
 def v_from_output(
-    output: Tensor, x_t: Tensor, alpha: Coefficient, sigma: Coefficient, parameterisation: str = "v"
+    output: Tensor,
+    x_t: Tensor,
+    alpha: Coefficient,
+    sigma: Coefficient,
+    parameterisation: str = "v",
+    is_defined: bool = False,
 ) -> Tensor:
     """The velocity implied by the output of a network of the given parameterisation.
 
     output, x_t  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
+    is_defined   the caller knows that the conversion divides by no zero; looking waits for the device
     Raises InputError on an unknown parameterisation and where the conversion divides by zero.
     """
     check_parameterisation(parameterisation)
     if parameterisation == "v":
         return output
-    return (v_from_eps if parameterisation == "eps" else v_from_x0)(x_t, output, alpha, sigma)
+    return (v_from_eps if parameterisation == "eps" else v_from_x0)(x_t, output, alpha, sigma, is_defined)
 
 
 def check_parameterisation(parameterisation: str, schedule: NoiseSchedule | None = None) -> None:

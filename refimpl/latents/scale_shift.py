@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from refimpl.data.loading.transfer import onto
 from refimpl.errors import InputError
 from refimpl.latents.welford import Welford
 
@@ -80,8 +81,7 @@ class ScaleShift:
         if not x.is_floating_point():
             raise InputError(f"ScaleShift.{place}: expected a floating-point tensor, got {x.dtype}")
         dtype = torch.promote_types(x.dtype, torch.float32)
-        mean = torch.tensor(self.mean, dtype=dtype, device=x.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=dtype, device=x.device).view(-1, 1, 1)
+        mean, std = onto(x.device, torch.tensor((self.mean, self.std), dtype=dtype)).view(2, -1, 1, 1)
         return mean, std, x.to(dtype)
 
     @classmethod

@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from refimpl.model.blocks import zeroed
+from refimpl.model.config import Recompute
+from refimpl.model.dot_product import DotProduct, torch_choice
+from refimpl.model.recompute import again, again_but_products, cheap_before
 from refimpl.model.self_attention import SelfAttention, attend, entropy_scale
+from refimpl.ops import Ops, load_ops
 
 TRANSFORMER_NORM_EPS = 1e-6  # of the published network; its residual blocks use 1e-5
 
@@ -22,6 +24,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context_dim: int, head_dim: int):
         super().__init__()
         self.head_dim = head_dim
+        self.dot_product: DotProduct = torch_choice  # another one is set by refimpl.train.placement
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_dim, channels, bias=False)
         self.to_v = nn.Linear(context_dim, channels, bias=False)
@@ -32,11 +35,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """how  modifies self-attention; None is plain attention"""
         source = tokens if context is None else context
-        q = self._split_heads(self.to_q(tokens))
-        k = self._split_heads(self.to_k(source))
-        v = self._split_heads(self.to_v(source))
+        return self.attend(self.to_q(tokens), self.to_k(source), self.to_v(source), how)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, how: SelfAttention | None = None) -> Tensor:
+        """From the projections, q [B, n, channels] and k, v [B, m, channels], to the result."""
+        q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
         # softmax(q kᵀ / √d) v; a fused kernel, if the device has one, never materialises the n × m matrix
-        heads = F.scaled_dot_product_attention(q, k, v) if how is None else attend(q, k, v, how)
+        heads = self.dot_product(q, k, v) if how is None else attend(q, k, v, how, self.dot_product)
         return self.to_out(heads.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -47,13 +52,14 @@ class Attention(nn.Module):
 class GEGLU(nn.Module):
     """Gated linear unit a · GELU(b) with (a, b) = W x + bias (Shazeer 2020, §2)."""
 
+    ops: Ops = load_ops("reference")
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.proj = nn.Linear(channels, 2 * hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.proj(x).chunk(2, dim=-1)
-        return a * F.gelu(b)
+        return self.ops.geglu(self.proj(x))
 
 
 class FeedForward(nn.Module):
@@ -67,7 +73,14 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        return self.after(nn.Identity(), x)
+
+    def after(self, norm: nn.Module, x: Tensor, how: Recompute = "none") -> Tensor:
+        """The feed-forward of norm(x)."""
+        gate = self.net[0]
+        assert isinstance(gate, GEGLU)
+        packed = cheap_before(gate.proj, norm, x, how)
+        return cheap_before(self.net[2], gate.ops.geglu, packed, how)
 
 
 class TransformerBlock(nn.Module):
@@ -77,7 +90,7 @@ class TransformerBlock(nn.Module):
     [B, n, channels].
     """
 
-    activation_checkpointing = False
+    activation_checkpointing: Recompute = "none"
 
     def __init__(self, channels: int, context_dim: int, head_dim: int):
         super().__init__()
@@ -89,17 +102,24 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, tokens: Tensor, context: Tensor, how: SelfAttention | None = None) -> Tensor:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            # Nothing in the block is random, so no RNG state needs to be saved for the recomputation.
-            return checkpoint(
-                self._forward, tokens, context, how, use_reentrant=False, preserve_rng_state=False
-            )
-        return self._forward(tokens, context, how)
+        if self.activation_checkpointing == "full" and torch.is_grad_enabled():
+            return again(self._forward, tokens, context, how)
+        return self._forward(tokens, context, how, self.activation_checkpointing)
 
-    def _forward(self, tokens: Tensor, context: Tensor, how: SelfAttention | None) -> Tensor:
-        tokens = tokens + self.attn1(self.norm1(tokens), how=how)
-        tokens = tokens + self.attn2(self.norm2(tokens), context)
-        return tokens + self.ff(self.norm3(tokens))
+    def _forward(
+        self, tokens: Tensor, context: Tensor, how: SelfAttention | None, kept: Recompute = "none"
+    ) -> Tensor:
+        cheap = kept == "cheap" and torch.is_grad_enabled()
+        q, k, v = again_but_products(self._projections, tokens) if cheap else self._projections(tokens)
+        tokens = tokens + self.attn1.attend(q, k, v, how)
+        q = cheap_before(self.attn2.to_q, self.norm2, tokens, kept)
+        tokens = tokens + self.attn2.attend(q, self.attn2.to_k(context), self.attn2.to_v(context))
+        return tokens + self.ff.after(self.norm3, tokens, kept)
+
+    def _projections(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of the self-attention."""
+        x = self.norm1(tokens)
+        return self.attn1.to_q(x), self.attn1.to_k(x), self.attn1.to_v(x)
 
 
 class LevelAttention(NamedTuple):

@@ -31,14 +31,14 @@ def set_attention(unet: UNet, options: AttentionOptions) -> None:
     Raises InputError if train_side leaves a level with transformers fewer than two tokens.
     """
     off = options == AttentionOptions()
-    for transformer, level in _transformers(unet):
+    for transformer, level in transformers(unet):
         transformer.level_attention = None if off else _at_level(options, level)
 
 
 @contextmanager
 def using_attention(unet: UNet, options: AttentionOptions) -> Iterator[None]:
     """`set_attention` for the duration of a `with` block, then restore what was set before. Raises as that does."""
-    before = [(transformer, transformer.level_attention) for transformer, _ in _transformers(unet)]
+    before = [(transformer, transformer.level_attention) for transformer, _ in transformers(unet)]
     try:
         set_attention(unet, options)
         yield
@@ -64,7 +64,7 @@ def _cells(latent_cells: int, cell: int) -> int:
     return math.ceil(latent_cells / cell)
 
 
-def _transformers(unet: UNet) -> Iterator[tuple[SpatialTransformer, int]]:
+def transformers(unet: UNet) -> Iterator[tuple[SpatialTransformer, int]]:
     """Every spatial transformer, and how many times its feature map was halved."""
     level = 0
     for stage in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):

@@ -3,7 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from refimpl.model.config import Recompute
+from refimpl.model.recompute import again, cheap_before
+from refimpl.ops import Ops, load_ops
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -13,6 +16,17 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+def norm_silu_conv(ops: Ops, layers: nn.Sequential, x: Tensor, how: Recompute = "none") -> Tensor:
+    """A GroupNorm, its SiLU and the convolution at the end of `layers`; the backend computes the first two as one."""
+    norm = layers[0]
+    assert isinstance(norm, nn.GroupNorm)
+
+    def norm_silu(x: Tensor) -> Tensor:
+        return ops.group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+    return cheap_before(layers[-1], norm_silu, x, how)
+
+
 class ResBlock(nn.Module):
     """Two 3×3 convolutions with the embedding added between them, and a skip connection.
 
@@ -20,7 +34,8 @@ class ResBlock(nn.Module):
     The second convolution is initialised to zero, so a new block is just its skip connection.
     """
 
-    activation_checkpointing = False
+    activation_checkpointing: Recompute = "none"
+    ops: Ops = load_ops("reference")
 
     def __init__(self, in_channels: int, out_channels: int, emb_dim: int, groups: int):
         super().__init__()
@@ -38,15 +53,15 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            # Nothing in the block is random, so no RNG state needs to be saved for the recomputation.
-            return checkpoint(self._forward, x, emb, use_reentrant=False, preserve_rng_state=False)
-        return self._forward(x, emb)
+        how = self.activation_checkpointing
+        if how == "full" and torch.is_grad_enabled():
+            return again(self._forward, x, emb)
+        return self._forward(x, emb, how)
 
-    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x)
+    def _forward(self, x: Tensor, emb: Tensor, how: Recompute = "none") -> Tensor:
+        h = norm_silu_conv(self.ops, self.in_layers, x, how)
         h = h + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        return self.skip_connection(x) + norm_silu_conv(self.ops, self.out_layers, h, how)
 
 
 class Downsample(nn.Module):

@@ -1,9 +1,20 @@
 """The shape of the UNet of SDXL and its refiner (S §2.1, §2.5, Tab. 1)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from refimpl.checks import check_whole_numbers
 from refimpl.errors import InputError
+
+ATTENTION_KERNELS = ("math", "efficient", "flash", "cudnn", "flex")
+"""Names of the attention functions of refimpl.model.dot_product."""
+BFLOAT16_KERNELS = ("flash", "cudnn")
+"""Those that round q, k and v to bfloat16."""
+DETERMINISTIC_KERNELS = ("math", "efficient", "flash")
+"""Those whose backward pass gives the same bits twice under `torch.use_deterministic_algorithms`."""
+
+Recompute = Literal["none", "cheap", "full"]
+"""What a block computes again in its backward pass: see refimpl.model.recompute."""
 
 
 @dataclass(frozen=True)

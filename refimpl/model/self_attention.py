@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refimpl.model.dot_product import DotProduct, torch_choice
+
 TILE = 16  # side of the squares of queries that share their keys; a mask is at most TILE²·(TILE + 2·radius)²
 
 
@@ -35,16 +37,19 @@ def entropy_scale(tokens: int, train_tokens: int) -> float:
     return math.sqrt(math.log(tokens) / math.log(train_tokens))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, how: SelfAttention) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, how: SelfAttention, dot_product: DotProduct = torch_choice
+) -> Tensor:
     """softmax(s·q kᵀ / √d) v, for each token over its neighbourhood.
 
-    q, k, v  [B, heads, height · width, d]        returns  as q
+    q, k, v      [B, heads, height · width, d]        returns  as q
+    dot_product  attention over the whole map; over neighbourhoods torch picks the kernel, as few take a mask
     Never materialises the matrix of all logits: a neighbourhood is computed in tiles, each with the keys near it,
     which takes height·width·(TILE + 2·radius)² products.
     """
     scale = how.logit_scale / math.sqrt(q.shape[-1])
     if how.radius is None:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+        return dot_product(q, k, v, scale)
     q, k, v = (x.unflatten(2, (how.height, how.width)) for x in (q, k, v))
     rows = []
     for top in range(0, how.height, TILE):

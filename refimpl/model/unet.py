@@ -1,14 +1,18 @@
 """The UNet of SDXL and its refiner (S §2.1, §2.5, Tab. 1), under the keys of the published single file."""
 
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refimpl.checks import check_choice
 from refimpl.errors import InputError
-from refimpl.model.attention import SpatialTransformer, TransformerBlock
-from refimpl.model.blocks import Downsample, ResBlock, Upsample, zeroed
-from refimpl.model.config import UNetConfig
+from refimpl.model.attention import GEGLU, SpatialTransformer, TransformerBlock
+from refimpl.model.blocks import Downsample, ResBlock, Upsample, norm_silu_conv, zeroed
+from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.embeddings import EmbeddingMLP
+from refimpl.ops import Ops, load_ops
 from refimpl.text.sinusoid import sinusoidal_features
 
 
@@ -33,15 +37,17 @@ class UNet(nn.Module):
     """Predicts v (or eps or x0, whichever it was trained on) from noisy latents.
 
     config                    shape of the network
-    activation_checkpointing  recompute each residual and transformer block in the backward pass instead of
-                              storing its activations: less memory, the same gradients
+    activation_checkpointing  what the residual and transformer blocks compute again in the backward pass instead of
+                              keeping it (`refimpl.model.recompute`): less memory, the same gradients
 
     Initialised as the published network was: PyTorch's defaults, except that the last convolution of each
     residual block, the last projection of each transformer and the output convolution are zero. A new UNet
     returns exactly zero.
     """
 
-    def __init__(self, config: UNetConfig, activation_checkpointing: bool = False):
+    ops: Ops = load_ops("reference")
+
+    def __init__(self, config: UNetConfig, activation_checkpointing: Recompute = "none"):
         super().__init__()
         self.config = config
         emb_dim = 4 * config.channels
@@ -86,11 +92,18 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(config.groups, width), nn.SiLU(), last)
         self.set_activation_checkpointing(activation_checkpointing)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Turn activation checkpointing on or off."""
+    def set_activation_checkpointing(self, how: Recompute) -> None:
+        """What the blocks compute again: none, cheap or full. Raises InputError on another word."""
+        check_choice("UNet.activation_checkpointing", str(how), get_args(Recompute))
         for module in self.modules():
             if isinstance(module, ResBlock | TransformerBlock):
-                module.activation_checkpointing = enabled
+                module.activation_checkpointing = how
+
+    def set_ops(self, ops: Ops) -> None:
+        """Compute the blocks with the operations of a backend (`refimpl.ops.load_ops`); at first, the reference's."""
+        for module in self.modules():
+            if isinstance(module, GEGLU | ResBlock | UNet):
+                module.ops = ops
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
         """Prediction for noisy latents.
@@ -120,7 +133,7 @@ class UNet(nn.Module):
             h = torch.cat([h, skips.pop()], dim=1)
             next_size = skips[-1].shape[2:] if skips else h.shape[2:]
             h = stage(h, emb, context, next_size)
-        return self.out(h).to(x.dtype)
+        return norm_silu_conv(self.ops, self.out, h).to(x.dtype)
 
     def _check(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> None:
         """Checks shapes against the config, and for floating-point dtypes (t's is checked by the sinusoid)."""

@@ -25,6 +25,8 @@ class Ops(NamedTuple):
     keyed_v_loss: Callable[..., Tensor]
     channel_moments: Callable[..., tuple[Tensor, Tensor, Tensor]]
     keyed_normal: Callable[..., Tensor]
+    geglu: Callable[[Tensor], Tensor]
+    group_norm_silu: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 
 
 def load_ops(backend: str) -> Ops:

@@ -94,6 +94,8 @@ def _arguments(name: str, device: str) -> tuple:
         "keyed_v_loss": (prediction, x0, key, alpha, sigma, weight, 0.05),
         "channel_moments": (x0,),
         "keyed_normal": (key, shape[1:], 0.05),
+        "geglu": (x0,),
+        "group_norm_silu": (x0, alpha.float() + 1, sigma.float(), 2, 1e-5),
     }[name]
 
 

@@ -3,7 +3,8 @@
 They agree with the reference to within rounding, on the CPU and on CUDA. The differences:
 
 - The arithmetic is float32 unless the prediction (or x0) is float64, whatever the other tensors are.
-- v_loss can be differentiated once, with respect to prediction only; a second derivative raises.
+- v_loss can be differentiated once, with respect to prediction only; a second derivative raises. So do those of
+  geglu and group_norm_silu, which are in network_kernel.py.
 - add_noise is differentiable with respect to x0 and eps, but not alpha and sigma.
 - Invalid arguments raise ValueError or TypeError.
 
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor
 
 from refimpl.ops import _kernels as _kernels  # registers torch.ops.refimpl; ImportError when it is not built
+from refimpl.ops.network_kernel import geglu as geglu
+from refimpl.ops.network_kernel import group_norm_silu as group_norm_silu
+from refimpl.ops.network_kernel import memory_order
 
 # The overloads themselves: looking them up by name on every call costs as much as the call.
 _ADD_NOISE = torch.ops.refimpl.add_noise.default
@@ -113,11 +117,6 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
 # ---- Shapes and dtypes of the results, for tracing with fake tensors -------------------------------------------
 
 
-def _order(x: Tensor) -> torch.memory_format:
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _check(x0: Tensor, name: str, other: Tensor, *per_sample: Tensor) -> None:
     torch._check_value(x0.ndim == 4, lambda: f"x0 must have shape [B, C, H, W], got {list(x0.shape)}")
     torch._check_value(
@@ -134,7 +133,7 @@ def _check(x0: Tensor, name: str, other: Tensor, *per_sample: Tensor) -> None:
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_order(x))
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_order(x))
 
 
 def _loss_like(prediction: Tensor, x0: Tensor, *per_sample: Tensor) -> Tensor:

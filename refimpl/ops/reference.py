@@ -1,11 +1,13 @@
 """The operations in torch: the definition that the kernels are tested against.
 
-All of them are out of place and compute in float32, or in float64 if any tensor is float64.
+All of them are out of place. Those on latents compute in float32, or in float64 if any tensor is float64; those of
+the network's blocks round each step to their tensors' dtype, as torch does.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from refimpl.diffusion import philox, v_prediction
@@ -23,7 +25,13 @@ def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def v_loss(
-    prediction: Tensor, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, weight: Tensor
+    prediction: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    weight: Tensor,
+    expected: float | None = None,
 ) -> Tensor:
     """The weighted v-prediction loss of each sample (N §2.1, §2.4).
 
@@ -31,6 +39,7 @@ def v_loss(
     lower precision. Only prediction gets a gradient.
 
     prediction, x0, eps  [B, C, H, W]        alpha, sigma, weight  [B]
+    expected  changes nothing: a hint to the backend `kernel`
     returns  [B]  float32, or float64 if any tensor is float64
     Raises InputError when shapes disagree, or when a sample has no elements to average. An empty batch returns
     an empty tensor, shape [0].
@@ -71,13 +80,14 @@ def keyed_v_loss(
     sigma: Tensor,
     weight: Tensor,
     offset: float = 0.0,
+    expected: float | None = None,
 ) -> Tensor:
     """`v_loss` with the noise drawn from each sample's key.
 
     prediction, x0  [B, C, H, W]        key  [B, 2]        alpha, sigma, weight  [B]        returns  [B]
     Raises InputError as `v_loss` does.
     """
-    return v_loss(prediction, x0, _noise_of(x0, key, offset), alpha, sigma, weight)
+    return v_loss(prediction, x0, _noise_of(x0, key, offset), alpha, sigma, weight, expected)
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,6 +114,41 @@ def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tens
     key  [B, 2]        shape  (C, H, W)        returns  [B, C, H, W]  float32
     """
     return philox.keyed_normal(key, shape, offset)
+
+
+def geglu(packed: Tensor) -> Tensor:
+    """The gated linear unit a · GELU(b) of both halves of the last dimension, with the exact GELU (Shazeer 2020, §2).
+
+    packed  [..., 2·n]  (a, b), as one projection leaves them        returns  [..., n] in packed's dtype
+    Raises InputError when the last dimension is odd, or on an integer dtype.
+    """
+    if packed.ndim == 0 or packed.shape[-1] % 2 or not packed.is_floating_point():
+        raise InputError(
+            f"packed must be a floating-point tensor [..., 2·n], got {packed.dtype} of shape {list(packed.shape)}"
+        )
+    a, b = packed.chunk(2, dim=-1)
+    return a * F.gelu(b)
+
+
+def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """silu(group_norm(x)): the pair in front of every 3×3 convolution (S §2.1; Wu & He 2018, eq. 1).
+
+    x  [B, C, H, W]        weight, bias  [C]        groups  of C / groups channels        eps  added to each variance
+    returns  [B, C, H, W] in x's dtype; the normalisation is in the wider one of x's and weight's
+    Raises InputError when the shapes disagree.
+    """
+    if x.ndim != 4 or groups < 1 or x.shape[1] % groups:
+        raise InputError(
+            f"x must have shape [B, C, H, W] with {groups} groups of channels, got {list(x.shape)}"
+        )
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter.shape != x.shape[1:2]:
+            raise InputError(
+                f"{name} has shape {list(parameter.shape)} and x {list(x.shape)}: give one per channel"
+            )
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    normalised = F.group_norm(x.to(wide), groups, weight.to(wide), bias.to(wide), eps)
+    return F.silu(normalised).to(x.dtype)
 
 
 def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:

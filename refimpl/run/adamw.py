@@ -46,6 +46,55 @@ def learning_rate(config: OptimizerConfig, peak: float, step: int, steps: int) -
     return rate
 
 
+@torch.no_grad()
+def step_in_one_pass(
+    optimizer: torch.optim.AdamW,
+    averages: Mapping[torch.nn.Parameter, Tensor],
+    scale: Tensor,
+    skipped: Tensor,
+    decay: float,
+) -> None:
+    """`optimizer.step()` with scaled gradients and the averages' step in one pass, by the compiled operation.
+
+    The moments and step counts lie in the optimizer's state as its own step leaves them.
+    averages  the moving average of every parameter, or empty: none are kept
+    scale     what the gradients are multiplied by    skipped  0, or 1 to change nothing; scalars on the device
+    decay     of the averages
+    """
+    from refimpl.ops.adamw_ema_kernel import adamw_ema_  # needs the compiled extension
+
+    for group in optimizer.param_groups:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        states = [_moments_of(optimizer, parameter) for parameter in parameters]
+        beta1, beta2 = group["betas"]
+        adamw_ema_(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [averages[parameter] for parameter in parameters] if averages else [],
+            [state["step"] for state in states],
+            scale,
+            skipped,
+            group["lr"],
+            beta1,
+            beta2,
+            group["eps"],
+            group["weight_decay"],
+            decay,
+        )
+
+
+def _moments_of(optimizer: torch.optim.AdamW, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+    """A parameter's moments and step count, zeros before its first step as torch makes them."""
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state
+
+
 def optimizer_state(
     parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW
 ) -> dict[str, Tensor]:
@@ -73,6 +122,11 @@ def load_optimizer_state(
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
             "step": state[f"{name}.step"].to(parameter.device),
-            "exp_avg": state[f"{name}.exp_avg"].to(parameter.device),
-            "exp_avg_sq": state[f"{name}.exp_avg_sq"].to(parameter.device),
+            "exp_avg": _laid_out_as(parameter, state[f"{name}.exp_avg"]),
+            "exp_avg_sq": _laid_out_as(parameter, state[f"{name}.exp_avg_sq"]),
         }
+
+
+def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """The moment on the parameter's device with its strides: fused AdamW walks both as they lie in memory."""
+    return torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False).copy_(moment)

@@ -4,13 +4,20 @@ Every field is checked when the object is built, so a run that starts is a run w
 """
 
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from refimpl.checks import check_at_least, check_at_most, check_choice, check_fraction, check_seed
 from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig, VAEConfig
-from refimpl.model.config import UNetConfig
+from refimpl.model.config import (
+    ATTENTION_KERNELS,
+    BFLOAT16_KERNELS,
+    DETERMINISTIC_KERNELS,
+    Recompute,
+    UNetConfig,
+)
 from refimpl.model.lora.config import LoRAConfig
 from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.sample.config import SampleConfig
@@ -48,21 +55,38 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Decay of the exponential moving average of the weights."""
     backend: str = "reference"
-    """Implementation of refimpl.ops for the loss and the noise: reference (torch) or kernel (compiled)."""
+    """Implementation of refimpl.ops for the loss, the noise and the UNet's blocks, and of the step that the optimizer
+    and the moving averages take: reference (torch) or kernel (compiled)."""
     device: str = "auto"
     """Device to train on: auto, cpu or cuda."""
     threads: int = 0
     """CPU threads per rank. 0 chooses: 1 when `reduction` is ordered, else as many as the network is large enough
     for, within the CPUs that the process may use (affinity mask, cgroup quota)."""
     precision: str = "tf32"
-    """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast)."""
+    """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast for the UNet; the autoencoder and
+    frozen towers compute as under tf32)."""
+    attention: str = "auto"
+    """Kernel of the UNet's attention: math, efficient (memory-efficient, in float32 three TF32 products for one),
+    flash or cudnn (both in bfloat16, in a tf32 run too), or flex (compiled, TF32). auto is efficient in tf32 and fp32
+    and, in bf16, cudnn on Hopper and newer cards and flash on others; on the CPU it is torch's own kernel."""
+    channels_last: str = "auto"
+    """Whether the UNet's and the autoencoder's convolutions keep their channels innermost in memory: on, off, or
+    auto, which is on for a GPU and off for the CPU."""
+    compile: str = "none"
+    """What torch.compile compiles: none, or blocks, the UNet's residual and transformer blocks in training steps.
+    Validation and sampling are never compiled."""
+    deterministic: bool = False
+    """Only kernels that give the same bits on every run of the same machine: torch's deterministic algorithms, and
+    for attention not cudnn or flex. An operation that has no such kernel ends the run."""
     reduction: str = "fast"
     """How gradients are summed over ranks: fast (DDP all-reduce) or ordered (in global order, with one thread unless
     `threads` says more: the same bits on 1, 2 or 4 ranks)."""
     checkpoint_every: int = 1000
     """Optimizer steps between checkpoints; the last step always writes one."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, the same gradients."""
+    activation_checkpointing: Recompute = "none"
+    """What the UNet's blocks compute again in the backward pass instead of keeping it: none, cheap (norms,
+    activations and GEGLU, but no matrix product, convolution or attention) or full (whole blocks). Less memory, the
+    same gradients."""
     keep_checkpoints: int = 3
     """Number of newest checkpoints to keep; 0 keeps all."""
     validate_every: int = 1000
@@ -89,10 +113,26 @@ class TrainConfig:
         check_fraction("train.caption_dropout", self.caption_dropout)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay {self.ema_decay} is outside [0, 1)")
+        check_choice(
+            "train.activation_checkpointing", str(self.activation_checkpointing), get_args(Recompute)
+        )
         check_choice("train.backend", self.backend, ("reference", "kernel"))
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("train.precision", self.precision, ("tf32", "fp32", "bf16"))
         check_choice("train.reduction", self.reduction, ("fast", "ordered"))
+        check_choice("train.attention", self.attention, ("auto", *ATTENTION_KERNELS))
+        check_choice("train.channels_last", self.channels_last, ("auto", "on", "off"))
+        check_choice("train.compile", self.compile, ("none", "blocks"))
+        if self.precision == "fp32" and self.attention in BFLOAT16_KERNELS:
+            raise InputError(
+                f"train.attention {self.attention!r} computes in bfloat16, which train.precision 'fp32' rules out; "
+                "use efficient or math, or precision tf32"
+            )
+        if self.deterministic and self.attention not in ("auto", *DETERMINISTIC_KERNELS):
+            raise InputError(
+                f"train.attention {self.attention!r} is not deterministic; use auto, "
+                f"{', '.join(DETERMINISTIC_KERNELS)}, or train.deterministic = false"
+            )
 
 
 @dataclass(frozen=True)

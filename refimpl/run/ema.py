@@ -4,7 +4,7 @@ ema ← decay·ema + (1 − decay)·weights after every optimizer step, with the
 first thousand steps are not an average with the random initialisation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -22,7 +22,12 @@ class HasState(Protocol):
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """Decay used after optimizer step `step` (1, 2, …): min(decay, (1 + step) / (10 + step))."""
+    """Decay used after optimizer step `step` (1, 2, …): min(decay, (1 + step) / (10 + step)).
+
+    Raises InputError when decay leaves [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise InputError(f"EMA decay {decay} is outside [0, 1)")
     return min(decay, (1 + step) / (10 + step))
 
 
@@ -32,17 +37,47 @@ def ema_start(module: HasState) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def ema_update(average: Mapping[str, Tensor], module: HasState, step: int, decay: float) -> None:
+def ema_update(
+    average: Mapping[str, Tensor],
+    module: HasState,
+    step: int,
+    decay: float,
+    skipped: Tensor | None = None,
+) -> None:
     """Moves `average` in place towards the module's weights.
 
-    step   number of optimizer steps taken, from 1
-    decay  in [0, 1); 0 makes the average equal to the weights
+    step     number of optimizer steps taken, from 1
+    decay    in [0, 1); 0 makes the average equal to the weights
+    skipped  a scalar on the weights' device: 0, or 1 when the optimizer skipped the step, and the average stays as it
+             was. It is not waited for.
     Raises InputError when decay leaves [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise InputError(f"EMA decay {decay} is outside [0, 1)")
+    share = 1 - ema_decay(step, decay)
+    lerp_ = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
     weights = module.state_dict()
     targets = [average[name] for name in weights]
     values = [value.float() for value in weights.values()]
-    for target, value in zip(targets, values, strict=True):
-        target.lerp_(value, 1 - ema_decay(step, decay))
+    if not targets:
+        return
+    if skipped is None:
+        lerp_(targets, values, share)
+    else:
+        lerp_(targets, values, share_of_each(targets, share * (1 - skipped)))
+
+
+def share_of_each(targets: Sequence[Tensor], share: Tensor) -> list[Tensor]:
+    """The share by which each target moves, as torch._foreach_lerp_ takes it: a scalar for each on the CPU.
+
+    On a GPU that would be one launch per target. Its multi-tensor kernel asks for tensors of the targets' shapes and
+    strides: views of one buffer, as long as the largest target.
+    """
+    if not share.is_cuda:
+        return [share] * len(targets)
+    return views_of_one_buffer(targets, share)
+
+
+def views_of_one_buffer(targets: Sequence[Tensor], share: Tensor) -> list[Tensor]:
+    """Tensors full of `share` in the shapes and strides of the targets, which have no gaps."""
+    longest = max((target.numel() for target in targets), default=0)
+    buffer = share.expand(longest).contiguous()
+    return [buffer.as_strided(target.shape, target.stride()) for target in targets]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
+from refimpl.data.loading.transfer import onto
 from refimpl.errors import InputError
 from refimpl.text.config import NULL_KINDS, POOLINGS, SIZE_FEATURES
 from refimpl.text.encoders import penultimate_and_pooled, penultimate_state
 from refimpl.text.sinusoid import sinusoidal_features
 from refimpl.text.tokenizer import ROW_TOKENS, Chunk, Tokenizer, as_tokenizer
+
+ROWS_ON_A_GPU = 16  # chunks in one call of the towers, always: products of another shape round in another way
 
 
 def chunk_counts(prompts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
@@ -30,7 +34,7 @@ def encode_prompts(
     encoder_g: CLIPTextModelWithProjection,
     pooling: str = "mean",
     chunks: int | None = None,
-    rows_per_call: int = 1,
+    rows_per_call: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-attention context and pooled state of each prompt (S §2.1, N §4.2).
 
@@ -39,8 +43,8 @@ def encode_prompts(
     encoder_l  None for bigG's states only, as SDXL's refiner uses (S §2.5)
     pooling  "mean" over the sample's own chunks (N §4.2), or "first" chunk only, as some other tools do
     chunks   n; None takes the largest own count in this batch
-    rows_per_call  chunks per encoder call; 1 makes each chunk's bits independent of all others, more is faster
-                   on a GPU and may differ in the last bit
+    rows_per_call  chunks in each call of an encoder, filled up with empty ones; None takes `default_rows`. Another
+                   number may change the last bit of a state
     returns  context [B, 77·n, D_l + D_g] (D_g without encoder_l), pooled [B, P], on the encoders' device and
              in their dtype
 
@@ -53,6 +57,8 @@ def encode_prompts(
     """
     if pooling not in POOLINGS:
         raise InputError(f"encode_prompts: pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
+    if rows_per_call is None:
+        rows_per_call = default_rows(encoder_g.device)
     if rows_per_call < 1:
         raise InputError(f"encode_prompts: rows_per_call is {rows_per_call}; it must be at least 1")
     tokenizer = as_tokenizer(tokenizer)
@@ -70,28 +76,56 @@ def encode_prompts(
     empty: Chunk = ()
     padded = [[*sample, *([empty] * (total - len(sample)))] for sample in own]
     distinct = list(dict.fromkeys(chunk for sample in padded for chunk in sample))
-    context_of: dict[Chunk, Tensor] = {}
-    pooled_of: dict[Chunk, Tensor] = {}
-    for start in range(0, len(distinct), rows_per_call):
-        group = distinct[start : start + rows_per_call]
-        states, pooled_g = penultimate_and_pooled(
-            encoder_g, tokenizer.rows_g(group).to(encoder_g.device), tokenizer.eos_id
-        )
-        if encoder_l is not None:
-            state_l = penultimate_state(encoder_l, tokenizer.rows_l(group).to(encoder_l.device))
-            states = torch.cat((state_l, states), dim=-1)
-        context_of.update(zip(group, states, strict=True))
-        pooled_of.update(zip(group, pooled_g, strict=True))
+    groups = [distinct[first : first + rows_per_call] for first in range(0, len(distinct), rows_per_call)]
+    groups[-1] = groups[-1] + [empty] * (rows_per_call - len(groups[-1]))
+    device, eos = encoder_g.device, tokenizer.eos_id
+    encoded = [
+        penultimate_and_pooled(encoder_g, onto(device, tokenizer.rows_g(group)), eos, _ends(group, eos))
+        for group in groups
+    ]
+    states, pooled_g = (_joined(parts) for parts in zip(*encoded, strict=True))
+    if encoder_l is not None:
+        rows_l = [onto(encoder_l.device, tokenizer.rows_l(group)) for group in groups]
+        state_l = _joined([penultimate_state(encoder_l, rows) for rows in rows_l])
+        states = torch.cat((state_l, states), dim=-1)
 
-    context = torch.stack([torch.cat([context_of[chunk] for chunk in sample]) for sample in padded])
-    pooled = torch.stack([_pool([pooled_of[chunk] for chunk in sample], pooling) for sample in own])
-    return context, pooled
+    context_of = dict(zip(distinct, states.unbind(0), strict=False))  # without what fills the last call
+    pooled_of = dict(zip(distinct, pooled_g.unbind(0), strict=False))
+    context = torch.cat([context_of[chunk] for sample in padded for chunk in sample])
+    pooled = _pool([[pooled_of[chunk] for chunk in sample] for sample in own], pooling)
+    return context.view(len(padded), -1, context.shape[-1]), pooled
 
 
-def _pool(states: list[Tensor], pooling: str) -> Tensor:
+def default_rows(device: torch.device) -> int:
+    """How many chunks the towers encode in one call: one on the CPU, ROWS_ON_A_GPU elsewhere.
+
+    A call costs a GPU hundreds of launches, whatever it encodes. On the CPU, products of several rows that threads
+    share are rounded otherwise than those of one.
+    """
+    return 1 if device.type == "cpu" else ROWS_ON_A_GPU
+
+
+def _ends(chunks: Sequence[Chunk], eos_id: int) -> list[int]:
+    """The position of the first EOS in each chunk's row, which begins with BOS."""
+    return [1 + (chunk.index(eos_id) if eos_id in chunk else len(chunk)) for chunk in chunks]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _pool(states: list[list[Tensor]], pooling: str) -> Tensor:
+    """One state [P] for each sample, from those of its own chunks; in as few operations as there are lengths."""
     if pooling == "first":
-        return states[0]
-    return torch.stack(states).mean(dim=0)
+        return torch.stack([sample[0] for sample in states])
+    order, means = sorted(range(len(states)), key=lambda number: len(states[number])), []
+    for length, members in groupby(order, key=lambda number: len(states[number])):
+        rows = torch.stack([state for number in members for state in states[number]])
+        means.append(rows if length == 1 else rows.unflatten(0, (-1, length)).mean(dim=1))
+    if len(means) == 1:
+        return means[0]  # of equal lengths, sorted as they came
+    pooled = dict(zip(order, (row for rows in means for row in rows.unbind(0)), strict=True))
+    return torch.stack([pooled[number] for number in range(len(states))])
 
 
 def null_condition(
@@ -134,9 +168,10 @@ def apply_dropout(
             f"does not fit {list(context.shape)}, {list(pooled.shape)}; compute it with the same encoders"
         )
     drop = drop.to(context.device)
-    null_context = null_context.to(context).repeat(1, repeats, 1)
+    null_context = null_context.to(context).expand(repeats, -1, -1)
+    by_chunk = context.unflatten(1, (repeats, -1))
     return (
-        torch.where(drop[:, None, None], null_context, context),
+        torch.where(drop[:, None, None, None], null_context, by_chunk).flatten(1, 2),
         torch.where(drop[:, None], null_pooled.to(pooled), pooled),
     )
 
@@ -153,12 +188,11 @@ def size_embedding(size_ints: Tensor) -> Tensor:
     return sinusoidal_features(size_ints, SIZE_FEATURES).flatten(1)
 
 
-def vector_conditioning(pooled: Tensor, size_ints: Tensor, scores: Tensor | None = None) -> Tensor:
-    """The vector that is added to the timestep embedding: pooled ⊕ size features (S §2.2).
+def size_features(size_ints: Tensor, scores: Tensor | None = None) -> Tensor:
+    """The features of an image's sizes and crop that stand beside its pooled state (S §2.2).
 
-    pooled [B, P]; size_ints [B, 6]; scores [B] for the refiner, which replace the target size (S §2.5)
-    returns  [B, P + 1536] in pooled's dtype, 2816 for SDXL; with scores [B, P + 1280], 2560 for its refiner
-    The features are computed in float32 and cast at the end. Raises InputError when the batch sizes differ.
+    size_ints [B, 6]; scores [B] for the refiner, which replace the target size (S §2.5)
+    returns  [B, 1536] float32; with scores [B, 1280]. Raises InputError as `vector_conditioning` does.
     """
     numbers = size_ints
     if scores is not None:
@@ -168,13 +202,27 @@ def vector_conditioning(pooled: Tensor, size_ints: Tensor, scores: Tensor | None
             )
         # original h, w; crop top, left; score. float32 holds every size below 2^24.
         numbers = torch.cat((size_ints[:, :4].float(), scores[:, None].float()), dim=1)
-    if pooled.dim() != 2 or size_ints.shape[:1] != pooled.shape[:1]:
+    return size_embedding(numbers)
+
+
+def vector_conditioning(
+    pooled: Tensor, size_ints: Tensor, scores: Tensor | None = None, features: Tensor | None = None
+) -> Tensor:
+    """The vector that is added to the timestep embedding: pooled ⊕ size features (S §2.2).
+
+    pooled [B, P]; size_ints and scores as in `size_features`; features: what that gives for them, where it was
+    computed beforehand
+    returns  [B, P + 1536] in pooled's dtype, 2816 for SDXL; with scores [B, P + 1280], 2560 for its refiner
+    The features are computed in float32 and cast at the end. Raises InputError when the batch sizes differ.
+    """
+    if features is None:
+        features = size_features(size_ints, scores)
+    if pooled.dim() != 2 or features.shape[:1] != pooled.shape[:1]:
         raise InputError(
             f"vector_conditioning: pooled {list(pooled.shape)} and size_ints {list(size_ints.shape)} "
             "must be [B, P] and [B, 6] with equal B"
         )
     wide = torch.promote_types(pooled.dtype, torch.float32)
-    features = size_embedding(numbers)
     return torch.cat((pooled.to(wide), features.to(wide)), dim=-1).to(pooled.dtype)
 
 

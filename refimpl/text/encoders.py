@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,19 +154,21 @@ def penultimate_state(encoder: CLIPTextModel | CLIPTextModelWithProjection, ids:
 
 
 def penultimate_and_pooled(
-    encoder: CLIPTextModelWithProjection, ids: Tensor, eos_id: int
+    encoder: CLIPTextModelWithProjection, ids: Tensor, eos_id: int, places: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """bigG's penultimate state, and its pooled state: the projected, normalised last state at the first EOS.
 
-    ids  [N, 77] int64      returns  ([N, 77, D], [N, P]) in the encoder's dtype
-    The position is found here from the ids: if a config says eos_token_id 2, as the published ones do,
-    transformers takes the largest id instead, which is the wrong position in a vocabulary with added tokens.
+    ids     [N, 77] int64      returns  ([N, 77, D], [N, P]) in the encoder's dtype
+    places  [N] position of the first EOS in each row; found here, which waits for the device, when left out
+    The position is never left to transformers: if a config says eos_token_id 2, as the published ones do, it takes
+    that of the largest id instead, which is the wrong one in a vocabulary with added tokens.
     Raises InputError when a row has no EOS.
     """
     output = encoder(input_ids=ids, output_hidden_states=True)
-    place = first_eos(ids, eos_id)
-    rows = torch.arange(ids.shape[0], device=ids.device)
-    pooled = encoder.text_projection(output.last_hidden_state[rows, place])
+    places = first_eos(ids, eos_id).tolist() if places is None else places
+    rows = output.last_hidden_state.unbind(0)
+    ends = torch.stack([row[place] for row, place in zip(rows, places, strict=True)])
+    pooled = encoder.text_projection(ends)
     return output.hidden_states[-2], pooled
 
 

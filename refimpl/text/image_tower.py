@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from refimpl.data.loading.transfer import onto
 from refimpl.errors import InputError
 from refimpl.text.encoders import freeze
 from refimpl.text.towers import without_progress_bars
@@ -72,5 +74,5 @@ def clip_pixels(images: Tensor, side: int) -> Tensor:
     pixels = F.interpolate(images.float() / 2 + 0.5, scaled, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (scaled[0] - side) // 2, (scaled[1] - side) // 2
     square = pixels[..., top : top + side, left : left + side]
-    mean, std = (square.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = onto(square.device, torch.tensor((PIXEL_MEAN, PIXEL_STD))).view(2, 3, 1, 1)
     return (square - mean) / std

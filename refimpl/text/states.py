@@ -24,14 +24,24 @@ class TextStates:
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Context [B, 77·n, D] and pooled state [B, P], where n is the largest chunk count of these prompts.
 
-        Every caption is encoded by itself, so caching it changes no bit. Raises as `encode_prompts` does.
+        The captions that the cache lacks are encoded together, in calls of a fixed number of rows: which they are
+        changes no bit of any, so neither does caching them. Raises as `encode_prompts` does.
         """
         if self._trained:
             return encode_prompts(prompts, *self._towers, pooling=self._pooling)
         chunks = max(chunk_counts(prompts, self._towers[0]))
-        with torch.no_grad():
-            states = [self._states(prompt, chunks) for prompt in prompts]
-        return torch.cat([context for context, _ in states]), torch.cat([pooled for _, pooled in states])
+        states = {p: self._known[p, chunks] for p in prompts if (p, chunks) in self._known}
+        lacking = [prompt for prompt in dict.fromkeys(prompts) if prompt not in states]
+        if lacking:
+            with torch.no_grad():
+                fresh = encode_prompts(lacking, *self._towers, pooling=self._pooling, chunks=chunks)
+            states |= zip(lacking, zip(*(state.split(1) for state in fresh), strict=True), strict=True)
+            if lacking == list(prompts):
+                self._keep(prompts, chunks, states)
+                return fresh
+        self._keep(prompts, chunks, states)
+        context, pooled = zip(*(states[prompt] for prompt in prompts), strict=True)
+        return torch.cat(context), torch.cat(pooled)
 
     def null(self, kind: str) -> tuple[Tensor, Tensor]:
         """`null_condition` of these towers; if they are trained, the empty prompt is encoded anew on each call."""
@@ -42,11 +52,9 @@ class TextStates:
                 self._nulls[kind] = null_condition(kind, *self._towers)
         return self._nulls[kind]
 
-    def _states(self, prompt: str, chunks: int) -> tuple[Tensor, Tensor]:
-        key = (prompt, chunks)
-        if key not in self._known:
-            self._known[key] = encode_prompts([prompt], *self._towers, pooling=self._pooling, chunks=chunks)
-            if len(self._known) > self._capacity:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+    def _keep(self, prompts: Sequence[str], chunks: int, states: dict[str, tuple[Tensor, Tensor]]) -> None:
+        for prompt in prompts:
+            self._known[prompt, chunks] = states[prompt]
+            self._known.move_to_end((prompt, chunks))
+        while len(self._known) > self._capacity:
+            self._known.popitem(last=False)

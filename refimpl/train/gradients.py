@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,6 +32,13 @@ class Gradients(Protocol):
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of one micro-batch's loss."""
+        ...
+
+    def incoming(self, images_per_step: float) -> float:
+        """What `backward` sends to the loss of each image, as float32 arithmetic rounds it.
+
+        images_per_step  by which the sum of the losses is divided before it is given to `backward`
+        """
         ...
 
     def finish(self) -> None:
@@ -63,6 +71,10 @@ class FastGradients:
         """Multiplies by the number of ranks, because DDP takes the mean over them where the sum is wanted."""
         (loss * self._world.size).backward()
 
+    def incoming(self, images_per_step: float) -> float:
+        """The number of ranks over that of images."""
+        return _quotient(self._world.size, images_per_step)
+
     def finish(self) -> None:
         """Takes the mean over ranks of the gradients that DDP does not see."""
         if self._world.size > 1:
@@ -92,6 +104,10 @@ class OrderedGradients:
         for parameter in self._parameters:
             parameter.grad = None
 
+    def incoming(self, images_per_step: float) -> float:
+        """1 over the number of images."""
+        return _quotient(1, images_per_step)
+
     def finish(self) -> None:
         """Makes the totals the gradients."""
         for parameter, total in zip(self._parameters, self._totals, strict=True):
@@ -117,7 +133,12 @@ def add_in_order(accumulated: Sequence[Tensor], gradients: Sequence[Tensor], wor
         if world.size == 1:
             total.add_(gradient)
             continue
-        parts = [torch.empty_like(gradient) for _ in range(world.size)]
+        # Gloo and NCCL move memory as it lies; a gradient may have its channels last.
+        parts = [torch.empty_like(gradient, memory_format=torch.contiguous_format) for _ in range(world.size)]
         dist.all_gather(parts, gradient.contiguous())
         for part in parts:
             total.add_(part)
+
+
+def _quotient(numerator: float, denominator: float) -> float:
+    return float(np.float32(numerator) / np.float32(denominator))

@@ -19,6 +19,8 @@ from refimpl.run.config import Config, TrainConfig
 from refimpl.run.world import World
 from refimpl.storage.atomic import replace_text
 from refimpl.tables import to_table
+from refimpl.train.budget.utilisation import utilisation
+from refimpl.train.placement import Placement
 from refimpl.train.step_plan import PlanStep
 
 WEIGHT_MASS_FROM = 950  # zero terminal SNR trains nothing there if the loss weight is 0 (N §2.2, §2.4)
@@ -28,9 +30,10 @@ class RunLog:
     """Rank 0's rows and progress bar; on the other ranks every method does nothing.
 
     A row of metrics.jsonl is one JSON object with `step` and any of: loss (mean weighted v-loss of the global batch),
-    learning_rate, gradient_norm, epoch, bucket, images_per_second, loader_stall (share of the step's time that
-    rank 0 waited for its images), heldout_loss, weight_mass. A run continued from step `start` keeps the rows up to
-    it and drops those of later steps, which it runs again.
+    learning_rate, gradient_norm, epoch, bucket, images_per_second, mfu (share of the GPUs' peak arithmetic that the
+    UNet's passes need at that speed, see `refimpl.train.budget.utilisation`), loader_stall (share of the step's time
+    that rank 0 waited for its images), heldout_loss, weight_mass. A run continued from step `start` keeps the rows
+    up to it and drops those of later steps, which it runs again.
     """
 
     def __init__(self, config: Config, run: Path, start: int, world: World):
@@ -39,6 +42,7 @@ class RunLog:
             return
         self._writers = list(_open_writers(config.train, to_table(config), run))
         self._file = _open_rows(run / "metrics.jsonl", start)
+        self._utilisation = utilisation(config, world)
         self._bar = tqdm(
             total=config.train.steps, initial=start, desc="train", unit="step", dynamic_ncols=True
         )
@@ -85,8 +89,14 @@ class RunLog:
             epoch=plan_step.epoch,
             bucket=list(plan_step.bucket),
             images_per_second=plan_step.images / seconds,
+            mfu=self._utilisation(plan_step.bucket, plan_step.images / seconds),
             loader_stall=min(1.0, plan_step.waited / seconds),
         )
+
+    def placement(self, placement: Placement) -> None:
+        """Says what the run computes with, and how."""
+        if self._main:
+            tqdm.write(str(placement))
 
     def weight_mass(self, config: DiffusionConfig) -> None:
         """Reports once what share of the loss weight of all trained timesteps lies on the noisiest ones."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from refimpl.model.lora.adapters import draw_lora_dropout
+from refimpl.model.lora.dropout import rank_dropout
 from refimpl.ops import load_ops
 from refimpl.run.adamw import make_adamw, set_rates
 from refimpl.run.config import Config
@@ -19,13 +19,14 @@ from refimpl.run.world import World
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
-from refimpl.train.placement import in_precision, set_arithmetic
+from refimpl.train.placement import in_precision, resolve, set_arithmetic
+from refimpl.train.prefetch import prefetched
 from refimpl.train.quarantine import Quarantine
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
-from refimpl.train.step import denoising_loss, encode_latents, make_conditions, step_draws
-from refimpl.train.step_plan import plan_steps
-from refimpl.train.update import update
+from refimpl.train.step import Conditions, denoising_loss, encode_latents, make_conditions
+from refimpl.train.step_plan import MicroBatch, plan_steps
+from refimpl.train.update import check_finite, is_read_at_once, read_norm, update
 from refimpl.train.validate import draw_samples, heldout_loss
 
 
@@ -39,61 +40,77 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     settings, device, model, parts = config.train, world.device, prepared.model, prepared.parts
     set_arithmetic(settings)
     ops = load_ops(settings.backend)
-    weights = config.diffusion.loss_weights().to(device)
-    timesteps = config.diffusion.first_timestep, config.diffusion.last_timestep
     optimizer = make_adamw([(part.peak, part.parameters().values()) for part in parts], config.optimizer)
     averages = {part.name: ema_start(part) for part in parts} if world.is_main else {}
     start = load_checkpoint(config, run, parts, averages, optimizer, world.size)
     gradients = make_gradients(settings.reduction, model.unet, parts, world)
     network = in_precision(gradients.network, settings, device)
     log = RunLog(config, run, start, world)
+    log.placement(resolve(settings, device))
     log.weight_mass(config.diffusion)
     quarantine = Quarantine(run, world)
     if start == 0 and world.is_main:
         log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))
 
-    steps = plan_steps(config, prepared.stages, start, world, quarantine, prepared.latents)
-    started = time.perf_counter()
+    dropout = rank_dropout(model.unet)
+    planned = plan_steps(config, prepared.stages, start, world, quarantine, prepared.latents, dropout)
+    steps = prefetched(planned, device)
+    reading, started = None, time.perf_counter()
     for done, step in enumerate(steps, start + 1):
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
         loss_sum = torch.zeros((), device=device)
+        offset, expected = step.stage.offset_noise or 0.0, gradients.incoming(step.images_per_step)
         for k, batch in enumerate(step.batches):
-            pixels = batch.images.to(device, non_blocking=True)
-            ids = batch.draw_ids.to(device)
-            draws = step_draws(settings.seed, ids, step.epoch, timesteps, settings.caption_dropout)
-            latents = encode_latents(model, pixels, _on(device, batch.latents))
-            sizes, scores = batch.size_ints.to(device), _on(device, batch.scores)
-            offset = step.stage.offset_noise or 0.0
-            conditions = make_conditions(
-                model, prepared.text_states, batch.captions, pixels, sizes, scores, draws.is_dropped
-            )
-            weight = (weights[draws.t] * batch.tag_weights.to(device)).float()
-            draw_lora_dropout(model.unet, draws.lora_dropout)
+            latents, conditions = network_inputs(prepared, batch)
+            if batch.kept is not None:
+                dropout.apply(batch.kept)
             with gradients.micro_batch(is_last=k == len(step.batches) - 1):
                 losses = denoising_loss(
                     network,
                     model,
                     conditions,
                     latents,
-                    draws.noise,
-                    draws.t,
-                    weight,
+                    batch.noise,
+                    batch.t,
+                    batch.weight,
                     offset,
                     ops,
+                    expected,
+                    (batch.alpha, batch.sigma),
                 )
                 # Every image has the weight 1 / images_per_step, whichever batch it is in.
                 loss = losses.sum() / step.images_per_step
                 gradients.backward(loss)
             loss_sum += loss.detach()
         gradients.finish()
+        steps.load_next()
+        check_finite(reading)  # of the step before
         clip_norm, decay = config.optimizer.clip_norm, settings.ema_decay
-        norm = update(optimizer, parts, averages, clip_norm, decay, done, world.rank, step.names)
+        norm = update(optimizer, parts, averages, clip_norm, decay, done, settings.backend)
+        reading = read_norm(norm, done, world.rank, step.names)
+        if is_read_at_once(settings, done):
+            check_finite(reading)
         log.step(done, step, world.mean(loss_sum) * world.size, rate, norm, started)
         if world.is_main:
             _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world.size)
         started = time.perf_counter()  # the next step's time includes loading its images
     log.close()
     world.barrier()
+
+
+def network_inputs(prepared: Prepared, batch: MicroBatch) -> tuple[Tensor, Conditions]:
+    """The standardised latents of a batch on the device and what the network is conditioned on."""
+    conditions = make_conditions(
+        prepared.model,
+        prepared.text_states,
+        batch.captions,
+        batch.images,
+        batch.size_ints,
+        batch.scores,
+        batch.is_dropped,
+        batch.features,
+    )
+    return encode_latents(prepared.model, batch.images, batch.latents), conditions
 
 
 def _measure_and_keep(
@@ -115,7 +132,3 @@ def _measure_and_keep(
         draw_samples(prepared, averages, config.sample, run / "samples" / f"step-{done:08d}.png")
     if final or done % settings.checkpoint_every == 0:
         write_checkpoint(config, run, done, prepared.parts, averages, optimizer, ranks)
-
-
-def _on(device: torch.device, tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from refimpl.diffusion.philox import Purpose, draw_key, keyed_uniform
+from refimpl.diffusion.philox import Purpose, draw_keys, keyed_uniform
 from refimpl.diffusion.v_prediction import v_from_output
 from refimpl.latents.pixels import from_pixels
 from refimpl.model.pipeline import Model
@@ -76,13 +76,14 @@ def step_draws(
     caption_dropout  probability that a caption is replaced
     """
     first, last = timesteps
-    u = keyed_uniform(draw_key(seed, ids, visit, Purpose.TIMESTEP), 1)[:, 0]
-    chance = keyed_uniform(draw_key(seed, ids, visit, Purpose.CAPTION_DROPOUT), 1)[:, 0]
+    purposes = Purpose.TIMESTEP, Purpose.CAPTION_DROPOUT, Purpose.NOISE, Purpose.LORA_DROPOUT
+    timestep, caption, noise, lora_dropout = draw_keys(seed, ids, visit, purposes)
+    u, chance = keyed_uniform(torch.cat((timestep, caption)), 1)[:, 0].chunk(2)
     return StepDraws(
         t=first + (u * (last + 1 - first)).long(),
         is_dropped=chance < caption_dropout,
-        noise=draw_key(seed, ids, visit, Purpose.NOISE),
-        lora_dropout=draw_key(seed, ids, visit, Purpose.LORA_DROPOUT),
+        noise=noise,
+        lora_dropout=lora_dropout,
     )
 
 
@@ -104,6 +105,7 @@ def make_conditions(
     size_ints: Tensor,
     scores: Tensor | None = None,
     is_dropped: Tensor | None = None,
+    features: Tensor | None = None,
 ) -> Conditions:
     """What the network is conditioned on for each image.
 
@@ -111,13 +113,14 @@ def make_conditions(
     size_ints   [B, 6] int64: original height and width, crop top and left, target height and width (S §2.2)
     scores      [B] float32 aesthetic scores, in place of the target size, where the network is conditioned on them
     is_dropped  [B] bool: whether the caption is replaced, for classifier-free guidance; None replaces none
+    features    [B, F] `size_features` of the two, where they were computed beforehand
     """
     context, pooled = text_states(captions)
     if model.image_tower is not None:
         pooled = embed_images(model.image_tower, from_pixels(pixels))
     if is_dropped is not None:
         context, pooled = apply_dropout(context, pooled, is_dropped, text_states.null(model.text.null))
-    return Conditions(context, vector_conditioning(pooled, size_ints, scores))
+    return Conditions(context, vector_conditioning(pooled, size_ints, scores, features))
 
 
 def denoising_loss(
@@ -130,6 +133,8 @@ def denoising_loss(
     weight: Tensor,
     offset: float,
     ops: Ops,
+    expected: float | None = None,
+    levels: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The weighted v-loss of one forward pass (N §2.1, §2.4).
 
@@ -139,10 +144,13 @@ def denoising_loss(
     t           [B] int64
     weight      [B] float32
     offset      strength of offset noise (S §2.5); 0 for none
+    expected    gradient by each loss that the backward pass will send; another one costs the backend `kernel` a pass
+    levels      [B], [B] float64, alpha and sigma at t in the model's schedule, where the parameterisation is defined;
+                looked up here, which waits for the device, when left out
     returns     [B] float32: weight · mean over C, h, w of (v̂ − v)²; differentiable in the network's output
     """
-    alpha, sigma = model.schedule.at(t)
+    alpha, sigma = model.schedule.at(t) if levels is None else levels
     x_t = ops.add_keyed_noise(latents, key, alpha, sigma, offset)
     output = network(x_t, t, conditions.context, conditions.vector)
-    v = v_from_output(output, x_t, alpha, sigma, model.parameterisation)
-    return ops.keyed_v_loss(v, latents, key, alpha, sigma, weight, offset)
+    v = v_from_output(output, x_t, alpha, sigma, model.parameterisation, is_defined=levels is not None)
+    return ops.keyed_v_loss(v, latents, key, alpha, sigma, weight, offset, expected)

@@ -15,11 +15,15 @@ from refimpl.data.config import DataConfig, Mode
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import Batch, Batches, Draws, SameBucket, load_batches
 from refimpl.data.plan import Plan, plan_epoch
+from refimpl.diffusion.schedule import NoiseSchedule
+from refimpl.model.lora.dropout import RankDropout
 from refimpl.run.config import Config, Stage, TrainConfig
 from refimpl.run.stage import StageData, rank_batch
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.run.world import World
+from refimpl.text.conditioning import size_features
 from refimpl.train.quarantine import Quarantine
+from refimpl.train.step import step_draws
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,26 @@ class MicroBatch:
     draw_ids: Tensor  # [B] int64
     tag_weights: Tensor  # [B] float32
     scores: Tensor | None  # [B] float32
+    features: Tensor  # [B, F] float32, of sizes, crop and scores
+    t: Tensor  # [B] int64
+    alpha: Tensor  # [B] float64, at t
+    sigma: Tensor  # [B] float64, at t
+    weight: Tensor  # [B] float32, of the loss: that of t times that of the tags
+    is_dropped: Tensor  # [B] bool, whether the caption is replaced by the null condition
+    noise: Tensor  # [B, 2] int64, keys of the noise
+    kept: Tensor | None  # [B, R] float32, masks of the adapters' rank
+
+
+@dataclass(frozen=True)
+class BatchDraws:
+    """What the draws of all batches have in common."""
+
+    seed: int
+    timesteps: tuple[int, int]  # the first and the last that can be drawn
+    caption_dropout: float
+    schedule: NoiseSchedule
+    weights: Tensor  # [T] float64, of the loss
+    dropout: RankDropout | None  # None where no adapter has any
 
 
 @dataclass(frozen=True)
@@ -56,15 +80,18 @@ def plan_steps(
     world: World,
     quarantine: Quarantine,
     latents: Sequence[CachedLatents | None] = (),
+    dropout: RankDropout | None = None,
 ) -> Iterator[PlanStep]:
     """The optimizer steps from number `start` on, up to `train.steps`.
 
     The position is a function of the step number: earlier epochs are planned again and skipped, so a resumed run
     sees the batches that an uninterrupted one would have seen.
     latents  for each stage, the cached latents to train on instead of its images; images when left out
+    dropout  of the adapters, whose masks are drawn with the rest
     An image that turns out bad is noted in `quarantine`, and another image from its bucket replaces it.
     Raises InputError when a stage has fewer images than one global batch, or too many of them are bad.
     """
+    draws = batch_draws(config, dropout)
     step, epoch = 0, 0
     for number, (data, cached) in enumerate(zip(stages, latents or [None] * len(stages), strict=True)):
         is_last = number + 1 == len(stages)
@@ -84,9 +111,23 @@ def plan_steps(
                     range(first, taken),
                     world,
                     quarantine,
+                    draws,
                 )
             step += taken
             epoch += 1
+
+
+def batch_draws(config: Config, dropout: RankDropout | None) -> BatchDraws:
+    """What the settings and the adapters say of every batch's draws."""
+    diffusion, training = config.diffusion, config.train
+    return BatchDraws(
+        seed=training.seed,
+        timesteps=(diffusion.first_timestep, diffusion.last_timestep),
+        caption_dropout=training.caption_dropout,
+        schedule=diffusion.schedule(),
+        weights=diffusion.loss_weights(),
+        dropout=dropout if dropout and dropout.layers else None,
+    )
 
 
 def plan_stage(
@@ -117,6 +158,7 @@ def _epoch_steps(
     numbers: range,
     world: World,
     quarantine: Quarantine,
+    drawn: BatchDraws,
 ) -> Iterator[PlanStep]:
     accumulate = training.accumulate
     steps = [_rank_share(plan, step, settings.plan, accumulate, world) for step in numbers]
@@ -138,7 +180,7 @@ def _epoch_steps(
             images=sum(len(micro) for micro in share) * world.size,
             images_per_step=images_per_step,
             names=[data.index.ids[int(item)] for micro in share for item in micro],
-            batches=[_micro_batch(settings, data, batch, draws, epoch) for batch in ready],
+            batches=[_micro_batch(settings, data, batch, draws, epoch, drawn) for batch in ready],
             waited=waited,
         )
 
@@ -184,17 +226,29 @@ def _caption(settings: DataConfig, index: Index, item: int, draws: VisitDraws, e
 
 
 def _micro_batch(
-    settings: DataConfig, data: StageData, batch: Batch, draws: VisitDraws, epoch: int
+    settings: DataConfig, data: StageData, batch: Batch, draws: VisitDraws, epoch: int, drawn: BatchDraws
 ) -> MicroBatch:
     items = torch.as_tensor(batch.items)
     planned = torch.as_tensor(batch.planned)  # a bad image's replacement gets the noise of the bad one
     captions = [_caption(settings, data.index, int(item), draws, epoch) for item in batch.items]
+    ids, tag_weights = data.draw_ids[planned], data.tag_weights[items]
+    scores = None if data.scores is None else data.scores[items]
+    own = step_draws(drawn.seed, ids, epoch, drawn.timesteps, drawn.caption_dropout)
+    alpha, sigma = drawn.schedule.at(own.t)
     return MicroBatch(
         images=batch.images,
         latents=batch.latents if isinstance(batch, LatentBatch) else None,
         size_ints=batch.size_ints,
         captions=captions,
-        draw_ids=data.draw_ids[planned],
-        tag_weights=data.tag_weights[items],
-        scores=None if data.scores is None else data.scores[items],
+        draw_ids=ids,
+        tag_weights=tag_weights,
+        scores=scores,
+        features=size_features(batch.size_ints, scores),
+        t=own.t,
+        alpha=alpha,
+        sigma=sigma,
+        weight=(drawn.weights[own.t] * tag_weights).float(),
+        is_dropped=own.is_dropped,
+        noise=own.noise,
+        kept=None if drawn.dropout is None else drawn.dropout.draw(own.lora_dropout),
     )

@@ -6,6 +6,7 @@ import torch
 
 from refimpl.autoencoder.training import bucket_batches
 from refimpl.data.loading.loader import load_batches
+from refimpl.data.loading.transfer import onto
 from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.ops import load_ops
 from refimpl.run.stage import StageData
@@ -13,6 +14,7 @@ from refimpl.run.visit_draws import CentreDraws
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.images.draw import draw_images
 from refimpl.sample.images.picture_files import write_grid
+from refimpl.text.conditioning import size_features
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages, averaged
 from refimpl.train.step import denoising_loss, encode_latents, make_conditions
@@ -45,19 +47,33 @@ def _heldout_loss(prepared: Prepared, data: StageData, timesteps: list[int], bac
     losses = []
     plan = bucket_batches(data.buckets, data.bucket_of, max(1, BATCH // repeats))
     for batch in load_batches(data.index, list(plan), 0, CentreDraws()):
-        pixels, items = batch.images.to(device), torch.as_tensor(batch.items)
+        pixels, items = onto(device, batch.images), torch.as_tensor(batch.items)
         captions = [data.index.captions[int(item)] for item in batch.items]
-        scores = None if data.scores is None else data.scores[items].to(device)
-        sizes = batch.size_ints.to(device)
+        scores = None if data.scores is None else data.scores[items]
+        features = onto(device, size_features(batch.size_ints, scores))
         latents = encode_latents(model, pixels).repeat_interleave(repeats, dim=0)
-        conditions = make_conditions(model, prepared.text_states, captions, pixels, sizes, scores)
-        ids = data.draw_ids[items].to(device).repeat_interleave(repeats)
-        t = torch.tensor(timesteps, device=device).repeat(len(items))
+        conditions = make_conditions(
+            model, prepared.text_states, captions, pixels, batch.size_ints, scores, features=features
+        )
+        ids = data.draw_ids[items].repeat_interleave(repeats)
+        t = torch.tensor(timesteps).repeat(len(items))
         key = draw_key(MEASURING_SEED, ids, t, Purpose.NOISE)
-        one = torch.ones(len(t), device=device)
-        loss = denoising_loss(model.unet, model, conditions.repeated(repeats), latents, key, t, one, 0.0, ops)
-        losses.append(loss.cpu())
-    return float(torch.cat(losses).double().mean())
+        alpha, sigma = model.schedule.at(t)
+        losses.append(
+            denoising_loss(
+                model.unet,
+                model,
+                conditions.repeated(repeats),
+                latents,
+                onto(device, key),
+                onto(device, t),
+                torch.ones(len(t), device=device),
+                0.0,
+                ops,
+                levels=(onto(device, alpha), onto(device, sigma)),
+            )
+        )
+    return float(torch.cat(losses).cpu().double().mean())
 
 
 def draw_samples(prepared: Prepared, averages: Averages, settings: SampleConfig, path: Path) -> None:

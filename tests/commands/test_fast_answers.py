@@ -25,6 +25,7 @@ MODULE = PROBE.replace("refimpl.commands.main", "refimpl.commands.{}")
 
 NEEDED = {  # what a command needs before its options are looked at
     "data": ["check", "nowhere"], "stats": ["tiny"], "cache": ["tiny", "--out", "x"], "train": ["tiny"],
+    "estimate": ["tiny"],
     "train-decoder": ["a", "--folder", "b", "--out", "c"], "sample": ["run"], "inspect": ["a"],
     "convert": ["a", "b"], "export": ["a", "b"], "merge-lora": ["a", "b", "c"], "export-lora": ["a", "b"],
 }  # fmt: skip
@@ -81,6 +82,8 @@ def test_a_mistyped_option_is_answered_at_once(name: str, tmp_path: Path) -> Non
         (["train", "tinny"], "the nearest preset is 'tiny'"),
         (["stats", "tinny"], "the nearest preset is 'tiny'"),
         (["cache", "tinny", "--out", "x"], "the nearest preset is 'tiny'"),
+        (["estimate", "tinny"], "the nearest preset is 'tiny'"),
+        (["estimate", "tiny", "--gpu", "rtx490"], "the nearest is 'rtx4090'"),
         (["train", "bad.toml"], "unknown key train.stpes; did you mean train.steps?"),
         (["data", "bad.toml"], "unknown key train.stpes; did you mean train.steps?"),
         (["train", "tiny", "--train.stepz", "3"], "--train.steps"),

@@ -16,6 +16,7 @@ from refimpl.diffusion.philox import (
     Purpose,
     draw_key,
     draw_key_of,
+    draw_keys,
     keyed_normal,
     keyed_uniform,
     philox4x32,
@@ -348,3 +349,15 @@ def test_unknown_purposes_are_refused(purpose):
     for call in (lambda: draw_key(0, torch.arange(2), 0, purpose), lambda: draw_key_of(0, 0, 0, purpose)):
         with pytest.raises(ValueError, match=f"{purpose} is not a valid Purpose"):
             call()
+
+
+def test_keys_of_several_purposes_are_those_of_each() -> None:
+    ids, visits = torch.tensor([5, -7, 2**62]), torch.tensor([0, 3, 2**32 - 1])
+    purposes = (Purpose.NOISE, Purpose.TIMESTEP, 9)
+    for visit in (4, visits):
+        keys = draw_keys(-3, ids, visit, purposes)
+        assert keys.shape == (3, 3, 2)
+        for key, purpose in zip(keys, purposes, strict=True):
+            assert torch.equal(key, draw_key(-3, ids, visit, purpose))
+    with pytest.raises(ValueError, match="10"):
+        draw_keys(0, ids, 0, (Purpose.NOISE, 10))

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from refimpl.ops import load_ops
-from tests.ops import checks
+from tests.ops import checks, network_checks
 from tests.ops.test_kernel import example
 
 REFERENCE = load_ops("reference")
 SHAPE = (3, 4, 17, 33)
+NORM = torch.tensor([[1.0, -0.5, 2.0, 0.25], [0.5, -1.0, 0.0, 2.0]]).unbind()  # weight and bias
 
 
 def arguments(dtype=torch.float32):
@@ -27,6 +28,8 @@ def run_all_checks(ops, dtype=torch.float32) -> None:
     checks.check_keyed_v_loss(ops, prediction, x0, key, alpha, sigma, weight, 0.05, incoming)
     checks.check_channel_moments(ops, x0)
     checks.check_keyed_normal(ops, key, SHAPE[1:], 0.05)
+    network_checks.check_geglu(ops, torch.cat([prediction, 4 * x0], dim=-1), eps)
+    network_checks.check_group_norm_silu(ops, x0 + 3, *NORM, 2, 1e-5, eps)
     checks.check_noise_belongs_to_the_sample(ops, x0, key, 0.05)
     checks.check_repeatable(ops, prediction, x0, eps, key, alpha, sigma, weight)
 
@@ -112,6 +115,60 @@ def loss_without_gradient_scale(prediction, x0, eps, alpha, sigma, weight):
     return loss.detach() + unweighted - unweighted.detach()
 
 
+def halves_swapped(packed):
+    """The gate taken from the first half."""
+    return REFERENCE.geglu(torch.cat(packed.chunk(2, dim=-1)[::-1], dim=-1))
+
+
+def gelu_by_tanh(packed):
+    """The approximation instead of the exact GELU."""
+    a, b = packed.chunk(2, dim=-1)
+    return a * torch.nn.functional.gelu(b, approximate="tanh")
+
+
+def gate_without_slope(packed):
+    """The right value, with the gradient of a gate that is constant."""
+    a, b = packed.chunk(2, dim=-1)
+    constant = a * torch.nn.functional.gelu(b.detach())
+    return REFERENCE.geglu(packed).detach() + constant - constant.detach()
+
+
+def normed(x, weight, bias, groups, mean, variance):
+    """silu(z) with these statistics, [B, groups, 1, 1, 1]."""
+    z = ((x.unflatten(1, (groups, -1)) - mean) / variance.sqrt()).flatten(1, 2)
+    return torch.nn.functional.silu(z * weight[:, None, None] + bias[:, None, None])
+
+
+def statistics_of(x, groups, correction=0):
+    variance, mean = torch.var_mean(
+        x.unflatten(1, (groups, -1)), (2, 3, 4), correction=correction, keepdim=True
+    )
+    return mean, variance
+
+
+def unbiased_deviation(x, weight, bias, groups, eps):
+    """Divided by n − 1, as torch.var does by default."""
+    mean, variance = statistics_of(x, groups, correction=1)
+    return normed(x, weight, bias, groups, mean, variance + eps)
+
+
+def norm_without_silu(x, weight, bias, groups, eps):
+    return torch.nn.functional.group_norm(x, groups, weight.to(x), bias.to(x), eps)
+
+
+def statistics_without_gradient(x, weight, bias, groups, eps):
+    """The right value, with the gradient of a mean and a deviation that are constant."""
+    mean, variance = statistics_of(x.detach(), groups)
+    return normed(x, weight, bias, groups, mean, variance + eps)
+
+
+def one_pass_deviation(x, weight, bias, groups, eps):
+    """E[x²] − E[x]² of squares in float16, whose digits the mean has used up."""
+    mean, _ = statistics_of(x, groups)
+    squares = x.unflatten(1, (groups, -1)).square().half().float()
+    return normed(x, weight, bias, groups, mean, squares.mean((2, 3, 4), keepdim=True) - mean.square() + eps)
+
+
 BUGS = {
     "alpha and sigma swapped in add_noise": {"add_noise": swapped_add_noise},
     "alpha and sigma swapped in the loss": {"v_loss": swapped_v_loss},
@@ -123,6 +180,13 @@ BUGS = {
     "noise keyed by memory order": {"add_keyed_noise": noise_of_the_memory_order},
     "order of atomics": {"v_loss": summed_in_order_of_arrival},
     "moments in one pass": {"channel_moments": one_pass_moments},
+    "unbiased deviation of a group": {"group_norm_silu": unbiased_deviation},
+    "GroupNorm without its SiLU": {"group_norm_silu": norm_without_silu},
+    "statistics without a gradient": {"group_norm_silu": statistics_without_gradient},
+    "deviation in one pass": {"group_norm_silu": one_pass_deviation},
+    "halves of geglu swapped": {"geglu": halves_swapped},
+    "tanh instead of the exact GELU": {"geglu": gelu_by_tanh},
+    "the gate's slope forgotten": {"geglu": gate_without_slope},
     "weight missing from the gradient": {"v_loss": loss_without_gradient_scale},
 }
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 
 from refimpl.errors import InputError
 from refimpl.model.unet import UNet, UNetConfig
+from refimpl.ops import load_ops
 from tests import strategies
 from tests.model.diffusers_unet import (
     SIZE_FEATURES,
@@ -230,25 +234,83 @@ def kept_bytes(unet: UNet, call: Inputs) -> tuple[int, torch.Tensor]:
     return sum(kept.values()), out
 
 
+def test_the_kernels_compute_the_same_network_and_keep_less() -> None:
+    unet, _ = pair(SMALL)
+    call = inputs(SMALL, 8, 8, batch=4)
+    outs, gradients, kept = [], [], []
+    for backend in ("reference", "kernel"):
+        unet.set_ops(load_ops(backend))
+        unet.zero_grad()
+        size, out = kept_bytes(unet, call)
+        out.square().sum().backward()
+        outs.append(out.detach())
+        kept.append(size)
+        gradients.append([p.grad.clone() for p in unet.parameters()])
+    assert relative_error(outs[1], outs[0]) <= NETWORK_FLOAT32
+    largest = max(gradient.abs().max() for gradient in gradients[0])
+    for ours, expected in zip(*gradients, strict=True):
+        assert (ours - expected).abs().max() <= NETWORK_FLOAT32 * largest
+    assert kept[1] < kept[0]
+    assert not torch.equal(outs[0], outs[1]), (
+        "the kernels round otherwise: equal bits would say they were not used"
+    )
+
+
+def test_the_kernels_reach_every_block() -> None:
+    unet, _ = pair(SMALL)
+    called = Counter()
+
+    def counted(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: Any) -> torch.Tensor:
+            called[name] += 1
+            return function(*arguments)
+
+        return call
+
+    ops = load_ops("reference")
+    unet.set_ops(
+        ops._replace(
+            geglu=counted("geglu", ops.geglu),
+            group_norm_silu=counted("group_norm_silu", ops.group_norm_silu),
+        )
+    )
+    inputs(SMALL, 4, 4).ours(unet)
+    blocks = Counter(type(module).__name__ for module in unet.modules())
+    assert called == {"geglu": blocks["TransformerBlock"], "group_norm_silu": 2 * blocks["ResBlock"] + 1}
+
+
+def test_a_new_network_computes_with_the_reference() -> None:
+    unet, _ = pair(SMALL)
+    call = inputs(SMALL, 4, 6)
+    before = call.ours(unet)
+    unet.set_ops(load_ops("kernel"))
+    unet.set_ops(load_ops("reference"))
+    assert torch.equal(call.ours(unet), before)
+
+
 def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
     unet, _ = pair(SMALL)
     call = inputs(SMALL, 8, 8, batch=4)
     gradients, kept = [], []
-    for enabled in (False, True):
-        unet.set_activation_checkpointing(enabled)
+    for how in ("none", "cheap", "full"):
+        unet.set_activation_checkpointing(how)
         unet.zero_grad()
         size, out = kept_bytes(unet, call)
         out.square().sum().backward()
         kept.append(size)
         gradients.append([p.grad.clone() for p in unet.parameters()])
-    assert kept[1] < kept[0] / 3
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0]
+    assert kept[2] < kept[0] / 3
+    for plain, *again in zip(*gradients, strict=True):
+        assert all(torch.equal(plain, gradient) for gradient in again)
 
 
 def test_checkpointing_is_an_argument_too() -> None:
-    blocks = [m for m in UNet(SMALL, activation_checkpointing=True).modules() if hasattr(m, "emb_layers")]
+    blocks = [m for m in UNet(SMALL, activation_checkpointing="full").modules() if hasattr(m, "emb_layers")]
     assert blocks
-    assert all(block.activation_checkpointing for block in blocks)
+    assert all(block.activation_checkpointing == "full" for block in blocks)
+    with pytest.raises(InputError, match="none, cheap, full"):
+        UNet(SMALL, activation_checkpointing=True)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("t", [1217, 1217.0, 999, 0.5])

@@ -249,6 +249,8 @@ def results_of(ops: Ops, prediction, x0, eps, key, alpha, sigma, weight) -> list
         *loss_and_gradient(
             ops.keyed_v_loss, prediction, x0, key, alpha, sigma, weight, 0.05, incoming=incoming
         ),
+        ops.geglu(torch.cat([x0, eps], dim=-1)),
+        ops.group_norm_silu(x0, *torch.ones(2, x0.shape[1], device=x0.device).unbind(), 1, 1e-5),
         *ops.channel_moments(x0),
     ]
     return [result.detach() for result in results]

@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refimpl.ops import Ops, load_ops
-from tests.ops import checks
+from tests.ops import checks, network_checks, test_group_norm
 from tests.ops.test_kernel import example
 from tests.strategies import keys_of, latent_shapes, latents, offsets, sample_scalars, vp_pairs
 
@@ -24,7 +25,8 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of problem.h
-# Tails, whole tiles, more tiles than blocks (the emulated GPU has 32), the paths for four channels and for many.
+# Tails, whole tiles, more tiles than blocks (the emulated GPU has 32), the paths for four channels and for many, and
+# channels of few elements, of which an access touches several and a tile thousands.
 SHAPES = [
     (2, 4, 16, 16),
     (1, 4, 30, 36),
@@ -33,6 +35,8 @@ SHAPES = [
     (2, 4, 3, 3),
     (40, 1, 2, 2),
     (1, 4, 128, 100),
+    (2, 5, 1, 3),
+    (1, 4100, 1, 1),
 ]
 ORDERS = [torch.contiguous_format, torch.channels_last]
 
@@ -144,7 +148,73 @@ def emulated(library: ctypes.CDLL) -> Ops:
         assert library.emulated_moments(sizes(x), *arguments) == 0
         return tuple(results)
 
-    return Ops(add_noise, v_loss, add_keyed_noise, keyed_v_loss, channel_moments, keyed_normal)
+    return Ops(
+        add_noise,
+        v_loss,
+        add_keyed_noise,
+        keyed_v_loss,
+        channel_moments,
+        keyed_normal,
+        emulated_geglu(library),
+        emulated_group_norm_silu(library),
+    )
+
+
+def emulated_geglu(library: ctypes.CDLL) -> Callable[[Tensor], Tensor]:
+    """geglu, whose derivative keeps the input alone."""
+
+    def run(packed: Tensor, incoming: Tensor | None, out: Tensor) -> Tensor:
+        width = packed.shape[-1] // 2
+        rows = ctypes.c_int64(packed.numel() // (2 * width))
+        pointers = map(pointer, (packed, incoming, out))
+        status = library.emulated_geglu(rows, ctypes.c_int64(width), NUMBERS[packed.dtype], *pointers)
+        assert status == 0
+        return out
+
+    class Geglu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, packed):
+            ctx.packed = packed.detach().contiguous()
+            shape = (*packed.shape[:-1], packed.shape[-1] // 2)
+            return run(ctx.packed, None, torch.full(shape, torch.nan, dtype=packed.dtype))
+
+        @staticmethod
+        def backward(ctx, *incoming):
+            return run(ctx.packed, incoming[0].contiguous(), torch.full_like(ctx.packed, torch.nan))
+
+    return Geglu.apply
+
+
+def emulated_group_norm_silu(library: ctypes.CDLL) -> Callable[..., Tensor]:
+    """group_norm_silu; results, and statistics going forward, are filled with NaN before."""
+
+    def run(x: Tensor, parameters, groups: int, eps: float, statistics, incoming, out, slopes) -> None:
+        sizes = (ctypes.c_int64 * 3)(x.shape[0], x.shape[1], x.shape[2] * x.shape[3])
+        last, number = int(order_of(x) == torch.channels_last), NUMBERS[x.dtype]
+        pointers = map(pointer, (x, *parameters, *statistics, incoming, out, *slopes))
+        scalars = (ctypes.c_int64(groups), ctypes.c_double(eps))
+        assert library.emulated_group_norm(sizes, last, number, *scalars, *pointers) == 0
+
+    class GroupNormSilu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight, bias, groups, eps):
+            x = x.detach().contiguous(memory_format=order_of(x))
+            parameters = [p.detach().float().contiguous() for p in (weight, bias)]
+            statistics = [torch.full((x.shape[0], groups), torch.nan) for _ in range(2)]
+            y = torch.full_like(x, torch.nan)
+            run(x, parameters, groups, eps, statistics, None, y, (None, None))
+            ctx.call = x, parameters, groups, eps, statistics
+            return y
+
+        @staticmethod
+        def backward(ctx, *incoming):
+            x, parameters, *_ = ctx.call
+            by_x = torch.full_like(x, torch.nan)
+            slopes = [torch.full_like(p, torch.nan) for p in parameters]
+            run(*ctx.call, incoming[0].contiguous(memory_format=order_of(x)), by_x, slopes)
+            return by_x, *slopes, None, None
+
+    return GroupNormSilu.apply
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=["contiguous", "channels_last"])
@@ -193,6 +263,30 @@ def test_the_cpu_kernels_draw_the_same_bits(ops, shape):
         assert torch.equal(
             ops.keyed_normal(key, shape, offset), load_ops("kernel").keyed_normal(key, shape, offset)
         )
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (5, 7, 66), (70, 48), (3, 5120), (40, 2048)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_geglu_has_the_bits_of_the_cpu(ops, dtype, shape):
+    generator = torch.Generator().manual_seed(0)
+    packed = (4 * torch.randn(shape, generator=generator)).to(dtype)
+    incoming = torch.randn(*shape[:-1], shape[-1] // 2, generator=generator).to(dtype)
+    network_checks.check_geglu(ops, packed, incoming)
+    ours = network_checks.value_and_gradient(ops.geglu, packed, incoming)
+    on_cpu = network_checks.value_and_gradient(load_ops("kernel").geglu, packed, incoming)
+    assert all(torch.equal(a, b) for a, b in zip(ours, on_cpu, strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "groups"), test_group_norm.SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_group_norm_silu(ops, dtype, shape, groups, order):
+    x, weight, bias, incoming = test_group_norm.example(shape, dtype, "cpu", order)
+    network_checks.check_group_norm_silu(ops, x, weight, bias, groups, 1e-5, incoming)
+    first, again = (
+        network_checks.norm_results(ops, x, weight, bias, groups, 1e-5, incoming) for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_unaligned_tensors(ops):

@@ -14,7 +14,10 @@ from tests.tolerances import (
     FLOAT64_ROUNDING,
     KEYED_NORMAL_KERNEL_ULPS,
     LOGARITHM_ULPS,
+    NORMAL_CDF_ULPS,
+    NORMAL_TAIL_ULPS,
     ROUNDED_PRODUCTS,
+    SIGMOID_ULPS,
 )
 
 F = _kernels.formulas
@@ -56,6 +59,99 @@ def test_the_slope_is_the_derivative_of_the_loss_term(prediction, v):
 def test_the_mean_and_what_comes_in_by_it(weight, total, incoming, n):
     assert F.weighted_mean(weight, total, n) == pytest.approx(weight * total / n, rel=FLOAT64_ROUNDING)
     assert F.gradient_scale(incoming, weight, n) == pytest.approx(incoming * weight / n, rel=FLOAT64_ROUNDING)
+
+
+def normal_cdf(b: np.ndarray) -> np.ndarray:
+    """Φ(b) in float64."""
+    return np.array([math.erfc(-x / math.sqrt(2)) / 2 for x in b.astype(np.float64)])
+
+
+def test_normal_distribution():
+    x = np.concatenate([np.linspace(0, 13, 100_000), np.geomspace(1e-30, 13, 10_000)]).astype(np.float32)
+    density = np.exp(-(x.astype(np.float64) ** 2) / 2) / math.sqrt(2 * math.pi)
+    above, below = normal_cdf(x), normal_cdf(-x)
+
+    def ulps(ours, exact):
+        return np.abs(ours.astype(np.float64) - exact) / np.spacing(exact.astype(np.float32))
+
+    assert (ulps(F.normal_cdf_float32(x), above) <= NORMAL_CDF_ULPS).all()
+    for end, limit in NORMAL_TAIL_ULPS:
+        near = x <= end
+        assert (ulps(F.normal_cdf_float32(-x), below)[near] <= limit).all()
+        assert (ulps(F.normal_density_float32(x), density)[near] <= limit).all()
+    assert np.array_equal(F.normal_density_float32(-x), F.normal_density_float32(x))
+    far = np.array([14, 1e4, 1e30, np.inf], np.float32)
+    assert (F.normal_cdf_float32(far) == 1).all()
+    assert not F.normal_cdf_float32(-far).any()
+    assert not F.normal_density_float32(far).any()
+    for sign in (-1, 1):
+        exact = normal_cdf(sign * x.astype(np.float64))
+        np.testing.assert_allclose(F.normal_cdf_float64(sign * x.astype(np.float64)), exact, FLOAT64_ROUNDING)
+
+
+def test_sigmoid_and_silu():
+    z = np.concatenate([np.linspace(-86.9, 86.9, 200_000), np.geomspace(1e-30, 1, 10_000)]).astype(np.float32)
+    exact = 1 / (1 + np.exp(-z.astype(np.float64)))
+    error = np.abs(F.sigmoid(z).astype(np.float64) - exact) / np.spacing(exact.astype(np.float32))
+    assert (error <= SIGMOID_ULPS).all()
+    assert F.sigmoid(np.array([-88, -np.inf, 88, np.inf], np.float32)).tolist() == [0, 0, 1, 1]
+    z = z.astype(np.float64)
+    np.testing.assert_allclose(F.silu_float64(z), z * exact, FLOAT64_ROUNDING)
+    slope = exact * (1 + z * (1 - exact))
+    np.testing.assert_allclose(F.silu_derivative_float64(z), slope, 0, FLOAT64_ROUNDING)
+
+
+@given(m2=st.floats(0, 1e6), n=st.integers(1, 2**31), eps=st.sampled_from((1e-5, 1e-6)))
+def test_reciprocal_deviation(m2, n, eps):
+    assert F.reciprocal_deviation(m2, n, eps) == pytest.approx(
+        1 / math.sqrt(m2 / n + eps), rel=FLOAT64_ROUNDING
+    )
+
+
+@given(a=VALUES, b=st.floats(-20, 20), g=VALUES)
+def test_gated_product_and_its_slopes(a, b, g):
+    cdf = float(normal_cdf(np.array([b]))[0])
+    density = math.exp(-(b**2) / 2) / math.sqrt(2 * math.pi)
+    size = abs(a) + abs(g) + abs(a * g) + 1
+    for ours, exact in (
+        (F.gated_float64(a, b), a * b * cdf),
+        (F.gated_slope_float64(a, b, g, 0), g * b * cdf),
+        (F.gated_slope_float64(a, b, g, 1), g * a * (cdf + b * density)),
+    ):
+        assert ours == pytest.approx(exact, rel=0, abs=FLOAT64_ROUNDING * size)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@given(start=VALUES, end=VALUES, share=UNIT)
+def test_toward(bits, start, end, share):
+    """Both ends are exact, and between them it is the weighted mean."""
+    toward = getattr(F, f"toward_float{bits}")
+    rounding = ROUNDED_PRODUCTS * float(np.finfo(f"float{bits}").eps)
+    underflow = float(np.finfo(f"float{bits}").tiny)
+    assert toward(start, end, 0.0) == start
+    assert toward(start, end, 1.0) == end
+    assert toward(start, end, share) == pytest.approx(
+        (1 - share) * start + share * end, rel=0, abs=rounding * (abs(start) + abs(end)) + underflow
+    )
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@given(theta=VALUES, m=VALUES, v=st.floats(0, 100, width=32), g=VALUES, beta=UNIT, kept=UNIT, rate=UNIT)
+def test_adamw(bits, theta, m, v, g, beta, kept, rate):
+    """Loshchilov & Hutter 2019, alg. 2, lines 8 to 12."""
+    eps, underflow = float(np.finfo(f"float{bits}").eps), float(np.finfo(f"float{bits}").tiny)
+    second_moment, weight = getattr(F, f"second_moment_float{bits}"), getattr(F, f"adamw_weight_float{bits}")
+    exact = beta * v + (1 - beta) * g**2
+    assert second_moment(v, g, beta, 1 - beta) == pytest.approx(
+        exact, rel=0, abs=2 * ROUNDED_PRODUCTS * eps * (v + g**2) + underflow
+    )
+    correction, epsilon = 0.5, 2.0**-20
+    pull = rate * m / (math.sqrt(v) / correction + epsilon)
+    assert weight(theta, m, v, kept, rate, correction, epsilon) == pytest.approx(
+        kept * theta - pull,
+        rel=0,
+        abs=3 * ROUNDED_PRODUCTS * eps * (abs(kept * theta) + abs(pull)) + underflow,
+    )
 
 
 @pytest.mark.parametrize(

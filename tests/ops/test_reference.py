@@ -292,5 +292,7 @@ def test_a_backend_is_complete():
         "keyed_v_loss",
         "channel_moments",
         "keyed_normal",
+        "geglu",
+        "group_norm_silu",
     )
     assert all(callable(op) for op in OPS)

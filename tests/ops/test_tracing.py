@@ -19,6 +19,11 @@ def calls(device, order, dtype=torch.float32) -> dict:
     prediction, x0, eps, key, alpha, sigma, weight = example(SHAPE, dtype, device, order)
     with_gradient = prediction.clone(memory_format=torch.preserve_format).requires_grad_()
     step = (prediction, x0, None, key, alpha, sigma, weight, 0.05)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    parameters = (torch.ones(4, dtype=wide, device=device), torch.zeros(4, dtype=wide, device=device))
+    statistics = torch.ones(
+        2, 3, 2, dtype=wide, device=device
+    ).unbind()  # mean and inverse deviation, [B, groups]
     return {
         "add_noise": (with_gradient, eps.clone().requires_grad_(), alpha, sigma),
         "add_keyed_noise": (with_gradient, key, alpha, sigma, 0.05),
@@ -29,6 +34,11 @@ def calls(device, order, dtype=torch.float32) -> dict:
         "v_loss_backward": (*step, weight),
         "v_loss_correct_": (prediction.clone(memory_format=torch.preserve_format), *step, weight, None),
         "channel_moments": (x0,),
+        "geglu": (torch.cat([x0, eps], dim=-1).requires_grad_(),),
+        "geglu_backward": (x0, torch.cat([x0, eps], dim=-1)),
+        "group_norm_silu": (with_gradient, *parameters, 2, 1e-5),
+        "group_norm_silu_forward": (prediction, *parameters, 2, 1e-5),
+        "group_norm_silu_backward": (x0, prediction, *parameters, *statistics, 2, 1e-5),
     }
 
 
@@ -43,6 +53,8 @@ def training_step(ops, prediction, x0, eps, key, alpha, sigma, weight):
     x_t = ops.add_noise(x0, eps, alpha, sigma) + ops.add_keyed_noise(x0, key, alpha, sigma, 0.05)
     noise = ops.keyed_normal(key, SHAPE[1:], 0.05)
     _, mean, m2 = ops.channel_moments(x_t + noise)
+    prediction = prediction + ops.geglu(torch.cat([prediction, x0], dim=-1))
+    prediction = ops.group_norm_silu(prediction, alpha.new_ones(4), alpha.new_zeros(4), 2, 1e-5)
     loss = ops.v_loss(2 * prediction, x0, eps, alpha, sigma, weight)
     keyed = ops.keyed_v_loss(prediction + 1, x0, key, alpha, sigma, weight, 0.05)
     return x_t, mean, m2, (loss + keyed).mean()
@@ -86,7 +98,16 @@ def test_export(device):
     arguments = example(SHAPE, torch.float32, device)
     program = torch.export.export(Step(), arguments)
     names = {node.target.name() for node in program.graph.nodes if hasattr(node.target, "name")}
-    public = ("add_noise", "add_keyed_noise", "keyed_normal", "channel_moments", "v_loss", "keyed_v_loss")
+    public = (
+        "add_noise",
+        "add_keyed_noise",
+        "keyed_normal",
+        "channel_moments",
+        "v_loss",
+        "keyed_v_loss",
+        "geglu",
+        "group_norm_silu",
+    )
     assert {f"refimpl::{name}" for name in public} <= names
     for ours, exported in zip(Step()(*arguments), program.module()(*arguments), strict=True):
         assert torch.equal(ours, exported)

@@ -81,6 +81,7 @@ BAD_FILES = {
     '[train]\nsteps = "many"': ["train.steps must be int", "many"],
     "[train]\nbatch_size = -1": ["train.batch_size -1"],
     "[train]\nema_decay = 1.0": ["train.ema_decay 1.0"],
+    "[train]\nactivation_checkpointing = true": ["activation_checkpointing True", "none, cheap, full"],
     "[train]\ncaption_dropout = 1.5": ["train.caption_dropout 1.5"],
     '[train]\nprecision = "fp8"': ["train.precision 'fp8'", "tf32"],
     "[buckets]\nstep = 12\nmax_area = 4096\nmax_side = 120\nmin_side = 36": ["multiple of 8", "12"],

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.errors import InputError
-from refimpl.run.ema import ema_decay, ema_start, ema_update
+from refimpl.run.ema import ema_decay, ema_start, ema_update, views_of_one_buffer
 from tests.tolerances import FLOAT32_ROUNDING, FLOAT64_ROUNDING
 
 
@@ -35,6 +35,38 @@ def test_average_is_the_recursion(decay: float, weights: list[float]) -> None:
     assert abs(float(average["weight"]) - wanted) <= FLOAT32_ROUNDING
     if decay == 0:
         assert torch.equal(average["weight"], module.weight.detach())
+
+
+@pytest.mark.parametrize("step", [1, 7, 8, 1000])  # the share passes 1/2 at 8
+def test_a_share_that_lies_on_the_device_gives_the_same_bits(step: int) -> None:
+    """Of one tensor at a time, of all with one share, and of all with views of one buffer of shares, as on a GPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.Linear(4, 6), torch.nn.PReLU())
+        other = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.Linear(4, 6), torch.nn.PReLU())
+    other = other.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    averages = [ema_start(other) for _ in range(4)]
+    share = 1 - ema_decay(step, 0.995)
+    weights = module.state_dict()
+    for name, value in weights.items():
+        averages[0][name].lerp_(value, share)
+    ema_update(averages[1], module, step, 0.995)
+    ema_update(averages[2], module, step, 0.995, torch.tensor(0.0))
+    targets = list(averages[3].values())
+    shares = views_of_one_buffer(targets, torch.tensor(share))
+    for target, each in zip(targets, shares, strict=True):
+        assert (each.shape, each.stride()) == (target.shape, target.stride())
+    torch._foreach_lerp_(targets, list(weights.values()), shares)
+    for average in averages[1:]:
+        assert all(torch.equal(average[name], averages[0][name]) for name in weights)
+    before = {name: value.clone() for name, value in averages[2].items()}
+    ema_update(averages[2], module, step, 0.995, torch.tensor(1.0))
+    assert all(torch.equal(averages[2][name], before[name]) for name in weights)
+
+
+def test_an_average_of_nothing_is_nothing() -> None:
+    ema_update({}, torch.nn.ReLU(), 1, 0.5, torch.tensor(0.0))
+    assert views_of_one_buffer([], torch.tensor(1.0)) == []
 
 
 def test_start_is_a_float32_copy() -> None:

@@ -9,15 +9,17 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from refimpl.errors import InputError
+from refimpl.text import conditioning
 from refimpl.text.conditioning import (
     apply_dropout,
     chunk_counts,
+    default_rows,
     encode_prompts,
     null_condition,
     size_embedding,
     vector_conditioning,
 )
-from refimpl.text.encoders import tiny_encoders
+from refimpl.text.encoders import penultimate_and_pooled, tiny_encoders
 from refimpl.text.sinusoid import sinusoidal_features
 from refimpl.text.tokenizer import tiny_tokenizer
 from tests import strategies, tolerances
@@ -115,6 +117,38 @@ def test_more_chunks_per_call_change_only_rounding(rows_per_call: int) -> None:
     prompts = [*COLOURS, LONG, "", COLOURS[0]]
     for many, one in zip(encode(prompts, rows_per_call=rows_per_call), encode(prompts), strict=True):
         torch.testing.assert_close(many, one, rtol=0, atol=tolerances.TRANSFORMER_FLOAT32)
+
+
+@pytest.mark.parametrize(("rows_per_call", "calls"), [(1, 7), (4, 2), (16, 1)])
+def test_every_call_of_the_towers_has_as_many_rows(
+    rows_per_call: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven distinct chunks; a matrix product of another shape may round in another way."""
+    seen: list[tuple[int, int]] = []
+    for name in ("penultimate_state", "penultimate_and_pooled"):
+        original = getattr(conditioning, name)
+
+        def tower(encoder, ids, *rest, original=original):
+            seen.append(tuple(ids.shape))
+            return original(encoder, ids, *rest)
+
+        monkeypatch.setattr(conditioning, name, tower)
+    encode([*COLOURS[:3], LONG, COLOURS[0], ""], rows_per_call=rows_per_call)
+    assert seen == [(rows_per_call, 77)] * 2 * calls
+
+
+def test_the_cpu_encodes_one_row_at_a_time_and_a_gpu_many() -> None:
+    assert default_rows(torch.device("cpu")) == 1
+    assert default_rows(torch.device("cuda", 1)) == conditioning.ROWS_ON_A_GPU > 1
+
+
+def test_a_prompt_is_pooled_at_its_first_eos() -> None:
+    """The token may be spelled out in the text; CLIP's states end there."""
+    prompt = f"red {TOKENIZER.clip.eos_token} blue"
+    (chunk,) = TOKENIZER.chunks(prompt)
+    assert TOKENIZER.eos_id in chunk
+    _, pooled = penultimate_and_pooled(ENCODER_G, TOKENIZER.rows_g([chunk]), TOKENIZER.eos_id)
+    assert torch.equal(encode([prompt])[1], pooled)
 
 
 def test_encoding_is_repeatable_and_each_distinct_chunk_is_encoded_once() -> None:

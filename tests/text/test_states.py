@@ -62,6 +62,23 @@ def test_what_is_remembered_is_not_encoded_again(towers: Towers, monkeypatch: py
     assert not any(tensor.requires_grad for tensor in remembered(["c"]))
 
 
+def test_what_is_lacking_is_encoded_together(towers: Towers, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def counting(prompts: Sequence[str], *rest: Any, **options: Any) -> Any:
+        calls.append(list(prompts))
+        return encode_prompts(prompts, *rest, **options)
+
+    monkeypatch.setattr(states, "encode_prompts", counting)
+    remembered = TextStates(towers, "mean", 3)
+    for batch in (["a", "b", "a", LONG], ["a", "b"], ["c", "b", "a", "d", "e"], ["b"]):
+        context, pooled = remembered(batch)
+        wanted, wanted_pooled = encode_prompts(batch, *towers)
+        assert torch.equal(context, wanted)
+        assert torch.equal(pooled, wanted_pooled)
+    assert calls == [["a", "b", LONG], ["a", "b"], ["c", "d", "e"], ["b"]]
+
+
 @pytest.mark.parametrize("prompts", [[], "red", [3]])
 def test_what_is_no_list_of_prompts_is_refused(towers: Towers, prompts: Any) -> None:
     with pytest.raises(InputError):

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from refimpl.run.world import World
 from refimpl.train.gradients import add_in_order, make_gradients
 from refimpl.train.setup.trainable import Part
 from tests.train import runs
+
+CPU = torch.device("cpu")
 
 
 def test_gradients_are_added_in_order() -> None:
@@ -30,6 +33,21 @@ def test_micro_batches_add_up(reduction: str) -> None:
         assert network.weight.grad is not None
         assert network.weight.grad.item() == 7.0, step
         network.weight.grad = None
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("reduction", ["fast", "ordered"])
+def test_the_incoming_gradient_is_foretold_to_the_bit(reduction: str, size: int) -> None:
+    """What autograd sends through the sum, the division and, where DDP will take a mean, the product."""
+    network = nn.Linear(1, 1)
+    unet, world = nn.Linear(1, 1), World(0, size, CPU)
+    gradients = make_gradients(reduction, unet, [Part("tower", network, 0.0)], world)
+    for images in (16, 7, 3, *(number / 10 for number in range(10, 400))):
+        losses = torch.ones(5, requires_grad=True)
+        total = losses.sum() / images
+        (total * size if reduction == "fast" else total).backward()
+        assert losses.grad is not None
+        assert losses.grad.tolist() == [gradients.incoming(images)] * 5
 
 
 def test_an_unknown_reduction_is_no_default() -> None:

@@ -13,6 +13,7 @@ from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, keyed_unif
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import add_noise, eps_from_v, target, v_from_output, v_target, x0_from_v
 from refimpl.errors import InputError
+from refimpl.interop.run.run_folder import committed_steps
 from refimpl.model.unet import UNet
 from refimpl.text.conditioning import encode_prompts, vector_conditioning
 from refimpl.train.loop import train
@@ -202,25 +203,29 @@ def test_uptraining_starts_from_the_average_of_another_run(run: Run) -> None:
     assert runs.differing({"x": start}, {"x": runs.checkpoint(older, 1)["unet"]})
 
 
+@pytest.mark.parametrize("bad", [3, 4])  # the next step is another one's, or there is none
+@pytest.mark.parametrize("backend", ["reference", "kernel"])
 def test_a_gradient_that_is_not_finite_names_step_and_images(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, bad: int
 ) -> None:
-    config = runs.config(root, tmp_path / "run")
+    config = runs.config(root, tmp_path / "run", train={"backend": backend})
     folder = run_folder(config, "test", runs.ALONE)
     prepared = prepare(config, folder, runs.ALONE)
-    step = list(plan_steps(config, prepared.stages, 0, runs.ALONE, Quarantine(tmp_path, runs.ALONE)))[2]
+    plan = plan_steps(config, prepared.stages, 0, runs.ALONE, Quarantine(tmp_path, runs.ALONE))
+    step = list(plan)[bad - 1]
     forward, calls = UNet.forward, []
 
     def poisoned(self: UNet, *arguments: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return forward(self, *arguments) * (math.nan if len(calls) == 3 else 1)
+        return forward(self, *arguments) * (math.nan if len(calls) == bad else 1)
 
     monkeypatch.setattr(UNet, "forward", poisoned)
     with pytest.raises(InputError) as error:
         train(config, folder, prepared, runs.ALONE)
-    assert str(error.value).startswith("step 3, rank 0: the gradient is not finite")
+    assert str(error.value).startswith(f"step {bad}, rank 0: the gradient is not finite")
     assert all(name in str(error.value) for name in step.names)
     assert sorted(runs.checkpoint(folder, 2)) == ["ema", "optimizer", "unet"]  # what was before stays
+    assert committed_steps(folder) == [2]
 
 
 def test_rows_say_what_happened(run: Run, root: Path) -> None:
@@ -273,6 +278,7 @@ def test_bfloat16_trains(run: Run, trained: Path) -> None:
     assert runs.differing({"x": runs.checkpoint(trained, 4)["unet"]}, {"x": rounded})
 
 
-def test_activation_checkpointing_changes_no_bit(run: Run, trained: Path) -> None:
-    recomputed = run(train={"activation_checkpointing": True})
+@pytest.mark.parametrize("how", ["cheap", "full"])
+def test_activation_checkpointing_changes_no_bit(run: Run, trained: Path, how: str) -> None:
+    recomputed = run(train={"activation_checkpointing": how})
     assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(recomputed, 4))

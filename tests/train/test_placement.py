@@ -1,15 +1,31 @@
-"""The precision that the network computes in, and what of it the step sees."""
+"""What the networks compute with and how it lies in memory, what is refused, and what of it the step sees."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from refimpl.errors import InputError
+from refimpl.model.attention import Attention
+from refimpl.model.blocks import ResBlock
+from refimpl.model.dot_product import KERNELS, torch_choice
+from refimpl.model.unet import UNet
 from refimpl.run.config import TrainConfig
-from refimpl.train.placement import in_precision, set_arithmetic
+from refimpl.train import placement as module
+from refimpl.train.placement import check_placement, in_precision, place, resolve, set_arithmetic
+from refimpl.train.setup.prepare import prepare
+from tests.model.diffusers_unet import trained_looking
+from tests.tolerances import NETWORK_FLOAT32
+from tests.train import runs
+from tests.train.processes import run_ranks
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+Run = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +34,12 @@ def as_before() -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("fp32", False), ("bf16", False)])
-def test_tf32_is_allowed_where_it_is_asked_for(precision: str, allowed: bool) -> None:
+@pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("fp32", False), ("bf16", True)])
+def test_tf32_is_allowed_but_for_a_run_in_plain_float32(precision: str, allowed: bool) -> None:
+    """A run in bf16 allows it: the autoencoder stays outside of autocast, and would compute in IEEE float32."""
     set_arithmetic(TrainConfig(precision=precision))
     assert torch.backends.cuda.matmul.allow_tf32 is allowed
     assert torch.backends.cudnn.allow_tf32 is allowed
@@ -43,3 +61,220 @@ def test_only_the_network_computes_in_bfloat16(precision: str, dtype: torch.dtyp
     network = in_precision(Product(), TrainConfig(precision=precision), CPU)
     assert network(x, x, x, x).dtype == dtype
     assert (x @ x.T).dtype == torch.float32
+
+
+# --- what "auto" comes to ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "attention", "memory_format"),
+    [
+        ({}, CPU, "torch", torch.contiguous_format),
+        ({}, GPU, "efficient", torch.channels_last),
+        ({"precision": "bf16"}, GPU, "flash", torch.channels_last),
+        ({"channels_last": "off", "attention": "math"}, GPU, "math", torch.contiguous_format),
+        ({"channels_last": "on", "attention": "flash"}, CPU, "flash", torch.channels_last),
+    ],
+)
+def test_auto_is_decided_by_the_device_and_the_precision(
+    settings: dict[str, Any], device: torch.device, attention: str, memory_format: torch.memory_format
+) -> None:
+    decided = resolve(TrainConfig(**settings), device)
+    assert (decided.attention, decided.memory_format, decided.device) == (attention, memory_format, device)
+
+
+def test_the_first_line_names_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    settings = TrainConfig(backend="kernel", precision="bf16", compile="blocks", deterministic=True)
+    assert str(resolve(settings, GPU)) == (
+        "device cuda:0 (NVIDIA H100), backend kernel, precision bf16, attention flash, channels last, "
+        "compile blocks, deterministic"
+    )
+    assert str(resolve(TrainConfig(), CPU)) == (
+        "device cpu, backend reference, precision tf32, attention torch, channels first, compile none"
+    )
+
+
+def test_a_run_begins_its_log_with_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run(train={"steps": 1, "attention": "math"})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[0] == (
+        "device cpu, backend reference, precision tf32, attention math, channels first, compile none"
+    )
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": "flahs"}, "train.attention 'flahs' is unknown; use auto, math.*nearest is 'flash'"),
+        ({"channels_last": "yes"}, "train.channels_last 'yes' is unknown; use auto, on, off"),
+        ({"compile": "all"}, "train.compile 'all' is unknown; use none, blocks"),
+        (
+            {"attention": "flash", "precision": "fp32"},
+            "'flash' computes in bfloat16.*precision 'fp32' rules out",
+        ),
+        ({"attention": "cudnn", "precision": "fp32"}, "'cudnn' computes in bfloat16"),
+        (
+            {"attention": "cudnn", "deterministic": True},
+            "'cudnn' is not deterministic; use auto, math, efficient",
+        ),
+        ({"attention": "flex", "deterministic": True}, "'flex' is not deterministic"),
+    ],
+)
+def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**settings)
+
+
+@pytest.mark.parametrize("attention", ["efficient", "cudnn", "flex"])
+def test_what_cannot_run_here_is_refused_before_anything_is_written(
+    attention: str, root: Path, tmp_path: Path
+) -> None:
+    config = runs.config(root, tmp_path, train={"attention": attention})
+    with pytest.raises(InputError, match=f"train.attention '{attention}' cannot run on cpu"):
+        prepare(config, tmp_path, runs.ALONE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_blocks_that_cannot_be_compiled_are_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.device] = []
+    monkeypatch.setattr(module, "check_compiler", seen.append)
+    check_placement(runs.config(root, tmp_path), CPU)
+    assert seen == []
+    check_placement(runs.config(root, tmp_path, train={"compile": "blocks"}), CPU)
+    assert seen == [CPU]
+
+
+@pytest.mark.parametrize("workspace", ["", ":4096:8", ":16:8"])
+def test_a_deterministic_run_gives_cublas_its_workspace(
+    workspace: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "check_attention", lambda *arguments: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", workspace)
+    if not workspace:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    check_placement(runs.config(root, tmp_path), GPU)
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG", "") == workspace
+    check_placement(runs.config(root, tmp_path, train={"deterministic": True}), GPU)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (workspace or ":4096:8")
+
+
+def test_a_workspace_that_repeats_nothing_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    config = runs.config(root, tmp_path, train={"deterministic": True})
+    with pytest.raises(InputError, match="CUBLAS_WORKSPACE_CONFIG=:0:0, with which cuBLAS may differ"):
+        check_placement(config, GPU)
+    check_placement(config, CPU)
+
+
+# --- what is set ---
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_algorithms_are_used_where_they_are_asked_for(deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(not deterministic)
+    set_arithmetic(TrainConfig(deterministic=deterministic))
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_a_deterministic_run_has_the_same_bits_here(run: Run, trained: Path) -> None:
+    """On the CPU torch's algorithms are deterministic anyway."""
+    pinned = run(train={"deterministic": True})
+    assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(pinned, 4))
+
+
+@pytest.mark.parametrize(("attention", "kernel"), [("auto", torch_choice), ("flash", KERNELS["flash"])])
+def test_every_attention_gets_the_kernel(attention: str, kernel: Any, root: Path, tmp_path: Path) -> None:
+    prepared = prepare(runs.config(root, tmp_path, train={"attention": attention}), tmp_path, runs.ALONE)
+    found = [m.dot_product for m in prepared.model.unet.modules() if isinstance(m, Attention)]
+    assert found
+    assert all(one is kernel for one in found)
+
+
+def layouts(unet: UNet, memory_format: str) -> dict[str, tuple[bool, ...]]:
+    """For every convolution and residual block: whether its weight, input and output have their channels last."""
+    settings = TrainConfig(channels_last=memory_format)
+    network = in_precision(unet, settings, CPU)
+    seen: dict[str, tuple[bool, ...]] = {}
+
+    def last(tensor: Tensor) -> bool:
+        return tensor.is_contiguous(memory_format=torch.channels_last)
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+            weights = [last(p) for p in layer.parameters(recurse=False) if p.ndim == 4]
+            seen[name] = (*weights, last(given[0]), last(out))
+
+        return hook
+
+    for name, layer in unet.named_modules():
+        if isinstance(layer, nn.Conv2d | ResBlock):
+            layer.register_forward_hook(note(name))
+    config = unet.config
+    x, context = torch.randn(2, 4, 6, 4), torch.randn(2, 3, config.context_dim)
+    out = network(x, torch.tensor([3, 900]), context, torch.randn(2, config.vector_dim))
+    assert out.is_contiguous()
+    return seen
+
+
+@pytest.mark.parametrize("memory_format", ["on", "off"])
+def test_every_convolution_keeps_its_channels_where_they_are_wanted(
+    memory_format: str, root: Path, tmp_path: Path
+) -> None:
+    config = runs.config(root, tmp_path, train={"channels_last": memory_format})
+    model = prepare(config, tmp_path, runs.ALONE).model
+    seen = layouts(model.unet, memory_format)
+    assert len(seen) > 10
+    last = memory_format == "on"
+    wide = {
+        name: formats for name, formats in seen.items() if "skip_connection" not in name
+    }  # 1×1: both at once
+    assert all(formats == (last,) * len(formats) for formats in wide.values())
+    kernels = [p for p in model.vae.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) == last for p in kernels)
+
+
+def test_adapters_and_moments_lie_as_the_weights_do(root: Path, tmp_path: Path, run: Run) -> None:
+    """A run continued with its channels last goes on as if it had not stopped, bit for bit."""
+    whole = run("whole", train={"channels_last": "on"})
+    run("parts", train={"channels_last": "on", "steps": 2})
+    parts = run("parts", train={"channels_last": "on", "resume": True})
+    assert not runs.differing(runs.checkpoint(whole, 4), runs.checkpoint(parts, 4))
+
+
+def test_the_memory_format_changes_rounding_alone(run: Run, trained: Path) -> None:
+    last = run(train={"channels_last": "on"})
+    losses = [[row["loss"] for row in runs.rows(folder) if "loss" in row] for folder in (trained, last)]
+    for a, b in zip(*losses, strict=True):
+        assert a == pytest.approx(b, rel=NETWORK_FLOAT32)
+
+
+def test_ordered_sums_do_not_mix_up_channels_that_come_last(root: Path, tmp_path: Path) -> None:
+    results = []
+    for world in (1, 2):
+        train = {
+            "channels_last": "on", "reduction": "ordered", "batch_size": 2, "accumulate": 2 // world, "steps": 2,
+        }  # fmt: skip
+        toml = runs.write_toml(root, tmp_path / f"{world}.toml", tmp_path / f"{world}", train=train)
+        assert run_ranks([toml], world, tmp_path / f"{world}-output") == [0] * world
+        results.append(runs.checkpoint(tmp_path / f"{world}", 2))
+    assert not runs.differing(*results)
+
+
+def test_a_placed_network_has_the_same_keys_and_values(root: Path, tmp_path: Path) -> None:
+    config = runs.config(root, tmp_path, train={"channels_last": "on", "attention": "math"})
+    model = prepare(replace(config, train=TrainConfig()), tmp_path, runs.ALONE).model
+    trained_looking(model.unet)
+    before = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    place(model, config, CPU)
+    after = model.unet.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)

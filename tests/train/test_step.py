@@ -78,6 +78,23 @@ def test_the_loss_is_the_weighted_square_of_what_v_is_missed_by(
     )
 
 
+@pytest.mark.parametrize("parameterisation", ["v", "eps", "x0"])
+def test_given_its_levels_the_loss_waits_for_nothing(prepared: Any, parameterisation: str) -> None:
+    """On the meta device there is nothing to wait for: whoever asks for a value raises. Elsewhere no bit differs."""
+    diffusion = replace(prepared.model.diffusion, parameterisation=parameterisation, zero_terminal_snr=False)
+    model, ops = replace(prepared.model, diffusion=diffusion), load_ops("reference")
+    key, weight = draw_key(3, IDS, 2, Purpose.NOISE), torch.linspace(0.5, 3, 6)
+
+    def loss(device: str, levels: tuple[Tensor, Tensor] | None) -> Tensor:
+        conditions = Conditions(*(x.to(device) for x in (torch.zeros(6, 77, 96), torch.zeros(6, 1600))))
+        inputs = [x.to(device) for x in (latents(), key, T, weight)]
+        return denoising_loss(lambda x, *_: x, model, conditions, *inputs, 0.1, ops, levels=levels)  # pyright: ignore
+
+    alpha, sigma = model.schedule.at(T)
+    assert loss("meta", (alpha.to("meta"), sigma.to("meta"))).device.type == "meta"
+    assert torch.equal(loss("cpu", (alpha, sigma)), loss("cpu", None))
+
+
 def test_a_perfect_network_loses_nothing(prepared: Any) -> None:
     model, x0, key = prepared.model, latents(), draw_key(3, IDS, 2, Purpose.NOISE)
     alpha, sigma = (c.view(-1, 1, 1, 1) for c in model.schedule.at(T))

@@ -53,8 +53,8 @@ class CacheCommand:
     off."""
     batch_pixels: int = 4 * MEGABYTE
     """Pixels of the images that are encoded at once; halved when the memory does not suffice."""
-    text_rows: int = 1
-    """Chunks of 75 tokens that the towers encode at once; more is faster on a GPU, but may differ in the last bit."""
+    text_rows: int = 0
+    """Chunks of 75 tokens that the towers encode at once; 0 for as many as training does, which gives its bits."""
     shard_megabytes: float = 128.0
     """Size of one file in megabytes, which is also the most that one process can lose when it is killed."""
     rehash: bool = False
@@ -69,9 +69,10 @@ class CacheCommand:
     """Device to encode on: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
-        for name in ("crops", "batch_pixels", "text_rows"):
+        for name in ("crops", "batch_pixels"):
             check_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         check_positive("--shard-megabytes", self.shard_megabytes)
+        check_at_least("--text-rows", self.text_rows, 0)
         check_at_least("--tile", self.tile, 0)
         if self.seed is not None:
             check_seed("--seed", self.seed)
@@ -144,7 +145,9 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
     made_by = text_encoding(towers, config.text.pooling, command.dtype)
     captions = [caption for data in stages for caption in data.index.captions]
     size = int(command.shard_megabytes * MEGABYTE)
-    told = write_text(command.out, captions, towers, made_by, size, command.text_rows, command.verify, world)
+    told = write_text(
+        command.out, captions, towers, made_by, size, command.text_rows or None, command.verify, world
+    )
     _say(world, {"kind": "text", **told, "out": str(command.out)})
 
 

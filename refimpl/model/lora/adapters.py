@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from refimpl.diffusion.philox import draw_key_of, keyed_uniform, sample_id
+from refimpl.diffusion.philox import draw_key_of, sample_id
 from refimpl.errors import InputError
 from refimpl.model.lora.config import check_dropout, check_rank_and_alpha
 from refimpl.model.lora.layers import LoRAConv2d, LoRALayer, LoRALinear
@@ -36,7 +36,7 @@ def add_lora(
     """Adapts, in place, every Linear and Conv2d whose name matches a target; everything else is frozen.
 
     targets  patterns on module names, see above            rank, alpha  the update is scaled by alpha / rank
-    dropout  fraction of the rank's components dropped per image in training, drawn by `draw_lora_dropout`
+    dropout  fraction of the rank's components dropped per image in training, see refimpl.model.lora.dropout
     seed     of the initial values of `down`, which depend on (seed, module name) alone; `up` starts at 0
     returns  the names of the adapted modules, in the module's order
     The adapters' weights are float32 (float64 in a float64 layer) on the layer's device.
@@ -137,23 +137,6 @@ def merged_weight(weight: Tensor, down: Tensor, up: Tensor, alpha: float, streng
     rank = down.shape[0]
     update = up.flatten(1).to(wide) @ down.flatten(1).to(wide)
     return (weight.to(wide) + (strength * alpha / rank) * update.view_as(weight)).to(weight.dtype)
-
-
-def draw_lora_dropout(module: nn.Module, key: Tensor) -> None:
-    """Draws which components of each adapter's rank are dropped for each image of the next batch.
-
-    key  [B, 2]  two-word keys (`draw_key`) of the rows of the next batch
-    A function of the keys alone, so it is the same on any number of ranks, and the same when activation
-    checkpointing recomputes a block. Layers without dropout draw nothing.
-    """
-    layers = [layer for layer in adapted_layers(module).values() if layer.dropout > 0]
-    if not layers:
-        return
-    ranks = [layer.lora_down.weight.shape[0] for layer in layers]
-    uniforms = keyed_uniform(key, sum(ranks)).split(ranks, dim=1)
-    for layer, uniform in zip(layers, uniforms, strict=True):
-        kept = (uniform >= layer.dropout) / (1 - layer.dropout)
-        layer.kept = kept.to(layer.lora_down.weight)
 
 
 def _adapted(

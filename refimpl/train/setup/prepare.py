@@ -35,6 +35,7 @@ from refimpl.tables import to_table
 from refimpl.text.image_tower import load_image_tower
 from refimpl.text.states import TextStates
 from refimpl.train.log import check_loggers
+from refimpl.train.placement import check_placement, place
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.init_from import fill_unet, open_start, say_start, start_towers
 from refimpl.train.setup.trainable import Part, check_targets, make_trainable
@@ -59,7 +60,8 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     Raises InputError, before anything is written to the run folder, for settings that this machine or these images
     cannot satisfy. A run that fails here leaves the folder as it was.
     """
-    load_ops(config.train.backend)
+    ops = load_ops(config.train.backend)
+    check_placement(config, world.device)
     check_loggers(config.train)
     if config.data.decoder == "fast":
         check_fast()
@@ -88,11 +90,13 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     if config.lora.rank:
         load_base(run, unet)
     model = load_components(run, unet, config.vae, config.text, config.diffusion).to(world.device)
+    model.unet.set_ops(ops)
     parts = make_trainable(model, config)
     towers = (model.tokenizer, model.encoder_l, model.encoder_g)
     states = TextStates(towers, config.text.pooling, config.text.cached_prompts, config.text.is_trained)
     if cache is not None:
         world.on_main(lambda: check_cache(config.data, config.text, cache, stages, model.vae, towers))
+    place(model, config, world.device)
     return Prepared(
         model, parts, cached_text(config.data, config.text, states, world), stages, latents, heldout
     )

@@ -1,0 +1,77 @@
+"""The operations in the network's blocks as rows of op_rows.py: value and gradients, on tensors of the latents' size.
+
+geglu takes both halves side by side; group_norm_silu takes the latents' values as 64 channels in 32 groups.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.shapes import Inputs
+from refimpl.ops import load_ops
+from tests.ops import network_checks
+
+REFERENCE, KERNEL = load_ops("reference"), load_ops("kernel")
+CHANNELS, GROUPS, EPS = 64, 32, 1e-5
+COLUMNS = {
+    "geglu": ("eager", "compile", "kernel"),
+    "group_norm_silu": ("eager", "compile", "kernel"),
+}
+
+
+def packed_of(x: Inputs) -> Tensor:
+    """The input of geglu, [B, 4, H, 2·W]."""
+    return torch.cat([x.x0, x.eps], dim=-1).requires_grad_()
+
+
+def norm_of(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """x [B, 64, H / 4, W / 4], weight and bias [64] of group_norm_silu."""
+    batch, _, height, width = x.x0.shape
+    image = x.x0.reshape(batch, CHANNELS, height // 4, width // 4).clone().requires_grad_()
+    weight, bias = torch.linspace(-1, 1, 2 * CHANNELS, device=image.device).chunk(2)
+    return image, weight.clone().requires_grad_(), bias.clone().requires_grad_()
+
+
+def assert_agreement(x: Inputs) -> None:
+    """The checks of the test suite on these very tensors."""
+    image, weight, bias = norm_of(x)
+    network_checks.check_geglu(KERNEL, packed_of(x), x.eps)
+    incoming = x.eps.reshape(image.shape)
+    network_checks.check_group_norm_silu(KERNEL, image, weight, bias, GROUPS, EPS, incoming)
+
+
+def rows(x: Inputs) -> dict[str, dict[str, Callable[[], object]]]:
+    """The columns of both operations."""
+    packed, norm = packed_of(x), norm_of(x)
+    gated_gradient, norm_gradient = x.eps, x.eps.reshape(norm[0].shape)
+
+    # Functions of their own for torch.compile, which share no cache entry with eager calls.
+    def gated(packed: Tensor) -> Tensor:
+        return REFERENCE.geglu(packed)
+
+    def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return REFERENCE.group_norm_silu(x, weight, bias, GROUPS, EPS)
+
+    compiled_gated, compiled_normed = (
+        torch.compile(function, fullgraph=True, dynamic=False) for function in (gated, normed)
+    )
+
+    def of_geglu(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(packed), packed, gated_gradient)
+
+    def of_norm(function: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(*norm), norm, norm_gradient)
+
+    return {
+        "geglu": {
+            "eager": of_geglu(gated),
+            "compile": of_geglu(compiled_gated),
+            "kernel": of_geglu(KERNEL.geglu),
+        },
+        "group_norm_silu": {
+            "eager": of_norm(normed),
+            "compile": of_norm(compiled_normed),
+            "kernel": of_norm(lambda *tensors: KERNEL.group_norm_silu(*tensors, GROUPS, EPS)),
+        },
+    }

@@ -1,0 +1,64 @@
+"""`refimpl estimate`: whether a configuration fits a GPU, what needs the memory, and what would make it fit."""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from refimpl.checks import check_at_least
+from refimpl.run.config import Config
+from refimpl.run.presets import load_config
+from refimpl.train.budget.cards import Card, find_card, this_card
+
+
+@dataclass(frozen=True)
+class EstimateCommand:
+    """Counts, without a GPU, the memory that training needs on one, and the operations of a step.
+
+    Settings can be overridden as in training: `--train.batch-size 4`. Exits with 1 when the run would not fit, after
+    listing what would make it fit.
+    """
+
+    config: Annotated[str, tyro.conf.Positional]
+    """Preset or TOML file."""
+    gpu: str = "auto"
+    """Card: h100, h200, a100-40, rtx4090, an amount of memory such as 24GB or 22.5GiB, or auto: this machine's, and
+    an h100 where there is none."""
+    ranks: int = 1
+    """Processes of the run, each with a GPU."""
+
+    def __post_init__(self) -> None:
+        check_at_least("--ranks", self.ranks, 1)
+        if self.gpu != "auto":
+            find_card(self.gpu)
+
+
+def estimate_command(arguments: list[str], program: str = "refimpl estimate") -> None:
+    """Prints the table, and what would make a run fit that does not."""
+    command, overrides = tyro.cli(EstimateCommand, args=arguments, prog=program, return_unknown_args=True)
+    config = tyro.cli(
+        Config, default=load_config(command.config), args=overrides, prog=f"{program} {command.config}"
+    )
+    from refimpl.train.budget.counted import count
+    from refimpl.train.budget.fit import fits
+    from refimpl.train.budget.levers import levers
+    from refimpl.train.budget.plan import largest_work, plan_step
+    from refimpl.train.budget.table import lever_table, table
+
+    card = _card(command.gpu)
+    work = largest_work(config, command.ranks)
+    counted = count(config, work.bucket)
+    plan = plan_step(counted, work)
+    print(table(config, counted, work, plan, card), flush=True)
+    if not fits(plan, card):
+        print(lever_table(levers(config, counted, work, card), counted, card))
+        sys.exit(1)
+
+
+def _card(name: str) -> Card:
+    import torch
+
+    if name != "auto":
+        return find_card(name)
+    return this_card(torch.device("cuda", 0)) if torch.cuda.is_available() else find_card("h100")

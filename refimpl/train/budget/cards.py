@@ -1,0 +1,83 @@
+"""Memory and peak arithmetic of known GPUs (NVIDIA's datasheets)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from refimpl.errors import InputError
+from refimpl.names import nearest
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU: its name and its memory in bytes, as torch reports them."""
+
+    name: str
+    memory: int
+
+
+# Of 80, 141, 40 and 24 GB, what `torch.cuda.get_device_properties` gives as total_memory; the least that torch's
+# out-of-memory messages in public issues show ("has a total capacity of …"), since it differs by driver and ECC.
+CARDS = {
+    "h100": Card("NVIDIA H100 80GB HBM3", int(79.1 * GIB)),
+    "h200": Card("NVIDIA H200", int(139.7 * GIB)),
+    "a100-40": Card("NVIDIA A100-SXM4-40GB", int(39.3 * GIB)),
+    "rtx4090": Card("NVIDIA GeForce RTX 4090", int(23.5 * GIB)),
+}
+
+# Operations per second on tensor cores without sparsity, with float32 sums, by name of the device and by precision.
+# H100 and H200: NVIDIA H100 Tensor Core GPU Architecture (whitepaper), Tab. 3, and the H200 datasheet, whose figures
+# with sparsity are twice these; A100: NVIDIA A100 datasheet; RTX 4090: NVIDIA Ada GPU Architecture (whitepaper),
+# App. A.
+_HOPPER = {"tf32": 494.7e12, "bf16": 989.4e12}
+_HOPPER_PCIE = {"tf32": 378e12, "bf16": 756e12}
+_AMPERE = {"tf32": 156e12, "bf16": 312e12}
+_ADA_4090 = {"tf32": 82.6e12, "bf16": 165.2e12}
+PEAKS = {
+    "NVIDIA H100 80GB HBM3": _HOPPER,
+    "NVIDIA H100 PCIe": _HOPPER_PCIE,
+    "NVIDIA H200": _HOPPER,
+    "NVIDIA A100-SXM4-40GB": _AMPERE,
+    "NVIDIA A100-PCIE-40GB": _AMPERE,
+    "NVIDIA A100-SXM4-80GB": _AMPERE,
+    "NVIDIA A100 80GB PCIe": _AMPERE,
+    "NVIDIA GeForce RTX 4090": _ADA_4090,
+}
+
+_UNITS = {"gb": 10**9, "gib": GIB, "mb": 10**6, "mib": 2**20}
+
+
+def find_card(text: str) -> Card:
+    """The card of that name, or one with that much memory: "24GB", "79.1GiB", "16384MiB".
+
+    Raises InputError for anything else, naming the nearest card.
+    """
+    if text.lower() in CARDS:
+        return CARDS[text.lower()]
+    amount = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]+)", text.lower())
+    if amount and amount[2] in _UNITS and float(amount[1]) > 0:
+        return Card(f"a GPU of {text}", int(float(amount[1]) * _UNITS[amount[2]]))
+    raise InputError(
+        f"--gpu {text!r} is neither a known card ({', '.join(CARDS)}; the nearest is "
+        f"{nearest(text, CARDS)[0]!r}) nor an amount of memory with its unit, as in 24GB or 22.5GiB"
+    )
+
+
+def this_card(device: torch.device) -> Card:
+    """The GPU that torch sees as this device."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    return Card(properties.name, properties.total_memory)
+
+
+def peak_flops(name: str, precision: str) -> float | None:
+    """Operations per second that a card can do in `train.precision`; None where no datasheet's figure is known."""
+    return PEAKS.get(name, {}).get(precision)

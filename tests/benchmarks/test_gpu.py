@@ -1,0 +1,96 @@
+"""The driver of the GPU's stages: a stage's failure or time-out stops none after it, and nothing is left running."""
+
+import json
+import os
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu import Stage
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, *stages: Stage) -> None:
+    monkeypatch.setattr(gpu, "stages", lambda out, dry_run: list(stages))
+
+
+def go(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(out), *arguments])
+    try:
+        gpu.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def results(out: Path) -> dict:
+    return {
+        name: stage["result"] for name, stage in json.loads((out / "gpu.json").read_text())["stages"].items()
+    }
+
+
+def test_a_failed_stage_stops_none_after_it(tmp_path, monkeypatch, capsys):
+    broken = Stage("broken", [python("print('why'); raise SystemExit(3)")], 30)
+    planned(monkeypatch, broken, Stage("absent", [["no-such-program"]], 30), Stage("good", [python("")], 30))
+    assert go(monkeypatch, tmp_path) == 1
+    found = results(tmp_path)
+    assert found["broken"] == "failed with exit code 3 (broken.log)"
+    assert found["absent"] == "not started: no-such-program is not installed"
+    assert found["good"] == "passed"
+    assert "broken: why" in capsys.readouterr().out
+    with tarfile.open(tmp_path / "logs.tar.gz") as archive:
+        assert {"logs/broken.log", "logs/good.log"} <= set(archive.getnames())
+
+
+def test_a_second_call_goes_on_with_what_has_not_passed(tmp_path, monkeypatch):
+    count = python(f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
+    planned(monkeypatch, Stage("once", [count], 30), Stage("later", [python("raise SystemExit(1)")], 30))
+    assert go(monkeypatch, tmp_path) == 1
+    planned(monkeypatch, Stage("once", [count], 30), Stage("later", [python("")], 30))
+    assert go(monkeypatch, tmp_path) == 0
+    assert (tmp_path / "count").read_text() == "x"
+    assert results(tmp_path) == {"once": "passed", "later": "passed"}
+    assert go(monkeypatch, tmp_path, "--stages", "once") == 0, "a stage that is named runs again"
+    assert (tmp_path / "count").read_text() == "xx"
+
+
+def test_a_time_out_ends_the_whole_process_group(tmp_path, monkeypatch):
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    monkeypatch.setattr(gpu, "SHORTEST", 0)
+    planned(monkeypatch, Stage("long", [python(parent)], 4), Stage("good", [python("")], 30))
+    assert go(monkeypatch, tmp_path) == 1
+    assert results(tmp_path) == {"long": "stopped: its time was up", "good": "passed"}
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(50):
+        if not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text():
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(pid, 9)
+        pytest.fail("the grandchild lived on")
+
+
+def test_nothing_is_started_when_the_time_is_up(tmp_path, monkeypatch):
+    planned(monkeypatch, Stage("late", [python("")], 30))
+    assert go(monkeypatch, tmp_path, "--seconds", "1") == 1
+    assert results(tmp_path) == {"late": "not started: the time was up"}
+
+
+def test_an_unknown_stage_is_named(tmp_path, monkeypatch, capsys):
+    planned(monkeypatch, Stage("good", [python("")], 30))
+    assert go(monkeypatch, tmp_path, "--stages", "god") == 2
+    assert "unknown stages god; there are good" in capsys.readouterr().err
+
+
+def test_the_limits_of_a_first_call_fit_its_time():
+    first = ("build", "device", "tests", "step")
+    limits = {stage.name: stage.seconds for stage in gpu.stages(Path("out"), dry_run=False)}
+    assert sum(limits[name] for name in first) <= gpu.SECONDS

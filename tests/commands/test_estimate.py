@@ -1,0 +1,64 @@
+"""`refimpl estimate`: the table, its exit status, and its errors."""
+
+import re
+
+import pytest
+
+from refimpl.commands.main import dispatch
+from refimpl.commands.terminal import run_command
+
+
+def ending(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: dispatch(["estimate", *words]))
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_a_run_that_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = ending(["tiny", "--gpu", "rtx4090"], capsys)
+    assert (code, error) == (0, "")
+    lines = out.splitlines()
+    assert "on NVIDIA GeForce RTX 4090: 16 images of " in lines[0]
+    sizes = {line[:44].strip(): float(line[44:52]) for line in lines[3:-2]}
+    held = ("weights of the UNet", "autoencoder and towers", "moments of AdamW", "moving average")
+    assert sizes["held throughout"] == pytest.approx(sum(sizes[name] for name in held), abs=0.02)
+    assert sizes["needed"] + sizes["left of the card"] == pytest.approx(23.5, abs=0.02)
+    assert re.fullmatch(r"largest micro-batch that fits with these settings: \d+", lines[-2])
+    assert re.fullmatch(
+        r"UNet forward and backward: 0\.00 TFLOP per image, so at most [\d.]+ images/s at the card's 82\.6 TFLOP/s",
+        lines[-1],
+    )
+
+
+def test_a_run_that_does_not_fit_ends_with_1_and_levers(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = ending(["tiny", "--gpu", "4GB", "--train.batch-size", "4096"], capsys)
+    assert (code, error) == (1, "")
+    assert "4096 images of" in out
+    assert "too much for the card" in out
+    assert "what saves memory, and what it costs:" in out
+    assert "TFLOP/s" not in out  # no peak is known of 4 GB
+
+
+def test_ranks_have_buckets(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ending(["tiny", "--gpu", "h200", "--ranks", "2"], capsys)
+    assert code == 0
+    assert "DDP's gradient buckets" in out
+    assert "of rank 0 of 2" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["tinny"], 2, "the nearest preset is 'tiny'"),
+        (["tiny", "--gpu", "rtx490"], 2, "the nearest is 'rtx4090'"),
+        (["tiny", "--ranks", "0"], 2, "--ranks 0 must be at least 1"),
+        (["tiny", "--train.stepz", "3"], 2, "--train.stepz"),
+        ([], 2, "CONFIG"),
+    ],
+)
+def test_bad_input(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found, out, error = ending(words, capsys)
+    assert (found, out) == (code, "")
+    assert said in " ".join(error.replace("│", "").split())
