@@ -95,7 +95,9 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(_probe, backend=BACKEND, fullgraph=True)(torch.ones(2, device=device))
     except (TorchDynamoException, RuntimeError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(
+            str(error).strip().split("\n")[:2]
+        )  # dynamo names the backend first, then the error
         raise InputError(
             f"train.compile 'blocks' cannot compile for {device} here: {reason}; install what it names, or use "
             "train.compile none"
