@@ -13,8 +13,9 @@ void check_geglu(const Case& c) {
   const auto packed = normals<X>(2 * c.count(), 11), incoming = normals<X>(c.count(), 12);
   const Device<X> packed_(packed, c.shifted), incoming_(incoming, c.shifted);
   const Device<X> out = result<X>(c.count(), c.shifted), slopes = result<X>(2 * c.count(), c.shifted);
-  require(cuda::geglu({rows, width, packed_.data, nullptr, out.data, dtype<X>}, stream), "geglu");
-  require(cuda::geglu({rows, width, packed_.data, incoming_.data, slopes.data, dtype<X>}, stream), "geglu");
+  const DType type = dtype<X>;  // nvcc cannot pass on a braced list that ends in it
+  require(cuda::geglu({rows, width, packed_.data, nullptr, out.data, type}, stream), "geglu");
+  require(cuda::geglu({rows, width, packed_.data, incoming_.data, slopes.data, type}, stream), "geglu");
   std::vector<X> wanted(c.count()), wanted_slopes(2 * c.count());
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = 0; i < width; ++i) {

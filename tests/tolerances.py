@@ -105,6 +105,7 @@ FOLDED_DECODE = (
 # --- memory and arithmetic ---
 PRINTED_TERAFLOPS = 0.005  # half of the last place of TFLOP printed with two decimals
 PRINTED_GIBIBYTES = 0.05  # half of the last place of GiB printed with one decimal
+PRINTED_SUM = 0.025  # five values, each rounded to two decimals
 MEASURED_MEMORY = (
     0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
 )

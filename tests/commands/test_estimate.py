@@ -6,6 +6,7 @@ import pytest
 
 from refimpl.commands.main import dispatch
 from refimpl.commands.terminal import run_command
+from tests.tolerances import PRINTED_SUM
 
 
 def ending(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -23,8 +24,8 @@ def test_a_run_that_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None
     assert "on NVIDIA GeForce RTX 4090: 16 images of " in lines[0]
     sizes = {line[:44].strip(): float(line[44:52]) for line in lines[3:-2]}
     held = ("weights of the UNet", "autoencoder and towers", "moments of AdamW", "moving average")
-    assert sizes["held throughout"] == pytest.approx(sum(sizes[name] for name in held), abs=0.02)
-    assert sizes["needed"] + sizes["left of the card"] == pytest.approx(23.5, abs=0.02)
+    assert sizes["held throughout"] == pytest.approx(sum(sizes[name] for name in held), abs=PRINTED_SUM)
+    assert sizes["needed"] + sizes["left of the card"] == pytest.approx(23.5, abs=PRINTED_SUM)
     assert re.fullmatch(r"largest micro-batch that fits with these settings: \d+", lines[-2])
     assert re.fullmatch(
         r"UNet forward and backward: 0\.00 TFLOP per image, so at most [\d.]+ images/s at the card's 82\.6 TFLOP/s",

@@ -63,7 +63,7 @@ def test_adapters_have_moments_and_the_frozen_weights_none(trained: Path) -> Non
     lora = replace(small(init_from=str(trained)), lora=replace(small().lora, **LORA))
     adapted = count(lora, (64, 64))
     assert adapted.trained < plain.trained / 4
-    assert adapted.average == adapted.trained
+    assert adapted.trained <= adapted.average < plain.average / 4  # and a number for each layer
     assert adapted.unet == plain.unet + adapted.trained
     assert adapted.step.gradients[-1] == adapted.trained
     assert adapted.step.peak(8) < plain.step.peak(8)
