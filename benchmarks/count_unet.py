@@ -25,6 +25,7 @@ from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.unet import UNet
 from refimpl.ops import load_ops
 from refimpl.train.budget.as_on_cuda import AsOnCuda
+from refimpl.train.budget.live_memory import backward
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 ATTENTION = "_scaled_dot_product"
@@ -99,7 +100,7 @@ def count(config: UNetConfig, batch: int, side: int, backend: str, how: Recomput
     with AsOnCuda(), Counts() as counts:
         out = unet(x, t, context, vector)
         kept = sum(size for key, (made, size) in counts.made.items() if key not in own and not made.expired())
-        out.float().square().mean().backward()
+        backward(out.float().square().mean())
     products = sum(size for name, size in counts.traffic.items() if _is_product(name))
     return {
         "kept_bytes": kept,

@@ -49,10 +49,10 @@ def test_cheap_computes_no_product_twice_and_full_does(rows: dict) -> None:
     assert cheap["other_bytes"] > plain["other_bytes"]
 
 
-def test_twice_the_batch_keeps_twice_as_much(rows: dict) -> None:
+def test_a_larger_batch_keeps_more_but_no_more_per_image(rows: dict) -> None:
     one = rows["kernel", "none"]
     two = count(CONFIG, 4, SIDE, "kernel", "none")
-    assert two["kept_bytes"] == 2 * one["kept_bytes"]
+    assert one["kept_bytes"] < two["kept_bytes"] <= 2 * one["kept_bytes"]
 
 
 def test_a_row_for_the_terminal(rows: dict) -> None:

@@ -123,7 +123,7 @@ def count_training(networks: Sequence[nn.Module], run: Callable[[], Tensor]) -> 
     ]
     try:
         with memory:
-            _backward(run().float().square().mean())
+            backward(run().float().square().mean())
         memory.note()  # the last gradient is finished after the last operation
     finally:
         for hook in hooks:
@@ -133,7 +133,7 @@ def count_training(networks: Sequence[nn.Module], run: Callable[[], Tensor]) -> 
     return memory.timeline
 
 
-def _backward(loss: Tensor) -> None:
+def backward(loss: Tensor) -> None:
     """loss.backward(), but without suspending modes of torch functions, which recomputed activations need."""
     engine = torch.autograd.Variable._execution_engine  # pyright: ignore[reportAttributeAccessIssue]
     engine.run_backward(
