@@ -9,7 +9,6 @@ inputs.
 """
 
 import argparse
-import weakref
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.timing import write
@@ -44,7 +44,7 @@ class Counts(TorchDispatchMode):
 
     calls: Counter[str] = field(default_factory=Counter)
     traffic: Counter[str] = field(default_factory=Counter)
-    made: dict[int, weakref.ref] = field(default_factory=dict)
+    made: dict[int, tuple[StorageWeakRef, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -55,7 +55,8 @@ class Counts(TorchDispatchMode):
         given = list(tensors_of(args))
         for result in results:
             storage = result.untyped_storage()
-            self.made.setdefault(storage._cdata, weakref.ref(storage))
+            if storage._cdata not in self.made:
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         if not _moves_nothing(func, given, results):
             name = func.overloadpacket.__name__
             self.calls[name] += 1
@@ -97,9 +98,7 @@ def count(config: UNetConfig, batch: int, side: int, backend: str, how: Recomput
     own = {t.untyped_storage()._cdata for t in (x, context, t, vector, *unet.parameters())}
     with AsOnCuda(), Counts() as counts:
         out = unet(x, t, context, vector)
-        alive = {key: storage() for key, storage in counts.made.items() if key not in own}
-        kept = sum(storage.nbytes() for storage in alive.values() if storage is not None)
-        del alive
+        kept = sum(size for key, (made, size) in counts.made.items() if key not in own and not made.expired())
         out.float().square().mean().backward()
     products = sum(size for name, size in counts.traffic.items() if _is_product(name))
     return {

@@ -73,10 +73,10 @@ def stages(out: Path, dry_run: bool) -> list[Stage]:
     training = [*pytest, "tests/ops/test_training.py", "-k", "cpu and full" if dry_run else "cuda"]
     device = [] if dry_run else [Stage("device", [["nvidia-smi"]], 20)]
     return [
-        Stage("build", [_build_command()], 120, {"REFIMPL_CUDA": "0" if dry_run else "1", **_arches()}),
+        Stage("build", [_build_command()], 100, {"REFIMPL_CUDA": "0" if dry_run else "1", **_arches()}),
         *device,
-        Stage("tests", tests, 90, {**required, "OMP_NUM_THREADS": "2"}),
-        Stage("step", [timing("gpu_step", "step_gpu")], 130),
+        Stage("tests", tests, 60, {**required, "OMP_NUM_THREADS": "2"}),
+        Stage("step", [timing("gpu_step", "step_gpu")], 240),
         Stage("ops", [timing("gpu_ops", "ops_gpu")], 60),
         Stage("update", [timing("gpu_update", "update_gpu")], 60),
         Stage("checks", [check("determinism"), check("graph"), check("nccl")], 60),

@@ -6,15 +6,17 @@ Both sides train the same network size from random weights on the same cached la
 the gradient's norm clipped to 1 and an EMA of the weights on the device; a step takes about eight images, in
 micro-batches as large as fit. Diffusers' side is the step of its SDXL trainer, rebuilt from the installed library's
 parts (benchmarks/step_diffusers.py says what it does). Times are medians over steps, by CUDA events; the first
-steps, which compile, are reported apart. The file is written after every case.
+steps, which compile, are reported apart. The file is written after every case; rows that it holds already, of other
+cases, stay, each with the commit that it was measured on.
 """
 
 import argparse
 import gc
+import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,8 @@ from benchmarks.kernel_classes import time_by_class
 from benchmarks.step_diffusers import diffusers_step
 from benchmarks.step_inputs import Case, Marks
 from benchmarks.step_ours import our_step, planned_bytes
-from benchmarks.timing import write
+from benchmarks.timing import environment, write
 
-TF32_ATTENTION = "cudnn"  # in bfloat16, a choice that a run has to state; "auto" stays in float32
 CARD_GIB = (
     78.0  # of a card sold as 80 GB, less its context; a larger one may use as much, to compare like with like
 )
@@ -41,24 +42,34 @@ MAKERS: dict[str, Callable[[Case, Marks], Callable[[], None]]] = {
 def cases(small: bool) -> list[Case]:
     """What is timed, in the order of its worth."""
     square, tall = ((64, 64), (64, 128)) if small else ((1024, 1024), (832, 1216))
-    bf16, tf32 = (2, 2) if small else (6, 3)  # images per micro-batch to begin with
+    bf16, tf32 = (2, 2) if small else (5, 3)  # images per micro-batch to begin with
+    low = (
+        "flash" if small else "cudnn"
+    )  # in bfloat16, a choice that a run has to state: "auto" stays in float32
+    many = 2 if small else 8
     rows = [
+        Case("ours", "bf16", *square, bf16 + 1, checkpointing="cheap"),
+        Case("diffusers", "bf16", *square, many, checkpointing="full"),
+        Case("ours", "tf32", *square, tf32, checkpointing="cheap", attention=low),
+        Case("diffusers", "tf32", *square, many, checkpointing="full"),
+        Case("ours", "tf32", *square, many, checkpointing="full", attention=low),
+        Case("ours", "bf16", *square, many, checkpointing="full"),
+        Case("ours", "bf16", *square, bf16 + 1, checkpointing="cheap", compile="blocks"),
+        Case("ours", "tf32", *square, tf32, checkpointing="cheap"),
+        Case("ours", "tf32", *square, tf32, checkpointing="cheap", attention=low, compile="blocks"),
         Case("diffusers", "bf16", *square, bf16),
         Case("ours", "bf16", *square, bf16),
         Case("ours", "bf16", *square, bf16, compile="blocks"),
         Case("diffusers", "tf32", *square, tf32),
         Case("ours", "tf32", *square, tf32),
-        Case("ours", "tf32", *square, tf32, attention=TF32_ATTENTION),
-        Case("ours", "tf32", *square, tf32, compile="blocks", attention=TF32_ATTENTION),
-        Case("ours", "tf32", *square, tf32, compile="blocks"),
+        Case("ours", "tf32", *square, tf32, attention=low),
+        Case("ours", "tf32", *square, tf32, compile="blocks", attention=low),
         Case("diffusers", "bf16", *square, 1, images_per_step=1),
         Case("ours", "bf16", *square, 1, images_per_step=1),
         Case("ours", "bf16", *square, 1, compile="blocks", images_per_step=1),
-        Case("ours", "bf16", *square, 2 * bf16, compile="blocks", checkpointing="cheap"),
-        Case("ours", "tf32", *square, 8, compile="blocks", checkpointing="full", attention=TF32_ATTENTION),
     ]
     for precision, batch in (("bf16", bf16), ("tf32", tf32)):
-        attention = "auto" if precision == "bf16" else TF32_ATTENTION
+        attention = "auto" if precision == "bf16" else low
         rows += [
             Case("diffusers", precision, *tall, batch),
             Case("ours", precision, *tall, batch, compile="blocks", attention=attention),
@@ -118,6 +129,17 @@ def _time_batch(case: Case, device: str, repeats: int) -> dict[str, Any] | None:
     return row
 
 
+def _with(result: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result with the rows of an earlier file whose cases it does not hold."""
+    names = [field.name for field in fields(Case) if field.name != "batch"]
+
+    def case_of(row: dict[str, Any]) -> list[Any]:
+        return [row.get(name, "auto") for name in names]
+
+    new = [case_of(row) for row in result["rows"]]
+    return {**result, "rows": [row for row in before if case_of(row) not in new] + result["rows"]}
+
+
 def _free(device: str) -> None:
     torch.compiler.reset()
     gc.collect()
@@ -159,7 +181,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600, help="no case is begun after this time")
     parser.add_argument("--gib", type=float, default=CARD_GIB, help="memory that may be used; 0 for all")
     arguments = parser.parse_args()
-    device, repeats = arguments.device, 3 if arguments.small else 6
+    device, repeats = arguments.device, 3 if arguments.small else 5
     deadline = time.monotonic() + arguments.seconds
     if device == "cuda" and arguments.gib:
         torch.cuda.set_per_process_memory_fraction(
@@ -172,6 +194,9 @@ def main() -> None:
         "attention": [],
         "rows": [],
     }
+    before: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
+    for row in before["rows"]:
+        row.setdefault("commit", before["environment"]["commit"])
     fitted: dict[tuple, int] = {}
     for case in cases(arguments.small):
         if arguments.only not in case.name:
@@ -188,12 +213,12 @@ def main() -> None:
             fitted.setdefault(size, row["batch"])
         except Exception as error:  # a failed case stops none after it; the row says why
             row = {**asdict(case), "result": f"failed: {type(error).__name__}: {str(error)[:500]}"}
-        result["rows"].append(row)
-        write("step_gpu", result, arguments.out)
+        result["rows"].append({**row, "commit": environment()["commit"]})
+        write("step_gpu", _with(result, before["rows"]), arguments.out)
         print(_Table(row), flush=True)
     for row in attention_rows(device, arguments.small):
         result["attention"].append(row)
-    write("step_gpu", result, arguments.out)
+    write("step_gpu", _with(result, before["rows"]), arguments.out)
     if any(row["result"].startswith("failed") for row in result["rows"]):
         raise SystemExit(1)
 

@@ -12,7 +12,17 @@
 namespace refimpl::bind {
 
 struct Cuda {
-  using Guard = c10::cuda::OptionalCUDAGuard;
+  // One tensor on a GPU is enough to be called, so the one that counts may lie elsewhere.
+  struct Guard {
+    const c10::cuda::CUDAGuard guard;
+    explicit Guard(at::Device device) : guard(on_gpu(device)) {}
+
+    static at::Device on_gpu(at::Device device) {
+      TORCH_CHECK_VALUE(device.is_cuda(), "the first tensor is on ", device,
+                        " and another on a GPU: move them to one device");
+      return device;
+    }
+  };
   static constexpr at::ScalarType loss_partial_dtype = at::kFloat;
 
   static Tensor empty(at::IntArrayRef sizes, at::TensorOptions options, at::MemoryFormat order) {

@@ -103,6 +103,11 @@ std::vector<T> per_sample(const Case& c, double first, double step, int stride =
   return values;
 }
 
+inline std::vector<float> squares(std::vector<float> values) {
+  for (float& value : values) value *= value;
+  return values;
+}
+
 inline std::vector<int64_t> keys(const Case& c) {
   std::vector<int64_t> words;
   for (int64_t b = 0; b < c.layout.batch; ++b) words.insert(words.end(), {b, int64_t(KEY)});

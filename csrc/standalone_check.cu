@@ -11,7 +11,7 @@
 // csrc/*.cu includes this file, which the extension's build leaves out. Exit status: 0 when all results
 // agree, 1 when some do not, 2 when CUDA reports an error. An argument limits it to the first so many
 // layouts. A new launcher gets a check of its own and a line in CHECKS, at the end.
-#include "standalone.h"
+#include "standalone_network.h"
 
 using namespace refimpl;
 using namespace refimpl::standalone;
@@ -160,10 +160,71 @@ void check_moments(const Case& c) {
   expect_close(c, "m2", m2.values(), m2s, m2s, rounding);
 }
 
+void check_adamw_ema(const Case& c) {
+  if (c.layout.channels_last) return;  // elements are elements in any order
+  const size_t tensors = size_t(c.layout.batch), n = size_t(c.layout.sample());  // a sample is a tensor
+  const auto weight = normals<float>(c.count(), 7), gradient = normals<float>(c.count(), 8),
+             exp_avg = normals<float>(c.count(), 9), exp_avg_sq = squares(normals<float>(c.count(), 10)),
+             average = normals<float>(c.count(), 11), step = per_sample<float>(c, 0, 3);
+  const float scale = 0.75f;
+  const AdamWRule rule = adamw_rule(1e-2, 0.9, 0.99, 1e-8, 0.1, 0.75);
+  const Device<float> gradient_(gradient, c.shifted), scale_({scale});
+  const auto run = [&](bool averages, float found_inf) {
+    const Device<float> weight_(weight, c.shifted), exp_avg_(exp_avg, c.shifted),
+        exp_avg_sq_(exp_avg_sq, c.shifted), average_(average, c.shifted), step_(step),
+        found_inf_({found_inf});
+    const Device<AdamWCorrection> corrections = scratch<AdamWCorrection>(tensors);
+    std::vector<AdamWTensor> table;
+    auto weights = weight, first = exp_avg, second = exp_avg_sq, means = average, steps = step;
+    for (size_t k = 0; k < tensors; ++k) {
+      table.push_back({weight_.data + k * n, gradient_.data + k * n, exp_avg_.data + k * n,
+                       exp_avg_sq_.data + k * n, averages ? average_.data + k * n : nullptr, step_.data + k,
+                       int64_t(n)});
+      if (found_inf != 0) continue;
+      const AdamWCorrection correction = correction_of(rule, double(++steps[k]));
+      for (size_t i = k * n; i < (k + 1) * n; ++i)
+        if (averages)
+          adamw_ema_element<true>(weights[i], gradient[i], first[i], second[i], means[i], scale, rule,
+                                  correction);
+        else
+          adamw_ema_element<false>(weights[i], gradient[i], first[i], second[i], means[i], scale, rule,
+                                   correction);
+    }
+    AdamWProblem p = {table.data(), int64_t(tensors), rule, scale_.data, found_inf_.data, corrections.data};
+    require(cuda::adamw_ema(p, stream), "adamw_ema_");
+    expect_bits(c, "the first moment", exp_avg_.values(), first);
+    expect_bits(c, "the second moment", exp_avg_sq_.values(), second);
+    expect_bits(c, "the number of steps", step_.values(), steps);
+    // The corrections go through pow, whose last place differs between the host and the device.
+    const std::vector<double> sizes(c.count(), 8);  // no value is as large
+    expect_close(c, "the weight", weight_.values(), {weights.begin(), weights.end()}, sizes, 0x1p-23);
+    expect_close(c, "the average", average_.values(), {means.begin(), means.end()}, sizes, 0x1p-23);
+  };
+  run(true, 0);
+  run(false, 0);
+  run(true, 1);
+}
+
 constexpr void (*CHECKS[])(const Case&) = {
-    check_noise<float>,       check_noise<bf16>,      check_noise<f16>,        check_keyed_normal,
-    check_loss<float, float>, check_loss<bf16, bf16>, check_loss<bf16, float>, check_loss<f16, f16>,
-    check_loss<f16, float>,   check_moments<float>,   check_moments<bf16>,     check_moments<f16>,
+    check_noise<float>,
+    check_noise<bf16>,
+    check_noise<f16>,
+    check_keyed_normal,
+    check_loss<float, float>,
+    check_loss<bf16, bf16>,
+    check_loss<bf16, float>,
+    check_loss<f16, f16>,
+    check_loss<f16, float>,
+    check_moments<float>,
+    check_moments<bf16>,
+    check_moments<f16>,
+    check_geglu<float>,
+    check_geglu<bf16>,
+    check_geglu<f16>,
+    check_group_norm_silu<float>,
+    check_group_norm_silu<bf16>,
+    check_group_norm_silu<f16>,
+    check_adamw_ema,
 };
 
 }  // namespace

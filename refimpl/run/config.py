@@ -55,8 +55,8 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Decay of the exponential moving average of the weights."""
     backend: str = "reference"
-    """Implementation of refimpl.ops for the loss, the noise and the UNet's blocks: reference (torch) or kernel
-    (compiled)."""
+    """Implementation of refimpl.ops for the loss, the noise and the UNet's blocks, and of the step that the optimizer
+    and the moving averages take: reference (torch) or kernel (compiled)."""
     device: str = "auto"
     """Device to train on: auto, cpu or cuda."""
     threads: int = 0

@@ -91,6 +91,6 @@ def test_an_unknown_stage_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_the_limits_of_a_first_call_fit_its_time():
-    first = ("build", "device", "tests", "step", "ops")
+    first = ("build", "device", "tests", "step")
     limits = {stage.name: stage.seconds for stage in gpu.stages(Path("out"), dry_run=False)}
     assert sum(limits[name] for name in first) <= gpu.SECONDS

@@ -1,5 +1,6 @@
 """Plain `pytest` works with and without its plugins, and times nothing unless it is asked to."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ ONE_ROW = "benchmarks/test_bench_ops.py::test_operation[float32-1-keyed_normal-r
 
 def run_pytest(*arguments: str) -> str:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # Not as a part of these tests, which may be shared out among processes.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

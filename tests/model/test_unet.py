@@ -2,6 +2,9 @@
 
 import dataclasses
 import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -251,6 +254,29 @@ def test_the_kernels_compute_the_same_network_and_keep_less() -> None:
     assert not torch.equal(outs[0], outs[1]), (
         "the kernels round otherwise: equal bits would say they were not used"
     )
+
+
+def test_the_kernels_reach_every_block() -> None:
+    unet, _ = pair(SMALL)
+    called = Counter()
+
+    def counted(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: Any) -> torch.Tensor:
+            called[name] += 1
+            return function(*arguments)
+
+        return call
+
+    ops = load_ops("reference")
+    unet.set_ops(
+        ops._replace(
+            geglu=counted("geglu", ops.geglu),
+            group_norm_silu=counted("group_norm_silu", ops.group_norm_silu),
+        )
+    )
+    inputs(SMALL, 4, 4).ours(unet)
+    blocks = Counter(type(module).__name__ for module in unet.modules())
+    assert called == {"geglu": blocks["TransformerBlock"], "group_norm_silu": 2 * blocks["ResBlock"] + 1}
 
 
 def test_a_new_network_computes_with_the_reference() -> None:

@@ -231,3 +231,16 @@ def test_wrong_arguments_are_named(change, message):
         if changed in parameters:
             with pytest.raises((ValueError, TypeError), match=message):
                 getattr(KERNEL, name)(*(arguments[p] for p in parameters))
+
+
+def test_latents_beside_a_tensor_on_another_device_are_refused(cuda):
+    x, a, key = torch.zeros(2, 4, 5, 5), torch.ones(2), torch.zeros(2, 2, dtype=torch.int64)
+    calls = {
+        "add_noise": (x, x.to(cuda), a, a),
+        "add_keyed_noise": (x, key.to(cuda), a, a),
+        "v_loss": (x.to(cuda), x, x, a, a, a),
+        "keyed_v_loss": (x, x.to(cuda), key, a, a, a),
+    }
+    for name, arguments in calls.items():
+        with pytest.raises(ValueError, match="move them to one device"):
+            getattr(KERNEL, name)(*arguments)

@@ -54,7 +54,7 @@ def training_step(ops, prediction, x0, eps, key, alpha, sigma, weight):
     noise = ops.keyed_normal(key, SHAPE[1:], 0.05)
     _, mean, m2 = ops.channel_moments(x_t + noise)
     prediction = prediction + ops.geglu(torch.cat([prediction, x0], dim=-1))
-    prediction = ops.group_norm_silu(prediction, alpha.new_ones(4), alpha.new_zeros(4), 2, 1e-5)
+    prediction = ops.group_norm_silu(prediction, prediction.new_ones(4), prediction.new_zeros(4), 2, 1e-5)
     loss = ops.v_loss(2 * prediction, x0, eps, alpha, sigma, weight)
     keyed = ops.keyed_v_loss(prediction + 1, x0, key, alpha, sigma, weight, 0.05)
     return x_t, mean, m2, (loss + keyed).mean()

@@ -190,14 +190,16 @@ def test_threads_by_the_size_of_the_network(parameters: int, most: int, cpus: in
 
 def test_the_settings_choose_first(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 64)
-    for settings, wanted in (
-        (TrainConfig(threads=2), 2),
-        (TrainConfig(threads=2, reduction="ordered"), 2),
-        (TrainConfig(reduction="ordered"), 1),
-        (TrainConfig(), 1),  # of a tiny network
+    large = load_config("sdxl_base").unet
+    for settings, unet, wanted in (
+        (TrainConfig(threads=2), large, 2),
+        (TrainConfig(threads=2), TINY.unet, 2),
+        (TrainConfig(threads=2, reduction="ordered"), large, 2),
+        (TrainConfig(reduction="ordered"), large, 1),
+        (TrainConfig(), TINY.unet, 1),
     ):
         torch.set_num_threads(MANY)
-        use_threads(settings, TINY.unet, TINY.vae)
+        use_threads(settings, unet, TINY.vae)
         assert torch.get_num_threads() == wanted
 
 

@@ -30,7 +30,7 @@ from refimpl.train.setup.compiled_blocks import (
     training_sizes,
 )
 from tests.model.diffusers_unet import trained_looking
-from tests.tolerances import NETWORK_FLOAT32
+from tests.tolerances import BFLOAT16_ROUNDING, NETWORK_BFLOAT16_FACTOR, NETWORK_FLOAT32
 from tests.train import runs
 from tests.train.processes import run_ranks
 
@@ -44,6 +44,7 @@ SMALL = UNetConfig(
     context_dim=6, vector_dim=12, groups=4,
 )  # fmt: skip
 SMALL_GRAPHS = 7 + 1  # pairs of channels of its residual blocks; its transformers are all of one width
+ANEW = 1  # AOTAutograd begins a graph anew where a float of the first trace turns out to be fixed
 Counter = torch._dynamo.testing.CompileCounterWithBackend
 
 
@@ -175,7 +176,7 @@ def test_a_compiled_network_computes_the_same(
     keys = list(unet.state_dict())
     compile_blocks(unet, [(2, 9, 6)])
     assert_near(gradients(unet, given), plain)
-    assert counter.frame_count == SMALL_GRAPHS
+    assert SMALL_GRAPHS <= counter.frame_count <= SMALL_GRAPHS + ANEW
     assert list(unet.state_dict()) == keys
     assert [name for name, _ in unet.named_parameters()] == keys
 
@@ -196,10 +197,15 @@ def test_adapters_are_compiled_with_their_layers(monkeypatch: pytest.MonkeyPatch
 def test_autocast_is_compiled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     counted(monkeypatch, "aot_eager")
     unet, given = small(), inputs(2, 8, 8)
+    exact = unet(*given)
     with torch.autocast("cpu", torch.bfloat16):
         plain = unet(*given)
         compile_blocks(unet, [(2, 8, 8)])
-        assert torch.equal(unet(*given), plain)
+        compiled = unet(*given)
+    error, rounding = (plain - exact).abs().max(), BFLOAT16_ROUNDING * exact.abs().max()
+    assert error > 0
+    assert (compiled - exact).abs().max() <= NETWORK_BFLOAT16_FACTOR * error + rounding
+    assert not torch.equal(compiled, exact)
 
 
 def test_without_gradients_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from refimpl.commands.main import dispatch
 from refimpl.errors import InputError
 from refimpl.latents.scale_shift import ScaleShift
+from refimpl.ops import load_ops
 from refimpl.run.stage import read_stage, write_demo_data
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.out_folder import removed_if_empty, run_folder
@@ -30,6 +31,14 @@ def test_initial_weights_are_a_function_of_the_seed_alone(root: Path, tmp_path: 
     other = prepare(runs.config(root, tmp_path, train={"seed": 1}), tmp_path / "c", runs.ALONE)
     assert not runs.differing({"x": first}, {"x": again})
     assert runs.differing({"x": first}, {"x": other.model.unet.state_dict()})
+
+
+def test_the_unet_computes_with_the_backend_of_the_settings(root: Path, tmp_path: Path) -> None:
+    for backend in ("reference", "kernel"):
+        (tmp_path / backend).mkdir()
+        config = runs.config(root, tmp_path, train={"backend": backend})
+        unet = prepare(config, tmp_path / backend, runs.ALONE).model.unet
+        assert unet.ops == load_ops(backend)
 
 
 def test_components_hold_everything_between_prompt_and_image(trained: Path, root: Path) -> None:
