@@ -56,7 +56,7 @@ def test_ranks_have_buckets(capsys: pytest.CaptureFixture[str]) -> None:
         (["tiny", "--gpu", "rtx490"], 2, "the nearest is 'rtx4090'"),
         (["tiny", "--ranks", "0"], 2, "--ranks 0 must be at least 1"),
         (["tiny", "--train.stepz", "3"], 2, "--train.stepz"),
-        ([], 2, "CONFIG"),
+        ([], 2, "Missing from refimpl estimate: STR Preset or TOML file"),
     ],
 )
 def test_bad_input(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_all_levels_and_bf16_are_tried(tight: list[Lever]) -> None:
         for how in ("cheap", "full")
     )
     assert "norms, activations and gates are computed twice" in cheap.cost
-    assert "33% more arithmetic: the forward pass is computed twice" in full.cost
+    assert "36% more arithmetic: the forward pass is computed twice" in full.cost
     assert any("N §4 trains in float32 with TF32" in lever.cost for lever in tight)
 
 

@@ -1,6 +1,7 @@
 """Bytes alive after each operation: against arithmetic by hand, and against torch's own account on the CPU."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,9 @@ def allocated(run) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     alive = most = 0
-    for event in profiler.profiler.kineto_results.events():
+    assert profiler.profiler is not None
+    results: Any = profiler.profiler.kineto_results
+    for event in results.events():
         if event.name() == "[memory]":
             alive += event.nbytes()
             most = max(most, alive)
