@@ -1,11 +1,19 @@
 """The part of benchmarks/README.md that says what a GPU has shown, from the JSON of its stages."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-GPU_RESULTS = ("gpu", "ops_gpu", "step_gpu", "update_gpu", "training_gpu")
+from benchmarks.timing import RESULTS
+
+RUNS = RESULTS / "gpu_runs"  # a folder for each call of benchmarks.gpu
+Run = Mapping[str, dict[str, Any]]  # file's stem → its content
 SHOWN_BATCHES = (512, 64, 8)  # of the operations; the others are in the JSON
 GIB = 2**30
+# Fields of all tables that say what a row is.
+CASE = ("who", "precision", "width", "height", "compile", "attention", "checkpointing", "images_per_step",
+        "memory_gib", "operation", "shape", "latent", "batch", "dtype", "choice", "heads", "tokens",
+        "keys")  # fmt: skip
 CLAIMED_BYTES = 64e6  # smaller tensors can sit in the L2
 
 # (operation, dtype, share of the copy bandwidth) to reach at 64 MB or more
@@ -19,26 +27,53 @@ SPEED_GOALS = (("tf32", False, 12.0), ("bf16", False, 22.0), ("bf16", True, 6 * 
 OVER_DIFFUSERS = 1.5
 
 
-def gpu_section(results: Mapping[str, dict[str, Any] | None]) -> list[str]:
-    """The lines of the section; where no result is, it says how to get one."""
+def gpu_runs() -> list[Run]:
+    """What every run has written, the oldest first."""
+    folders = sorted(path for path in RUNS.glob("*") if path.is_dir())
+    return [{path.stem: json.loads(path.read_text()) for path in sorted(f.glob("*.json"))} for f in folders]
+
+
+def gpu_section(runs: Sequence[Run]) -> list[str]:
+    """The lines of the section: the newest result of each kind; where there is none, it says how to get one."""
     lines = ["", "## On a GPU", ""]
-    if not any(results.values()):
+    if not runs:
         return [
             *lines,
             "Not measured: no GPU has been available. `python -m benchmarks.gpu --out DIR` builds, tests, checks and "
             "times the CUDA kernels and a full-size training step.",
         ]
+    lines += _stages(runs)
     parts = {
-        "gpu": _stages,
         "step_gpu": _steps,
         "update_gpu": _updates,
         "ops_gpu": _operations,
         "training_gpu": _training,
     }
     for name, part in parts.items():
-        if (result := results.get(name)) is not None:
-            lines += [*part(result), ""]
-    return lines[:-1]
+        results = [run[name] for run in runs if name in run]
+        if results:
+            lines += ["", *part(_newest(results))]
+    return lines
+
+
+def _newest(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The newest result, and of its tables the newest row of each case."""
+    newest: dict[str, Any] = {}
+    for result in results:
+        memory = result.get("memory_gib", "all")
+        for key, value in result.items():
+            if isinstance(value, list):
+                value = [{"memory_gib": memory, **row} for row in value]
+                kept = {_case(row): row for row in [*newest.get(key, []), *value]}
+                newest[key] = list(kept.values())
+            else:
+                newest[key] = value
+    return newest
+
+
+def _case(row: dict[str, Any]) -> str:
+    """What tells a row from the others: what was set, not what was measured."""
+    return json.dumps([row.get(name, "auto") for name in CASE])
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -46,24 +81,29 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _stages(result: dict[str, Any]) -> list[str]:
-    e = result["environment"]
+def _stages(runs: Sequence[Run]) -> list[str]:
     rows = [
-        [name, stage["result"], f"{stage.get('seconds', 0)} s"] for name, stage in result["stages"].items()
+        [
+            str(number),
+            run["gpu"]["environment"]["commit"],
+            name,
+            stage["result"],
+            f"{stage.get('seconds', 0)} s",
+        ]
+        for number, run in enumerate(runs, 1)
+        if "gpu" in run
+        for name, stage in run["gpu"]["stages"].items()
     ]
-    told = f"torch {e['torch']}, python {e['python']}, commit {e['commit']}"
-    return [
-        f"How the stages of `benchmarks.gpu` ended ({told}):",
-        "",
-        *_table(["stage", "result", "took"], rows),
-    ]
+    header = ["run", "commit", "stage", "result", "took"]
+    return ["How the stages of `benchmarks.gpu` ended (see `results/gpu_runs`):", "", *_table(header, rows)]
 
 
 def _name(row: dict[str, Any]) -> str:
     who = row["who"] if row["compile"] == "none" else f"{row['who']}, compiled by block"
     if row["checkpointing"] != "none":
         who += f", {row['checkpointing']} checkpointing"
-    return who if row["attention"] == "auto" else f"{who}, {row['attention']} attention"
+    attention = row.get("attention", "auto")
+    return who if attention == "auto" else f"{who}, {attention} attention"
 
 
 def _steps(result: dict[str, Any]) -> list[str]:
@@ -74,6 +114,7 @@ def _steps(result: dict[str, Any]) -> list[str]:
         planned = f"{row['planned_bytes'] / GIB:.1f}" if row.get("planned_bytes") else ""
         cells = [
             f"{row['width']}×{row['height']}",
+            str(row["memory_gib"]),
             row["precision"],
             _name(row),
             f"{row['batch']} × {row['accumulate']}",
@@ -81,28 +122,21 @@ def _steps(result: dict[str, Any]) -> list[str]:
             parts,
             f"{row['images_per_second']:.2f}",
             f"{row['tflop_per_second']:.0f}" if "tflop_per_second" in row else "",
+            *_kernels(row),
             f"{row['peak_bytes'] / GIB:.1f}",
             planned,
         ]
         rows.append(cells)
-    header = [
-        "images",
-        "precision",
-        "step",
-        "batch",
-        "ms",
-        "of which",
-        "images/s",
-        "TFLOP/s",
-        "peak GiB",
-        "planned",
-    ]
+    header = ["images", "GiB to use", "precision", "step", "batch", "ms", "of which", "images/s", "TFLOP/s"]
+    header += ["kernels, ms", "launches", "peak GiB", "planned"]
     lines = [
         f"### One optimizer step of SDXL, {result['gpu']}",
         "",
         "Random weights, cached latents and text states, AdamW and EMA included; *batch* is images per micro-batch × "
         "micro-batches. `diffusers` is the step of its SDXL trainer rebuilt from the installed library. TFLOP/s "
-        "counts 20.23 TFLOP of the UNet per 1024² image, recomputed work not counted.",
+        "counts 20.23 TFLOP of the UNet per 1024² image, recomputed work not counted. Where the kernels take much "
+        "less than the step, the GPU waits for the host, which launches them one by one. *Peak* is what the "
+        "allocator gave out at most, *planned* what the memory plan foretold.",
         "",
         *_table(header, rows),
         "",
@@ -111,9 +145,18 @@ def _steps(result: dict[str, Any]) -> list[str]:
     failed = [row for row in result["rows"] if row["result"] != "timed"]
     lines += [f"- {_name(row)} {row['precision']}: {row['result']}" for row in failed]
     for row in timed:
-        if row.get("share_by_kernel_class"):
+        if row["who"] == "ours" and row.get("share_by_kernel_class"):
             lines += ["", *_classes(row)]
     return [*lines, "", *_attention(result["attention"])]
+
+
+def _kernels(row: dict[str, Any]) -> list[str]:
+    """Milliseconds and number of the kernels of one step."""
+    classes = row.get("share_by_kernel_class") or {}
+    entries = [entry for name, entry in classes.items() if name != "longest"]
+    if not entries:
+        return ["", ""]
+    return [f"{sum(e['ms'] for e in entries):.0f}", str(sum(e["launches"] for e in entries))]
 
 
 def _best(rows: list[dict[str, Any]], who: str, precision: str, single: bool) -> float | None:
@@ -246,6 +289,7 @@ def _operations(result: dict[str, Any]) -> list[str]:
         "eager ÷ ours",
         "compile ÷ ours",
     ]
+    goals = _bandwidth_goals(result["rows"])
     network_header = ["operation", "dtype", "shape", "", "µs", "of copy", "eager ÷ ours", "compile ÷ ours"]
     return [
         f"### Operations, {result['gpu']}, CUDA {result['cuda']}",
@@ -256,10 +300,8 @@ def _operations(result: dict[str, Any]) -> list[str]:
         "gradients.",
         "",
         *_table(network_header, network),
-        "",
-        *_table([*header, "launches", "host µs"], rows),
-        "",
-        *_table(["goal, tensors of at least 64 MB", "measured", ""], _bandwidth_goals(result["rows"])),
+        *(["", *_table([*header, "launches", "host µs"], rows)] if rows else []),
+        *(["", *_table(["goal, tensors of at least 64 MB", "measured", ""], goals)] if goals else []),
     ]
 
 

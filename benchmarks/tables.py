@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.gpu_tables import GPU_RESULTS, gpu_section
+from benchmarks.gpu_tables import gpu_runs, gpu_section
 from benchmarks.shapes import LATENT_1024
 from benchmarks.summaries import GOALS, decoder_table, goal_table
 from benchmarks.timing import RESULTS
@@ -218,7 +218,7 @@ def main() -> None:
             f"![time per element of v_loss](results/{PLOT.name})",
             *cpu_tables(cpu),
         ]
-    lines += gpu_section({name: load(name) for name in GPU_RESULTS})
+    lines += gpu_section(gpu_runs())
     lines += goal_table({name: load(name) for name in GOALS})
     lines += decoder_table(load("decoder"))
     (HERE / "README.md").write_text("\n".join(lines) + "\n")
