@@ -53,9 +53,8 @@ def rows(x: Inputs) -> dict[str, dict[str, Callable[[], object]]]:
     def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return REFERENCE.group_norm_silu(x, weight, bias, GROUPS, EPS)
 
-    compiled_gated, compiled_normed = (
-        torch.compile(function, fullgraph=True, dynamic=False) for function in (gated, normed)
-    )
+    compiled_gated = torch.compile(gated, fullgraph=True, dynamic=False)
+    compiled_normed = torch.compile(normed, fullgraph=True, dynamic=False)
 
     def of_geglu(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(function(packed), packed, gated_gradient)
@@ -72,6 +71,6 @@ def rows(x: Inputs) -> dict[str, dict[str, Callable[[], object]]]:
         "group_norm_silu": {
             "eager": of_norm(normed),
             "compile": of_norm(compiled_normed),
-            "kernel": of_norm(lambda *tensors: KERNEL.group_norm_silu(*tensors, GROUPS, EPS)),
+            "kernel": of_norm(lambda x, weight, bias: KERNEL.group_norm_silu(x, weight, bias, GROUPS, EPS)),
         },
     }

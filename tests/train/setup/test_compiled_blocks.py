@@ -122,7 +122,7 @@ def test_all_buckets_need_at_most_30_graphs(
     [
         (UNetConfig.sdxl(), "sdxl", {2}),  # 12 + 14 + 1
         (UNetConfig.sdxl(), "novelai_v3", {2}),  # 12 + 12 + 1
-        (UNetConfig.refiner(), "novelai_v1", {3}),
+        (UNetConfig.refiner(), "novelai_v1", {2, 3}),  # 12 + 7 + 7 + 1
         (UNetConfig.sdxl(), "one", {1, 2}),
     ],
 )
