@@ -39,15 +39,15 @@ class WithoutShrinking:
         settings.load_profile("mutants")
 
 
-def run_tests(copy: Path, tests: Sequence[str]) -> Outcome:
-    """Runs tests in a process of their own, in a copy of the tree, up to the first failure."""
+def run_tests(copy: Path, tests: Sequence[str], limit: float = TIMEOUT) -> Outcome:
+    """Runs tests in a process of their own, in a copy of the tree, up to the first failure or `limit` seconds."""
     log, started = copy.with_suffix(".log"), time.monotonic()
     child = os.fork()
     if child == 0:
         os._exit(test_process(copy, tests, log))
     code = None
     try:
-        while code is None and time.monotonic() - started < TIMEOUT:
+        while code is None and time.monotonic() - started < limit:
             time.sleep(0.02)
             ended, status = os.waitpid(child, os.WNOHANG)
             code = os.waitstatus_to_exitcode(status) if ended else None

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.meta.declared import ROOT, Mutant, read_mutants
 from tests.meta.extension import EXTENSION, compile_source, cpu_sources, link
 from tests.meta.processes import Outcome, in_parallel, run_tests
 
+UNCHANGED_TIMEOUT = 900.0  # seconds that all mapped tests of one file may take without a mutant
 LEAST_SHARE = 0.95  # of the mutants, which must be killed
 SLOW_IMPORTS = (
     "PIL.Image",
@@ -111,7 +113,7 @@ def unchanged_tree_passes(mutants: Sequence[Mutant], copies: Sequence[Path]) -> 
         by_file.setdefault(test.partition("::")[0], set()).add(test)
     groups = [[file] if file in tests else sorted(tests) for file, tests in sorted(by_file.items())]
     failed = False
-    for tests, outcome in in_parallel(run_tests, groups, copies):
+    for tests, outcome in in_parallel(partial(run_tests, limit=UNCHANGED_TIMEOUT), groups, copies):
         if outcome.code:
             failed = True
             print(f"without any mutant, {' '.join(tests)} ends in {outcome.code}:\n{outcome.log}", flush=True)

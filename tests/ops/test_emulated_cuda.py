@@ -217,8 +217,12 @@ def emulated_group_norm_silu(library: ctypes.CDLL) -> Callable[..., Tensor]:
     return GroupNormSilu.apply
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    # A tensor of one row and one column has the same strides in both orders.
+    [(shape, order) for shape in SHAPES for order in ORDERS if shape[2:] != (1, 1) or order is ORDERS[0]],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_shapes_and_layouts(ops, dtype, shape, order):
     prediction, x0, eps, key, alpha, sigma, weight = example(shape, dtype, "cpu", order)
