@@ -133,7 +133,7 @@ def add_in_order(accumulated: Sequence[Tensor], gradients: Sequence[Tensor], wor
         if world.size == 1:
             total.add_(gradient)
             continue
-        # Gloo and NCCL move memory as it lies; a gradient may have its channels last.
+        # In one memory order on all ranks: what a backend makes of tensors in two orders is its own.
         parts = [torch.empty_like(gradient, memory_format=torch.contiguous_format) for _ in range(world.size)]
         dist.all_gather(parts, gradient.contiguous())
         for part in parts:
