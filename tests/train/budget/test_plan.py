@@ -76,6 +76,7 @@ def test_more_images_need_more(work: Work) -> None:
 def test_gradients_held_between_micro_batches_need_more(work: Work) -> None:
     one, two = (plan_step(counted(small()), replace(work, accumulate=n)) for n in (1, 2))
     assert two.needed >= one.needed
+    assert two.moments["encoding"] - one.moments["encoding"] == counted(small()).trained
 
 
 @given(work=works)

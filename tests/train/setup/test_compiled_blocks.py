@@ -108,7 +108,8 @@ def test_all_buckets_need_at_most_30_graphs(
     """A network with SDXL's pairs of channels and levels, narrower, on the meta device: nothing is computed."""
     counter = counted(monkeypatch)
     sizes = [(8, height // 8, width // 8) for width, height in PRESETS[buckets]]
-    sizes.sort(key=lambda size: size[1] != size[2])  # a square first: its sides are equal, and later ones are not
+    # A square first: its sides are equal, and later ones are not.
+    sizes.sort(key=lambda size: size[1] != size[2])
     with torch.device("meta"):
         unet = UNet(NARROW)
     compile_blocks(unet, sizes)
