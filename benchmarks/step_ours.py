@@ -21,10 +21,12 @@ from refimpl.run.world import World
 from refimpl.text.conditioning import size_features
 from refimpl.train.budget.plan import unet_step
 from refimpl.train.gradients import make_gradients
+from refimpl.train.loop import network_inputs
 from refimpl.train.placement import check_placement, in_precision, place, set_arithmetic
 from refimpl.train.prefetch import prefetched
+from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Part
-from refimpl.train.step import denoising_loss, encode_latents, make_conditions, step_draws
+from refimpl.train.step import denoising_loss, step_draws
 from refimpl.train.step_plan import MicroBatch, PlanStep, batch_draws
 from refimpl.train.update import update
 
@@ -80,6 +82,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
     gradients = make_gradients("fast", unet, parts, world)
     network = in_precision(gradients.network, config.train, device)
     states = CachedStates(cached_batches(case, marks.device, case.accumulate))
+    prepared = Prepared(model, parts, states, [], [], None)  # pyright: ignore[reportArgumentType]
     images = case.batch * case.accumulate
     steps = prefetched(_plan(config, case), device)
     planned = iter(steps)
@@ -89,17 +92,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
         plan = next(planned)
         expected = gradients.incoming(images)
         for k, batch in enumerate(plan.batches):
-            latents = encode_latents(model, batch.images, batch.latents)
-            conditions = make_conditions(
-                model,
-                states.of(k),
-                batch.captions,
-                batch.images,
-                batch.size_ints,
-                None,
-                batch.is_dropped,
-                batch.features,
-            )
+            latents, conditions = network_inputs(replace(prepared, text_states=states.of(k)), batch)
             marks("prelude")
             with gradients.micro_batch(is_last=k == len(plan.batches) - 1):
                 losses = denoising_loss(
