@@ -4,6 +4,8 @@ Every session builds an environment of its own; with `--no-venv` it uses the one
 Arguments after `--` are passed through.
 """
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2024.10.9"
@@ -43,12 +45,12 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests except those marked slow or fuzz, on all cores; `-- -n 0` runs them in one process."""
+    """All tests except those marked slow, fuzz or faults, on all cores; `-- -n 0` runs them in one process."""
     install_project(session, "test")
     install(session, "--no-deps", *ORACLES)
     # Half of the tests to each of two processes, and from a busy one to one that has finished.
     spread = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")
-    session.run("pytest", *spread, "-m", "not slow and not fuzz", *session.posargs)
+    session.run("pytest", *spread, "-m", "not slow and not fuzz and not faults", *session.posargs)
 
 
 @nox.session
@@ -65,6 +67,17 @@ def fuzz(session: nox.Session) -> None:
     install_project(session, "test")
     install(session, "--no-deps", *ORACLES)
     session.run("pytest", "-m", "fuzz", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kills, signals, bad numbers and damaged files, by the hundred; counts go to benchmarks/results/faults.json."""
+    install_project(session, "test")
+    counts = Path(session.create_tmp()) / "faults.jsonl"
+    counts.unlink(missing_ok=True)
+    spread = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")
+    session.run("pytest", "tests/faults", *spread, *session.posargs, env={"REFIMPL_FAULTS": str(counts)})
+    session.run("python", "-m", "benchmarks.faults", str(counts))
 
 
 @nox.session

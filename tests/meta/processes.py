@@ -75,7 +75,7 @@ def test_process(copy: Path, tests: Sequence[str], log: Path) -> int:
         for name in [name for name in sys.modules if name.partition(".")[0] in ("refimpl", "tests")]:
             del sys.modules[name]
         arguments = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={copy.with_suffix('.tmp')}"]
-        arguments += ["-m", "not slow and not fuzz", *tests]
+        arguments += ["-m", "not slow and not fuzz and not faults", *tests]
         return int(pytest.main(arguments, plugins=[WithoutShrinking()]))
     except BaseException as error:  # whatever it is, no process may go on where the other one is
         print(repr(error), file=sys.stderr)
