@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import environment, write
+from benchmarks.timing import write
 
 
 def summed(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def main() -> None:
     text = parser.parse_args().counts.read_text(encoding="utf-8")
     counts = summed([json.loads(line) for line in text.splitlines()])
     print(f"{counts['tried']} tried, {counts['lost']} lost")
-    print(write("faults", {"environment": environment(), **counts}))
+    print(write("faults", counts))
 
 
 if __name__ == "__main__":
