@@ -26,54 +26,52 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
-
-
-def test_off_a_terminal_lines_come_now_and_then_and_at_the_end(clock: list[float], log: io.StringIO) -> None:
+def test_off_a_terminal_lines_come_now_and_then_and_at_the_end(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     with Progress(1000, "cache", "images") as work:
         for _ in range(100):
             clock[0] += 1
             work.update(10)
-    lines = log.getvalue().splitlines()
+    printed = capsys.readouterr().err
+    lines = printed.splitlines()
     assert len(lines) == 100 // int(progress.SECONDS_BETWEEN_LINES) + 1
     assert re.fullmatch(LINE + r"cache: 300 of 1000 images, 10/s, 70 s left", lines[0])
     assert re.fullmatch(LINE + r"cache: 1000 of 1000 images, 10/s", lines[-1])
-    assert "\r" not in log.getvalue()
+    assert "\r" not in printed
 
 
-def test_training_says_a_line_where_it_is_asked_to(clock: list[float], log: io.StringIO) -> None:
+def test_training_says_a_line_where_it_is_asked_to(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     work = Progress(4000, "train", "steps", initial=1000, on_report=True)
     for _ in range(3):
         clock[0] += 1000
         work.update(500)
         work.note(loss="0.5")
-    assert not log.getvalue()
+    assert not capsys.readouterr().err
     work.report()
     work.close()
-    (line,) = log.getvalue().splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(LINE + r"train: 2500 of 4000 steps, 0\.5/s, 50 min left, loss 0\.5", line)
 
 
-def test_items_pass_and_an_unknown_total_is_none(log: io.StringIO) -> None:
+def test_items_pass_and_an_unknown_total_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(shown("abc", 3, "samples", "grids")) == ["a", "b", "c"]
     with Progress(None, "demo", "images") as work:
         work.update(2)
         work.total = 5
         work.update(3)
-    assert [re.sub(LINE, "", line).split(",")[0] for line in log.getvalue().splitlines()] == [
+    assert [re.sub(LINE, "", line).split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
         "samples: 3 of 3 grids", "demo: 5 of 5 images",
     ]  # fmt: skip
 
 
-def test_nothing_is_shown_where_nothing_is_to_be(log: io.StringIO) -> None:
+def test_nothing_is_shown_where_nothing_is_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(3, "cache", "images", is_shown=False) as work:
         work.update(3)
         work.report()
-    assert not log.getvalue()
+    assert not capsys.readouterr().err
 
 
 def test_on_a_terminal_it_is_tqdms_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_ranks_and_accumulation_slice_one_global_batch(world: int, accumulate: i
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-@pytest.mark.parametrize("plan", [{"batch_size": 1}, {"pixel_budget": 2048}])
+@pytest.mark.parametrize("plan", [{"batch_size": 1}, {"pixel_budget": 2304}])
 def test_other_ranks_train_on_the_same_micro_batches(world: int, plan: dict[str, int], root: Path) -> None:
     """Also where they don't divide M: a rank short of one repeats its last with weight 0, and nothing counts it."""
     train = {**plan, "micro_batches": 4, "steps": 9}

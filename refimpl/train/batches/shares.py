@@ -44,7 +44,8 @@ def share_of(
 
     items  [images] of the global batch, a multiple of `count`, the number of micro-batches of all ranks
     """
-    mine = np.split(items, count)[rank::ranks]
+    size = len(items) // count
+    mine = [items[j * size : (j + 1) * size] for j in range(rank, count, ranks)]
     return mine, rounds(count, ranks) - len(mine)
 
 

@@ -45,6 +45,6 @@ class Interval:
 
 def peak_memory(device: torch.device) -> int:
     """Most bytes that this process has held at once: in tensors on its GPU, or, on the CPU, in all."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
