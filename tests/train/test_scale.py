@@ -128,7 +128,7 @@ def test_248_ranks_go_on_with_the_images_of_256(large: tuple[Any, StageData], tm
 
 @pytest.fixture
 def fake_group() -> Iterator[Callable[[int], World]]:
-    """fake_group(ranks): rank 0 of a group whose other ranks do not exist; what they would send is what rank 0 does."""
+    """fake_group(ranks): rank 0 of a group without the other ranks; what they would send is what rank 0 does."""
 
     def make(ranks: int) -> World:
         if dist.is_initialized():
