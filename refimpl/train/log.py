@@ -43,7 +43,7 @@ class RunLog:
     def __init__(self, config: Config, run: Path, start: int, world: World):
         self._world, self._start = world, start
         self._every, self._last = config.train.log_every, config.train.steps
-        self._losses = TimestepLosses(len(config.diffusion.schedule().alpha), world.device)
+        self._losses = TimestepLosses(len(config.diffusion.schedule().alpha))
         if not world.is_main:
             return
         self._writers = list(open_writers(config.train, to_table(config), run))

@@ -17,6 +17,8 @@ from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import Batch
 from refimpl.data.plan import count_steps, plan_epoch
 from refimpl.interop.run.run_folder import committed_steps
+from refimpl.run import data_digest
+from refimpl.run.data_digest import files_digest
 from refimpl.run.stage import StageData
 from refimpl.run.world import World
 from refimpl.train import step_plan
@@ -141,18 +143,21 @@ def fake_group() -> Iterator[Callable[[int], World]]:
 
 
 def test_a_run_is_saved_on_256_ranks_and_continued_on_248(
-    tmp_path: Path, fake_group: Callable[[int], World]
+    tmp_path: Path, fake_group: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rank 0's share of it: DDP, the log, a checkpoint, and, on 248, two passes where there was one."""
     root = tmp_path / "data"
     runs.write_images(root / "train", 260)
     runs.write_autoencoder(root / "autoencoder.safetensors")
+    # The other ranks' shares of the files cannot be read by ranks that do not exist.
+    monkeypatch.setattr(data_digest, "files_digest", lambda index, how, world: files_digest(index, how))
     passes = []
     for ranks, steps in ((256, 1), (248, 2)):
         world = fake_group(ranks)
         config = runs.config(
             root, tmp_path / "run",
-            buckets={"max_side": 32}, train={"batch_size": 1, "steps": steps, "resume": ranks == 248},
+            buckets={"max_side": 32},
+            train={"batch_size": 1, "steps": steps, "resume": ranks == 248, "reduction": "ordered"},
         )  # fmt: skip
         folder = run_folder(config, "test", world)
         config = settled(config, folder, world)
