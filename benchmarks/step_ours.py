@@ -19,6 +19,7 @@ from refimpl.run.ema import ema_start
 from refimpl.run.presets import load_config
 from refimpl.run.world import World
 from refimpl.text.conditioning import size_features
+from refimpl.train.batches.micro_batch import MicroBatch, batch_draws
 from refimpl.train.budget.plan import unet_step
 from refimpl.train.gradients import make_gradients
 from refimpl.train.loop import network_inputs
@@ -27,7 +28,7 @@ from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Part
 from refimpl.train.step import denoising_loss, step_draws
-from refimpl.train.step_plan import MicroBatch, PlanStep, batch_draws
+from refimpl.train.step_plan import PlanStep
 from refimpl.train.update import update
 
 

@@ -9,6 +9,9 @@ import pytest
 import tyro
 
 from refimpl.commands.main import COMMANDS, dispatch
+from refimpl.interop.run.run_folder import write_config
+from refimpl.run.presets import load_config
+from refimpl.tables import to_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,7 +33,12 @@ class Parsed(Exception):
 
 
 @pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
-def test_command_lines_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "--resume" in words:  # the run that it names
+        monkeypatch.chdir(tmp_path)
+        run = Path(words[words.index("--resume") + 1])
+        run.mkdir(parents=True)
+        write_config(run, to_table(load_config("tiny")))
     if words[0] == "torchrun":
         words = words[words.index("-m") :]
     if words[0] in ("python", "-m"):

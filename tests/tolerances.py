@@ -102,6 +102,11 @@ FOLDED_DECODE = (
     1e-5  # float32 through the tiny autoencoder, its two 1×1 convolutions rounded once: some hundred ulps
 )
 
+# --- data ---
+PLAN_SECONDS = (
+    1.0  # of processor time for an epoch of a million images, 40 times what benchmarks/results/plan.json has
+)
+
 # --- memory and arithmetic ---
 PRINTED_TERAFLOPS = 0.005  # half of the last place of TFLOP printed with two decimals
 PRINTED_GIBIBYTES = 0.05  # half of the last place of GiB printed with one decimal

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from refimpl.autoencoder.decoder_config import DecoderConfig
 from refimpl.autoencoder.decoder_losses import Features, l1_loss, perceptual_loss
@@ -29,6 +28,7 @@ from refimpl.interop.run.run_folder import committed_steps, keep_newest, state_n
 from refimpl.latents.image_quality import JPEG_BLOCK, SSIM_WINDOW, blockiness, psnr, ssim
 from refimpl.latents.pixels import from_pixels
 from refimpl.latents.vae import VAE
+from refimpl.progress import Progress, shown
 from refimpl.run.adamw import load_optimizer_state, optimizer_state
 from refimpl.run.ema import ema_start, ema_update
 from refimpl.storage import committed
@@ -73,7 +73,7 @@ def finetune_decoder(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     batches = square_crops(index, config.size, config.batch_size, config.seed, start, ImageCache(CACHE_BYTES))
-    bar = tqdm(total=config.steps, initial=start, desc="decoder", unit="step", dynamic_ncols=True)
+    progress = Progress(config.steps, "decoder", "steps", start)
     for step, batch in enumerate(batches, start):
         if step >= config.steps:
             break
@@ -109,12 +109,12 @@ def finetune_decoder(
             judge_optimizer.step()
 
         done = step + 1
-        bar.update()
+        progress.update()
         if done % config.log_every == 0 or done == config.steps:
             write_row(run, done, {name: term.item() for name, term in terms.items()})
         if done % config.checkpoint_every == 0 or done == config.steps:
             state.write(config, run, done)
-    bar.close()
+    progress.close()
     trained.load_state_dict({name: value.to(device) for name, value in average.items()})
     return vae.requires_grad_(False)
 
@@ -148,7 +148,7 @@ def without_jpeg_blocks(index: Index, limit: float) -> tuple[Index, dict[str, fl
     Images that are too small to contain a block boundary, or that cannot be read, are kept and left to the loader.
     """
     found: dict[str, float] = {}
-    for name, path in zip(tqdm(index.ids, "blocks of JPEG", unit="image"), index.paths, strict=True):
+    for name, path in zip(shown(index.ids, len(index), "blocks of JPEG", "images"), index.paths, strict=True):
         with contextlib.suppress(BadImage):
             image = decode(path)
             if min(image.size) > JPEG_BLOCK:

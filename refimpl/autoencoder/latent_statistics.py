@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from refimpl.data.loading.loader import Batches
 from refimpl.data.shuffle import Stream, shuffled
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.welford import Welford
+from refimpl.progress import Progress
 from refimpl.run.shared_work import gathered
 from refimpl.run.world import World
 
@@ -112,13 +112,13 @@ def _by_part(
     every = [batch for batches in mine for batch in batches]
     latents = iter(read(every))
     own = []
-    with tqdm(total=sum(len(items) for _, items in every), desc=label, unit="image", dynamic_ncols=True,
-              disable=not world.is_main) as bar:  # fmt: skip
+    total = sum(len(items) for _, items in every)
+    with Progress(total, label, "images", is_shown=world.is_main) as progress:
         for batches in mine:
             statistics = Welford(channels)
             for _, items in batches:
                 statistics.update(next(latents).cpu())
-                bar.update(len(items))
+                progress.update(len(items))
             own.append(statistics.state())
     merged = [Welford(channels) for _ in parts]
     for states in gathered(world, own):

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from refimpl.autoencoder.square_crops import square_crops
 from refimpl.data.index.data_set import Index
@@ -22,6 +21,7 @@ from refimpl.latents.pixels import from_pixels
 from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
 from refimpl.latents.vae import VAE
 from refimpl.latents.welford import Welford
+from refimpl.progress import Progress, shown
 from refimpl.run.ema import ema_start, ema_update
 from refimpl.run.visit_draws import CentreDraws
 
@@ -61,7 +61,7 @@ def train_autoencoder(
         pct_start=0.1 if config.train_steps == 20 else 0.05,  # a warm-up of one step divides by zero in torch
     )
     average = ema_start(vae)
-    bar = tqdm(total=config.train_steps, desc="autoencoder", unit="step", dynamic_ncols=True)
+    progress = Progress(config.train_steps, "autoencoder", "steps")
     crops = square_crops(index, config.train_size, config.train_batch, seed, cache=ImageCache(CACHE_BYTES))
     for step, batch in enumerate(crops, start=1):
         x = from_pixels(batch.images.to(device))
@@ -75,12 +75,12 @@ def train_autoencoder(
         optimizer.step()
         schedule.step()
         ema_update(average, vae, step, EMA_DECAY)
-        bar.update()
+        progress.update()
         if step % 50 == 0:
-            bar.set_postfix(psnr=f"{psnr_from_error(squared_error.item()):.1f} dB", refresh=False)
+            progress.note(psnr=f"{psnr_from_error(squared_error.item()):.1f} dB")
         if step == config.train_steps:
             break
-    bar.close()
+    progress.close()
     vae.load_state_dict(average)
     _lay_out(vae, torch.contiguous_format)
     return vae.eval().requires_grad_(False)
@@ -119,7 +119,7 @@ def measure_scale_shift(
     """
     statistics = Welford(vae.config.latent_channels)
     batches = list(bucket_batches(buckets, bucket_of, 16))
-    for images in tqdm(centre_crops(index, batches), "latent statistics", len(batches), unit="batch"):
+    for images in shown(centre_crops(index, batches), len(batches), "latent statistics", "batches"):
         with torch.no_grad():
             statistics.update(vae.encode(images.to(device)).cpu())
     return ScaleShift.from_welford(statistics), statistics

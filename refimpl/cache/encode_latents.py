@@ -31,6 +31,7 @@ from refimpl.data.config import MAX_BAD_SHARE, Decoder
 from refimpl.data.images.decode import BadImage
 from refimpl.data.index.content import content, stamp
 from refimpl.errors import InputError
+from refimpl.progress import Progress
 from refimpl.run.shared_work import gathered, shared_out
 from refimpl.run.world import World
 from refimpl.storage.store import (
@@ -84,9 +85,7 @@ def write_latents(
     mine = units[world.rank :: world.size]
     bad = {row: error.reason for row, error in gone.items()}
     total = sum(len(unit.pictures) for unit in mine)
-    with tqdm(
-        total=total, desc="latents", unit="entry", dynamic_ncols=True, disable=not world.is_main
-    ) as bar:
+    with Progress(total, "latents", "entries", is_shown=world.is_main) as progress:
         for unit, encoded in zip(
             mine,
             encode_units(
@@ -99,7 +98,7 @@ def write_latents(
                 bad[row] = error.reason
             _check_share(len(bad), len(pictures))
             write_unit(folder, encoding, encoded)
-            bar.update(len(unit.pictures))
+            progress.update(len(unit.pictures))
     for other in gathered(world, bad):
         bad |= other
     _check_share(len(bad), len(pictures))

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from refimpl.cache.files import clean_folder, write_manifest, write_shard
 from refimpl.cache.text_states import KIND, caption_keys
+from refimpl.progress import Progress
 from refimpl.run.shared_work import shared_out
 from refimpl.run.world import World
 from refimpl.storage.shards import Shard
@@ -55,13 +55,13 @@ def write_text(
     world.barrier()  # all have scanned: from here on shards appear
     mine = units[world.rank :: world.size]
     total = sum(len(rows) for _, rows in mine)
-    with tqdm(total=total, desc="text", unit="caption", dynamic_ncols=True, disable=not world.is_main) as bar:
+    with Progress(total, "text", "captions", is_shown=world.is_main) as progress:
         for count, rows in mine:
             texts = [distinct[row] for row in rows]
             tensors = _encode(texts, count, towers, encoding, rows_per_call)
             tensors["captions"] = torch.from_numpy(keys[rows])
             write_shard(folder, KIND, str(count), encoding, tensors, keys[rows].tobytes())
-            bar.update(len(rows))
+            progress.update(len(rows))
     world.barrier()
 
     def finish() -> int:

@@ -69,12 +69,13 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     from refimpl.train.setup.frozen_parts import frozen_parts
     from refimpl.train.setup.out_folder import removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
+    from refimpl.train.setup.resumed import settled
 
     config = demo_config(command)
     use_threads(config.train, config.unet, config.vae)
     world = World(0, 1, torch.device("cpu"))
     out = run_folder(config, "demo", world)
-    config = _inside(config, out)
+    config = settled(_inside(config, out), out, world)
     print(f"demo in {out}: {len(STAGES)} stages, about {'3' if command.short else '6'} minutes on two cores")
     timings: dict[str, float] = {}
 
@@ -153,8 +154,7 @@ def draw_in_new_process(side: int, out: Path) -> dict[str, dict[str, Any]]:
     side  of the canvas in latent cells
     The finite level is the one that leaks the mean on this small canvas as much as 14.6 does at 1024² (N §2.3).
     """
-    from tqdm import tqdm
-
+    from refimpl.progress import shown
     from refimpl.sample.grids import scale_sigma_max
 
     finite = scale_sigma_max(SDXL_SIGMA_MAX, side, side, base=SDXL_LATENT_SIDE)
@@ -165,7 +165,7 @@ def draw_in_new_process(side: int, out: Path) -> dict[str, dict[str, Any]]:
         "finite": [*colours, "--start-sigma", str(finite)],
     }
     drawn = {}
-    for name, options in tqdm(jobs.items(), desc="samples", unit="grid"):
+    for name, options in shown(jobs.items(), len(jobs), "samples", "grids"):
         folder = out / "samples" / name
         call = [sys.executable, "-m", "refimpl.sample", str(out), "--out", str(folder), *options]
         done = subprocess.run(call, capture_output=True, text=True, check=False)

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from refimpl.checks import check_at_least
+from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
 from refimpl.train.budget.cards import Card, find_card, this_card
@@ -27,9 +28,12 @@ class EstimateCommand:
     an h100 where there is none."""
     ranks: int = 1
     """Processes of the run, each with a GPU."""
+    nodes: int = 0
+    """Also estimate, for this many nodes of 8 GPUs, what each sharding holds, sends and takes; 0 for not."""
 
     def __post_init__(self) -> None:
         check_at_least("--ranks", self.ranks, 1)
+        check_at_least("--nodes", self.nodes, 0)
         if self.gpu != "auto":
             find_card(self.gpu)
 
@@ -45,12 +49,21 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
     from refimpl.train.budget.levers import levers
     from refimpl.train.budget.plan import largest_work, plan_step
     from refimpl.train.budget.table import lever_table, table
+    from refimpl.train.scale.communication import Cluster
+    from refimpl.train.scale.table import scale_table, step_of
 
     card = _card(command.gpu)
     work = largest_work(config, command.ranks)
     counted = count(config, work.bucket)
     plan = plan_step(counted, work)
     print(table(config, counted, work, plan, card), flush=True)
+    if command.nodes:
+        step = step_of(config, counted, work, card)
+        if step is None:
+            raise InputError(
+                f"--nodes: the speed of {card.name} in {config.train.precision} is not known; name another --gpu"
+            )
+        print(scale_table(step, Cluster(command.nodes)))
     if not fits(plan, card):
         print(lever_table(levers(config, counted, work, card), counted, card))
         sys.exit(1)

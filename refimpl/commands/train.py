@@ -1,6 +1,8 @@
-"""`refimpl train` and `python -m refimpl.train`: preset or TOML file, overrides, processes."""
+"""`refimpl train` and `python -m refimpl.train`: preset, TOML file or a run to be continued, overrides, processes."""
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 from refimpl.commands.terminal import run_command
 from refimpl.commands.train_help import essentials, usage
@@ -10,14 +12,18 @@ from refimpl.run.presets import load_config, preset_label
 from refimpl.tables import from_table
 
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
+RESUME = "--resume"
 
 
 def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tuple[Config, str]:
     """The configuration that a command line asks for, and the run's label.
 
+    After `--resume RUN` that is the run's own, changed by what else is given.
     Exits with 0 after --help and --help-all and with 2 after an unknown option, as command lines do.
-    Raises InputError for an unknown preset or a value that makes no sense.
+    Raises InputError for an unknown preset, a folder that holds no run, or a value that makes no sense.
     """
+    if is_resume(arguments):
+        return _parse_resume(arguments, program)
     name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     asks_for_all = HELP_ALL in arguments
     if not name and not asks_for_all and not HELP & set(arguments):
@@ -26,16 +32,48 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
     if not asks_for_all and HELP & set(arguments):
         print(essentials(program, default, name))
         sys.exit(0)
+    description = f"Trains the configuration {name or 'PRESET'!r}; every setting can be overridden."
+    called = f"{program} {name or 'PRESET'}"
+    return _overridden(
+        default, ["--help"] if asks_for_all else arguments[1:], called, description
+    ), preset_label(name)
+
+
+def is_resume(arguments: list[str]) -> bool:
+    """Whether a command line continues a run with the run's own settings: `--resume RUN`."""
+    return any(word == RESUME or word.startswith(f"{RESUME}=") for word in arguments)
+
+
+def _parse_resume(arguments: list[str], program: str) -> tuple[Config, str]:
+    """The settings of the run that `--resume` names, changed by the options given besides."""
+    from refimpl.train.setup.resumed import own_settings
+
+    place = next(i for i, word in enumerate(arguments) if word.split("=")[0] == RESUME)
+    _, is_joined, joined = arguments[place].partition("=")
+    named = [joined] if is_joined else [word for word in arguments[place + 1 : place + 2] if word[:1] != "-"]
+    rest = [*arguments[:place], *arguments[place + 2 - bool(is_joined) :]]
+    if not named or not named[0]:
+        raise InputError(f"{RESUME} takes the folder of a run\n{usage(program)}")
+    if rest and not rest[0].startswith("-"):
+        raise InputError(f"{RESUME} {named[0]} reads the run's own settings; leave out {rest[0]!r}")
+    run, called = named[0], f"{program} {RESUME} {named[0]}"
+    own = own_settings(Path(run), RESUME)
+    if HELP & set(rest) and HELP_ALL not in rest:
+        print(essentials(program, own, f"{RESUME} {run}"))
+        sys.exit(0)
+    default = replace(own, train=replace(own.train, out=run, resume=True, accept_data=False))
+    description = f"Continues the run {run!r} with its own settings, changed by those given."
+    config = _overridden(default, ["--help"] if HELP_ALL in rest else rest, called, description)
+    if (config.train.out, config.train.resume) != (run, True):
+        raise InputError(f"{RESUME} {run} says which run goes on; leave out --train.out and --train.resume")
+    return config, Path(run).name
+
+
+def _overridden(default: Config, arguments: list[str], called: str, description: str) -> Config:
+    """The configuration changed by the options given. Exits as command lines do."""
     import tyro
 
-    config = tyro.cli(
-        Config,
-        default=default,
-        args=["--help"] if asks_for_all else arguments[1:],
-        prog=f"{program} {name or 'PRESET'}",
-        description=f"Trains the configuration {name or 'PRESET'!r}; every setting can be overridden.",
-    )
-    return config, preset_label(name)
+    return tyro.cli(Config, default=default, args=arguments, prog=called, description=description)
 
 
 def train_command(arguments: list[str], program: str = "python -m refimpl.train") -> None:
@@ -47,13 +85,15 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     from refimpl.train.loop import train
     from refimpl.train.setup.out_folder import removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
+    from refimpl.train.setup.resumed import settled
 
     use_threads(config.train, config.unet, config.vae)
     world = join_world(config.train.device)
     try:
         with lost_peers_named(world):
             check_memory(config, world)
-            run = run_folder(config, label, world)
+            run = run_folder(config, label, world, is_resume(arguments))
+            config = settled(config, run, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)
             with removed_if_empty(run, world):

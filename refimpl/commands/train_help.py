@@ -34,9 +34,11 @@ INDENT = 6
 def usage(program: str) -> str:
     """How training is called, what PRESET may be, and two examples."""
     return f"""usage: {program} PRESET [--SECTION.FIELD VALUE ...]
+       {program} --resume RUN [--SECTION.FIELD VALUE ...]
        torchrun --nproc-per-node=N -m refimpl.train PRESET [--SECTION.FIELD VALUE ...]
 
 PRESET is one of {", ".join(preset_names())}, or the path of a TOML file of your own.
+RUN is the folder of a run, which goes on from its newest checkpoint with its own settings.
 
 examples:
   {program} tiny --train.steps 200 --train.out runs/first

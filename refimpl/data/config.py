@@ -10,6 +10,7 @@ from refimpl.errors import InputError
 
 Mode = Literal["global", "paper"]
 Decoder = Literal["pillow", "fast"]
+Digest = Literal["stat", "sha256"]
 
 MAX_PIXELS = 100_000_000  # width · height of an image; Pillow itself stops at 178,956,970
 MAX_BAD_SHARE = (
@@ -85,6 +86,9 @@ class DataConfig:
     decoder: Decoder = "pillow"
     """Image decoder: pillow, or fast (JPEG by simplejpeg and Lanczos by torch, within 2 levels of 255; needs
     refimpl[fast])."""
+    digest: Digest = "stat"
+    """How a resumed run notices that image files have changed: stat (their sizes in bytes and modification times; of
+    262,144 evenly spaced images where there are more) or sha256 (all of their bytes, read at every start)."""
     workers: int = 0
     """Loader processes per rank; 0 loads in the training process."""
     cache: str = ""
@@ -100,6 +104,7 @@ class DataConfig:
         check_at_least("data.keep_first_tags", self.keep_first_tags, 0)
         check_at_least("data.workers", self.workers, 0)
         check_at_most("data.workers", self.workers, MOST_WORKERS)
+        check_choice("data.digest", self.digest, get_args(Digest))
         check_choice("data.decoder", self.decoder, get_args(Decoder))
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         if self.decoder == "fast" and self.cache_megabytes:

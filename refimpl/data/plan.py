@@ -140,11 +140,7 @@ def plan_epoch(
     """
     buckets, sizes = _checked(bucket_of, batch_size, world_size, mode, bucket_aspects)
     catch_all = CatchAll(buckets, sizes.size, *_checked_aspects(aspects, bucket_aspects, buckets.size))
-    equal = bool((sizes == sizes[0]).all())
-    if mode == "paper" and not equal:
-        raise InputError(
-            "batch sizes by bucket need the plan mode global: in mode paper the ranks' numbers of steps would differ"
-        )
+    equal = _check_sizes(sizes, mode)
     global_sizes = sizes * world_size
     _check_enough(buckets.size, world_size, int(sizes.min()))
     trim = buckets.size % int(global_sizes[0]) if equal else 0
@@ -158,6 +154,39 @@ def plan_epoch(
     batches, surplus = list_batches(items, counts, global_sizes, catch_all, seed, epoch)
     dropped = np.sort(np.concatenate([trimmed, surplus])).astype(np.int64)
     return Plan(seed, epoch, world_size, mode, dropped, {0: batches})
+
+
+def count_steps(
+    bucket_of: npt.ArrayLike,
+    batch_size: int | npt.ArrayLike,
+    world_size: int = 1,
+    mode: Mode = "global",
+    bucket_aspects: npt.ArrayLike | None = None,
+) -> tuple[int, int]:
+    """The number of steps of every epoch and how many items each of them drops, without planning one.
+
+    Both depend on how many items each bucket has and not on the shuffle, so they are the same in every epoch:
+    len(plan) and len(plan.dropped) of `plan_epoch`, whose arguments these are and whose errors are raised.
+    """
+    buckets, sizes = _checked(bucket_of, batch_size, world_size, mode, bucket_aspects)
+    equal = _check_sizes(sizes, mode)
+    _check_enough(buckets.size, world_size, int(sizes.min()))
+    global_sizes = sizes * world_size
+    if equal:  # what is left of each list joins the catch-all, and after the trim its batches come out even
+        return divmod(buckets.size, int(global_sizes[0]))
+    counts = np.bincount(buckets, minlength=sizes.size)
+    leftovers, least = int((counts % global_sizes).sum()), int(global_sizes.min())
+    return int((counts // global_sizes).sum()) + leftovers // least, leftovers % least
+
+
+def _check_sizes(sizes: npt.NDArray[np.int64], mode: Mode) -> bool:
+    """Whether all buckets have the same batch size, which N's per-rank plan needs."""
+    equal = bool((sizes == sizes[0]).all())
+    if mode == "paper" and not equal:
+        raise InputError(
+            "batch sizes by bucket need the plan mode global: in mode paper the ranks' numbers of steps would differ"
+        )
+    return equal
 
 
 def _checked(

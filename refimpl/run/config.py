@@ -46,7 +46,10 @@ class TrainConfig:
     batch_size: int = 16
     """Images per micro-batch on one rank."""
     accumulate: int = 1
-    """Micro-batches per optimizer step on one rank; the global batch is world · accumulate · batch_size."""
+    """Micro-batches per optimizer step on one rank when the run begins; this sets `micro_batches` where that is 0."""
+    micro_batches: int = 0
+    """Micro-batches per optimizer step on all ranks together: the global batch is micro_batches · batch_size, on any
+    number of ranks up to this one. 0 for ranks · accumulate when the run begins, which the run then keeps."""
     pixel_budget: int = 0
     """Pixels per micro-batch (S §2.3): a bucket's batch size is budget // area instead of batch_size. 0 turns this
     off."""
@@ -104,7 +107,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every"):
             check_at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("pixel_budget", "keep_checkpoints", "sample_every", "threads"):
+        for name in ("pixel_budget", "micro_batches", "keep_checkpoints", "sample_every", "threads"):
             check_at_least(f"train.{name}", getattr(self, name), 0)
         check_at_most("train.threads", self.threads, MOST_THREADS)
         check_seed("train.seed", self.seed)

@@ -1,7 +1,7 @@
 """A stage's images, read and assigned to its buckets, and what is known of each before training (N §4.1.2, §4.3)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from refimpl.data.scores import take_scores
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.diffusion.philox import sample_id
 from refimpl.errors import InputError
+from refimpl.progress import Progress
 from refimpl.run.config import Config, Stage, TrainConfig
 from refimpl.text.config import TextConfig
 
@@ -42,34 +43,35 @@ def write_demo_data(settings: DataConfig) -> None:
     folder = Path(settings.folder)
     if not settings.demo or folder.exists():
         return
-    bar = tqdm(desc="demo images", unit="image", dynamic_ncols=True)
+    with Progress(None, "demo images", "images") as progress:
 
-    def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
+        def drawn(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done - progress.done)
 
-    write_demo_images(folder.parent, progress=progress)
-    bar.close()
+        write_demo_images(folder.parent, progress=drawn)
 
 
-def read_stage(config: Config, stage: Stage, quarantined: Mapping[str, str] | None = None) -> StageData:
+def read_stage(
+    config: Config, stage: Stage, quarantined: Mapping[str, str] | None = None, is_said: bool = True
+) -> StageData:
     """Indexes a stage's folder, assigns its images to the stage's buckets and weights them by their tags.
 
     quarantined  id → reason, of images left out because they are known to be unusable
+    is_said      whether the images that are left out are listed; of several ranks, one is to do so
     Raises InputError when the stage names no folder, or its folder cannot be read.
     """
     index = read_source(folder_of(stage), tag_classes(config.data, config.text))
+    said = tqdm.write if is_said else _nothing
     for bad in index.quarantined:
-        tqdm.write(f"left out: {bad}")
-    index = _without(index, quarantined or {})
+        said(f"left out: {bad}")
+    index = _without(index, quarantined or {}, said)
     buckets = stage.buckets.sizes()
     limit = config.data.max_aspect_error or math.inf
     assigned = assign_and_prune(index.widths, index.heights, buckets, config.data.aspect_metric, limit)
     for item in np.flatnonzero(assigned.pruned):
         size = f"{index.widths[item]}×{index.heights[item]}"
-        tqdm.write(
-            f"pruned {index.paths[int(item)]}: {size} is {assigned.error[item]:.3f} from the nearest bucket"
-        )
+        said(f"pruned {index.paths[int(item)]}: {size} is {assigned.error[item]:.3f} from the nearest bucket")
     kept = np.flatnonzero(~assigned.pruned)
     index, bucket_of = index.take(kept), assigned.index[kept]
     scores = None
@@ -101,16 +103,27 @@ def tag_classes(settings: DataConfig, text: TextConfig) -> tuple[str, ...]:
 
 def rank_batch(training: TrainConfig, stage: Stage, buckets: list[tuple[int, int]]) -> int | np.ndarray:
     """Images of a rank in one optimizer step, or [n_buckets] of them where a pixel budget sets the batch."""
+    return micro_batch_images(training, stage, buckets) * training.accumulate
+
+
+def micro_batch_images(
+    training: TrainConfig, stage: Stage, buckets: list[tuple[int, int]]
+) -> int | np.ndarray:
+    """Images of a micro-batch, or [n_buckets] of them where a pixel budget sets the batch."""
     if training.pixel_budget:
-        return np.asarray(pixel_budget_batch_sizes(buckets, training.pixel_budget)) * training.accumulate
-    return stage.batch_size * training.accumulate
+        return np.asarray(pixel_budget_batch_sizes(buckets, training.pixel_budget))
+    return stage.batch_size
 
 
-def _without(index: Index, quarantined: Mapping[str, str]) -> Index:
+def _nothing(line: str) -> None:
+    """Says nothing."""
+
+
+def _without(index: Index, quarantined: Mapping[str, str], said: Callable[[str], None]) -> Index:
     """The index without the images that are known to be unusable, each named."""
     if not quarantined:
         return index
     for name in index.ids:
         if name in quarantined:
-            tqdm.write(f"left out: {name}: {quarantined[name]}")
+            said(f"left out: {name}: {quarantined[name]}")
     return index.take([row for row, name in enumerate(index.ids) if name not in quarantined])

@@ -38,11 +38,15 @@ class World:
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over all ranks; every rank must call it."""
+        return value if self.size == 1 else self.sum(value) / self.size
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum of a tensor over all ranks; every rank must call it."""
         if self.size == 1:
             return value
         total = value.clone()
         dist.all_reduce(total)
-        return total / self.size
+        return total
 
     def on_main(self, action: Callable[[], Result]) -> Result:
         """Runs `action` on rank 0 while the others wait, and returns its result, any JSON value, on every rank.

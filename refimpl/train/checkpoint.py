@@ -6,6 +6,7 @@ of (seed, epoch, id), so no generator state exists and resuming continues the sa
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from refimpl.run.config import Config
 from refimpl.storage import committed
 from refimpl.storage.key_report import check_state, shapes_of
 from refimpl.tables import to_table
+from refimpl.train.batches.shares import micro_batches
 from refimpl.train.setup.trainable import Averages, Part
 
 
@@ -44,7 +46,11 @@ def write_checkpoint(
         tensors[file_name(part.name, "weights")] = part.state_dict()
         tensors[file_name(part.name, "ema")] = ema[part.name]
         tensors[file_name(part.name, "optimizer")] = optimizer_state(part.parameters(), optimizer)
-    state: dict[str, int | str] = {"step": step, "ranks": ranks, "accumulate": config.train.accumulate}
+    state: dict[str, int | str] = {
+        "step": step,
+        "ranks": ranks,
+        "micro_batches": micro_batches(config.train, ranks),
+    }
     if config.lora.rank:
         state["base"] = base_digest(run)
     committed.write(folder, tensors, {"config": to_table(config), "state": state})
@@ -63,8 +69,8 @@ def load_checkpoint(
     """Loads a run's newest checkpoint into the given objects and returns its step; 0 when there is none yet.
 
     ema  rank 0's averages, filled in place; the other ranks pass an empty dict and keep it so
-    Raises InputError when the checkpoint does not fit the model, listing every tensor that differs, and when `ranks`
-    and `train.accumulate` would make global batches other than those the run has seen.
+    Raises InputError when the checkpoint does not fit the model, listing every tensor that differs, and when N's
+    per-rank plan would be continued on another number of ranks.
     """
     steps = committed_steps(run)
     if not steps:
@@ -84,27 +90,23 @@ def load_checkpoint(
             check_state(shapes_of(ema[part.name]), tensors[average], str(folder / f"{average}.safetensors"))
             for name, value in tensors[average].items():
                 ema[part.name][name].copy_(value)
-    step, saved_ranks, accumulate = (
-        state_number(folder, documents, name) for name in ("step", "ranks", "accumulate")
-    )
+    step = state_number(folder, documents, "step")
     if step != steps[-1]:
         raise InputError(f"{folder}/state.json says step {step}, but its folder's name says {steps[-1]}")
-    now = ranks, config.train.accumulate
-    _check_same_batches(config.data.plan, folder, (saved_ranks, accumulate), now)
+    if config.data.plan == "paper":
+        _check_same_ranks(folder, documents, micro_batches(config.train, ranks), ranks)
     return steps[-1]
 
 
-def _check_same_batches(plan: str, folder: Path, before: tuple[int, int], now: tuple[int, int]) -> None:
-    """Any ranks × accumulate with the same product give the same batches, except in N's per-rank plan."""
-    (saved_ranks, saved), (ranks, accumulate) = before, now
-    if plan == "paper" and before != now:
+def _check_same_ranks(folder: Path, documents: Mapping[str, Any], count: int, ranks: int) -> None:
+    """N's per-rank plan is another one on other ranks; any number of ranks shares the batches of a global plan."""
+    before = state_number(folder, documents, "ranks")
+    if "micro_batches" in documents["state"]:
+        saved = state_number(folder, documents, "micro_batches")
+    else:
+        saved = before * state_number(folder, documents, "accumulate")
+    if (before, saved) != (ranks, count):
         raise InputError(
-            f"{folder} was written by {saved_ranks} ranks with train.accumulate {saved}, now {ranks} with "
-            f"{accumulate}; data.plan 'paper' needs both unchanged"
-        )
-    if ranks * accumulate != saved_ranks * saved:
-        raise InputError(
-            f"{folder} was written by {saved_ranks} ranks × train.accumulate {saved} = {saved_ranks * saved} "
-            f"micro-batches a step; {ranks} × {accumulate} = {ranks * accumulate} would change the batches; "
-            "keep the product"
+            f"{folder} was written by {before} ranks with {saved} micro-batches a step, now {ranks} with {count}; "
+            "data.plan 'paper' needs both unchanged"
         )

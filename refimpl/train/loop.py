@@ -5,6 +5,7 @@ checkpoint. The step itself is in refimpl.train.step.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from refimpl.run.adamw import make_adamw, set_rates
 from refimpl.run.config import Config
 from refimpl.run.ema import ema_start
 from refimpl.run.world import World
+from refimpl.train.batches.micro_batch import MicroBatch
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
@@ -25,9 +27,10 @@ from refimpl.train.quarantine import Quarantine
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
 from refimpl.train.step import Conditions, denoising_loss, encode_latents, make_conditions
-from refimpl.train.step_plan import MicroBatch, plan_steps
+from refimpl.train.step_plan import plan_steps
 from refimpl.train.update import check_finite, is_read_at_once, read_norm, update
 from refimpl.train.validate import draw_samples, heldout_loss
+from refimpl.train.watch.drift import ema_drift
 
 
 def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
@@ -58,7 +61,9 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     reading, started = None, time.perf_counter()
     for done, step in enumerate(steps, start + 1):
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
-        loss_sum = torch.zeros((), device=device)
+        loss_sum = torch.zeros(
+            (), device=device, dtype=torch.float64
+        )  # so that the order of adding leaves no trace
         offset, expected = step.stage.offset_noise or 0.0, gradients.incoming(step.images_per_step)
         for k, batch in enumerate(step.batches):
             latents, conditions = network_inputs(prepared, batch)
@@ -82,6 +87,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
                 loss = losses.sum() / step.images_per_step
                 gradients.backward(loss)
             loss_sum += loss.detach()
+            log.add(batch, losses)
         gradients.finish()
         steps.load_next()
         check_finite(reading)  # of the step before
@@ -90,7 +96,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
         reading = read_norm(norm, done, world.rank, step.names)
         if is_read_at_once(settings, done):
             check_finite(reading)
-        log.step(done, step, world.mean(loss_sum) * world.size, rate, norm, started)
+        log.step(done, step, world.sum(loss_sum), rate, norm, started, partial(ema_drift, parts, averages))
         if world.is_main:
             _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world.size)
         started = time.perf_counter()  # the next step's time includes loading its images

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from refimpl.data.loading.transfer import onto
-from refimpl.train.step_plan import MicroBatch, PlanStep
+from refimpl.train.batches.micro_batch import MicroBatch
+from refimpl.train.step_plan import PlanStep
 
 ALIGNMENT = 256  # bytes, as the allocators of torch align: no kernel can tell a part from a tensor of its own
 

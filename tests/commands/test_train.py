@@ -191,7 +191,10 @@ def test_a_damaged_image_met_later_can_be_repaired_and_the_run_continued(
     assert f"the last is {image}: can't be decoded" in message
     assert "replace or remove it (id '004')" in message
     shutil.copy(root / "train" / "004.png", image)
-    assert ending([toml, "--train.resume"], capsys)[0] == 0
+    code, _, message = ending([toml, "--train.resume"], capsys)
+    assert code == 2
+    assert "image files of other sizes in bytes: their pixels have changed" in message
+    assert ending([toml, "--train.resume", "--train.accept-data"], capsys)[0] == 0
     assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(tmp_path / "out", 4))
 
 

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 
 from refimpl.data.buckets import PRESETS, assign
 from refimpl.data.config import Mode
-from refimpl.data.plan import Plan, plan_epoch
+from refimpl.data.plan import Plan, count_steps, plan_epoch
 from refimpl.data.shuffle import Stream, bits_of, shuffled
 from refimpl.errors import InputError
 from tests import strategies
@@ -350,3 +350,37 @@ def test_random_data_sets_on_one_to_eight_ranks_in_both_modes() -> None:
 @pytest.mark.slow
 def test_two_thousand_random_data_sets_on_one_to_eight_ranks_in_both_modes() -> None:
     check_plans_of_random_data_sets(2_000, seed=1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(data=st.data(), world_size=st.integers(1, 8), batch_size=st.integers(1, 5), epoch=st.integers(0, 9))
+def test_steps_and_dropped_items_are_counted_without_planning(
+    mode: Mode, data: st.DataObject, world_size: int, batch_size: int, epoch: int
+) -> None:
+    bucket_of = data.draw(strategies.bucketed_items(least=world_size * batch_size))
+    plan = plan_epoch(bucket_of, batch_size, 1, epoch, world_size, mode)
+    assert count_steps(bucket_of, batch_size, world_size, mode) == (len(plan), len(plan.dropped))
+
+
+@given(data=st.data(), world_size=st.integers(1, 4), epoch=st.integers(0, 9))
+def test_steps_are_counted_where_every_bucket_has_its_own_batch_size(
+    data: st.DataObject, world_size: int, epoch: int
+) -> None:
+    """As under a pixel budget, with buckets that no item is in."""
+    bucket_of = data.draw(strategies.bucketed_items(least=6 * world_size))
+    sizes = data.draw(st.lists(st.integers(1, 6), min_size=max(bucket_of) + 1, max_size=max(bucket_of) + 3))
+    plan = plan_epoch(bucket_of, sizes, 1, epoch, world_size)
+    assert count_steps(bucket_of, sizes, world_size) == (len(plan), len(plan.dropped))
+
+
+def test_counting_refuses_what_planning_refuses() -> None:
+    for arguments in (([], 2), ([0, 0, 0], 2, 2), ([0, 1], [1, 2], 1, "paper"), ([0], 0), ([5], [1, 1])):
+        messages = []
+        for refused in (
+            lambda arguments=arguments: count_steps(*arguments),
+            lambda arguments=arguments: plan_epoch(*arguments[:2], 0, 0, *arguments[2:]),
+        ):
+            with pytest.raises(InputError) as error:
+                refused()
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]

@@ -75,10 +75,12 @@ def test_a_run_may_go_on_with_other_ranks_on_the_same_batches(
     toml = runs.write_toml(
         root, tmp_path / "a.toml", half, train={"reduction": "ordered", "batch_size": 2, "accumulate": 1}
     )
-    assert run_ranks([toml, *options], 1, tmp_path / "one") == [2]
-    assert "1 ranks × train.accumulate 2 = 2 micro-batches a step; 1 × 1 = 1" in (
-        (tmp_path / "one" / "rank0.txt").read_text()
-    )
+    assert run_ranks([toml, *options, "--train.micro-batches", "1"], 1, tmp_path / "one") == [2]
+    assert "train.micro_batches: the run has 2, now 1" in (tmp_path / "one" / "rank0.txt").read_text()
+    assert run_ranks([toml, *options], 3, tmp_path / "three") == [2, 2, 2]
+    for rank in range(3):
+        printed = (tmp_path / "three" / f"rank{rank}.txt").read_text()
+        assert "train.micro_batches 2 are fewer than the 3 ranks" in printed
     assert run_ranks([toml, *options], 2, tmp_path / "two") == [0, 0]
     assert not runs.differing(runs.checkpoint(whole, 4), runs.checkpoint(half, 4))
 

@@ -17,12 +17,13 @@ from refimpl.tables import from_table
 from refimpl.train.loop import train
 from refimpl.train.setup.out_folder import run_folder
 from refimpl.train.setup.prepare import prepare
+from refimpl.train.setup.resumed import settled
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 SIZES = ((64, 32), (32, 64), (48, 48), (40, 56))  # (width, height): several buckets in use
 WORDS = ("red", "blue", "green", "circle", "square", "dark")
-TIMES = ("images_per_second", "loader_stall")  # entries of a row that no two runs share
+TIMES = ("images_per_second", "loader_stall", "peak_memory")  # entries of a row that no two runs share
 
 BUCKETS = {"max_area": 2304, "max_side": 64, "min_side": 32, "step": 16}
 VAE_TABLE = {"channels": 4, "channel_mult": [1, 1, 1, 1], "res_blocks": 1, "groups": 2}
@@ -119,6 +120,7 @@ def _toml(value: Any) -> str:
 def go(settings: Config) -> Path:
     """What the command does on one process: run folder, preparation, loop. Returns the run folder."""
     folder = run_folder(settings, "test", ALONE)
+    settings = settled(settings, folder, ALONE)
     train(settings, folder, prepare(settings, folder, ALONE), ALONE)
     return folder
 

@@ -2,15 +2,20 @@
 
 import json
 import math
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.min_snr import weight_mass
 from refimpl.run.world import World
 from refimpl.train.log import RunLog
+from refimpl.train.step_plan import PlanStep
 from tests.tolerances import FLOAT64_ROUNDING
 from tests.train import runs
 
@@ -96,3 +101,50 @@ def test_tensorboard_gets_the_numbers(root: Path, tmp_path: Path, monkeypatch: p
     rows.row(step=3, loss=0.5, bucket=[1, 2], epoch=0)
     rows.close()
     assert written == [(str(tmp_path / "tensorboard"),), ("loss", 0.5, 3), ("epoch", 0, 3)]
+
+
+def step_of(root: Path, waited: float = 0.0) -> PlanStep:
+    stage = runs.config(root, root).all_stages()[0]
+    return PlanStep(stage, 3, (32, 64), 8, 8.0, [], [], waited)
+
+
+def micro_batch(t: list[int], is_repeat: bool = False) -> Any:
+    return SimpleNamespace(t=torch.tensor(t), is_repeat=is_repeat)
+
+
+def test_a_repeat_counts_nowhere(root: Path, tmp_path: Path) -> None:
+    rows = log(root, tmp_path)
+    rows.add(micro_batch([5, 950]), torch.tensor([1.0, 3.0]))
+    rows.add(micro_batch([5, 950], is_repeat=True), torch.zeros(2))
+    rows.step(1, step_of(root), torch.tensor(2.0), 0.1, torch.tensor(1.0), time.perf_counter())
+    rows.close()
+    assert runs.rows(tmp_path)[0]["loss_by_timestep"] == [1.0, *[None] * 8, 3.0]
+
+
+def test_rows_and_lines_are_of_the_whole_interval(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four steps, the last of which waited for nothing; off a terminal, a line and no bar."""
+    rows = log(root, tmp_path, log_every=4, steps=9)
+    for done in range(1, 10):
+        started = time.perf_counter() - 1.0
+        waited = 0.0 if done % 4 == 0 else 0.5
+        rows.add(micro_batch([100 * (done % 4)]), torch.tensor([float(done)]))
+        drift = partial(torch.tensor, 0.25)
+        rows.step(done, step_of(root, waited), torch.tensor(2.0), 0.1, torch.tensor(1.0), started, drift)
+    rows.close()
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in written] == [4, 8, 9]
+    assert written[0]["loss_by_timestep"] == [4.0, 1.0, 2.0, 3.0, *[None] * 6]
+    assert written[2]["loss_by_timestep"] == [None, 9.0, *[None] * 8]
+    for row, stall in zip(written, (1.5 / 4, 1.5 / 4, 0.5), strict=True):
+        assert row["images_per_second"] == pytest.approx(8, rel=0.05)
+        assert row["loader_stall"] == pytest.approx(stall, rel=0.05)
+        assert row["ema_drift"] == 0.25
+        assert row["peak_memory"] > 2**26
+        assert "mfu" not in row
+    printed = capsys.readouterr().err
+    assert "\r" not in printed
+    assert [line[20:].split(" steps")[0] for line in printed.splitlines()] == [
+        "train: 4 of 9", "train: 8 of 9", "train: 9 of 9",
+    ]  # fmt: skip

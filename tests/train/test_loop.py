@@ -238,7 +238,11 @@ def test_rows_say_what_happened(run: Run, root: Path) -> None:
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [3, 4]  # every third, and the last
     for row in steps:
-        assert set(row) == {"step", "loss", "learning_rate", "gradient_norm", "epoch", "bucket"}
+        assert set(row) == {
+            "step", "loss", "learning_rate", "gradient_norm", "epoch", "bucket", "loss_by_timestep", "ema_drift",
+        }  # fmt: skip
+        assert len(row["loss_by_timestep"]) == 10
+        assert 0 < row["ema_drift"] < 1
         assert 0 < row["loss"] < 10
         assert 0 < row["gradient_norm"] < 100
     assert [row["learning_rate"] for row in steps] == pytest.approx([1e-2 * 3 / 4, 1e-2])

@@ -221,7 +221,7 @@ def test_state_is_all_in_safetensors_and_json(run: Run) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json", "ema.safetensors", "manifest.json", "optimizer.safetensors", "state.json", "unet.safetensors",
     ]  # fmt: skip
-    assert json.loads((folder / "state.json").read_text()) == {"step": 2, "ranks": 1, "accumulate": 1}
+    assert json.loads((folder / "state.json").read_text()) == {"step": 2, "ranks": 1, "micro_batches": 1}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

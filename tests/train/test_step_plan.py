@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from refimpl.data.loading.loader import SameBucket
+from refimpl.data.plan import plan_epoch
 from refimpl.diffusion.philox import sample_id
 from refimpl.errors import InputError
 from refimpl.run.stage import StageData, read_stage
 from refimpl.run.world import World
+from refimpl.train import step_plan
 from refimpl.train.quarantine import Quarantine
 from refimpl.train.step_plan import PlanStep, plan_steps
 from tests.train import runs
@@ -103,6 +105,73 @@ def test_ranks_and_accumulation_slice_one_global_batch(world: int, accumulate: i
         assert micro == [batch.draw_ids.tolist() for batch in plan_step.batches]
 
 
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("plan", [{"batch_size": 1}, {"pixel_budget": 2304}])
+def test_other_ranks_train_on_the_same_micro_batches(world: int, plan: dict[str, int], root: Path) -> None:
+    """Also where they don't divide M: a rank short of one repeats its last with weight 0, and nothing counts it."""
+    train = {**plan, "micro_batches": 4, "steps": 9}
+    whole = steps_of(root, train=train)
+    ranks = [steps_of(root, world, rank, train=train) for rank in range(world)]
+    for number, one in enumerate(whole):
+        steps = [steps[number] for steps in ranks]
+        assert {len(step.batches) for step in steps} == {-(-4 // world)}
+        assert {
+            (step.images, step.images_per_step, step.micro_batches, step.bucket, step.epoch) for step in steps
+        } == {(one.images, one.images_per_step, 4, one.bucket, one.epoch)}
+        real = [[batch for batch in step.batches if not batch.is_repeat] for step in steps]
+        for j, batch in enumerate(one.batches):
+            theirs = real[j % world][j // world]
+            assert torch.equal(theirs.images, batch.images)
+            assert torch.equal(theirs.noise, batch.noise)
+            assert torch.equal(theirs.t, batch.t)
+            assert torch.equal(theirs.weight, batch.weight)
+        assert sum(map(len, real)) == 4
+        assert sorted(name for step in steps for name in step.names) == sorted(one.names)
+        for step, mine in zip(steps, real, strict=True):
+            for repeat in step.batches[len(mine) :]:
+                assert repeat.is_repeat
+                assert not repeat.weight.any()
+                assert torch.equal(repeat.images, mine[-1].images)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"train": {"pixel_budget": 3 * 2048}},
+        {"data": {"plan": "paper"}},
+        {"stages": [
+            {"from_step": 0, "buckets": {**runs.BUCKETS, "max_side": 32}},
+            {"from_step": 30, "buckets": runs.BUCKETS, "batch_size": 2},
+        ]},
+    ],
+    ids=["global", "pixel budget", "paper", "stages"],
+)  # fmt: skip
+@pytest.mark.parametrize("start", [0, 29, 30, 49])
+def test_no_past_epoch_is_planned(
+    start: int, sections: dict[str, Any], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the steps from there on are those that a run from the first step sees."""
+    settings = {**sections, "train": {**sections.get("train", {}), "steps": 50}}
+    whole = steps_of(root, **settings)
+    planned: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        planned.append(arguments[3])
+        return plan_epoch(*arguments, **options)
+
+    monkeypatch.setattr(step_plan, "plan_epoch", counted)
+    rest = steps_of(root, start=start, **settings)
+    assert planned == sorted({step.epoch for step in rest})
+    assert len(rest) == 50 - start
+    assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_fewer_micro_batches_than_ranks_are_refused(root: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.micro_batches 2 are fewer than the 3 ranks"):
+        steps_of(root, world=3, train={"micro_batches": 2})
+
+
 def test_a_substitute_is_noised_as_the_image_it_stands_for(tmp_path: Path) -> None:
     """Picture, caption and weight are the substitute's; the draws stay those of the plan, on any rank and batch."""
     runs.write_images(tmp_path / "train", 120)
@@ -149,7 +218,7 @@ def test_by_pixel_budget_every_image_weighs_the_same(root: Path) -> None:
 
 
 def test_too_few_images_give_the_arithmetic(root: Path) -> None:
-    with pytest.raises(InputError, match=r"18 images .*2 ranks × batch size 12 = 24\. Add 6 images"):
+    with pytest.raises(InputError, match=r"18 images .*4 micro-batches × 6 images = 24\. Add 6 images"):
         steps_of(root, world=2, train={"batch_size": 6, "accumulate": 2})
 
 

@@ -1,12 +1,17 @@
-"""Whether an image's bytes have changed: cheaply by size and modification time, reliably by SHA-256."""
+"""Whether the bytes of images have changed: cheaply by size and modification time, reliably by SHA-256."""
 
 import hashlib
 import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from refimpl.data.images.archives import ImageSource, Packed
 from refimpl.data.images.decode import BadImage
 
 BLOCK = 2**20  # bytes read at a time
+ABSENT = (-1, -1)
 
 
 def stamp(source: ImageSource) -> tuple[int, int]:
@@ -21,6 +26,35 @@ def stamp(source: ImageSource) -> tuple[int, int]:
     except OSError as error:
         raise BadImage(source, f"can't be read ({error.strerror})") from error
     return found.st_size, found.st_mtime_ns
+
+
+def stamps(sources: Sequence[ImageSource], rows: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The stamps [len(rows), 2] of some of the images, an archive's read once; ABSENT for those that aren't there."""
+    archives: dict[str, tuple[int, int]] = {}
+
+    def one(source: ImageSource) -> tuple[int, int]:
+        try:
+            if not isinstance(source, Packed):
+                return stamp(source)
+            if source.archive not in archives:
+                archives[source.archive] = stamp(source)
+            return archives[source.archive]
+        except BadImage:
+            return ABSENT
+
+    return np.array([one(sources[row]) for row in rows], np.int64).reshape(-1, 2)
+
+
+def contents(sources: Sequence[ImageSource], rows: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The contents [len(rows), 2] of some of the images; ABSENT for those that can't be read."""
+
+    def one(source: ImageSource) -> tuple[int, int]:
+        try:
+            return content(source)
+        except BadImage:
+            return ABSENT
+
+    return np.array([one(sources[row]) for row in rows], np.int64).reshape(-1, 2)
 
 
 def content(source: ImageSource) -> tuple[int, int]:

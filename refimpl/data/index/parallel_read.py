@@ -9,8 +9,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from tqdm import tqdm
-
 from refimpl.data.images.archives import ImageSource, Packed
 from refimpl.data.images.decode import BadImage
 from refimpl.data.index.builder import Gathered, source_name
@@ -20,6 +18,7 @@ from refimpl.data.index.layouts import detect as layouts
 from refimpl.data.index.record import IndexOptions, Item, read_item
 from refimpl.data.index.shard import Unit
 from refimpl.errors import InputError
+from refimpl.progress import Progress
 
 LISTED = 5  # files named in a message before "and n more"
 QUEUED = 4  # pieces handed to each process ahead, so that none waits and a kill loses little
@@ -55,17 +54,10 @@ def gather(
     found = [unit for source in sources for unit in layouts.units(source, options)]
     settings = hashlib.blake2b(repr(options).encode("utf-8", "surrogatepass"), digest_size=16).digest()
     jobs = [(unit, parts / f"{_key(unit, settings)}.part") for unit in found]
-    bar = tqdm(
-        total=sum(unit.count for unit in found),
-        unit=" images",
-        desc="index",
-        disable=not show,
-        dynamic_ncols=True,
-    )
-    with bar:
+    with Progress(sum(unit.count for unit in found), "index", "images", is_shown=show) as progress:
         for unit, count in _read(jobs, options, processes):
-            bar.total = max(bar.total + count - unit.count, bar.n + count)
-            bar.update(count)
+            progress.total = max((progress.total or 0) + count - unit.count, progress.done + count)
+            progress.update(count)
     return [read_table(path, mapped=False) for _, path in jobs]
 
 

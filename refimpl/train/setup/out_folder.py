@@ -2,37 +2,31 @@
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import CONFIG, committed_steps
 from refimpl.run.config import Config
 from refimpl.run.world import World
 from refimpl.storage.committed import MANIFEST
-from refimpl.tables import from_table, to_table
-
-# What a resumed run may change: everything else defines the run. The loop checks that ranks times
-# train.accumulate, and so the global batches, stay what they were.
-CHANGEABLE = {
-    "train.out", "train.resume", "train.accept_data", "train.steps", "train.device", "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
-    "train.accumulate", "train.threads", "train.compile", "train.channels_last", "data.workers",
-    "data.cache_megabytes",
-}  # fmt: skip
+from refimpl.train.setup.resumed import check_changes
 
 
-def run_folder(config: Config, label: str, world: World) -> Path:
+def run_folder(config: Config, label: str, world: World, is_deliberate: bool = False) -> Path:
     """Makes the run folder on rank 0, or checks the one to be resumed, and returns it on every rank.
+
+    is_deliberate  whether a resumed run's settings are its own but for those that were typed, see `check_changes`
 
     Raises InputError when `train.out` holds anything and `train.resume` is off, when there is nothing to resume, or
     when the run to be resumed was made with other settings (naming each).
     """
-    make = (lambda: _resumed(config)) if config.train.resume else (lambda: _fresh(config.train.out, label))
-    return Path(world.on_main(lambda: str(make())))
+
+    def make() -> str:
+        out = config.train.out
+        return str(_resumed(config, is_deliberate) if config.train.resume else _fresh(out, label))
+
+    return Path(world.on_main(make))
 
 
 @contextlib.contextmanager
@@ -84,29 +78,11 @@ def _explained(run: Path) -> Iterator[None]:
         ) from error
 
 
-def _resumed(config: Config) -> Path:
+def _resumed(config: Config, is_deliberate: bool) -> Path:
     run = Path(config.train.out)
-    if not config.train.out or not (run / CONFIG).is_file():
-        raise InputError(
-            f"train.resume: {config.train.out or 'train.out'!r} is not a run folder; name one with --train.out"
-        )
-    try:
-        table = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-        # Through a Config, so that a run of an earlier version gets the defaults of settings added since.
-        saved = _flat(to_table(from_table(Config, table, str(run / CONFIG))))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"train.resume: {run / CONFIG} cannot be read as a run's settings ({error})"
-        ) from error
-    wanted = _flat(to_table(config))
-    changed = [
-        key for key in sorted(saved | wanted) if saved.get(key) != wanted.get(key) and key not in CHANGEABLE
-    ]
-    if changed:
-        listing = "\n  ".join(
-            f"{key}: the run has {saved.get(key)!r}, now {wanted.get(key)!r}" for key in changed
-        )
-        raise InputError(f"train.resume: {run} was made with different settings:\n  {listing}")
+    if not config.train.out:
+        raise InputError("train.resume: 'train.out' is not a run folder; name one with --train.out")
+    changes = check_changes(config, run, is_deliberate)
     steps = committed_steps(run)
     if steps and not (run / "components" / MANIFEST).is_file():
         raise InputError(
@@ -117,11 +93,6 @@ def _resumed(config: Config) -> Path:
         raise InputError(
             f"train.resume: {run} is already at step {steps[-1]}; raise train.steps {config.train.steps}"
         )
+    if changes:
+        print("changed settings:\n  " + "\n  ".join(changes), flush=True)
     return run
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
