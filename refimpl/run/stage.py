@@ -52,20 +52,25 @@ def write_demo_data(settings: DataConfig) -> None:
     bar.close()
 
 
-def read_stage(config: Config, stage: Stage, quarantined: Mapping[str, str] | None = None) -> StageData:
+def read_stage(
+    config: Config, stage: Stage, quarantined: Mapping[str, str] | None = None, is_told: bool = True
+) -> StageData:
     """Indexes a stage's folder, assigns its images to the stage's buckets and weights them by their tags.
 
     quarantined  id → reason, of images left out because they are known to be unusable
+    is_told      whether the images that are left out or pruned are listed; one rank is enough
     Raises InputError when the stage names no folder, or its folder cannot be read.
     """
     index = read_source(folder_of(stage), tag_classes(config.data, config.text))
-    for bad in index.quarantined:
-        tqdm.write(f"left out: {bad}")
-    index = _without(index, quarantined or {})
+    left_out = [str(bad) for bad in index.quarantined]
+    index, known = _without(index, quarantined or {})
+    left_out += known
     buckets = stage.buckets.sizes()
     limit = config.data.max_aspect_error or math.inf
     assigned = assign_and_prune(index.widths, index.heights, buckets, config.data.aspect_metric, limit)
-    for item in np.flatnonzero(assigned.pruned):
+    for line in left_out if is_told else ():
+        tqdm.write(f"left out: {line}")
+    for item in np.flatnonzero(assigned.pruned) if is_told else ():
         size = f"{index.widths[item]}×{index.heights[item]}"
         tqdm.write(
             f"pruned {index.paths[int(item)]}: {size} is {assigned.error[item]:.3f} from the nearest bucket"
@@ -106,11 +111,9 @@ def rank_batch(training: TrainConfig, stage: Stage, buckets: list[tuple[int, int
     return stage.batch_size * training.accumulate
 
 
-def _without(index: Index, quarantined: Mapping[str, str]) -> Index:
-    """The index without the images that are known to be unusable, each named."""
+def _without(index: Index, quarantined: Mapping[str, str]) -> tuple[Index, list[str]]:
+    """The index without the images that are known to be unusable, and a line about each of these."""
     if not quarantined:
-        return index
-    for name in index.ids:
-        if name in quarantined:
-            tqdm.write(f"left out: {name}: {quarantined[name]}")
-    return index.take([row for row, name in enumerate(index.ids) if name not in quarantined])
+        return index, []
+    known = [f"{name}: {quarantined[name]}" for name in index.ids if name in quarantined]
+    return index.take([row for row, name in enumerate(index.ids) if name not in quarantined]), known

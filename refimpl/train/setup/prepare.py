@@ -13,6 +13,7 @@ from refimpl.cache.cached_stage import (
 )
 from refimpl.cache.latents import CachedLatents, LatentCache
 from refimpl.cache.text_states import CachedTextStates
+from refimpl.cache.verified import verify_latents, verify_text
 from refimpl.data.images.fast_jpeg import check_fast
 from refimpl.errors import InputError
 from refimpl.interop.any_checkpoint import Opened
@@ -69,12 +70,12 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     world.on_main(lambda: write_demo_data(config.data))
     cache = open_cache(config.data, config.image_prompt)
     quarantined = None if cache is None else cache.quarantined
-    stages = [read_stage(config, stage, quarantined) for stage in config.all_stages()]
+    stages = [read_stage(config, stage, quarantined, world.is_main) for stage in config.all_stages()]
     latents = [
         None if cache is None else find_latents(cache, data, config.data.cache, world) for data in stages
     ]
     last = replace(config.all_stages()[-1], folder=config.data.heldout)
-    heldout = read_stage(config, last) if config.data.heldout else None
+    heldout = read_stage(config, last, is_told=world.is_main) if config.data.heldout else None
     for data in stages:
         plan_stage(config.data, config.train, data, 0, world)
     with torch.random.fork_rng(devices=[]):
@@ -97,9 +98,11 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     if cache is not None:
         world.on_main(lambda: check_cache(config.data, config.text, cache, stages, model.vae, towers))
     place(model, config, world.device)
-    return Prepared(
-        model, parts, cached_text(config.data, config.text, states, world), stages, latents, heldout
-    )
+    read = cached_text(config.data, config.text, states, world)
+    if config.data.verify_cache:
+        verify_latents(latents, world)
+        verify_text(read, [data.index.captions for data in stages], world)
+    return Prepared(model, parts, read, stages, latents, heldout)
 
 
 def _write_frozen_parts(
