@@ -40,6 +40,13 @@ def run_ranks(
     command  another command's function of a module, instead of training
     Raises TimeoutError, having killed them, when ranks hang.
     """
+    return join_ranks(start_ranks(arguments, world, output, command))
+
+
+def start_ranks(
+    arguments: Sequence[str], world: int, output: Path, command: Callable[[list[str]], None] = train_command
+) -> list[Any]:
+    """The processes of `run_ranks`, started; `join_ranks` waits for them."""
     port = _free_port()
     output.mkdir(parents=True, exist_ok=True)
     ranks = [
@@ -50,7 +57,12 @@ def run_ranks(
     ]
     for process in ranks:
         process.start()
-    deadline = time.monotonic() + PATIENCE
+    return ranks
+
+
+def join_ranks(ranks: Sequence[Any], patience: float = PATIENCE) -> list[int]:
+    """Each rank's exit code. Raises TimeoutError, having killed them, when ranks hang."""
+    deadline = time.monotonic() + patience
     for process in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
     hanging = [number for number, process in enumerate(ranks) if process.is_alive()]
@@ -58,7 +70,7 @@ def run_ranks(
         ranks[number].kill()
         ranks[number].join()
     if hanging:
-        raise TimeoutError(f"ranks {hanging} of {world} still ran after {PATIENCE} s")
+        raise TimeoutError(f"ranks {hanging} of {len(ranks)} still ran after {patience} s")
     return [int(process.exitcode or 0) for process in ranks]
 
 
