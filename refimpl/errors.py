@@ -1,10 +1,23 @@
 """The error class for bad input, whose message is all the user sees, and torch's phrases for too little memory."""
 
+# Exit codes of the commands, beside 0 and Python's own 1 for an error in this program (docs/faults.md).
+BAD_INPUT = 2
+LOST_PROCESS = 69  # EX_UNAVAILABLE of sysexits.h: what the run was working with has gone
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: all is saved, call again
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 
 class InputError(ValueError):
     """Bad input from the user: names the value, the place, and what to do about it.
 
     Library callers may catch it as ValueError; the command line prints the message and exits with 2.
+    """
+
+
+class LostProcess(InputError):
+    """Another rank or a loader process has stopped, so that this one can't go on; exits with 69.
+
+    Nothing is wrong with the input: the run can be continued from its newest checkpoint.
     """
 
 

@@ -84,7 +84,7 @@ class CachedTextStates:
     """Stands in for refimpl.text.states.TextStates: reads what is cached, and uses `towers` for other prompts."""
 
     def __init__(self, cache: TextCache, towers: TextStates, device: torch.device):
-        self._cache, self._towers, self._device = cache, towers, device
+        self.cache, self._towers, self._device = cache, towers, device
         self._empty, _ = cache.states(int(cache.rows([""])[0]))
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -92,10 +92,10 @@ class CachedTextStates:
 
         If all prompts are cached in float32, the bits are those that the towers give.
         """
-        rows = self._cache.rows(prompts)
+        rows = self.cache.rows(prompts)
         if (rows < 0).any():
             return self._towers(prompts)
-        states = [self._cache.states(row) for row in rows.tolist()]
+        states = [self.cache.states(row) for row in rows.tolist()]
         length, chunk = max(len(context) for context, _ in states), len(self._empty)
         parts = [
             part

@@ -1,12 +1,14 @@
-"""How every command ends: 0, or one message on stderr and 2 for bad input."""
+"""How every command ends: 0, or one message on stderr and the exit code of what went wrong (docs/faults.md)."""
 
+import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from refimpl.errors import OUT_OF_MEMORY, InputError
+from refimpl.errors import BAD_INPUT, INTERRUPTED, LOST_PROCESS, OUT_OF_MEMORY, InputError, LostProcess
 from refimpl.run.threads import prepare_environment
 
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
@@ -16,53 +18,75 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
-    """Runs a command and exits: 0, 2 for an InputError or too little memory or disk, 130 when interrupted."""
+    """Runs a command and exits: with 0, or after one message with the code of what it raised.
+
+    A rank of several says its message first and then exits at once, whatever it was raised by: taking down a process
+    group can wait for operations that its peers will never join, and they in turn wait for this one.
+    """
     prepare_environment()  # before the command imports torch
     try:
         command()
         sys.stdout.flush()
-    except InputError as error:
-        _say(str(error))
-        _fail()
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # so that flushing at exit says nothing
-        sys.exit(BROKEN_PIPE)
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        _say(
-            f"could not write {error.filename or 'a file'}: {error.strerror}; free space or choose another folder"
-        )
-        _fail()
-    except (MemoryError, RuntimeError) as error:
+    except BaseException as error:
+        ending = _ending(error)
+        if ending is None and not is_one_of_several():
+            raise  # an error of this program: its traceback
+        message, code = ending or (traceback.format_exc().rstrip(), 1)
+        if isinstance(error, BrokenPipeError):  # so that flushing at exit says nothing
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if message:
+            _say(message)
+        _exit(code)
+    _exit(0)
+
+
+def is_one_of_several() -> bool:
+    """Whether torchrun has started this process as one of several ranks."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _ending(error: BaseException) -> tuple[str, int] | None:
+    """The message and the exit code for what a command raised; None for an error of this program."""
+    if isinstance(error, SystemExit):
+        return _of_exit(error)
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted", getattr(error, "code", INTERRUPTED)
+    if isinstance(error, InputError):
+        return f"error: {error}", LOST_PROCESS if isinstance(error, LostProcess) else BAD_INPUT
+    if isinstance(error, BrokenPipeError):  # `| head` has read enough
+        return "", BROKEN_PIPE
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        where = error.filename or "a file"
+        reason = f"could not write {where}: {error.strerror}; free space or choose another folder"
+        return f"error: {reason}", BAD_INPUT
+    if isinstance(error, MemoryError | RuntimeError):
         reason = (str(error) or "out of memory").splitlines()[0]
-        if not isinstance(error, MemoryError) and not any(sign in reason for sign in OUT_OF_MEMORY):
-            raise
-        _say(f"not enough memory for this; lower the batch, the images' size or the network's ({reason})")
-        _fail()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        if isinstance(error, MemoryError) or any(sign in reason for sign in OUT_OF_MEMORY):
+            advice = "lower the batch, the images' size or the network's"
+            return f"error: not enough memory for this; {advice} ({reason})", BAD_INPUT
+    return None
 
 
-def _fail() -> NoReturn:
-    """Exits with 2, immediately if this process is one of several (torchrun).
+def _of_exit(error: SystemExit) -> tuple[str, int]:
+    """What sys.exit was given: a code, nothing, or a message."""
+    if error.code is None or isinstance(error.code, int):
+        return "", error.code or 0
+    return str(error.code), 1
 
-    Shutting down torch's process group and its threads can wait for the other ranks while they wait for this one.
-    """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2)
-    sys.exit(2)
+
+def _exit(code: int) -> NoReturn:
+    """Exits; after a failure at once if this process is one of several."""
+    if code and is_one_of_several():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _say(message: str) -> None:
-    """Prints a line of its own above any remaining progress bar, in one write: other ranks may share the terminal."""
-    line = f"error: {message}\n"
+    """Prints lines above any remaining progress bar, in one write: other ranks may share the terminal."""
+    line = f"{message}\n"
     if "tqdm" not in sys.modules:  # nobody can have drawn a bar
         sys.stderr.write(line)
         return

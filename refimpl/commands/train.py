@@ -1,12 +1,13 @@
 """`refimpl train` and `python -m refimpl.train`: preset, TOML file or a run to be continued, overrides, processes."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from refimpl.commands.terminal import run_command
 from refimpl.commands.train_help import essentials, usage
-from refimpl.errors import InputError
+from refimpl.errors import STOPPED, InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_label
 from refimpl.tables import from_table
@@ -77,7 +78,10 @@ def _overridden(default: Config, arguments: list[str], called: str, description:
 
 
 def train_command(arguments: list[str], program: str = "python -m refimpl.train") -> None:
-    """Parses, prepares and trains; every process of a torchrun calls it."""
+    """Parses, prepares and trains; every process of a torchrun calls it.
+
+    Exits with 75 when a signal has stopped the run and all of it is saved.
+    """
     config, label = parse(arguments, program)
     from refimpl.run.threads import use_threads
     from refimpl.run.world import join_world, leave_world, lost_peers_named
@@ -86,22 +90,43 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     from refimpl.train.setup.out_folder import removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
     from refimpl.train.setup.resumed import settled
+    from refimpl.train.watch.restart import begun_run, has_finished, remember_run
+    from refimpl.train.watch.signals import stop_signals
 
     use_threads(config.train, config.unet, config.vae)
-    world = join_world(config.train.device)
-    try:
+    is_complete = True
+    with stop_signals() as signals:
+        world = join_world(config.train.device)
         with lost_peers_named(world):
             check_memory(config, world)
-            run = run_folder(config, label, world, is_resume(arguments))
+            config = begun_run(config, world)
+            is_left = not has_finished(config, world)
+            is_own = is_resume(arguments)
+            run = run_folder(config, label, world, is_own) if is_left else Path(config.train.out)
             config = settled(config, run, world)
+            remember_run(run, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)
-            with removed_if_empty(run, world):
-                train(config, run, prepare(config, run, world), world)
-        if world.is_main:
-            print(f"done: {run}\nsample from it: python -m refimpl.sample {run} --prompts 'completely black'")
-    finally:
+            if is_left:
+                with removed_if_empty(run, world):
+                    prepared = prepare(config, run, world)
+                    with signals.noted():
+                        is_complete = train(config, run, prepared, world, signals.asked)
         leave_world(world)
+    if world.is_main:
+        print(_done(run) if is_complete else _stopped(run, world.size), flush=True)
+    if not is_complete:
+        sys.exit(STOPPED)
+
+
+def _done(run: Path) -> str:
+    return f"done: {run}\nsample from it: python -m refimpl.sample {run} --prompts 'completely black'"
+
+
+def _stopped(run: Path, ranks: int) -> str:
+    """What to call to go on."""
+    many = f"torchrun --nproc-per-node={os.environ.get('LOCAL_WORLD_SIZE', ranks)} -m refimpl.train"
+    return f"stopped and saved: {run}\ngo on with: {many if ranks > 1 else 'refimpl train'} --resume {run}"
 
 
 def main() -> None:

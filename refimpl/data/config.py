@@ -91,9 +91,15 @@ class DataConfig:
     262,144 evenly spaced images where there are more) or sha256 (all of their bytes, read at every start)."""
     workers: int = 0
     """Loader processes per rank; 0 loads in the training process."""
+    worker_timeout: float = 300.0
+    """Seconds to wait for a batch from the loader processes; a longer wait ends the run with an error that names the
+    one that is stopped (exit code 69). 0 waits without end."""
     cache: str = ""
     """Folder written by `refimpl cache`: its latents and text states are trained on instead of the images. Empty to
     train on the images."""
+    verify_cache: bool = True
+    """Before the first step, read the cache's shards once and compare each with its SHA-256; the ranks share the
+    work."""
     cache_megabytes: int = 0
     """Memory for decoded images, in megabytes, in a process that does its own loading; for data sets of a few hundred
     images. 0 keeps none."""
@@ -105,6 +111,7 @@ class DataConfig:
         check_at_least("data.workers", self.workers, 0)
         check_at_most("data.workers", self.workers, MOST_WORKERS)
         check_choice("data.digest", self.digest, get_args(Digest))
+        check_at_least("data.worker_timeout", self.worker_timeout, 0)
         check_choice("data.decoder", self.decoder, get_args(Decoder))
         check_at_least("data.cache_megabytes", self.cache_megabytes, 0)
         if self.decoder == "fast" and self.cache_megabytes:

@@ -99,16 +99,24 @@ class TrainConfig:
     """Optimizer steps between sample grids of the fixed prompts; 0 for none."""
     log_every: int = 10
     """Optimizer steps between rows of metrics.jsonl."""
+    max_bad_steps: int = 10
+    """Steps in a row whose loss or gradient is not finite, after which the run ends. Each of them is skipped: it
+    changes neither weights nor moments nor averages."""
+    step_timeout: float = 600.0
+    """Seconds that a training step may take on any rank: after that, a rank that has stopped is named and the run
+    ends (exit code 69). Preparing, measuring, sampling and saving do not count. 0 for no limit."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs refimpl[tensorboard])."""
     wandb_project: str = ""
     """Also log to this Weights & Biases project (needs refimpl[wandb]); empty for none."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every"):
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every",
+                     "max_bad_steps"):  # fmt: skip
             check_at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("pixel_budget", "micro_batches", "keep_checkpoints", "sample_every", "threads"):
             check_at_least(f"train.{name}", getattr(self, name), 0)
+        check_at_least("train.step_timeout", self.step_timeout, 0)
         check_at_most("train.threads", self.threads, MOST_THREADS)
         check_seed("train.seed", self.seed)
         if not self.out.isprintable():  # what the tokenizers write goes through UTF-8

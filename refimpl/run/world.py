@@ -5,17 +5,27 @@ import datetime
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from refimpl.errors import InputError
+from refimpl.data.loading.workers import end_with_parent, lost_worker
+from refimpl.errors import InputError, LostProcess
+from refimpl.run.ranks.heartbeat import Heartbeat, start_heartbeat
 
 Result = TypeVar("Result")
-LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe")  # phrases in gloo's messages
+PREPARATION = datetime.timedelta(
+    hours=1
+)  # rank 0 may prepare data while the others wait at the first barrier
+# Phrases in gloo's messages, then in NCCL's and in those of torch's watchdog over it.
+LOST_PEER = (
+    "closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "pair closure",
+    "remote process exited", "remote process exiting", "ncclRemoteError", "communicator was aborted",
+    "collective operation timeout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    heartbeat: Heartbeat | None = field(default=None, compare=False)
+    """What the ranks say of themselves; None where there is one."""
 
     @property
     def is_main(self) -> bool:
@@ -70,6 +82,11 @@ class World:
             raise box[1]
         return box[0]
 
+    def at(self, step: int, phase: int, limit: float = 0.0) -> None:
+        """Says where this rank is, and how long it may stay there: see `Heartbeat.at`."""
+        if self.heartbeat is not None:
+            self.heartbeat.at(step, phase, limit)
+
 
 class NotJSON(TypeError):
     """A value that would not survive a round trip through JSON unchanged."""
@@ -113,29 +130,43 @@ def join_world(device: str) -> World:
     use_cuda = device != "cpu" and torch.cuda.is_available()
     if use_cuda:
         torch.cuda.set_device(local)
-    if size > 1 and not dist.is_initialized():
-        # Rank 0 may spend minutes preparing data while the others wait at the first barrier.
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=datetime.timedelta(hours=1))
-    return World(rank, size, torch.device("cuda", local) if use_cuda else torch.device("cpu"))
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # the parent is torchrun's agent, which may be killed
+        end_with_parent(os.getppid())
+    heartbeat = None
+    if size > 1:
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PREPARATION)
+        heartbeat = start_heartbeat(rank, size)
+    return World(rank, size, torch.device("cuda", local) if use_cuda else torch.device("cpu"), heartbeat)
 
 
 def leave_world(world: World) -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one; for a process whose peers have all come this far.
+
+    After an error it must not be called: it may wait for operations that will never end, and the error would stay
+    unsaid. Such a process says it and exits (refimpl.commands.terminal).
+    """
+    if world.heartbeat is not None:
+        world.heartbeat.end()
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def lost_peers_named(world: World) -> Iterator[None]:
-    """Reports in one line that another rank has stopped, where torch would show a traceback of the wait for it.
+    """Names the rank or the loader process that has stopped, where torch would show a traceback of the wait for it.
 
-    Raises InputError in that case; every other error passes through.
+    Raises LostProcess in that case; every other error passes through.
     """
     try:
         yield
     except RuntimeError as error:  # gloo has no exception class for this
+        worker = lost_worker(error)
+        if worker is not None:
+            raise worker from error
         if world.size == 1 or not any(sign in str(error) for sign in LOST_PEER):
             raise
-        raise InputError(
-            f"rank {world.rank} stops because another rank has stopped; that one's message says why"
+        lost = world.heartbeat.lost() if world.heartbeat is not None else ""
+        raise LostProcess(
+            f"rank {world.rank} stops because {lost or 'another rank'} has stopped; that one's message says why"
         ) from error

@@ -5,6 +5,7 @@ checkpoint. The step itself is in refimpl.train.step.
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,26 +20,30 @@ from refimpl.run.ema import ema_start
 from refimpl.run.world import World
 from refimpl.train.batches.micro_batch import MicroBatch
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
+from refimpl.train.faults import Faults
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
 from refimpl.train.placement import in_precision, resolve, set_arithmetic
 from refimpl.train.prefetch import prefetched
-from refimpl.train.quarantine import Quarantine
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
 from refimpl.train.step import Conditions, denoising_loss, encode_latents, make_conditions
 from refimpl.train.step_plan import plan_steps
-from refimpl.train.update import check_finite, is_read_at_once, read_norm, update
+from refimpl.train.update import update
 from refimpl.train.validate import draw_samples, heldout_loss
 from refimpl.train.watch.drift import ema_drift
 
 
-def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
+def train(
+    config: Config, run: Path, prepared: Prepared, world: World, asked: Callable[[], bool] = lambda: False
+) -> bool:
     """Trains up to step `config.train.steps` and leaves checkpoints, metrics.jsonl and samples in the run folder.
 
     run       the run folder, made by `refimpl.train.setup.prepare`; continued from its newest checkpoint, if any
     prepared  the networks and the stages' images
-    Raises InputError when an image cannot be read or the loss stops being finite (naming the step and the images).
+    asked     whether to stop early, with a checkpoint: as soon as any rank is asked, all stop after the same step
+    returns   whether the last step was reached
+    Raises InputError when too many images are bad, or too many steps in a row not finite (naming them).
     """
     settings, device, model, parts = config.train, world.device, prepared.model, prepared.parts
     set_arithmetic(settings)
@@ -51,15 +56,16 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     log = RunLog(config, run, start, world)
     log.placement(resolve(settings, device))
     log.weight_mass(config.diffusion)
-    quarantine = Quarantine(run, world)
+    faults = Faults(settings, run, world, asked)
     if start == 0 and world.is_main:
         log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))
 
     dropout = rank_dropout(model.unet)
-    planned = plan_steps(config, prepared.stages, start, world, quarantine, prepared.latents, dropout)
+    planned = plan_steps(config, prepared.stages, start, world, faults.quarantine, prepared.latents, dropout)
     steps = prefetched(planned, device)
-    reading, started = None, time.perf_counter()
+    started, done, is_stopping = time.perf_counter(), start, False
     for done, step in enumerate(steps, start + 1):
+        faults.begin(done, step.names)
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
         loss_sum = torch.zeros(
             (), device=device, dtype=torch.float64
@@ -71,37 +77,32 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
                 dropout.apply(batch.kept)
             with gradients.micro_batch(is_last=k == len(step.batches) - 1):
                 losses = denoising_loss(
-                    network,
-                    model,
-                    conditions,
-                    latents,
-                    batch.noise,
-                    batch.t,
-                    batch.weight,
-                    offset,
-                    ops,
-                    expected,
+                    network, model, conditions, latents, batch.noise, batch.t, batch.weight, offset, ops, expected,
                     (batch.alpha, batch.sigma),
-                )
+                )  # fmt: skip
                 # Every image has the weight 1 / images_per_step, whichever batch it is in.
                 loss = losses.sum() / step.images_per_step
                 gradients.backward(loss)
             loss_sum += loss.detach()
             log.add(batch, losses)
+            faults.saw(batch.t, batch.sigma, losses)
         gradients.finish()
         steps.load_next()
-        check_finite(reading)  # of the step before
         clip_norm, decay = config.optimizer.clip_norm, settings.ema_decay
-        norm = update(optimizer, parts, averages, clip_norm, decay, done, settings.backend)
-        reading = read_norm(norm, done, world.rank, step.names)
-        if is_read_at_once(settings, done):
-            check_finite(reading)
+        norm = update(optimizer, parts, averages, clip_norm, decay, done, settings.backend, faults.agree)
+        is_stopping = faults.settle()
         log.step(done, step, world.sum(loss_sum), rate, norm, started, partial(ema_drift, parts, averages))
         if world.is_main:
-            _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world.size)
+            with faults.takes_long():
+                _measure_and_keep(
+                    config, run, prepared, averages, optimizer, log, done, world.size, is_stopping
+                )
+        if is_stopping:
+            break
         started = time.perf_counter()  # the next step's time includes loading its images
     log.close()
     world.barrier()
+    return done == settings.steps or not is_stopping
 
 
 def network_inputs(prepared: Prepared, batch: MicroBatch) -> tuple[Tensor, Conditions]:
@@ -128,6 +129,7 @@ def _measure_and_keep(
     log: RunLog,
     done: int,
     ranks: int,
+    is_stopping: bool,
 ) -> None:
     """Makes, on rank 0, the held-out loss, samples and checkpoint that are due after a step."""
     settings = config.train
@@ -136,5 +138,5 @@ def _measure_and_keep(
         log.row(step=done, heldout_loss=heldout_loss(prepared, averages, settings.backend))
     if settings.sample_every and (final or done % settings.sample_every == 0):
         draw_samples(prepared, averages, config.sample, run / "samples" / f"step-{done:08d}.png")
-    if final or done % settings.checkpoint_every == 0:
+    if final or is_stopping or done % settings.checkpoint_every == 0:
         write_checkpoint(config, run, done, prepared.parts, averages, optimizer, ranks)

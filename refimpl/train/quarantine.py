@@ -10,20 +10,25 @@ from tqdm import tqdm
 from refimpl.data.images.decode import BadImage
 from refimpl.data.index.data_set import MAX_BAD_SHARE
 from refimpl.errors import InputError
+from refimpl.run.shared_work import gathered
 from refimpl.run.world import World
+
+FILE = "quarantine.jsonl"
 
 
 class Quarantine:
-    """The bad images that this rank has met, in `run`/quarantine-rank<r>.jsonl, one JSON object each.
+    """The bad images that any rank has met, which rank 0 lists in `run`/quarantine.jsonl, one JSON object each.
 
-    A rank reads 1 / world of the data set's images in an epoch, and stops when more than 1 % of those are bad.
-    Images noted by earlier processes are not written again, and count only if met again: they may have been repaired.
+    A rank notes what it meets, and tells the others when all ranks have agreed to listen: see refimpl.train.faults.
+    Images listed by earlier processes are not listed again, and count only if met again: they may have been repaired.
     """
 
     def __init__(self, run: Path, world: World) -> None:
-        self._path = run / f"quarantine-rank{world.rank}.jsonl"
+        self._path = run / FILE
         self._world = world
-        self._met: set[str] = set()
+        self._met: set[str] = set()  # by any rank, as far as shared
+        self._new: dict[str, BadImage] = {}  # by this rank, not yet shared
+        self._images = 0  # in the data set
         text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
         self._noted = _noted(text)
         self._lead = (
@@ -31,26 +36,45 @@ class Quarantine:
         )  # ends a line that a kill or a full disk cut short
 
     def add(self, bad: Sequence[BadImage], images: int) -> None:
-        """Records the bad images that are not on record yet.
+        """Notes the bad images that no rank has told of yet.
 
         images  number of images in the data set
-        Raises InputError when those that this process has met are more than 1 % of this rank's share of `images`.
         """
+        self._images = images
         for image in bad:
             name = str(image.path)
-            if name in self._met:
+            if name in self._met or name in self._new:
                 continue
-            self._met.add(name)
+            self._new[name] = image
             tqdm.write(f"replaced by another image from its bucket: {image}")
-            self._note(name, image)
-            share = images / self._world.size
-            if len(self._met) > MAX_BAD_SHARE * share:
-                raise InputError(
-                    f"rank {self._world.rank}: {len(self._met)} bad images, more than {MAX_BAD_SHARE:.0%} of its "
-                    f"{share:.0f}; they are listed in {self._path}, the last is {image}. Repair or remove them"
-                )
 
-    def _note(self, name: str, image: BadImage) -> None:
+    def has_news(self) -> bool:
+        """Whether this rank has met bad images that it has not shared."""
+        return bool(self._new)
+
+    def share(self) -> None:
+        """Gives every rank what each of them has met; all ranks must call it.
+
+        Raises InputError, on all ranks, when the images met by all together are more than 1 % of the data set.
+        """
+        parts = gathered(self._world, (list(self._new.values()), self._images))
+        self._new = {}
+        new = {
+            str(image.path): image for bad, _ in parts for image in bad if str(image.path) not in self._met
+        }
+        self._met |= set(new)
+        if self._world.is_main:
+            for image in new.values():
+                self._note(image)
+        images = max(count for _, count in parts)
+        if new and len(self._met) > MAX_BAD_SHARE * images:
+            raise InputError(
+                f"{len(self._met)} bad images, more than {MAX_BAD_SHARE:.0%} of the {images}; they are listed in "
+                f"{self._path}, the last is {[*new.values()][-1]}. Repair or remove them"
+            )
+
+    def _note(self, image: BadImage) -> None:
+        name = str(image.path)
         if name in self._noted:
             return
         line = json.dumps({"path": name, "kind": image.kind, "reason": image.reason})

@@ -186,6 +186,7 @@ def _load(
         substitutes=SameBucket(data.bucket_of),
         decoder=settings.decoder,
         pinned=pinned,
+        timeout=settings.worker_timeout,
     )
 
 

@@ -1,18 +1,20 @@
 """What follows the gradient: clip, AdamW, moving average (S §2.5, N §4). Nothing here waits for the device."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from refimpl.errors import InputError
 from refimpl.run.adamw import step_in_one_pass
-from refimpl.run.config import TrainConfig
 from refimpl.run.ema import ema_decay, ema_update
 from refimpl.train.setup.trainable import Averages, Part
 
 NORM_EPSILON = 1e-6  # of torch.nn.utils.clip_grad_norm_
+
+
+def is_not_finite(norm: Tensor) -> Tensor:
+    """1 where the gradient's norm is not finite, else 0: a process alone agrees with itself."""
+    return norm.isfinite().logical_not().float()
 
 
 def update(
@@ -23,23 +25,24 @@ def update(
     decay: float,
     step: int,
     backend: str,
+    agree: Callable[[Tensor], Tensor] = is_not_finite,
 ) -> Tensor:
     """Takes one optimizer step with the gradients in every parameter's `.grad`, which it then clears.
 
-    A gradient that is not finite changes nothing: weights, moments, step counts and averages stay as they were.
-    `check_finite` raises the error.
+    A step that is to be skipped changes nothing: weights, moments, step counts and averages stay as they were.
 
     averages   moving averages to update with the new weights; ranks other than 0 hold none
     clip_norm  largest norm of the gradient, which is scaled down to it where it is larger; 0 does not clip
     decay      decay of the moving averages    step  number of this step, from 1
     backend    "reference": torch's clipping, fused AdamW and lerp, one after the other; "kernel": one compiled pass
                over weights, gradients, moments and averages
+    agree      the gradient's norm → 1 to skip the step, 0 to take it: a scalar on the device, the same on all ranks
     returns    the gradient's norm before clipping, a scalar on the device
     """
     trained = [parameter for part in parts for parameter in part.parameters().values()]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    skipped = norm.isfinite().logical_not().float()
+    skipped = agree(norm)
     if backend == "kernel":
         of_parameter = _of_parameter(parts, averages)
         step_in_one_pass(optimizer, of_parameter, _scale(norm, clip_norm), skipped, ema_decay(step, decay))
@@ -86,49 +89,3 @@ def _of_parameter(parts: Sequence[Part], averages: Averages) -> Mapping[nn.Param
         if part.name in averages
         for name, parameter in part.parameters().items()
     }
-
-
-@dataclass(frozen=True)
-class NormReading:
-    """A step's gradient norm on its way to the host, and what an error about it names."""
-
-    norm: Tensor
-    """On the host; its value has arrived once `arrived` has happened."""
-    arrived: torch.cuda.Event | None
-    step: int
-    rank: int
-    images: Sequence[str]
-
-
-def read_norm(norm: Tensor, step: int, rank: int, images: Sequence[str]) -> NormReading:
-    """Starts the copy of a gradient's norm to the host and waits for nothing.
-
-    norm  as `update` returns it    step  its number    rank, images  this process and the ids of its images
-    """
-    on_host = norm.to("cpu", non_blocking=True)  # pinned
-    arrived = torch.cuda.Event() if norm.is_cuda else None
-    if arrived is not None:
-        arrived.record()
-    return NormReading(on_host, arrived, step, rank, images)
-
-
-def check_finite(reading: NormReading | None) -> None:
-    """Waits for a norm; a step later it has long arrived.
-
-    Raises InputError, naming step, rank and images, when the gradient was not finite.
-    """
-    if reading is None:
-        return
-    if reading.arrived is not None:
-        reading.arrived.synchronize()
-    if not torch.isfinite(reading.norm):
-        raise InputError(
-            f"step {reading.step}, rank {reading.rank}: the gradient is not finite; lower "
-            f"optimizer.learning_rate, or look at the images {', '.join(reading.images)}"
-        )
-
-
-def is_read_at_once(settings: TrainConfig, step: int) -> bool:
-    """Whether a step is logged, measured or kept, so that its norm is not left for later; alike on all ranks."""
-    every = (settings.log_every, settings.validate_every, settings.sample_every, settings.checkpoint_every)
-    return step == settings.steps or any(n and step % n == 0 for n in every)

@@ -187,7 +187,7 @@ def test_a_damaged_image_met_later_can_be_repaired_and_the_run_continued(
     toml = runs.write_toml(data, tmp_path / "a.toml", tmp_path / "out")
     code, _, message = ending([toml], capsys)
     assert code == 2
-    assert "bad images, more than 1% of its " in message
+    assert "bad images, more than 1% of the " in message
     assert f"the last is {image}: can't be decoded" in message
     assert "replace or remove it (id '004')" in message
     shutil.copy(root / "train" / "004.png", image)

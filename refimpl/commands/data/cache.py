@@ -88,11 +88,9 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
 
     vae = find_autoencoder(config.latents, config.vae, config.train.init_from, command.weights)
     world = join_world(command.device)
-    try:
-        with lost_peers_named(world), alone_in(command.out, world):
-            write_cache(command, config, vae, world)
-    finally:
-        leave_world(world)
+    with lost_peers_named(world), alone_in(command.out, world):
+        write_cache(command, config, vae, world)
+    leave_world(world)
 
 
 def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -> None:

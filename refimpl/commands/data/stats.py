@@ -74,16 +74,14 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
         else find_autoencoder(config.latents, config.vae, config.train.init_from, command.weights)
     )
     world = join_world(command.device)
-    try:
-        with lost_peers_named(world):
-            world.on_main(lambda: write_demo_data(config.data))
-            cache = open_cache(config.data, config.image_prompt)
-            data = read_stage(config, config.all_stages()[-1], cache.quarantined if cache else None)
-            cached = find_latents(cache, data, config.data.cache, world) if cache else None
-            measured = _measured(command, config.vae.latent_channels, data, vae, cached, world)
-            world.on_main(lambda: replace_text(command.out, json.dumps(measured.document()) + "\n"))
-    finally:
-        leave_world(world)
+    with lost_peers_named(world):
+        world.on_main(lambda: write_demo_data(config.data))
+        cache = open_cache(config.data, config.image_prompt)
+        data = read_stage(config, config.all_stages()[-1], cache.quarantined if cache else None)
+        cached = find_latents(cache, data, config.data.cache, world) if cache else None
+        measured = _measured(command, config.vae.latent_channels, data, vae, cached, world)
+        world.on_main(lambda: replace_text(command.out, json.dumps(measured.document()) + "\n"))
+    leave_world(world)
     if world.is_main:
         count, total = measured.curve[-1][0], measured.statistics.count
         print(json.dumps({"images": count, "latent_cells": total, "out": str(command.out)}))

@@ -1,7 +1,9 @@
 """Batches of images from disk, the same for any number of worker processes (N §4.1.3)."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +19,7 @@ from refimpl.data.images.archives import ImageSource
 from refimpl.data.images.decode import DEFAULT_ACCEPTED, WHITE, Accepted, BadImage, decode
 from refimpl.data.images.fast_jpeg import check_fast, decode_fast
 from refimpl.data.index.data_set import Index
+from refimpl.data.loading.workers import begin_worker, delivered
 from refimpl.errors import InputError
 
 Decoded = TypeVar("Decoded", Image.Image, npt.NDArray[np.uint8])
@@ -202,6 +205,7 @@ def load_batches(
     substitutes: Callable[[int], Sequence[int]] | None = None,
     decoder: Decoder = "pillow",
     pinned: bool = False,
+    timeout: float = 0.0,
 ) -> Iterator[Batch]:
     """Load, crop and randomly flip the images of each batch, in the order given.
 
@@ -216,8 +220,10 @@ def load_batches(
              it, or if all of them are bad too, such an image is an error.
     decoder  "pillow", or "fast": JPEG by simplejpeg and Lanczos by torch, within 2 levels of Pillow's resampling
     pinned   put the batches into page-locked memory, for asynchronous copies to a GPU
+    timeout  seconds to wait for a batch from the workers; 0 waits without end
     Raises BadImage, with path and id, for a bad image, and InputError for negative workers, a cache combined with
-    workers or with the fast decoder, and a fast decoder that is not installed.
+    workers or with the fast decoder, and a fast decoder that is not installed; LostProcess when a
+    worker is killed, or no batch comes within the time-out.
     """
     if workers < 0 or (workers and cache is not None):
         raise InputError(f"workers = {workers}: give 0 or more, and use an image cache only with 0 workers")
@@ -228,13 +234,19 @@ def load_batches(
     data = _Batches(index, batches, visit, draws, background, accepted, cache, substitutes, decoder)
     # A generator of its own: DataLoader draws a seed for its workers, by default from torch's global state.
     loader = DataLoader(
-        data, batch_size=None, num_workers=workers, generator=torch.Generator(), pin_memory=pinned
+        data,
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),
+        pin_memory=pinned,
+        timeout=timeout if workers else 0,
+        worker_init_fn=partial(begin_worker, os.getpid()),
     )
-    return _raising(loader)
+    return _raising(delivered(loader, timeout))
 
 
-def _raising(loader: DataLoader[Batch | BadImage]) -> Iterator[Batch]:
-    for batch in loader:
+def _raising(batches: Iterator[Batch | BadImage]) -> Iterator[Batch]:
+    for batch in batches:
         if isinstance(batch, BadImage):
             raise batch
         yield batch

@@ -13,6 +13,7 @@ from refimpl.cache.cached_stage import (
 )
 from refimpl.cache.latents import CachedLatents, LatentCache
 from refimpl.cache.text_states import CachedTextStates
+from refimpl.cache.verified import verify_latents, verify_text
 from refimpl.data.images.fast_jpeg import check_fast
 from refimpl.errors import InputError
 from refimpl.interop.any_checkpoint import Opened
@@ -75,7 +76,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
         None if cache is None else find_latents(cache, data, config.data.cache, world) for data in stages
     ]
     last = replace(config.all_stages()[-1], folder=config.data.heldout)
-    heldout = read_stage(config, last, is_said=world.is_main) if config.data.heldout else None
+    heldout = read_stage(config, last, is_told=world.is_main) if config.data.heldout else None
     for data in stages:
         stage_steps(config.data, config.train, data, world)
     with torch.random.fork_rng(devices=[]):
@@ -99,9 +100,11 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     if cache is not None:
         world.on_main(lambda: check_cache(config.data, config.text, cache, stages, model.vae, towers))
     place(model, config, world.device)
-    return Prepared(
-        model, parts, cached_text(config.data, config.text, states, world), stages, latents, heldout
-    )
+    read = cached_text(config.data, config.text, states, world)
+    if config.data.verify_cache:
+        verify_latents(latents, world)
+        verify_text(read, [data.index.captions for data in stages], world)
+    return Prepared(model, parts, read, stages, latents, heldout)
 
 
 def _write_frozen_parts(

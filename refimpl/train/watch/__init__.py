@@ -1,1 +1,1 @@
-"""What is measured of a run while it trains, and the files and services that it is written to."""
+"""A run seen from outside its steps: what is measured and where it is written, signals, torchrun's restarts."""

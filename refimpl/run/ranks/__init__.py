@@ -1,0 +1,1 @@
+"""How the processes of a run tell a peer that is slow from one that has stopped, and how they name it."""
