@@ -94,7 +94,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
         for k, batch in enumerate(plan.batches):
             latents, conditions = network_inputs(replace(prepared, text_states=states.of(k)), batch)
             marks("prelude")
-            with gradients.micro_batch(is_last=k == len(plan.batches) - 1):
+            with gradients.micro_batch(is_last=k == len(plan.batches) - 1, real=1):
                 losses = denoising_loss(
                     network,
                     model,

@@ -26,8 +26,12 @@ class Gradients(Protocol):
     network: nn.Module
     """The UNet to call, which may be wrapped."""
 
-    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Surrounds the forward and backward pass of one micro-batch."""
+    def micro_batch(self, is_last: bool, real: int) -> contextlib.AbstractContextManager[None]:
+        """Surrounds the forward and backward pass of one micro-batch.
+
+        is_last  whether it is the rank's last of the step
+        real     ranks that have a micro-batch of the step: 0 … real − 1; the others repeat one, with weight 0
+        """
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -61,7 +65,7 @@ class FastGradients:
         # Text towers run once per chunk of a caption, a number of times that differs by rank: DDP can't do that.
         self._outside = [p for part in parts if part.module is not unet for p in part.parameters().values()]
 
-    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    def micro_batch(self, is_last: bool, real: int) -> contextlib.AbstractContextManager[None]:
         """DDP sums over ranks in the last micro-batch's backward pass only."""
         if isinstance(self.network, DistributedDataParallel) and not is_last:
             return self.network.no_sync()
@@ -90,7 +94,7 @@ class OrderedGradients:
         self._parameters = [p for part in parts for p in part.parameters().values()]
         self._totals: list[Tensor] = []
 
-    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    def micro_batch(self, is_last: bool, real: int) -> contextlib.AbstractContextManager[None]:
         """Returns a context that does nothing."""
         return contextlib.nullcontext()
 

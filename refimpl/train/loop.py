@@ -64,7 +64,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
             latents, conditions = network_inputs(prepared, batch)
             if batch.kept is not None:
                 dropout.apply(batch.kept)
-            with gradients.micro_batch(is_last=k == len(step.batches) - 1):
+            with gradients.micro_batch(is_last=k == len(step.batches) - 1, real=world.size):
                 losses = denoising_loss(
                     network,
                     model,

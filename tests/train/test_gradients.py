@@ -27,7 +27,7 @@ def test_micro_batches_add_up(reduction: str) -> None:
     gradients = make_gradients(reduction, network, [Part("unet", network, 0.0)], runs.ALONE)
     for step in range(2):  # totals begin anew with every step
         for k, x in enumerate((1.0, 2.0, 4.0)):
-            with gradients.micro_batch(is_last=k == 2):
+            with gradients.micro_batch(is_last=k == 2, real=1):
                 gradients.backward(gradients.network(torch.tensor([[x]])).sum())
         gradients.finish()
         assert network.weight.grad is not None
