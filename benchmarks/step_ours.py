@@ -26,6 +26,7 @@ from refimpl.train.placement import check_placement, in_precision, place, set_ar
 from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Part
+from refimpl.train.sharding.kinds import Replicated
 from refimpl.train.step import denoising_loss, step_draws
 from refimpl.train.step_plan import MicroBatch, PlanStep, batch_draws
 from refimpl.train.update import update
@@ -82,7 +83,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
     gradients = make_gradients("fast", unet, parts, world)
     network = in_precision(gradients.network, config.train, device)
     states = CachedStates(cached_batches(case, marks.device, case.accumulate))
-    prepared = Prepared(model, parts, states, [], [], None)  # pyright: ignore[reportArgumentType]
+    prepared = Prepared(model, parts, states, [], [], None, Replicated())  # pyright: ignore[reportArgumentType]
     images = case.batch * case.accumulate
     steps = prefetched(_plan(config, case), device)
     planned = iter(steps)

@@ -14,7 +14,6 @@ from refimpl.model.lora.dropout import rank_dropout
 from refimpl.ops import load_ops
 from refimpl.run.adamw import make_adamw, set_rates
 from refimpl.run.config import Config
-from refimpl.run.ema import ema_start
 from refimpl.run.world import World
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.gradients import make_gradients
@@ -24,6 +23,7 @@ from refimpl.train.prefetch import prefetched
 from refimpl.train.quarantine import Quarantine
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
+from refimpl.train.sharding.kinds import rates_and_tensors
 from refimpl.train.step import Conditions, denoising_loss, encode_latents, make_conditions
 from refimpl.train.step_plan import MicroBatch, plan_steps
 from refimpl.train.update import check_finite, is_read_at_once, read_norm, update
@@ -40,16 +40,17 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     settings, device, model, parts = config.train, world.device, prepared.model, prepared.parts
     set_arithmetic(settings)
     ops = load_ops(settings.backend)
-    optimizer = make_adamw([(part.peak, part.parameters().values()) for part in parts], config.optimizer)
-    averages = {part.name: ema_start(part) for part in parts} if world.is_main else {}
-    start = load_checkpoint(config, run, parts, averages, optimizer, world.size)
-    gradients = make_gradients(settings.reduction, model.unet, parts, world)
+    sharding = prepared.sharding
+    optimizer = make_adamw(rates_and_tensors(sharding, parts), config.optimizer)
+    averages = sharding.averages(parts)
+    start = load_checkpoint(config, run, parts, averages, optimizer, world, sharding)
+    gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
     network = in_precision(gradients.network, settings, device)
     log = RunLog(config, run, start, world)
     log.placement(resolve(settings, device))
     log.weight_mass(config.diffusion)
     quarantine = Quarantine(run, world)
-    if start == 0 and world.is_main:
+    if start == 0:
         log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))
 
     dropout = rank_dropout(model.unet)
@@ -58,7 +59,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     reading, started = None, time.perf_counter()
     for done, step in enumerate(steps, start + 1):
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
-        loss_sum = torch.zeros((), device=device)
+        step_losses = []
         offset, expected = step.stage.offset_noise or 0.0, gradients.incoming(step.images_per_step)
         for k, batch in enumerate(step.batches):
             latents, conditions = network_inputs(prepared, batch)
@@ -81,18 +82,18 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
                 # Every image has the weight 1 / images_per_step, whichever batch it is in.
                 loss = losses.sum() / step.images_per_step
                 gradients.backward(loss)
-            loss_sum += loss.detach()
+            step_losses.append(loss.detach())
         gradients.finish()
         steps.load_next()
         check_finite(reading)  # of the step before
         clip_norm, decay = config.optimizer.clip_norm, settings.ema_decay
-        norm = update(optimizer, parts, averages, clip_norm, decay, done, settings.backend)
+        backend, reduction = settings.backend, settings.reduction
+        norm = update(optimizer, parts, averages, clip_norm, decay, done, backend, sharding, reduction)
         reading = read_norm(norm, done, world.rank, step.names)
         if is_read_at_once(settings, done):
             check_finite(reading)
-        log.step(done, step, world.mean(loss_sum) * world.size, rate, norm, started)
-        if world.is_main:
-            _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world.size)
+        log.step(done, step, gradients.total(step_losses), rate, norm, started)
+        _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world)
         started = time.perf_counter()  # the next step's time includes loading its images
     log.close()
     world.barrier()
@@ -121,14 +122,16 @@ def _measure_and_keep(
     optimizer: torch.optim.AdamW,
     log: RunLog,
     done: int,
-    ranks: int,
+    world: World,
 ) -> None:
-    """Makes, on rank 0, the held-out loss, samples and checkpoint that are due after a step."""
+    """Makes the held-out loss, samples and checkpoint that are due after a step; every rank calls it."""
     settings = config.train
     final = done == settings.steps
     if final or done % settings.validate_every == 0:
         log.row(step=done, heldout_loss=heldout_loss(prepared, averages, settings.backend))
     if settings.sample_every and (final or done % settings.sample_every == 0):
-        draw_samples(prepared, averages, config.sample, run / "samples" / f"step-{done:08d}.png")
+        draw_samples(
+            prepared, averages, config.sample, run / "samples" / f"step-{done:08d}.png", world.is_main
+        )
     if final or done % settings.checkpoint_every == 0:
-        write_checkpoint(config, run, done, prepared.parts, averages, optimizer, ranks)
+        write_checkpoint(config, run, done, prepared.parts, averages, optimizer, world, prepared.sharding)

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from refimpl.run.world import World
-from refimpl.train.gradients import add_in_order, make_gradients
+from refimpl.train.gradients import make_gradients
 from refimpl.train.setup.trainable import Part
+from refimpl.train.sharding.ordered_sum import OrderedSum
 from tests.train import runs
 
 CPU = torch.device("cpu")
@@ -15,10 +16,10 @@ CPU = torch.device("cpu")
 def test_gradients_are_added_in_order() -> None:
     """1 + 1e8 − 1e8 is 0 in float32, 1e8 − 1e8 + 1 is 1."""
     for gradients, total in (([1.0, 1e8, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
-        totals = [torch.zeros(1)]
+        running = OrderedSum(ranks=1, nodes=1)
         for gradient in gradients:
-            add_in_order(totals, [torch.tensor([gradient])], runs.ALONE)
-        assert totals[0].item() == total
+            running.add(torch.tensor([gradient]), real=1)
+        assert running.take().item() == total
 
 
 @pytest.mark.parametrize("reduction", ["fast", "ordered"])

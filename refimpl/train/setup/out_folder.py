@@ -20,8 +20,8 @@ CHANGEABLE = {
     "train.out", "train.resume", "train.accept_data", "train.steps", "train.device", "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
-    "train.accumulate", "train.threads", "train.compile", "train.channels_last", "data.workers",
-    "data.cache_megabytes",
+    "train.accumulate", "train.threads", "train.compile", "train.channels_last", "train.sharding", "train.zero1",
+    "train.ranks_per_node", "data.workers", "data.cache_megabytes",
 }  # fmt: skip
 
 

@@ -39,6 +39,8 @@ from refimpl.train.placement import check_placement, place
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.init_from import fill_unet, open_start, say_start, start_towers
 from refimpl.train.setup.trainable import Part, check_targets, make_trainable
+from refimpl.train.sharding.kinds import Sharding, divide
+from refimpl.train.sharding.mesh import check_sharding
 from refimpl.train.step_plan import plan_stage
 
 
@@ -52,6 +54,7 @@ class Prepared:
     stages: list[StageData]
     latents: list[CachedLatents | None]  # for each stage, what is trained on instead of its images
     heldout: StageData | None
+    sharding: Sharding
 
 
 def prepare(config: Config, run: Path, world: World) -> Prepared:
@@ -61,6 +64,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     cannot satisfy. A run that fails here leaves the folder as it was.
     """
     ops = load_ops(config.train.backend)
+    check_sharding(config.train, world.size)
     check_placement(config, world.device)
     check_loggers(config.train)
     if config.data.decoder == "fast":
@@ -97,9 +101,9 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     if cache is not None:
         world.on_main(lambda: check_cache(config.data, config.text, cache, stages, model.vae, towers))
     place(model, config, world.device)
-    return Prepared(
-        model, parts, cached_text(config.data, config.text, states, world), stages, latents, heldout
-    )
+    sharding = divide(model.unet, parts, config.train, world)
+    states = cached_text(config.data, config.text, states, world)
+    return Prepared(model, parts, states, stages, latents, heldout, sharding)
 
 
 def _write_frozen_parts(
