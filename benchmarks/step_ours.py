@@ -27,6 +27,7 @@ from refimpl.train.placement import check_placement, in_precision, place, set_ar
 from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Part
+from refimpl.train.sharding.kinds import Replicated
 from refimpl.train.step import denoising_loss, step_draws
 from refimpl.train.step_plan import PlanStep
 from refimpl.train.update import update
@@ -83,7 +84,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
     gradients = make_gradients("fast", unet, parts, world)
     network = in_precision(gradients.network, config.train, device)
     states = CachedStates(cached_batches(case, marks.device, case.accumulate))
-    prepared = Prepared(model, parts, states, [], [], None)  # pyright: ignore[reportArgumentType]
+    prepared = Prepared(model, parts, states, [], [], None, Replicated())  # pyright: ignore[reportArgumentType]
     images = case.batch * case.accumulate
     steps = prefetched(_plan(config, case), device)
     planned = iter(steps)
@@ -95,7 +96,7 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
         for k, batch in enumerate(plan.batches):
             latents, conditions = network_inputs(replace(prepared, text_states=states.of(k)), batch)
             marks("prelude")
-            with gradients.micro_batch(is_last=k == len(plan.batches) - 1):
+            with gradients.micro_batch(is_last=k == len(plan.batches) - 1, real=1):
                 losses = denoising_loss(
                     network,
                     model,

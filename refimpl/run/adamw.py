@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from refimpl.ops.adamw_ema import adamw_ema
 from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.storage.key_report import check_state
+from refimpl.storage.local_tensors import divided_like, local, local_like
 
 
-def make_adamw(
-    parts: Iterable[tuple[float, Iterable[torch.nn.Parameter]]], config: OptimizerConfig
-) -> torch.optim.AdamW:
+def make_adamw(parts: Iterable[tuple[float, Iterable[Tensor]]], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the parameters of each part; biases and norm gains are not decayed.
 
-    parts  (own peak learning rate, trained parameters); a peak of 0 means the stage's, see `set_rates`
+    parts  (own peak learning rate, trained parameters, or what this rank holds of them); a peak of 0 means the
+           stage's, see `set_rates`
     """
     groups = []
     for peak, parameters in parts:
@@ -49,7 +50,7 @@ def learning_rate(config: OptimizerConfig, peak: float, step: int, steps: int) -
 @torch.no_grad()
 def step_in_one_pass(
     optimizer: torch.optim.AdamW,
-    averages: Mapping[torch.nn.Parameter, Tensor],
+    averages: Mapping[Tensor, Tensor],
     scale: Tensor,
     skipped: Tensor,
     decay: float,
@@ -85,7 +86,50 @@ def step_in_one_pass(
         )
 
 
-def _moments_of(optimizer: torch.optim.AdamW, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+@torch.no_grad()
+def step_by_definition(
+    optimizer: torch.optim.AdamW,
+    averages: Mapping[Tensor, Tensor],
+    scale: Tensor,
+    skipped: Tensor,
+    decay: float,
+) -> None:
+    """What `step_in_one_pass` does, by `refimpl.ops.adamw_ema`, an operation after the other.
+
+    Of each the result is rounded once, so an element's bits do not depend on where its tensor begins and ends. Those
+    of torch's fused step on the CPU do: it contracts v ← β₂·v + (1 − β₂)·g² in the last elements of a tensor, fewer
+    than fill a vector, and not in the others.
+    """
+    never = torch.zeros(())  # on the host; what is skipped is decided on the device
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = _moments_of(optimizer, parameter)
+            beta1, beta2 = group["betas"]
+            weight, exp_avg, exp_avg_sq, average, step = adamw_ema(
+                parameter,
+                parameter.grad,
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                averages.get(parameter, parameter),
+                state["step"],
+                scale,
+                never,
+                group["lr"],
+                beta1,
+                beta2,
+                group["eps"],
+                group["weight_decay"],
+                decay,
+            )
+            taken = [(parameter, weight), (state["exp_avg"], exp_avg), (state["exp_avg_sq"], exp_avg_sq)]
+            taken += [(state["step"], step), *([(averages[parameter], average)] if averages else [])]
+            for before, after in taken:
+                before.copy_(torch.where(skipped > 0, before, after))
+
+
+def _moments_of(optimizer: torch.optim.AdamW, parameter: Tensor) -> dict[str, Tensor]:
     """A parameter's moments and step count, zeros before its first step as torch makes them."""
     state = optimizer.state[parameter]
     if not state:
@@ -98,11 +142,14 @@ def _moments_of(optimizer: torch.optim.AdamW, parameter: torch.nn.Parameter) -> 
 def optimizer_state(
     parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW
 ) -> dict[str, Tensor]:
-    """AdamW's moments and step count as named tensors: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`."""
+    """AdamW's moments and step count as named tensors: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`.
+
+    Moments are divided among ranks as their parameters are; of those that this rank does not step, there are none.
+    """
     return {
-        f"{name}.{kind}": torch.as_tensor(value)
+        f"{name}.{kind}": torch.as_tensor(value) if kind == "step" else divided_like(parameter, value)
         for name, parameter in parameters.items()
-        for kind, value in optimizer.state.get(parameter, {}).items()
+        for kind, value in optimizer.state.get(local(parameter), {}).items()
     }
 
 
@@ -112,7 +159,10 @@ def load_optimizer_state(
     state: Mapping[str, Tensor],
     source: str,
 ) -> None:
-    """Restores what `optimizer_state` returned; InputError lists every missing, unknown or misshapen tensor."""
+    """Restores what `optimizer_state` returned; InputError lists every missing, unknown or misshapen tensor.
+
+    state  moments that are whole, or divided among ranks as their parameters are
+    """
     expected = {
         f"{name}.{kind}": () if kind == "step" else tuple(parameter.shape)
         for name, parameter in parameters.items()
@@ -120,7 +170,7 @@ def load_optimizer_state(
     }
     check_state(expected, state, source)
     for name, parameter in parameters.items():
-        optimizer.state[parameter] = {
+        optimizer.state[local(parameter)] = {
             "step": state[f"{name}.step"].to(parameter.device),
             "exp_avg": _laid_out_as(parameter, state[f"{name}.exp_avg"]),
             "exp_avg_sq": _laid_out_as(parameter, state[f"{name}.exp_avg_sq"]),
@@ -129,4 +179,7 @@ def load_optimizer_state(
 
 def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
     """The moment on the parameter's device with its strides: fused AdamW walks both as they lie in memory."""
-    return torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False).copy_(moment)
+    held = local(parameter)
+    return torch.empty_like(held, dtype=moment.dtype, requires_grad=False).copy_(
+        local_like(parameter, moment)
+    )

@@ -82,8 +82,16 @@ class TrainConfig:
     """Only kernels that give the same bits on every run of the same machine: torch's deterministic algorithms, and
     for attention not cudnn or flex. An operation that has no such kernel ends the run."""
     reduction: str = "fast"
-    """How gradients are summed over ranks: fast (DDP all-reduce) or ordered (in global order, with one thread unless
-    `threads` says more: the same bits on 1, 2 or 4 ranks)."""
+    """How gradients are summed over ranks: fast (by the library's own all-reduce or reduce-scatter) or ordered (one
+    micro-batch after the other in global order, with one thread unless `threads` says more: the same bits on any
+    number of ranks and under any sharding)."""
+    sharding: str = "replicate"
+    """How the UNet and what is trained with it lie on the ranks: replicate (whole on each, DDP), shard (divided among
+    all, FSDP2) or hybrid (divided among the ranks of a node and the same on every node)."""
+    zero1: bool = False
+    """With sharding replicate: divide AdamW's moments and the moving averages among the ranks (ZeRO stage 1)."""
+    ranks_per_node: int = 0
+    """Ranks among which hybrid sharding divides; 0 for as many as torchrun started on this node."""
     checkpoint_every: int = 1000
     """Optimizer steps between checkpoints; the last step always writes one."""
     activation_checkpointing: Recompute = "none"
@@ -114,7 +122,14 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every",
                      "max_bad_steps"):  # fmt: skip
             check_at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("pixel_budget", "micro_batches", "keep_checkpoints", "sample_every", "threads"):
+        for name in (
+            "pixel_budget",
+            "micro_batches",
+            "keep_checkpoints",
+            "sample_every",
+            "threads",
+            "ranks_per_node",
+        ):
             check_at_least(f"train.{name}", getattr(self, name), 0)
         check_at_least("train.step_timeout", self.step_timeout, 0)
         check_at_most("train.threads", self.threads, MOST_THREADS)
@@ -131,6 +146,17 @@ class TrainConfig:
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("train.precision", self.precision, ("tf32", "fp32", "bf16"))
         check_choice("train.reduction", self.reduction, ("fast", "ordered"))
+        check_choice("train.sharding", self.sharding, ("replicate", "shard", "hybrid"))
+        if self.zero1 and self.sharding != "replicate":
+            raise InputError(
+                f"train.zero1 divides the optimizer's state of replicated weights, and train.sharding "
+                f"{self.sharding!r} divides it already; set one of the two"
+            )
+        if self.ranks_per_node and self.sharding != "hybrid":
+            raise InputError(
+                f"train.ranks_per_node {self.ranks_per_node} is for train.sharding 'hybrid' alone, not "
+                f"{self.sharding!r}; leave it at 0"
+            )
         check_choice("train.attention", self.attention, ("auto", *ATTENTION_KERNELS))
         check_choice("train.channels_last", self.channels_last, ("auto", "on", "off"))
         check_choice("train.compile", self.compile, ("none", "blocks"))

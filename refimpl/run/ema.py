@@ -4,13 +4,14 @@ ema ← decay·ema + (1 − decay)·weights after every optimizer step, with the
 first thousand steps are not an average with the random initialisation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from refimpl.errors import InputError
+from refimpl.storage.local_tensors import local
 
 
 class HasState(Protocol):
@@ -31,9 +32,13 @@ def ema_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def ema_start(module: HasState) -> dict[str, Tensor]:
-    """A float32 copy of every parameter and buffer, by name: the average before any step."""
-    return {name: value.detach().float().clone() for name, value in module.state_dict().items()}
+def ema_start(module: HasState, without: Container[str] = ()) -> dict[str, Tensor]:
+    """A float32 copy of every parameter and buffer, by name: the average before any step.
+
+    without  names that are left out
+    """
+    state = module.state_dict().items()
+    return {name: value.detach().float().clone() for name, value in state if name not in without}
 
 
 @torch.no_grad()
@@ -44,8 +49,9 @@ def ema_update(
     decay: float,
     skipped: Tensor | None = None,
 ) -> None:
-    """Moves `average` in place towards the module's weights.
+    """Moves `average` in place towards the module's weights, as far as this rank holds both.
 
+    average  of all weights, or of those that this rank keeps
     step     number of optimizer steps taken, from 1
     decay    in [0, 1); 0 makes the average equal to the weights
     skipped  a scalar on the weights' device: 0, or 1 when the optimizer skipped the step, and the average stays as it
@@ -55,8 +61,8 @@ def ema_update(
     share = 1 - ema_decay(step, decay)
     lerp_ = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
     weights = module.state_dict()
-    targets = [average[name] for name in weights]
-    values = [value.float() for value in weights.values()]
+    targets = [local(target) for target in average.values()]
+    values = [local(weights[name]).float() for name in average]
     if not targets:
         return
     if skipped is None:

@@ -16,9 +16,9 @@ from refimpl.model.lora.dropout import rank_dropout
 from refimpl.ops import load_ops
 from refimpl.run.adamw import make_adamw, set_rates
 from refimpl.run.config import Config
-from refimpl.run.ema import ema_start
 from refimpl.run.world import World
 from refimpl.train.batches.micro_batch import MicroBatch
+from refimpl.train.batches.shares import real_ranks
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.faults import Faults
 from refimpl.train.gradients import make_gradients
@@ -27,6 +27,7 @@ from refimpl.train.placement import in_precision, resolve, set_arithmetic
 from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
+from refimpl.train.sharding.kinds import rates_and_tensors
 from refimpl.train.step import Conditions, denoising_loss, encode_latents, make_conditions
 from refimpl.train.step_plan import plan_steps
 from refimpl.train.update import update
@@ -48,16 +49,17 @@ def train(
     settings, device, model, parts = config.train, world.device, prepared.model, prepared.parts
     set_arithmetic(settings)
     ops = load_ops(settings.backend)
-    optimizer = make_adamw([(part.peak, part.parameters().values()) for part in parts], config.optimizer)
-    averages = {part.name: ema_start(part) for part in parts} if world.is_main else {}
-    start = load_checkpoint(config, run, parts, averages, optimizer, world.size)
-    gradients = make_gradients(settings.reduction, model.unet, parts, world)
+    sharding = prepared.sharding
+    optimizer = make_adamw(rates_and_tensors(sharding, parts), config.optimizer)
+    averages = sharding.averages(parts)
+    start = load_checkpoint(config, run, parts, averages, optimizer, world, sharding)
+    gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
     network = in_precision(gradients.network, settings, device)
     log = RunLog(config, run, start, world)
     log.placement(resolve(settings, device))
     log.weight_mass(config.diffusion)
     faults = Faults(settings, run, world, asked)
-    if start == 0 and world.is_main:
+    if start == 0:
         log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))
 
     dropout = rank_dropout(model.unet)
@@ -67,15 +69,14 @@ def train(
     for done, step in enumerate(steps, start + 1):
         faults.begin(done, step.names)
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
-        loss_sum = torch.zeros(
-            (), device=device, dtype=torch.float64
-        )  # so that the order of adding leaves no trace
+        step_losses = []
         offset, expected = step.stage.offset_noise or 0.0, gradients.incoming(step.images_per_step)
         for k, batch in enumerate(step.batches):
             latents, conditions = network_inputs(prepared, batch)
             if batch.kept is not None:
                 dropout.apply(batch.kept)
-            with gradients.micro_batch(is_last=k == len(step.batches) - 1):
+            is_last, real = k == len(step.batches) - 1, real_ranks(step.micro_batches, world.size, k)
+            with gradients.micro_batch(is_last, real):
                 losses = denoising_loss(
                     network, model, conditions, latents, batch.noise, batch.t, batch.weight, offset, ops, expected,
                     (batch.alpha, batch.sigma),
@@ -83,20 +84,20 @@ def train(
                 # Every image has the weight 1 / images_per_step, whichever batch it is in.
                 loss = losses.sum() / step.images_per_step
                 gradients.backward(loss)
-            loss_sum += loss.detach()
+            step_losses.append(loss.detach())
             log.add(batch, losses)
             faults.saw(batch.t, batch.sigma, losses)
         gradients.finish()
         steps.load_next()
         clip_norm, decay = config.optimizer.clip_norm, settings.ema_decay
-        norm = update(optimizer, parts, averages, clip_norm, decay, done, settings.backend, faults.agree)
-        is_stopping = faults.settle()
-        log.step(done, step, world.sum(loss_sum), rate, norm, started, partial(ema_drift, parts, averages))
-        if world.is_main:
-            with faults.takes_long():
-                _measure_and_keep(
-                    config, run, prepared, averages, optimizer, log, done, world.size, is_stopping
-                )
+        norm = update(
+            optimizer, parts, averages, clip_norm, decay, done, settings.backend, sharding, settings.reduction,
+            faults.agree,
+        )  # fmt: skip
+        is_stopping, loss_sum = faults.settle(), gradients.total(step_losses)
+        log.step(done, step, loss_sum, rate, norm, started, partial(ema_drift, parts, averages))
+        with faults.takes_long():
+            _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world, is_stopping)
         if is_stopping:
             break
         started = time.perf_counter()  # the next step's time includes loading its images
@@ -128,15 +129,16 @@ def _measure_and_keep(
     optimizer: torch.optim.AdamW,
     log: RunLog,
     done: int,
-    ranks: int,
+    world: World,
     is_stopping: bool,
 ) -> None:
-    """Makes, on rank 0, the held-out loss, samples and checkpoint that are due after a step."""
+    """Makes the held-out loss, samples and checkpoint that are due after a step; every rank calls it."""
     settings = config.train
     final = done == settings.steps
     if final or done % settings.validate_every == 0:
         log.row(step=done, heldout_loss=heldout_loss(prepared, averages, settings.backend))
     if settings.sample_every and (final or done % settings.sample_every == 0):
-        draw_samples(prepared, averages, config.sample, run / "samples" / f"step-{done:08d}.png")
+        path = run / "samples" / f"step-{done:08d}.png"
+        draw_samples(prepared, averages, config.sample, path, world.is_main)
     if final or is_stopping or done % settings.checkpoint_every == 0:
-        write_checkpoint(config, run, done, prepared.parts, averages, optimizer, ranks)
+        write_checkpoint(config, run, done, prepared.parts, averages, optimizer, world, prepared.sharding)

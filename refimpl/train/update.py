@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from refimpl.run.adamw import step_in_one_pass
+from refimpl.run.adamw import step_by_definition, step_in_one_pass
 from refimpl.run.ema import ema_decay, ema_update
+from refimpl.storage.local_tensors import local
 from refimpl.train.setup.trainable import Averages, Part
+from refimpl.train.sharding.kinds import Replicated, Sharding, stepped
+from refimpl.train.sharding.norms import gradient_norm
 
 NORM_EPSILON = 1e-6  # of torch.nn.utils.clip_grad_norm_
 
@@ -25,39 +28,60 @@ def update(
     decay: float,
     step: int,
     backend: str,
+    sharding: Sharding | None = None,
+    reduction: str = "fast",
     agree: Callable[[Tensor], Tensor] = is_not_finite,
 ) -> Tensor:
     """Takes one optimizer step with the gradients in every parameter's `.grad`, which it then clears.
 
-    A step that is to be skipped changes nothing: weights, moments, step counts and averages stay as they were.
+    Every rank calls it, steps what it holds, and has in the end the weights that it computes with. A step that is to
+    be skipped changes nothing: weights, moments, step counts and averages stay as they were.
 
-    averages   moving averages to update with the new weights; ranks other than 0 hold none
+    averages   moving averages of what this rank keeps, to be updated with the new weights
     clip_norm  largest norm of the gradient, which is scaled down to it where it is larger; 0 does not clip
     decay      decay of the moving averages    step  number of this step, from 1
     backend    "reference": torch's clipping, fused AdamW and lerp, one after the other; "kernel": one compiled pass
                over weights, gradients, moments and averages
+    sharding   how weights, moments and averages are divided; replicated when left out
+    reduction  "fast", or "ordered": the same bits under any sharding, which costs `gradient_norm` its traffic and the
+               backend "reference" its fused step
     agree      the gradient's norm → 1 to skip the step, 0 to take it: a scalar on the device, the same on all ranks
     returns    the gradient's norm before clipping, a scalar on the device
     """
+    sharding = sharding or Replicated()
     trained = [parameter for part in parts for parameter in part.parameters().values()]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = gradient_norm(gradients, reduction)
     skipped = agree(norm)
-    if backend == "kernel":
-        of_parameter = _of_parameter(parts, averages)
-        step_in_one_pass(optimizer, of_parameter, _scale(norm, clip_norm), skipped, ema_decay(step, decay))
+    held = _with_gradients(parts, sharding)
+    if backend == "kernel" or reduction == "ordered":
+        take_step = step_in_one_pass if backend == "kernel" else step_by_definition
+        own = _own_averages(parts, averages, sharding)
+        take_step(optimizer, own, _scale(norm, clip_norm), skipped, ema_decay(step, decay))
     else:
-        _step_by_torch(optimizer, trained, norm, skipped, clip_norm)
+        _step_by_torch(optimizer, held, norm, skipped, clip_norm)
         for part in parts:
             if part.name in averages:
                 ema_update(averages[part.name], part, step, decay, skipped)
-    optimizer.zero_grad(set_to_none=True)
+    for tensor in (*trained, *held):
+        tensor.grad = None
+    sharding.spread(parts)
     return norm
+
+
+def _with_gradients(parts: Sequence[Part], sharding: Sharding) -> list[Tensor]:
+    """The tensors that this rank's optimizer steps, with what it holds of their gradients."""
+    held = []
+    for parameter in (p for part in parts for p in sharding.own(part).values()):
+        tensor = local(parameter)
+        tensor.grad = None if parameter.grad is None else local(parameter.grad)
+        held.append(tensor)
+    return held
 
 
 def _step_by_torch(
     optimizer: torch.optim.AdamW,
-    trained: Sequence[nn.Parameter],
+    trained: Sequence[Tensor],
     norm: Tensor,
     skipped: Tensor,
     clip_norm: float,
@@ -81,11 +105,11 @@ def _scale(norm: Tensor, clip_norm: float) -> Tensor:
     return (clip_norm / (norm + NORM_EPSILON)).clamp(max=1.0)
 
 
-def _of_parameter(parts: Sequence[Part], averages: Averages) -> Mapping[nn.Parameter, Tensor]:
-    """The average of every trained parameter; frozen weights are their own average."""
+def _own_averages(parts: Sequence[Part], averages: Averages, sharding: Sharding) -> Mapping[Tensor, Tensor]:
+    """The average of every tensor that this rank steps; frozen weights are their own average."""
     return {
-        parameter: averages[part.name][name]
+        tensor: local(averages[part.name][name])
         for part in parts
         if part.name in averages
-        for name, parameter in part.parameters().items()
+        for name, tensor in stepped(sharding, part).items()
     }

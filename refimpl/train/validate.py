@@ -27,16 +27,17 @@ BATCH = 64
 def heldout_loss(prepared: Prepared, averages: Averages, backend: str) -> float | None:
     """Mean unweighted v-loss over the held-out images, each at ten fixed timesteps with fixed noise.
 
+    Every rank calls it; where the weights are divided, all ranks measure together.
     averages  weights to measure in place of the trained ones    backend  implementation of refimpl.ops
-    returns   None when the configuration has no held-out folder
+    returns   None when the configuration has no held-out folder, and on a rank that takes no part
     Crops are central and captions are never dropped, so two calls differ only in the weights.
     """
-    if prepared.heldout is None:
+    if prepared.heldout is None or not prepared.sharding.measures:
         return None
     diffusion = prepared.model.diffusion
     low, high = diffusion.first_timestep, diffusion.last_timestep
     timesteps = [t for t in TIMESTEPS if low <= t <= high] or [(low + high) // 2]
-    with averaged(prepared.parts, averages):
+    with averaged(prepared.parts, averages, prepared.sharding):
         return _heldout_loss(prepared, prepared.heldout, timesteps, backend)
 
 
@@ -76,7 +77,16 @@ def _heldout_loss(prepared: Prepared, data: StageData, timesteps: list[int], bac
     return float(torch.cat(losses).cpu().double().mean())
 
 
-def draw_samples(prepared: Prepared, averages: Averages, settings: SampleConfig, path: Path) -> None:
-    """Draws the fixed prompts as one picture: a row per prompt, a column per seed."""
-    with averaged(prepared.parts, averages):
-        write_grid(draw_images(prepared.model, settings), path)
+def draw_samples(
+    prepared: Prepared, averages: Averages, settings: SampleConfig, path: Path, is_main: bool = True
+) -> None:
+    """Draws the fixed prompts as one picture: a row per prompt, a column per seed.
+
+    Every rank calls it, as `heldout_loss`; the one that is main writes the picture.
+    """
+    if not prepared.sharding.measures:
+        return
+    with averaged(prepared.parts, averages, prepared.sharding):
+        images = draw_images(prepared.model, settings)
+    if is_main:
+        write_grid(images, path)

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from refimpl.run.world import World
-from refimpl.train.gradients import add_in_order, make_gradients
+from refimpl.train.gradients import make_gradients
 from refimpl.train.setup.trainable import Part
+from refimpl.train.sharding.ordered_sum import OrderedSum
 from tests.train import runs
 
 CPU = torch.device("cpu")
@@ -15,10 +16,10 @@ CPU = torch.device("cpu")
 def test_gradients_are_added_in_order() -> None:
     """1 + 1e8 − 1e8 is 0 in float32, 1e8 − 1e8 + 1 is 1."""
     for gradients, total in (([1.0, 1e8, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
-        totals = [torch.zeros(1)]
+        running = OrderedSum(ranks=1, nodes=1)
         for gradient in gradients:
-            add_in_order(totals, [torch.tensor([gradient])], runs.ALONE)
-        assert totals[0].item() == total
+            running.add(torch.tensor([gradient]), real=1)
+        assert running.take().item() == total
 
 
 @pytest.mark.parametrize("reduction", ["fast", "ordered"])
@@ -27,7 +28,7 @@ def test_micro_batches_add_up(reduction: str) -> None:
     gradients = make_gradients(reduction, network, [Part("unet", network, 0.0)], runs.ALONE)
     for step in range(2):  # totals begin anew with every step
         for k, x in enumerate((1.0, 2.0, 4.0)):
-            with gradients.micro_batch(is_last=k == 2):
+            with gradients.micro_batch(is_last=k == 2, real=1):
                 gradients.backward(gradients.network(torch.tensor([[x]])).sum())
         gradients.finish()
         assert network.weight.grad is not None

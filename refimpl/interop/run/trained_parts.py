@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from refimpl.model.lora.adapters import adapted_layers, add_lora, load_lora_state, lora_state
 from refimpl.model.lora.config import LoRAConfig
 from refimpl.storage.key_report import check_state, shapes_of
+from refimpl.storage.local_tensors import local, local_like
 from refimpl.text.tower_names import tower_parameters
 
 
@@ -48,7 +49,7 @@ def load_network_state(network: nn.Module, state: Mapping[str, Tensor], source: 
     parameters = named_parameters(network)
     check_state(shapes_of(parameters), state, source)
     for name, parameter in parameters.items():
-        parameter.copy_(state[name])
+        local(parameter).copy_(local_like(parameter, state[name]))
 
 
 def add_adapters(part: str, network: nn.Module, lora: LoRAConfig, seed: int = 0) -> None:

@@ -21,6 +21,7 @@ from refimpl.model.lora.config import check_dropout, check_rank_and_alpha
 from refimpl.model.lora.layers import LoRAConv2d, LoRALayer, LoRALinear
 from refimpl.model.lora.names import nearest_names
 from refimpl.storage.key_report import differences, refuse, shapes_of
+from refimpl.storage.local_tensors import local, local_like
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
@@ -111,8 +112,8 @@ def load_lora_state(module: nn.Module, state: Mapping[str, Tensor], source: str)
         "Use the rank and the targets that the file was written with.",
     )
     for name, layer in layers.items():
-        layer.lora_down.weight.copy_(state[f"{name}.{DOWN}"])
-        layer.lora_up.weight.copy_(state[f"{name}.{UP}"])
+        for weight, key in ((layer.lora_down.weight, DOWN), (layer.lora_up.weight, UP)):
+            local(weight).copy_(local_like(weight, state[f"{name}.{key}"]))
         layer.alpha = float(state[f"{name}.{ALPHA}"])
 
 

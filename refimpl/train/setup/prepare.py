@@ -40,6 +40,8 @@ from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.init_from import fill_unet, open_start, say_start, start_towers
 from refimpl.train.setup.resumed import record_settings
 from refimpl.train.setup.trainable import Part, check_targets, make_trainable
+from refimpl.train.sharding.kinds import Sharding, divide
+from refimpl.train.sharding.mesh import check_sharding
 from refimpl.train.step_plan import stage_steps
 from refimpl.train.watch.loggers import check_loggers
 
@@ -54,6 +56,7 @@ class Prepared:
     stages: list[StageData]
     latents: list[CachedLatents | None]  # for each stage, what is trained on instead of its images
     heldout: StageData | None
+    sharding: Sharding
 
 
 def prepare(config: Config, run: Path, world: World) -> Prepared:
@@ -63,6 +66,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     cannot satisfy. A run that fails here leaves the folder as it was.
     """
     ops = load_ops(config.train.backend)
+    check_sharding(config.train, world.size)
     check_placement(config, world.device)
     check_loggers(config.train)
     if config.data.decoder == "fast":
@@ -104,7 +108,8 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     if config.data.verify_cache:
         verify_latents(latents, world)
         verify_text(read, [data.index.captions for data in stages], world)
-    return Prepared(model, parts, read, stages, latents, heldout)
+    sharding = divide(model.unet, parts, config.train, world)
+    return Prepared(model, parts, read, stages, latents, heldout, sharding)
 
 
 def _write_frozen_parts(

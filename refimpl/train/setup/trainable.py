@@ -8,8 +8,9 @@ text           towers with a rate of their own, beside any of these but image_pr
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,11 @@ from refimpl.model.unet import UNet
 from refimpl.run.config import Config
 from refimpl.text.tower_names import freeze_unused
 
+if TYPE_CHECKING:
+    from refimpl.train.sharding.kinds import Sharding
+
 Averages = dict[str, dict[str, Tensor]]
-"""Moving averages: part → name → float32 tensor; empty on all ranks except 0."""
+"""Moving averages: part → name → float32 tensor, as far as this rank keeps them (refimpl.train.sharding.kinds)."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +95,20 @@ def check_targets(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def averaged(parts: Sequence[Part], averages: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+def averaged(parts: Sequence[Part], averages: Averages, sharding: "Sharding") -> Iterator[None]:
     """Within the context, the moving averages replace the trained weights and the networks are in eval mode.
 
-    Nothing is copied: the parameters point to the averages, and afterwards to the weights again.
+    Every rank that measures enters and leaves it. Weights and averages are exchanged in place, tensor by tensor, and
+    exchanged again afterwards: FSDP2 gathers what lies in the weights' own memory, and takes no notice of a parameter
+    that points elsewhere.
     """
-    places = [(p, averages[part.name][name]) for part in parts for name, p in part.parameters().items()]
-    weights = [parameter.data for parameter, _ in places]
     training = [part.module.training for part in parts]
+    sharding.exchange(parts, averages)
     try:
-        for parameter, average in places:
-            parameter.data = average
         for part in parts:
             part.module.eval()
         yield
     finally:
-        for (parameter, _), weight in zip(places, weights, strict=True):
-            parameter.data = weight
+        sharding.exchange(parts, averages)
         for part, was_training in zip(parts, training, strict=True):
             part.module.train(was_training)

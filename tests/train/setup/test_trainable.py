@@ -149,7 +149,7 @@ def test_averages_stand_in_for_the_weights_and_give_them_back(root: Path, tmp_pa
         for value in state.values():
             value.add_(1)
     wanted = {name: {k: v.clone() for k, v in state.items()} for name, state in averages.items()}
-    with averaged(prepared.parts, averages):
+    with averaged(prepared.parts, averages, prepared.sharding):
         for part in prepared.parts:
             assert not part.module.training
             for name, parameter in part.parameters().items():
