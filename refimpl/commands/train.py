@@ -47,6 +47,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     from refimpl.train.loop import train
     from refimpl.train.setup.out_folder import removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
+    from refimpl.train.setup.run_lock import run_lock
 
     use_threads(config.train, config.unet, config.vae)
     world = join_world(config.train.device)
@@ -56,7 +57,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
             run = run_folder(config, label, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)
-            with removed_if_empty(run, world):
+            with removed_if_empty(run, world), run_lock(run, world):
                 train(config, run, prepare(config, run, world), world)
         if world.is_main:
             print(f"done: {run}\nsample from it: python -m refimpl.sample {run} --prompts 'completely black'")

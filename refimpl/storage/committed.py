@@ -24,10 +24,9 @@ from refimpl.storage.atomic import fsync, renamed_folder
 from refimpl.storage.disk_space import check_room
 from refimpl.storage.manifest import MANIFEST, Entries, fingerprint, manifest_text, read_manifest, verify
 from refimpl.storage.ranks import sharded_state
+from refimpl.storage.ranks.layout import layout
 from refimpl.storage.ranks.peers import ALONE, Peers
-from refimpl.storage.ranks.pieces import Piece, pieces_of
-
-State = Mapping[str, Tensor | Piece]
+from refimpl.storage.ranks.pieces import Piece, State, pieces_of
 
 
 class Contents(NamedTuple):
@@ -55,7 +54,7 @@ def write(
     """
     folder = Path(folder)
     pieces = {name: pieces_of(state) for name, state in tensors.items()}
-    split, needed = _layout(pieces, peers, whole)
+    split, needed = layout(pieces, peers, whole)
     peers.on_first(lambda: _check_place(folder, needed))
     with committed_folder(folder, peers, needed) as temporary:
         for name in split:
@@ -86,41 +85,6 @@ def committed_folder(folder: Path, peers: Peers = ALONE, needed: int = 0) -> Ite
             failure = error
         for found in peers.together(lambda: _own_entries(temporary, peers.rank, failure)):
             entries |= found
-
-
-def own_pieces(
-    tensors: Mapping[str, State], peers: Peers, whole: Collection[str] = ()
-) -> dict[str, dict[str, Piece]]:
-    """Copies, on the CPU, of what this rank will write of each state: `write` takes them in place of the states."""
-    pieces = {name: pieces_of(state) for name, state in tensors.items()}
-    split, _ = _layout(pieces, peers, whole)
-    return {
-        name: {key: piece.copied() for key, piece in state.items()}
-        if name in split or peers.rank == 0
-        else {}
-        for name, state in pieces.items()
-    }
-
-
-def _layout(
-    pieces: Mapping[str, Mapping[str, Piece]], peers: Peers, whole: Collection[str]
-) -> tuple[list[str], int]:
-    """The states that are written in pieces, as rank 0 does not hold all of them, and the bytes that all need."""
-    firsts = peers.on_first(lambda: {name: set(state) for name, state in pieces.items()})
-    is_split, bytes_of = {}, {}
-    for name, state in pieces.items():
-        others = state.keys() - firsts[name]
-        is_split[name] = bool(others) or not all(piece.is_whole for piece in state.values())
-        bytes_of[name] = sum(
-            piece.bytes
-            for key, piece in state.items()
-            if not piece.is_replica and (peers.rank == 0 or key in others or not piece.is_whole)
-        )
-    answers = peers.gathered((is_split, bytes_of))
-    split = [name for name in pieces if any(flags[name] for flags, _ in answers)]
-    sizes = {name: sum(size[name] for _, size in answers) for name in pieces}
-    # While a state is put together from its pieces, both are there.
-    return split, sum(sizes.values()) + sum(sizes[name] for name in split if name in whole)
 
 
 def _check_place(folder: Path, needed: int) -> None:
@@ -179,8 +143,9 @@ def read(folder: Path, only: Collection[str] | None = None) -> Contents:
     files = files_of(folder)
     wanted = set(files) if only is None else set(only)
     verify(folder, [file for name in wanted for file in files.get(name, ())])
+    _check_held(folder, wanted)
     contents = Contents({}, {})
-    for name in sorted(wanted & set(files)):
+    for name in sorted(wanted):
         path = folder / files[name][0]
         if path.suffix == ".json":
             contents.documents[name] = read_document(folder, name)
@@ -188,10 +153,6 @@ def read(folder: Path, only: Collection[str] | None = None) -> Contents:
             contents.tensors[name] = sharded_state.read(folder / name)
         elif path.suffix == ".safetensors":
             contents.tensors[name] = safetensors_file.read(path, sharded_state.READER)[0]
-    absent = wanted - set(files)
-    if absent:
-        held = ", ".join(read_manifest(folder))
-        raise InputError(f"checkpoint {folder} has no {', '.join(sorted(absent))}; it holds {held}")
     return contents
 
 
@@ -214,13 +175,36 @@ def read_document(folder: Path, name: str) -> Any:
         raise InputError(f"checkpoint file {path} is not valid JSON: {error}") from error
 
 
-def catalogue(folder: Path, name: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every tensor of a state, from the headers of its files."""
+def catalogue(
+    folder: Path, names: Collection[str]
+) -> dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]]:
+    """State → tensor → shape and dtype, from the headers of the files.
+
+    Raises InputError when a state is not there, or its shards leave a hole in a tensor.
+    """
+    _check_held(folder, names)
+    found = {}
+    for name in names:
+        path = place(folder, name)
+        if path.is_dir():
+            found[name] = sharded_state.catalogue(path)
+        else:
+            state = safetensors_file.read(path, sharded_state.READER)[0]
+            found[name] = {key: (tuple(value.shape), value.dtype) for key, value in state.items()}
+    return found
+
+
+def place(folder: Path, name: str) -> Path:
+    """A state's file, or the folder of its shards."""
     path = folder / f"{name}.safetensors"
-    if not path.exists():
-        return sharded_state.catalogue(folder / name)
-    state = safetensors_file.read(path, sharded_state.READER)[0]
-    return {key: (tuple(value.shape), value.dtype) for key, value in state.items()}
+    return path if path.exists() else folder / name
+
+
+def _check_held(folder: Path, names: Collection[str]) -> None:
+    absent = sorted(set(names) - set(files_of(folder)))
+    if absent:
+        held = ", ".join(read_manifest(folder))
+        raise InputError(f"checkpoint {folder} has no {', '.join(absent)}; it holds {held}")
 
 
 @torch.no_grad()
@@ -229,9 +213,11 @@ def fill(folder: Path, name: str, targets: Mapping[str, Tensor]) -> None:
 
     targets  any of the state's tensors, in its shapes: see `catalogue`
     """
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        sharded_state.fill(folder / name, targets)
+    path = place(folder, name)
+    if not targets:
+        return
+    if path.is_dir():
+        sharded_state.fill(path, targets)
         return
     state = safetensors_file.read(path, sharded_state.READER)[0]
     for key, piece in pieces_of(targets).items():

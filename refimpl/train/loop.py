@@ -16,7 +16,7 @@ from refimpl.run.adamw import make_adamw, set_rates
 from refimpl.run.config import Config
 from refimpl.run.ema import ema_start
 from refimpl.run.world import World
-from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
+from refimpl.train.checkpoint import begin_saving, load_checkpoint, write_checkpoint
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
 from refimpl.train.placement import in_precision, resolve, set_arithmetic
@@ -42,7 +42,8 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     ops = load_ops(settings.backend)
     optimizer = make_adamw([(part.peak, part.parameters().values()) for part in parts], config.optimizer)
     averages = {part.name: ema_start(part) for part in parts} if world.is_main else {}
-    start = load_checkpoint(config, run, parts, averages, optimizer, world.size)
+    saving = begin_saving(settings, world)
+    start = load_checkpoint(config, run, parts, averages, optimizer, saving)
     gradients = make_gradients(settings.reduction, model.unet, parts, world)
     network = in_precision(gradients.network, settings, device)
     log = RunLog(config, run, start, world)
@@ -92,8 +93,11 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
             check_finite(reading)
         log.step(done, step, world.mean(loss_sum) * world.size, rate, norm, started)
         if world.is_main:
-            _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world.size)
+            _measure(config, run, prepared, averages, log, done)
+        if done == settings.steps or done % settings.checkpoint_every == 0:
+            write_checkpoint(config, run, done, parts, averages, optimizer, saving)
         started = time.perf_counter()  # the next step's time includes loading its images
+    saving.finish()
     log.close()
     world.barrier()
 
@@ -113,22 +117,13 @@ def network_inputs(prepared: Prepared, batch: MicroBatch) -> tuple[Tensor, Condi
     return encode_latents(prepared.model, batch.images, batch.latents), conditions
 
 
-def _measure_and_keep(
-    config: Config,
-    run: Path,
-    prepared: Prepared,
-    averages: Averages,
-    optimizer: torch.optim.AdamW,
-    log: RunLog,
-    done: int,
-    ranks: int,
+def _measure(
+    config: Config, run: Path, prepared: Prepared, averages: Averages, log: RunLog, done: int
 ) -> None:
-    """Makes, on rank 0, the held-out loss, samples and checkpoint that are due after a step."""
+    """Makes, on rank 0, the held-out loss and samples that are due after a step."""
     settings = config.train
     final = done == settings.steps
     if final or done % settings.validate_every == 0:
         log.row(step=done, heldout_loss=heldout_loss(prepared, averages, settings.backend))
     if settings.sample_every and (final or done % settings.sample_every == 0):
         draw_samples(prepared, averages, config.sample, run / "samples" / f"step-{done:08d}.png")
-    if final or done % settings.checkpoint_every == 0:
-        write_checkpoint(config, run, done, prepared.parts, averages, optimizer, ranks)

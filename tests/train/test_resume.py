@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import committed_steps, load_model
+from refimpl.interop.run.checkpoints import committed_steps
+from refimpl.interop.run.run_folder import load_model
 from refimpl.storage import committed
 from refimpl.train import loop
 from tests.train import runs

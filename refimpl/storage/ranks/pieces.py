@@ -1,6 +1,5 @@
 """What one rank holds of a tensor that the ranks share: a block of it, and where the block lies."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,11 +31,6 @@ class Piece:
         """Size of the block."""
         return self.local.numel() * self.local.element_size()
 
-    @property
-    def whole_bytes(self) -> int:
-        """Size of the whole tensor."""
-        return math.prod(self.shape) * self.local.element_size()
-
     def copied(self) -> "Piece":
         """The same piece in memory of its own on the CPU, which later steps of training don't change."""
         own = torch.empty(self.local.shape, dtype=self.local.dtype)
@@ -48,7 +42,11 @@ class Piece:
         return whole[tuple(slice(o, o + n) for o, n in zip(self.offsets, lengths, strict=True))]
 
 
-def piece_of(tensor: "Tensor | Piece") -> Piece:
+State = Mapping[str, Tensor | Piece]
+"""A state dict: tensors, DTensors, or what a rank holds of them."""
+
+
+def piece_of(tensor: Tensor | Piece) -> Piece:
     """What this rank holds of a tensor: of a DTensor its local block, of any other tensor everything."""
     if isinstance(tensor, Piece):
         return tensor
@@ -63,6 +61,6 @@ def piece_of(tensor: "Tensor | Piece") -> Piece:
     return Piece(local, tuple(chunk.offsets), tuple(shared.shape), is_replica)
 
 
-def pieces_of(state: "Mapping[str, Tensor | Piece]") -> dict[str, Piece]:
+def pieces_of(state: State) -> dict[str, Piece]:
     """What this rank holds of every tensor of a state dict."""
     return {key: piece_of(value) for key, value in state.items()}

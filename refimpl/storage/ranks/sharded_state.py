@@ -30,7 +30,7 @@ from refimpl.storage.safetensors_header import Reader
 
 SHARD = re.compile(r"shard-(\d{5,})-model-\d+-of-\d+\.safetensors")
 SHARDING = "DCP_SHARDING_INFO"
-READER = Reader("shard of a checkpoint", "copy it again or use another step")
+READER = Reader(remedy="copy it again or use another step")
 
 
 class Block(NamedTuple):

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import CONFIG, committed_steps
+from refimpl.interop.run.checkpoints import committed_steps, is_whole, step_folder
+from refimpl.interop.run.run_folder import CONFIG
 from refimpl.run.config import Config
 from refimpl.run.world import World
 from refimpl.storage.committed import MANIFEST
 from refimpl.tables import from_table, to_table
+from refimpl.train.setup.run_lock import LOCK
 
 # What a resumed run may change: everything else defines the run. The loop checks that ranks times
 # train.accumulate, and so the global batches, stay what they were.
 CHANGEABLE = {
     "train.out", "train.resume", "train.accept_data", "train.steps", "train.device", "train.checkpoint_every",
-    "train.keep_checkpoints",
+    "train.keep_checkpoints", "train.keep_every", "train.save_async",
     "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
     "train.accumulate", "train.threads", "train.compile", "train.channels_last", "data.workers",
     "data.cache_megabytes",
@@ -52,7 +54,7 @@ def _fresh(out: str, label: str) -> Path:
         return _next_numbered(Path("runs"), label)
     run = Path(out)
     with _explained(run):
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
             what = "another run" if (run / CONFIG).exists() else "other files"
             raise InputError(
                 f"train.out {run} holds {what}; choose an empty folder"
@@ -113,7 +115,7 @@ def _resumed(config: Config) -> Path:
             f"train.resume: {run}/components is gone: the autoencoder, its scale-and-shift and the text towers that "
             "the run was trained with; put the folder back, or begin a new run with train.init_from"
         )
-    if steps and steps[-1] >= config.train.steps:
+    if steps and steps[-1] >= config.train.steps and is_whole(step_folder(run, steps[-1])):
         raise InputError(
             f"train.resume: {run} is already at step {steps[-1]}; raise train.steps {config.train.steps}"
         )

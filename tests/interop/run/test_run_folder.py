@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from refimpl.errors import InputError
+from refimpl.interop.run.checkpoints import committed_steps, find_checkpoint
 from refimpl.interop.run.run_folder import (
-    committed_steps,
-    find_checkpoint,
     load_autoencoder,
     load_model,
     state_number,
