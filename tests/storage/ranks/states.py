@@ -95,15 +95,14 @@ def write_shards(folder: Path, states: list[dict[str, Piece]]) -> None:
 
 
 def halves(state: dict[str, Tensor]) -> list[dict[str, Piece]]:
-    """What two ranks hold of a state of matrices, cut along its rows."""
-    cut = {key: (value.chunk(2), tuple(value.shape)) for key, value in state.items()}
-    return [
-        {
-            key: Piece(blocks[rank], (rank * len(blocks[0]), *[0] * (len(shape) - 1)), shape)
-            for key, (blocks, shape) in cut.items()
-        }
-        for rank in range(2)
-    ]
+    """What two ranks hold of a state that is cut along its first dimension; the first has what can't be cut."""
+    ranks: list[dict[str, Piece]] = [{}, {}]
+    for key, value in state.items():
+        blocks, first = (value.chunk(2) if value.ndim else (value,)), 0
+        for pieces, block in zip(ranks, blocks, strict=False):
+            pieces[key] = Piece(block, (first, *[0] * (value.ndim - 1))[: value.ndim], tuple(value.shape))
+            first += len(block) if value.ndim else 0
+    return ranks
 
 
 def sign(folder: Path) -> None:
