@@ -23,11 +23,8 @@ def layout(
     for name, state in pieces.items():
         beyond = state.keys() - firsts[name]  # tensors that rank 0 has nothing of
         cut[name] = bool(beyond) or not all(piece.is_whole for piece in state.values())
-        sizes[name] = sum(
-            piece.bytes
-            for key, piece in state.items()
-            if not piece.is_replica and (peers.rank == 0 or key in beyond or not piece.is_whole)
-        )
+        counted = state if peers.rank == 0 else beyond  # whoever holds a block knows the size of the whole
+        sizes[name] = sum(state[key].whole_bytes for key in counted)
     answers = peers.gathered((cut, sizes))
     split = [name for name in pieces if any(flags[name] for flags, _ in answers)]
     total = {name: sum(bytes_of[name] for _, bytes_of in answers) for name in pieces}
@@ -38,9 +35,8 @@ def own_pieces(tensors: Mapping[str, State], peers: Peers) -> dict[str, dict[str
     """Copies, on the CPU, of what this rank will write: `committed.write` takes them in place of the states."""
     pieces = {name: pieces_of(state) for name, state in tensors.items()}
     split, _ = layout(pieces, peers)
+    written = {name for name in pieces if name in split or peers.rank == 0}
     return {
-        name: {key: piece.copied() for key, piece in state.items()}
-        if name in split or peers.rank == 0
-        else {}
+        name: {key: piece.copied() for key, piece in state.items() if name in written}
         for name, state in pieces.items()
     }

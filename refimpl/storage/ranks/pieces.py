@@ -1,5 +1,6 @@
 """What one rank holds of a tensor that the ranks share: a block of it, and where the block lies."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +19,6 @@ class Piece:
     """Where the block begins in the whole tensor, in each dimension."""
     shape: tuple[int, ...]
     """Shape of the whole tensor."""
-    is_replica: bool = False
-    """Whether another rank holds the same block and is the one that counts."""
 
     @property
     def is_whole(self) -> bool:
@@ -27,9 +26,9 @@ class Piece:
         return tuple(self.local.shape) == self.shape
 
     @property
-    def bytes(self) -> int:
-        """Size of the block."""
-        return self.local.numel() * self.local.element_size()
+    def whole_bytes(self) -> int:
+        """Size of the whole tensor."""
+        return math.prod(self.shape) * self.local.element_size()
 
     def copied(self) -> "Piece":
         """The same piece in memory of its own on the CPU, which later steps of training don't change."""
@@ -54,11 +53,7 @@ def piece_of(tensor: Tensor | Piece) -> Piece:
         return Piece(tensor.detach(), (0,) * tensor.ndim, tuple(tensor.shape))
     shared: Any = tensor
     (chunk,) = shared.__create_chunk_list__()
-    coordinate = shared.device_mesh.get_coordinate()
-    copies = zip(shared.placements, coordinate, strict=True)
-    is_replica = any(place.is_replicate() and number > 0 for place, number in copies)
-    local = shared.to_local().detach()
-    return Piece(local, tuple(chunk.offsets), tuple(shared.shape), is_replica)
+    return Piece(shared.to_local().detach(), tuple(chunk.offsets), tuple(shared.shape))
 
 
 def pieces_of(state: State) -> dict[str, Piece]:
