@@ -24,7 +24,8 @@ from refimpl.data.images.decode import BadImage, decode
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import ImageCache
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import committed_steps, keep_newest, state_number, step_folder
+from refimpl.interop.run.checkpoints import committed_steps, newest_whole, prune, step_folder
+from refimpl.interop.run.run_folder import state_number
 from refimpl.latents.image_quality import JPEG_BLOCK, SSIM_WINDOW, blockiness, psnr, ssim
 from refimpl.latents.pixels import from_pixels
 from refimpl.latents.vae import VAE
@@ -200,14 +201,13 @@ class _State:
         committed.write(
             step_folder(run, step), tensors, {"config": to_table(config), "state": {"step": step}}
         )
-        keep_newest(run, 1)
+        prune(run, 1)
 
     def load(self, config: DecoderConfig, run: Path) -> int:
         """Load the newest checkpoint's state and return its step; 0 when there is none."""
-        steps = committed_steps(run)
-        if not steps:
+        folder = newest_whole(run)
+        if folder is None:
             return 0
-        folder = step_folder(run, steps[-1])
         tensors, documents = committed.read(folder)
         for name in self._used(config):
             network, optimizer = self.networks[name]

@@ -90,6 +90,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     from refimpl.train.setup.out_folder import removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
     from refimpl.train.setup.resumed import settled
+    from refimpl.train.setup.run_lock import run_lock
     from refimpl.train.watch.restart import begun_run, has_finished, remember_run
     from refimpl.train.watch.signals import stop_signals
 
@@ -108,7 +109,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
             if world.is_main:
                 print(f"run folder: {run}", flush=True)
             if is_left:
-                with removed_if_empty(run, world):
+                with removed_if_empty(run, world), run_lock(run, world):
                     prepared = prepare(config, run, world)
                     with signals.noted():
                         is_complete = train(config, run, prepared, world, signals.asked)

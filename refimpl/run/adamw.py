@@ -153,6 +153,26 @@ def optimizer_state(
     }
 
 
+def moments_to_fill(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW
+) -> dict[str, Tensor]:
+    """As `optimizer_state`, zeros where there was no step yet, of all parameters that this optimizer steps."""
+    stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in parameters.values():
+        if local(parameter) in stepped:
+            _moments_of(optimizer, local(parameter))
+    return optimizer_state(parameters, optimizer)
+
+
+def moment_shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The names that `optimizer_state` gives, and the shapes of what they name."""
+    return {
+        f"{name}.{kind}": () if kind == "step" else tuple(parameter.shape)
+        for name, parameter in parameters.items()
+        for kind in ("exp_avg", "exp_avg_sq", "step")
+    }
+
+
 def load_optimizer_state(
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.AdamW,
@@ -163,12 +183,7 @@ def load_optimizer_state(
 
     state  moments that are whole, or divided among ranks as their parameters are
     """
-    expected = {
-        f"{name}.{kind}": () if kind == "step" else tuple(parameter.shape)
-        for name, parameter in parameters.items()
-        for kind in ("exp_avg", "exp_avg_sq", "step")
-    }
-    check_state(expected, state, source)
+    check_state(moment_shapes(parameters), state, source)
     for name, parameter in parameters.items():
         optimizer.state[local(parameter)] = {
             "step": state[f"{name}.step"].to(parameter.device),

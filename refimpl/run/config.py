@@ -99,7 +99,13 @@ class TrainConfig:
     activations and GEGLU, but no matrix product, convolution or attention) or full (whole blocks). Less memory, the
     same gradients."""
     keep_checkpoints: int = 3
-    """Number of newest checkpoints to keep; 0 keeps all."""
+    """Number of newest checkpoints to keep; 0 keeps all. Older ones are deleted once a new one is committed."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many optimizer steps are never deleted; 0 for none."""
+    save_async: bool = False
+    """Write checkpoints while training goes on: each rank copies what it will write to the CPU's memory, as many
+    bytes as its files have, and a thread writes that. One at a time: a save that is due waits for the one before, and
+    raises its errors. Until one is committed those before it stay, and a run that dies goes on from the newest."""
     validate_every: int = 1000
     """Optimizer steps between measurements of the held-out loss, which is also measured at the first and last
     step."""
@@ -122,14 +128,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every",
                      "max_bad_steps"):  # fmt: skip
             check_at_least(f"train.{name}", getattr(self, name), 1)
-        for name in (
-            "pixel_budget",
-            "micro_batches",
-            "keep_checkpoints",
-            "sample_every",
-            "threads",
-            "ranks_per_node",
-        ):
+        for name in ("pixel_budget", "micro_batches", "keep_checkpoints", "keep_every", "sample_every", "threads",
+                     "ranks_per_node"):  # fmt: skip
             check_at_least(f"train.{name}", getattr(self, name), 0)
         check_at_least("train.step_timeout", self.step_timeout, 0)
         check_at_most("train.threads", self.threads, MOST_THREADS)

@@ -6,9 +6,15 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from refimpl.run.world import World
+from refimpl.storage.ranks.peers import Peers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def peers_of(world: World) -> Peers:
+    """The world's processes as those that write or read a folder together."""
+    return Peers(world.rank, world.size)
 
 
 def gathered(world: World, value: Item) -> list[Item]:

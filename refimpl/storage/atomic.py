@@ -1,17 +1,23 @@
 """The one atomic writer: at every moment a file or folder is either the complete old one or the complete new one.
 
-What is written gets a temporary name next to its destination, is fsynced, and is moved there in one rename.
+What is written gets a temporary name next to its destination, is fsynced, and is moved there in one rename. It gets
+the permissions that the umask leaves, whatever library wrote it.
 """
 
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from refimpl.errors import InputError
+from refimpl.storage.disk_space import room_for
+from refimpl.storage.ranks.peers import ALONE, Peers
+
+FILE_BITS = 0o666  # of a folder's permissions, those that a file beside it gets
 
 
 @contextlib.contextmanager
@@ -25,7 +31,10 @@ def replaced_file(path: Path, make_folder: bool = False) -> Iterator[Path]:
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = _mode(temporary)
         yield temporary
+        _set_mode(temporary, mode)
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)
@@ -46,29 +55,45 @@ def replace_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def renamed_folder(folder: Path, last: Callable[[Path], None] | None = None) -> Iterator[Path]:
+def renamed_folder(
+    folder: Path, last: Callable[[Path], None] | None = None, peers: Peers = ALONE, needed: int = 0
+) -> Iterator[Path]:
     """Yields a temporary folder; on a clean exit it becomes `folder` in one rename, otherwise it is removed.
 
-    last  called with the temporary folder when everything in it is safely on the disk
+    last    called with the temporary folder when everything in it is safely on the disk
+    peers   the ranks that write into it; rank 0 makes it, fsyncs and renames it, and all of them get its name
+    needed  bytes that are to be written, for the message when there is no room for them
     Raises InputError when the disk refuses the write.
     """
-    temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+    name = peers.on_first(lambda: f".{folder.name}.writing-{os.getpid()}")
+    temporary = folder.with_name(name)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        peers.on_first(lambda: _make_anew(temporary))
         yield temporary
-        for path in sorted(temporary.rglob("*")):  # folders too, since their entries name the files
-            fsync(path)
-        if last is not None:
-            last(temporary)
-        fsync(temporary)
-        os.rename(temporary, folder)
-        fsync(folder.parent)
+        peers.on_first(lambda: _move(temporary, folder, last))
     except (OSError, SafetensorError) as error:  # SafetensorError from transformers, which writes text towers
-        raise _refused(folder, error) from error
+        raise _refused(folder, error, needed) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if peers.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_anew(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+
+
+def _move(temporary: Path, folder: Path, last: Callable[[Path], None] | None) -> None:
+    mode = _mode(temporary)
+    for path in sorted(temporary.rglob("*")):  # folders too, since their entries name the files
+        _set_mode(path, mode if path.is_dir() else mode & FILE_BITS)
+        fsync(path)
+    if last is not None:
+        last(temporary)
+    fsync(temporary)
+    os.rename(temporary, folder)
+    fsync(folder.parent)
 
 
 def fsync(path: Path) -> None:
@@ -80,6 +105,17 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _refused(path: Path, error: Exception) -> InputError:
+def _mode(path: Path) -> int:
+    """A file's permissions: those of one just made are what the umask leaves, which can't be asked for safely."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if _mode(path) != mode:
+        path.chmod(mode)
+
+
+def _refused(path: Path, error: Exception, needed: int = 0) -> InputError:
     reason = getattr(error, "strerror", None) or error
-    return InputError(f"could not write {path}: {reason}; free space or choose another folder")
+    message = f"could not write {path}: {reason}; free space or choose another folder"
+    return InputError(f"{message} ({room_for(path, needed)})" if needed else message)

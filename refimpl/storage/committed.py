@@ -1,53 +1,67 @@
 """Folders that are whole or absent: safetensors and JSON, committed by one rename.
 
-A committed folder holds `<name>.safetensors` and `<name>.json` files beside a `manifest.json` that holds the
-SHA-256 and the size of each. It is written under a temporary name, every file and the folder are fsynced, the
-manifest is written last, and the folder is renamed to its final name. A process killed at any moment leaves
-either no folder of that name or a complete one. Nothing is pickled, and no generator state is kept: data order
-and every draw are functions of (seed, epoch, id), so the step number is the whole state.
+A committed folder holds states (a state dict each) and JSON documents beside a `manifest.json` that holds the SHA-256
+and the size of every file. A state that one process holds is the file `<name>.safetensors`; one that the ranks of a
+job share out is the folder `<name>/`, with a file from each of them (storage/ranks/sharded_state.py). All is written
+under one temporary name; each rank fsyncs and hashes what it wrote; rank 0 writes the manifest last and renames the
+folder to its final name. Processes killed at any moment leave either no folder of that name or a complete one.
+Nothing is pickled, and no generator state is kept: data order and every draw are functions of (seed, epoch, id), so
+the step number is the whole state.
 """
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from refimpl.errors import InputError
 from refimpl.storage import safetensors_file
 from refimpl.storage.atomic import fsync, renamed_folder
-from refimpl.storage.safetensors_header import Reader
-
-FORMAT_VERSION = 1
-READER = Reader(remedy="copy it again or use another step")
-MANIFEST = "manifest.json"
+from refimpl.storage.disk_space import check_room
+from refimpl.storage.manifest import MANIFEST, Entries, fingerprint, manifest_text, read_manifest, verify
+from refimpl.storage.ranks import sharded_state
+from refimpl.storage.ranks.layout import layout
+from refimpl.storage.ranks.peers import ALONE, Peers
+from refimpl.storage.ranks.pieces import Piece, State, pieces_of
 
 
 class Contents(NamedTuple):
-    """What a checkpoint folder holds: tensors[file][key] and documents[file]."""
+    """What a checkpoint folder holds: tensors[state][key] and documents[file]."""
 
     tensors: dict[str, dict[str, Tensor]]
     documents: dict[str, Any]
 
 
-def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
-    """Commits a checkpoint at `folder`, which must not exist yet.
+def write(
+    folder: Path,
+    tensors: Mapping[str, State],
+    documents: Mapping[str, Any],
+    peers: Peers = ALONE,
+    whole: Collection[str] = (),
+) -> None:
+    """Commits a checkpoint at `folder`, which must not exist yet. Every rank calls it, with the same names.
 
-    tensors    file name (without suffix) → state dict, any shapes and dtypes
-    documents  file name (without suffix) → anything JSON can hold
-    Raises InputError when `folder` exists, or when the disk refuses the write (then nothing is left behind).
+    tensors    name → state dict, any shapes and dtypes: what this rank holds of it. Rank 0 writes one file of a state
+               that it holds completely; of another, each rank writes its own pieces.
+    documents  file name (without suffix) → anything JSON can hold; rank 0's are written
+    whole      names of the states to be one file in any case, put together from the pieces
+    Raises InputError when `folder` exists, when there is no room, or when the disk refuses the write (then nothing is
+    left behind).
     """
     folder = Path(folder)
-    if folder.exists():
-        raise InputError(f"checkpoint folder {folder} already exists; a checkpoint is never overwritten")
-    with committed_folder(folder) as temporary:
-        for name, state in tensors.items():
-            write_state(temporary / f"{name}.safetensors", state)
-        for name, document in documents.items():
-            (temporary / f"{name}.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    pieces = {name: pieces_of(state) for name, state in tensors.items()}
+    split, needed = layout(pieces, peers, whole)
+    peers.on_first(lambda: _check_place(folder, needed))
+    with committed_folder(folder, peers, needed) as temporary:
+        for name in split:
+            sharded_state.write(temporary / name, pieces[name], peers)
+        rest = {name: state for name, state in pieces.items() if name not in split}
+        apart = [name for name in split if name in whole]
+        peers.on_first(lambda: _write_first(temporary, rest, documents, apart))
 
 
 def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -56,85 +70,155 @@ def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
         safetensors_file.write_to(file, str(path), state)
 
 
-def committed_folder(folder: Path) -> contextlib.AbstractContextManager[Path]:
-    """`renamed_folder` with a manifest of all files in it, written last."""
-    return renamed_folder(folder, _write_manifest)
+@contextlib.contextmanager
+def committed_folder(folder: Path, peers: Peers = ALONE, needed: int = 0) -> Iterator[Path]:
+    """`renamed_folder` with a manifest of all files in it, written last; every rank fsyncs and hashes its own files.
+
+    What the ranks do in the folder must fail on all of them or after their last exchange there.
+    """
+    entries: Entries = {}
+    with renamed_folder(folder, lambda path: _write_manifest(path, entries), peers, needed) as temporary:
+        failure = None
+        try:
+            yield temporary
+        except Exception as error:  # raised below, where the others hear of it
+            failure = error
+        for found in peers.together(lambda: _own_entries(temporary, peers.rank, failure)):
+            entries |= found
 
 
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
-    manifest = {"format": FORMAT_VERSION, "files": entries}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+def _check_place(folder: Path, needed: int) -> None:
+    if folder.exists():
+        raise InputError(f"checkpoint folder {folder} already exists; a checkpoint is never overwritten")
+    check_room(folder, needed)
+
+
+def _write_first(
+    folder: Path,
+    states: Mapping[str, Mapping[str, Piece]],
+    documents: Mapping[str, Any],
+    apart: Collection[str],
+) -> None:
+    """What rank 0 writes: the states that it holds, those that lie apart and are to be one file, the documents."""
+    for name, state in states.items():
+        write_state(folder / f"{name}.safetensors", {key: piece.local for key, piece in state.items()})
+    for name in apart:
+        sharded_state.put_together(folder / name)
+    for name, document in documents.items():
+        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def _own_entries(folder: Path, rank: int, failure: Exception | None) -> Entries:
+    """The fingerprints of what a rank wrote; its shards are then on the disk."""
+    if failure is not None:
+        raise failure
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and sharded_state.rank_of(path) == rank:
+            if rank:
+                fsync(path)  # rank 0 fsyncs whatever it sees, last of all
+            entries[str(path.relative_to(folder))] = fingerprint(path)
+    return entries
+
+
+def _write_manifest(folder: Path, entries: Entries) -> None:
+    for name, entry in entries.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != entry["size"]:
+            raise InputError(
+                f"{name} was written to {folder}, but rank 0 does not see it there; all ranks must write to one file "
+                "system that they share"
+            )
+    (folder / MANIFEST).write_text(manifest_text(entries), encoding="utf-8")
     fsync(folder / MANIFEST)
 
 
-def read(folder: Path, only: set[str] | None = None) -> Contents:
+def read(folder: Path, only: Collection[str] | None = None) -> Contents:
     """Reads back a committed checkpoint, refusing anything that differs from its manifest.
 
-    only  names of the files (without suffix) to read; None for all. Every file read is verified.
-    Raises InputError for a folder without a manifest, a missing or changed file, or a newer format.
+    only  names of the states and documents to read; None for all. Every file read is verified.
+    Raises Damaged for a folder without a manifest and for a missing or changed file, InputError for a newer format.
     """
     folder = Path(folder)
-    entries = read_manifest(folder)
+    files = files_of(folder)
+    wanted = set(files) if only is None else set(only)
+    verify(folder, [file for name in wanted for file in files.get(name, ())])
+    _check_held(folder, wanted)
     contents = Contents({}, {})
-    for file_name, entry in entries.items():
-        path = folder / file_name
-        if only is not None and path.stem not in only:
-            continue
-        _verify_file(folder, file_name, entry)
+    for name in sorted(wanted):
+        path = folder / files[name][0]
         if path.suffix == ".json":
-            try:
-                contents.documents[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InputError(f"checkpoint file {path} is not valid JSON: {error}") from error
+            contents.documents[name] = read_document(folder, name)
+        elif path.parent != folder:
+            contents.tensors[name] = sharded_state.read(folder / name)
         elif path.suffix == ".safetensors":
-            contents.tensors[path.stem] = safetensors_file.read(path, READER)[0]
-    absent = (only or set()) - set(contents.tensors) - set(contents.documents)
-    if absent:
-        raise InputError(
-            f"checkpoint {folder} has no {', '.join(sorted(absent))}; it holds {', '.join(entries)}"
-        )
+            contents.tensors[name] = safetensors_file.read(path, sharded_state.READER)[0]
     return contents
 
 
-def verify(folder: Path) -> None:
-    """Checks every file of a committed folder against its manifest; InputError names the first that differs."""
-    folder = Path(folder)
-    for file_name, entry in read_manifest(folder).items():
-        _verify_file(folder, file_name, entry)
-
-
-def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """File name → {sha256, size} of a committed checkpoint; InputError when `folder` is not one."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
-    try:
-        manifest = json.loads(path.read_text())
-        version, files = manifest["format"], manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a checkpoint manifest") from error
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path} has format {version!r}; this version reads format {FORMAT_VERSION}")
-    if not isinstance(files, dict):
-        raise InputError(f"{path} is not a checkpoint manifest: its files are {files!r}")
+def files_of(folder: Path) -> dict[str, list[str]]:
+    """State or document → its files in a committed folder, by the manifest."""
+    files: dict[str, list[str]] = {}
+    for name in read_manifest(folder):
+        path = Path(name)
+        owner = path.parent.name if sharded_state.SHARD.fullmatch(path.name) else path.stem
+        files.setdefault(owner, []).append(name)
     return files
 
 
-def _verify_file(folder: Path, file_name: str, entry: dict[str, Any]) -> None:
-    path = folder / file_name
-    if not path.is_file():
-        raise InputError(
-            f"{folder} lacks {file_name}, which its manifest lists; copy it again or use another step"
-        )
-    if _fingerprint(path) != entry:
-        raise InputError(
-            f"{path} differs from its manifest: it is damaged; copy it again or use another step"
-        )
+def read_document(folder: Path, name: str) -> Any:
+    """A JSON document of a committed folder, not verified. Raises InputError when it is not valid JSON."""
+    path = folder / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"checkpoint file {path} is not valid JSON: {error}") from error
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "size": path.stat().st_size}
+def catalogue(
+    folder: Path, names: Collection[str]
+) -> dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]]:
+    """State → tensor → shape and dtype, from the headers of the files.
+
+    Raises InputError when a state is not there, or its shards leave a hole in a tensor.
+    """
+    _check_held(folder, names)
+    found = {}
+    for name in names:
+        path = place(folder, name)
+        if path.is_dir():
+            found[name] = sharded_state.catalogue(path)
+        else:
+            state = safetensors_file.read(path, sharded_state.READER)[0]
+            found[name] = {key: (tuple(value.shape), value.dtype) for key, value in state.items()}
+    return found
+
+
+def place(folder: Path, name: str) -> Path:
+    """A state's file, or the folder of its shards."""
+    path = folder / f"{name}.safetensors"
+    return path if path.exists() else folder / name
+
+
+def _check_held(folder: Path, names: Collection[str]) -> None:
+    absent = sorted(set(names) - set(files_of(folder)))
+    if absent:
+        held = ", ".join(read_manifest(folder))
+        raise InputError(f"checkpoint {folder} has no {', '.join(absent)}; it holds {held}")
+
+
+@torch.no_grad()
+def fill(folder: Path, name: str, targets: Mapping[str, Tensor]) -> None:
+    """Copies a state into tensors, or into this rank's blocks of DTensors; nothing else is read, nothing verified.
+
+    targets  any of the state's tensors, in its shapes: see `catalogue`
+    """
+    path = place(folder, name)
+    if not targets:
+        return
+    if path.is_dir():
+        sharded_state.fill(path, targets)
+        return
+    state = safetensors_file.read(path, sharded_state.READER)[0]
+    for key, piece in pieces_of(targets).items():
+        piece.local.copy_(piece.cut_from(state[key]))

@@ -4,34 +4,57 @@ The state is the weights, their moving average, AdamW's moments and the step. Da
 of (seed, epoch, id), so no generator state exists and resuming continues the same batches with the same noise.
 """
 
+import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import (
-    base_digest,
-    check_base,
-    committed_steps,
-    keep_newest,
-    state_number,
-    step_folder,
-)
-from refimpl.interop.run.trained_parts import file_name, load_network_state
-from refimpl.run.adamw import load_optimizer_state, optimizer_state
-from refimpl.run.config import Config
+from refimpl.interop.run.checkpoints import newest_whole, prune, remove_leftovers, step_folder
+from refimpl.interop.run.run_folder import base_digest, check_base, state_number
+from refimpl.interop.run.trained_parts import file_name, fill_network
+from refimpl.run.adamw import moment_shapes, moments_to_fill, optimizer_state
+from refimpl.run.config import Config, TrainConfig
 from refimpl.run.world import World
 from refimpl.storage import committed
-from refimpl.storage.key_report import check_state, shapes_of
-from refimpl.storage.local_tensors import local, local_like, whole
+from refimpl.storage.background import Background
+from refimpl.storage.key_report import Shapes, check_state, shapes_of
+from refimpl.storage.ranks.layout import own_pieces
+from refimpl.storage.ranks.peers import Peers
+from refimpl.storage.ranks.pieces import State
 from refimpl.tables import to_table
 from refimpl.train.batches.shares import micro_batches
 from refimpl.train.setup.trainable import Averages, Part
-from refimpl.train.sharding.kinds import Sharding
+
+SAVE_PATIENCE = datetime.timedelta(hours=1)  # for rank 0, which may have tens of gigabytes to put together
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How a run's checkpoints are written."""
+
+    peers: Peers
+    """The ranks, which talk about checkpoints over a group of their own: training goes on in the other."""
+    background: Background | None
+    """What writes while training goes on; None when training waits."""
+
+    def finish(self) -> None:
+        """Waits for a checkpoint that is still being written. Raises what went wrong with it."""
+        if self.background is not None:
+            self.background.wait()
+
+
+def begin_saving(settings: TrainConfig, world: World) -> Saving:
+    """What `write_checkpoint` and `load_checkpoint` need for a run; every rank calls it."""
+    # gloo, also where training uses NCCL: what the ranks say about files is never on a GPU.
+    group = dist.new_group(backend="gloo", timeout=SAVE_PATIENCE) if world.size > 1 else None
+    background = Background("checkpoint") if settings.save_async else None
+    return Saving(Peers(world.rank, world.size, group), background)
 
 
 def write_checkpoint(
@@ -41,34 +64,40 @@ def write_checkpoint(
     parts: Sequence[Part],
     ema: Averages,
     optimizer: torch.optim.AdamW,
-    world: World,
-    sharding: Sharding,
+    saving: Saving,
 ) -> Path:
-    """Commits the state after `step` optimizer steps and deletes what `keep_checkpoints` no longer keeps.
+    """Commits the state after `step` optimizer steps and deletes what the settings no longer keep.
 
-    Every rank calls it; rank 0 writes.
+    Every rank calls it. In the background, this begins once the state is copied and the checkpoint before is
+    committed. The last step's weights and averages are one file each, however the ranks share them out.
+    Raises InputError when a checkpoint can't be written: this one, or in the background the one before.
     """
-    folder = step_folder(run, step)
-    if not sharding.together and not world.is_main:
-        return folder
-    tensors: dict[str, Mapping[str, Tensor]] = {}
+    saving.finish()
+    folder, peers, settings = step_folder(run, step), saving.peers, config.train
+    tensors: dict[str, State] = {}
+    whole = []
     for part in parts:
-        tensors[file_name(part.name, "weights")] = part.state_dict()
-        tensors[file_name(part.name, "ema")] = ema[part.name]
-        tensors[file_name(part.name, "optimizer")] = optimizer_state(part.parameters(), optimizer)
-    if sharding.together:
-        tensors = _collected(tensors, world)
-        if not world.is_main:
-            return folder
-    state: dict[str, int | str] = {
-        "step": step,
-        "ranks": world.size,
-        "micro_batches": micro_batches(config.train, world.size),
-    }
+        weights, average, moments = (file_name(part.name, kind) for kind in ("weights", "ema", "optimizer"))
+        tensors[weights] = part.state_dict()
+        tensors[average] = ema.get(part.name, {})
+        tensors[moments] = optimizer_state(part.parameters(), optimizer)
+        whole += [weights, average] if step == settings.steps else []
+    count = micro_batches(settings, peers.size)
+    state: dict[str, int | str] = {"step": step, "ranks": peers.size, "micro_batches": count}
     if config.lora.rank:
         state["base"] = base_digest(run)
-    committed.write(folder, tensors, {"config": to_table(config), "state": state})
-    keep_newest(run, config.train.keep_checkpoints)
+    documents = {"config": to_table(config), "state": state}
+
+    def commit(tensors: Mapping[str, State]) -> None:
+        peers.on_first(lambda: remove_leftovers(run))
+        committed.write(folder, tensors, documents, peers, whole)
+        peers.on_first(lambda: prune(run, settings.keep_checkpoints, settings.keep_every))
+
+    if saving.background is None:
+        commit(tensors)
+    else:
+        copies = own_pieces(tensors, peers)
+        saving.background.start(lambda: commit(copies))
     return folder
 
 
@@ -78,60 +107,53 @@ def load_checkpoint(
     parts: Sequence[Part],
     ema: Averages,
     optimizer: torch.optim.AdamW,
-    world: World,
-    sharding: Sharding,
+    saving: Saving,
 ) -> int:
-    """Loads a run's newest checkpoint into the given objects and returns its step; 0 when there is none yet.
+    """Loads a run's newest whole checkpoint into the given objects and returns its step; 0 when there is none yet.
 
-    ema  the averages that this rank keeps, filled in place
-    Raises InputError when the checkpoint does not fit the model, listing every tensor that differs, and when N's
-    per-rank plan would be continued on another number of ranks.
+    ema  the averages that this rank holds, filled in place; a rank without any passes an empty dict
+    The ranks verify the files together, each file once; then each reads what it holds itself, however many ranks
+    wrote them. Raises InputError when the checkpoint does not fit the model, listing every tensor that differs, and
+    when N's per-rank plan would be continued on another number of ranks.
     """
-    steps = committed_steps(run)
-    if not steps:
+    folder = newest_whole(run, saving.peers)
+    if folder is None:
         return 0
-    folder = step_folder(run, steps[-1])
-    kinds = ("weights", "optimizer", "ema") if ema else ("weights", "optimizer")
-    wanted = {file_name(part.name, kind) for part in parts for kind in kinds}
-    tensors, documents = committed.read(folder, wanted | {"state"})
+    documents = {"state": committed.read_document(folder, "state")}
     if config.lora.rank:
         check_base(run, folder, documents["state"])
+    _check_fit(folder, parts, saving.peers)
     for part in parts:
         weights, average, moments = (file_name(part.name, kind) for kind in ("weights", "ema", "optimizer"))
-        load_network_state(part.module, tensors[weights], str(folder / f"{weights}.safetensors"))
-        source = str(folder / f"{moments}.safetensors")
-        own = sharding.own(part)
-        elsewhere = part.parameters().keys() - own.keys()
-        kept = {k: v for k, v in tensors[moments].items() if k.rpartition(".")[0] not in elsewhere}
-        load_optimizer_state(own, optimizer, kept, source)
-        if ema:
-            kept = {k: v for k, v in tensors[average].items() if k in ema[part.name] or not elsewhere}
-            check_state(shapes_of(ema[part.name]), kept, str(folder / f"{average}.safetensors"))
-            for name, value in kept.items():
-                local(ema[part.name][name]).copy_(local_like(ema[part.name][name], value))
+        fill_network(part.module, partial(committed.fill, folder, weights), str(folder))
+        committed.fill(folder, average, ema.get(part.name, {}))
+        committed.fill(folder, moments, moments_to_fill(part.parameters(), optimizer))
     step = state_number(folder, documents, "step")
-    if step != steps[-1]:
-        raise InputError(f"{folder}/state.json says step {step}, but its folder's name says {steps[-1]}")
+    if folder != step_folder(run, step):
+        raise InputError(f"{folder}/state.json says step {step}, but its folder's name says {folder.name}")
+    if step >= config.train.steps:
+        raise InputError(
+            f"train.resume: {run} is already at step {step}; raise train.steps {config.train.steps}"
+        )
     if config.data.plan == "paper":
-        _check_same_ranks(folder, documents, micro_batches(config.train, world.size), world.size)
-    return steps[-1]
+        ranks = saving.peers.size
+        _check_same_ranks(folder, documents, micro_batches(config.train, ranks), ranks)
+    return step
 
 
-def _collected(tensors: Mapping[str, Mapping[str, Tensor]], world: World) -> dict[str, Mapping[str, Tensor]]:
-    """Every tensor whole, on rank 0 those too that another rank alone keeps."""
-    have = {file: {name: whole(tensor) for name, tensor in state.items()} for file, state in tensors.items()}
-    known: list[Any] = [None] * world.size
-    shapes = {file: {name: tensor.shape for name, tensor in state.items()} for file, state in have.items()}
-    dist.all_gather_object(known, shapes)
-    for file, state in have.items():
-        for owner in range(1, world.size):
-            for name, shape in known[owner][file].items():
-                if any(name in known[rank][file] for rank in range(owner)):
-                    continue
-                held = state.setdefault(name, torch.empty(shape, device=world.device)).contiguous()
-                dist.broadcast(held, src=owner)
-                state[name] = held
-    return dict(have)
+def _check_fit(folder: Path, parts: Sequence[Part], peers: Peers) -> None:
+    """Raises InputError, before anything is loaded, listing every tensor that this network does not have so."""
+    expected: dict[str, Shapes] = {}
+    for part in parts:
+        weights = shapes_of(part.state_dict())
+        expected[file_name(part.name, "weights")] = expected[file_name(part.name, "ema")] = weights
+        expected[file_name(part.name, "optimizer")] = moment_shapes(part.parameters())
+    found = peers.on_first(lambda: committed.catalogue(folder, list(expected)))
+    for name, shapes in expected.items():
+        state = {
+            key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in found[name].items()
+        }
+        check_state(shapes, state, str(committed.place(folder, name)))
 
 
 def _check_same_ranks(folder: Path, documents: Mapping[str, Any], count: int, ranks: int) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from refimpl.model.lora.dropout import rank_dropout
@@ -19,7 +18,7 @@ from refimpl.run.config import Config
 from refimpl.run.world import World
 from refimpl.train.batches.micro_batch import MicroBatch
 from refimpl.train.batches.shares import real_ranks
-from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
+from refimpl.train.checkpoint import begin_saving, load_checkpoint, write_checkpoint
 from refimpl.train.faults import Faults
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
@@ -51,8 +50,8 @@ def train(
     ops = load_ops(settings.backend)
     sharding = prepared.sharding
     optimizer = make_adamw(rates_and_tensors(sharding, parts), config.optimizer)
-    averages = sharding.averages(parts)
-    start = load_checkpoint(config, run, parts, averages, optimizer, world, sharding)
+    averages, saving = sharding.averages(parts), begin_saving(settings, world)
+    start = load_checkpoint(config, run, parts, averages, optimizer, saving)
     gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
     network = in_precision(gradients.network, settings, device)
     log = RunLog(config, run, start, world)
@@ -97,10 +96,13 @@ def train(
         is_stopping, loss_sum = faults.settle(), gradients.total(step_losses)
         log.step(done, step, loss_sum, rate, norm, started, partial(ema_drift, parts, averages))
         with faults.takes_long():
-            _measure_and_keep(config, run, prepared, averages, optimizer, log, done, world, is_stopping)
+            _measure(config, run, prepared, averages, log, done, world.is_main)
+            if is_stopping or done == settings.steps or done % settings.checkpoint_every == 0:
+                write_checkpoint(config, run, done, parts, averages, optimizer, saving)
         if is_stopping:
             break
         started = time.perf_counter()  # the next step's time includes loading its images
+    saving.finish()
     log.close()
     world.barrier()
     return done == settings.steps or not is_stopping
@@ -121,24 +123,14 @@ def network_inputs(prepared: Prepared, batch: MicroBatch) -> tuple[Tensor, Condi
     return encode_latents(prepared.model, batch.images, batch.latents), conditions
 
 
-def _measure_and_keep(
-    config: Config,
-    run: Path,
-    prepared: Prepared,
-    averages: Averages,
-    optimizer: torch.optim.AdamW,
-    log: RunLog,
-    done: int,
-    world: World,
-    is_stopping: bool,
+def _measure(
+    config: Config, run: Path, prepared: Prepared, averages: Averages, log: RunLog, done: int, is_main: bool
 ) -> None:
-    """Makes the held-out loss, samples and checkpoint that are due after a step; every rank calls it."""
+    """Makes the held-out loss and samples that are due after a step; every rank calls it."""
     settings = config.train
     final = done == settings.steps
     if final or done % settings.validate_every == 0:
         log.row(step=done, heldout_loss=heldout_loss(prepared, averages, settings.backend))
     if settings.sample_every and (final or done % settings.sample_every == 0):
         path = run / "samples" / f"step-{done:08d}.png"
-        draw_samples(prepared, averages, config.sample, path, world.is_main)
-    if final or is_stopping or done % settings.checkpoint_every == 0:
-        write_checkpoint(config, run, done, prepared.parts, averages, optimizer, world, prepared.sharding)
+        draw_samples(prepared, averages, config.sample, path, is_main)

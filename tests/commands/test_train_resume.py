@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from refimpl.commands.train import parse
-from refimpl.interop.run.run_folder import committed_steps
+from refimpl.interop.run.checkpoints import committed_steps
 from tests.commands.test_train import ending
 from tests.train import runs
 

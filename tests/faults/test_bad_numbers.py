@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from refimpl.commands.train import train_command
-from refimpl.interop.run.run_folder import committed_steps
+from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.run.adamw import optimizer_state
 from refimpl.storage import safetensors_file
 from refimpl.storage.shards import DIGEST, READER, shard_bytes

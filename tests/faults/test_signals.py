@@ -13,7 +13,8 @@ import pytest
 from refimpl.commands.terminal import run_command
 from refimpl.commands.train import train_command
 from refimpl.errors import INTERRUPTED, STOPPED
-from refimpl.interop.run.run_folder import CONFIG, committed_steps
+from refimpl.interop.run.checkpoints import committed_steps
+from refimpl.interop.run.run_folder import CONFIG
 from refimpl.train import loop
 from refimpl.train.setup import prepare
 from refimpl.train.watch.signals import SAME, STOPPING

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from refimpl.interop.run.run_folder import CONFIG, committed_steps
+from refimpl.interop.run.checkpoints import committed_steps
+from refimpl.interop.run.run_folder import CONFIG
 from tests.faults.watching import losses, printed, until
 from tests.train import runs
 from tests.train.processes import join_ranks, start_ranks

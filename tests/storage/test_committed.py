@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from refimpl.errors import InputError
 from refimpl.storage import atomic, committed
@@ -234,6 +236,29 @@ def test_text_is_replaced_whole(tmp_path: Path) -> None:
         atomic.replace_text(tmp_path / "absent" / "text.json", "")
 
 
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0, 0o666, 0o777)]
+)
+def test_permissions_are_what_the_umask_leaves(umask: int, file: int, folder: int, tmp_path: Path) -> None:
+    """Also of what a library writes, as transformers has safetensors write towers: readable by their owner alone."""
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "plain")
+        with committed.committed_folder(tmp_path / "towers") as temporary:
+            (temporary / "text").mkdir(0o700)
+            save_file({"x": torch.zeros(1)}, temporary / "text" / "model.safetensors")
+            (temporary / "text" / "model.safetensors").chmod(0o600)
+        with atomic.replaced_file(tmp_path / "file") as temporary:
+            save_file({"x": torch.zeros(1)}, temporary)
+            temporary.chmod(0o600)
+        atomic.replace_text(tmp_path / "text.json", "x")
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert len(modes) == 11
+    assert modes == {path: folder if path.is_dir() else file for path in modes}
+
+
 # --- tensors against a module ---
 
 
@@ -290,8 +315,10 @@ def flip_last_byte(path: Path) -> None:
 
 
 def manifest(folder: Path, **changes: Any) -> None:
+    """Changes the manifest, and leaves out its digest of itself as earlier versions did."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    before = {key: value for key, value in json.loads(path.read_text()).items() if key in ("format", "files")}
+    path.write_text(json.dumps(before | changes))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from refimpl.interop.diffusers_folder.weights import read_weights
 from refimpl.interop.lora import files as lora_files
 from refimpl.interop.run.run_folder import load_autoencoder
 from refimpl.latents.vae import VAE, VAEConfig
-from refimpl.storage import committed, safetensors_file
+from refimpl.storage import committed, manifest, safetensors_file
 from refimpl.storage.shards import map_shard, shard_bytes
 from tests.interop import checkpoints
 from tests.interop.lora_examples import ARCHITECTURE, example
@@ -50,8 +50,8 @@ def write_index(path: Path) -> None:
 def read_committed(path: Path) -> committed.Contents:
     """The file is damaged as its manifest says, so that the manifest does not give it away."""
     entry = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
-    manifest = {"format": committed.FORMAT_VERSION, "files": {path.name: entry}}
-    (path.parent / committed.MANIFEST).write_text(json.dumps(manifest))
+    table = {"format": manifest.FORMAT_VERSION, "files": {path.name: entry}}
+    (path.parent / manifest.MANIFEST).write_text(json.dumps(table))
     return committed.read(path.parent)
 
 

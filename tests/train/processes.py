@@ -23,7 +23,12 @@ from refimpl.storage import safetensors_file
 PATIENCE = 90  # s; a rank still running after that hangs
 CONTEXT = multiprocessing.get_context("forkserver")
 # With what a command imports only when it is called: seconds in every child, if each did it for itself.
-CONTEXT.set_forkserver_preload([__name__, "tyro", "refimpl.train.loop", "refimpl.train.setup.prepare"])
+CONTEXT.set_forkserver_preload(
+    [
+        __name__, "tyro", "refimpl.train.loop", "refimpl.train.setup.prepare", "torch.distributed.tensor",
+        "torch.distributed.checkpoint.hf_storage", "torch.distributed.checkpoint.state_dict_saver",
+    ]
+)  # fmt: skip
 
 
 def start_server() -> None:

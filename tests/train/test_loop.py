@@ -13,7 +13,7 @@ from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, keyed_unif
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import add_noise, eps_from_v, target, v_from_output, v_target, x0_from_v
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import committed_steps
+from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.model.unet import UNet
 from refimpl.text.conditioning import encode_prompts, vector_conditioning
 from refimpl.train.loop import train

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import committed_steps, load_model
+from refimpl.interop.run.checkpoints import committed_steps
+from refimpl.interop.run.run_folder import load_model
 from refimpl.storage import committed
 from refimpl.train import loop
 from tests.train import runs
@@ -191,14 +192,50 @@ def test_a_file_in_the_folders_place_is_refused(run: Run, tmp_path: Path) -> Non
         run("file/run")
 
 
-def test_a_damaged_checkpoint_stops_the_run_by_name(run: Run) -> None:
-    folder = run(train={"steps": 2})
-    damaged = folder / "checkpoints" / "step-00000002" / "unet.safetensors"
-    data = bytearray(damaged.read_bytes())
+def flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    damaged.write_bytes(data)
-    with pytest.raises(InputError, match=r"step-00000002/unet.safetensors differs from its manifest"):
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["bit", "no manifest", "at its last step"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
+    damage: str, run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    newest = folder / "checkpoints" / "step-00000004"
+    if damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    else:
+        flip_last_bit(newest / "unet.safetensors")
+    before = contents(newest)
+    run(train={"resume": True, "steps": 4 if damage == "at its last step" else 6})
+    said = capsys.readouterr().out
+    what = "it has no manifest.json" if damage == "no manifest" else "step-00000004/unet.safetensors differs"
+    assert what in said
+    assert f"set aside as {newest}.damaged-1; going on from the checkpoint before" in said
+    assert contents(folder / "checkpoints" / "step-00000004.damaged-1") == before
+    assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(folder, 4))
+    assert committed_steps(folder) == [2, 4] if damage == "at its last step" else [2, 4, 6]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_stopped(run: Run) -> None:
+    folder = run(train={"steps": 2})
+    flip_last_bit(folder / "checkpoints" / "step-00000002" / "optimizer.safetensors")
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match=r"no checkpoint of .*run is whole: .*step-00000002\.damaged-1; put a"
+        ):
+            run(train={"resume": True})
+
+
+def test_a_checkpoint_of_a_newer_version_stops_the_run_and_stays(run: Run) -> None:
+    folder = run(train={"steps": 2})
+    path = folder / "checkpoints" / "step-00000002" / "manifest.json"
+    path.write_text(json.dumps({"format": 2, "files": {}}), encoding="utf-8")
+    with pytest.raises(InputError, match="has format 2; this version reads format 1"):
         run(train={"resume": True})
+    assert path.is_file()
 
 
 def test_init_from_is_not_needed_again(run: Run) -> None:
@@ -213,6 +250,35 @@ def test_only_the_newest_checkpoints_are_kept(run: Run) -> None:
     kept = {keep: committed_steps(run(f"{keep}", train={"checkpoint_every": 1, "keep_checkpoints": keep}))
             for keep in (0, 3)}  # fmt: skip
     assert kept == {0: [1, 2, 3, 4], 3: [2, 3, 4]}
+
+
+def test_checkpoints_of_every_nth_step_are_kept(run: Run) -> None:
+    train = {"checkpoint_every": 1, "keep_checkpoints": 1, "keep_every": 2, "steps": 5}
+    assert committed_steps(run(train=train)) == [2, 4, 5]
+
+
+def test_checkpoints_written_in_the_background_are_the_same(run: Run, trained: Path) -> None:
+    folder = run(train={"save_async": True})
+    assert committed_steps(folder) == [2, 4]
+    for step in (2, 4):
+        assert not runs.differing(runs.checkpoint(trained, step), runs.checkpoint(folder, step))
+
+
+def test_what_failed_in_the_background_is_raised_by_the_next_save_or_at_the_end(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = committed.write
+
+    def failing(folder: Path, *arguments: Any) -> None:
+        if folder.name.endswith(bad):
+            raise InputError("no room")
+        original(folder, *arguments)
+
+    monkeypatch.setattr(committed, "write", failing)
+    for bad, kept in (("2", []), ("4", [2])):
+        with pytest.raises(InputError, match="no room"):
+            run(bad, train={"save_async": True})
+        assert committed_steps(tmp_path / bad) == kept
 
 
 def test_state_is_all_in_safetensors_and_json(run: Run) -> None:

@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import Batch
 from refimpl.data.plan import count_steps, plan_epoch
-from refimpl.interop.run.run_folder import committed_steps
+from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.run import data_digest
 from refimpl.run.data_digest import files_digest
 from refimpl.run.stage import StageData

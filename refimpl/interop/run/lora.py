@@ -6,16 +6,16 @@ from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.interop.checkpoint import Prediction
 from refimpl.interop.lora.files import PARTS, LoRAFile
-from refimpl.interop.run.run_folder import CONFIG, WEIGHTS, find_checkpoint
+from refimpl.interop.run.checkpoints import read_checkpoint
+from refimpl.interop.run.run_folder import CONFIG, WEIGHTS
 from refimpl.interop.run.trained_parts import file_name
 from refimpl.interop.single_file.prediction_markers import prediction_metadata
 from refimpl.model.lora.config import LoRAConfig
-from refimpl.storage import committed
 from refimpl.tables import from_table
 
 
 def load(path: Path | str, weights: str = "ema") -> LoRAFile:
-    """The adapters of a run's newest checkpoint, or of a checkpoints/step-* folder.
+    """The adapters of a run's newest whole checkpoint, or of a checkpoints/step-* folder.
 
     weights  "ema", the moving average, or "unet", the weights as trained
     returns  the adapters, with the metadata that kohya's trainer writes
@@ -23,11 +23,9 @@ def load(path: Path | str, weights: str = "ema") -> LoRAFile:
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
-    folder = find_checkpoint(Path(path))
-    held = {Path(name).stem for name in committed.read_manifest(folder)}
     kind = "ema" if weights == "ema" else "weights"
-    files = {part: file_name(part, kind) for part in PARTS if part in held}
-    tensors, documents = committed.read(folder, {*files.values(), "config"})
+    wanted = {part: file_name(part, kind) for part in PARTS}
+    folder, files, (tensors, documents) = read_checkpoint(Path(path), wanted)
     table, where = documents["config"], f"{folder}/{CONFIG}"
     if not isinstance(table, dict):
         raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")

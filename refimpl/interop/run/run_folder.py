@@ -3,18 +3,18 @@
 config.json              the run's configuration
 components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, when training starts;
                          for runs that train adapters, also the UNet that they adapt
-checkpoints/step-N/      the trained weights, their moving average, optimizer state (trained_parts.py)
+checkpoints/step-N/      the trained weights, their moving average, optimizer state (trained_parts.py, checkpoints.py)
 metrics.jsonl, samples/  the run's logs
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
+from refimpl.interop.run.checkpoints import read_checkpoint
 from refimpl.interop.run.trained_parts import add_adapters, file_name, load_network_state
 from refimpl.latents.config import VAEConfig
 from refimpl.latents.scale_shift import ScaleShift
@@ -26,6 +26,7 @@ from refimpl.model.pipeline import PARTS, Model
 from refimpl.model.unet import UNet
 from refimpl.storage import committed, safetensors_file
 from refimpl.storage.atomic import replace_text
+from refimpl.storage.ranks.peers import ALONE, Peers
 from refimpl.storage.streaming import load_into, load_state
 from refimpl.tables import from_table
 from refimpl.text.config import TextConfig
@@ -56,20 +57,16 @@ def save_components(run: Path, model: Model, with_unet: bool = False) -> None:
 def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any], int]:
     """The model of a checkpoint.
 
-    path     a run folder (its newest checkpoint) or one of its checkpoints/step-* folders
+    path     a run folder (its newest whole checkpoint) or one of its checkpoints/step-* folders
     weights  "ema", the moving average, or "unet", the weights as trained
     returns  the model on the CPU in eval mode, the run's configuration as a table, the checkpoint's step
     Raises InputError when something is missing, damaged, or does not fit, listing every tensor that differs.
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
-    folder = find_checkpoint(Path(path))
+    states = {part: file_name(part, "ema" if weights == "ema" else "weights") for part in PARTS}
+    folder, files, (tensors, documents) = read_checkpoint(Path(path), states)
     run = folder.resolve().parent.parent  # resolved: "." inside checkpoints/step-N has no parent in its name
-    held = {Path(name).stem for name in committed.read_manifest(folder)}
-    files = {
-        part: file_name(part, "ema" if weights == "ema" else "weights") for part in PARTS if part in held
-    }
-    tensors, documents = committed.read(folder, {*files.values(), "config", "state"})
     table = documents["config"]
     where = f"{folder}/{CONFIG}"
     if not isinstance(table, dict):
@@ -103,14 +100,20 @@ def state_number(folder: Path, documents: Mapping[str, Any], name: str) -> int:
 
 
 def load_components(
-    run: Path, unet: UNet, vae_config: VAEConfig, text: TextConfig, diffusion: DiffusionConfig
+    run: Path,
+    unet: UNet,
+    vae_config: VAEConfig,
+    text: TextConfig,
+    diffusion: DiffusionConfig,
+    peers: Peers = ALONE,
 ) -> Model:
     """A run's model with the given `unet`; its other networks are as they were when the run started.
 
+    peers  the ranks that load it together and divide the files among them to verify them
     Raises InputError when a component is missing or differs from the manifest.
     """
     folder = run / "components"
-    committed.verify(folder)
+    committed.verify(folder, peers=peers)
     vae = load_autoencoder(folder / "autoencoder.safetensors", vae_config)
     scale_shift = ScaleShift.from_json((folder / "scale_shift.json").read_text(encoding="utf-8"))
     has_image_tower = (folder / IMAGE_TOWER).is_dir()
@@ -151,41 +154,6 @@ def load_autoencoder(path: Path, config: VAEConfig) -> VAE:
     vae = VAE(config)
     load_state(vae, prefixed or state, str(path))
     return vae.eval().requires_grad_(False)
-
-
-def step_folder(run: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` optimizer steps."""
-    return Path(run) / "checkpoints" / f"step-{step:08d}"
-
-
-def committed_steps(run: Path) -> list[int]:
-    """Steps of all complete checkpoints of a run, ascending."""
-    names = [folder.name.removeprefix("step-") for folder in (Path(run) / "checkpoints").glob("step-*")]
-    steps = sorted(int(name) for name in names if name.isdecimal())
-    return [step for step in steps if (step_folder(run, step) / committed.MANIFEST).is_file()]
-
-
-def keep_newest(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (0 keeps all), and partial ones left by killed processes."""
-    for step in committed_steps(run)[:-keep] if keep > 0 else []:
-        folder = step_folder(run, step)
-        folder.rename(
-            folder.with_name(f".{folder.name}.deleting")
-        )  # so that a half-deleted one is no checkpoint
-    for leftover in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # what stays is tried again with the next checkpoint
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` refers to: itself, or the newest in a run folder."""
-    if (path / committed.MANIFEST).is_file():
-        return path
-    steps = committed_steps(path)
-    if not steps:
-        raise InputError(
-            f"{path} holds no checkpoint; give a run folder or one of its checkpoints/step-* folders"
-        )
-    return step_folder(path, steps[-1])
 
 
 def write_config(run: Path, table: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ optimizer.safetensors; for each text tower that is trained, it has the same: for
 and optimizer_text_l. For a network with LoRA adapters, these hold only the adapters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,14 @@ def load_network_state(network: nn.Module, state: Mapping[str, Tensor], source: 
     check_state(shapes_of(parameters), state, source)
     for name, parameter in parameters.items():
         local(parameter).copy_(local_like(parameter, state[name]))
+
+
+def fill_network(network: nn.Module, fill: Callable[[Mapping[str, Tensor]], None], source: str) -> None:
+    """Has a network's `network_state` filled in place; the numbers beside its adapters are then taken from it."""
+    state = network_state(network)
+    fill(state)
+    if adapted_layers(network):
+        load_lora_state(network, state, source)
 
 
 def add_adapters(part: str, network: nn.Module, lora: LoRAConfig, seed: int = 0) -> None:

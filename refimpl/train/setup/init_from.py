@@ -11,7 +11,7 @@ from refimpl.interop import any_checkpoint
 from refimpl.interop.any_checkpoint import Opened
 from refimpl.interop.diffusers_folder.tokenizers import find_tokenizer
 from refimpl.interop.network.networks import towers_of
-from refimpl.interop.run.run_folder import find_checkpoint
+from refimpl.interop.run.checkpoints import find_checkpoint
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet

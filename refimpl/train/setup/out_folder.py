@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import CONFIG, committed_steps
+from refimpl.interop.run.checkpoints import committed_steps, is_whole, step_folder
+from refimpl.interop.run.run_folder import CONFIG
 from refimpl.run.config import Config
 from refimpl.run.world import World
 from refimpl.storage.committed import MANIFEST
 from refimpl.train.setup.resumed import check_changes
+from refimpl.train.setup.run_lock import LOCK
 
 
 def run_folder(config: Config, label: str, world: World, is_deliberate: bool = False) -> Path:
@@ -46,7 +48,7 @@ def _fresh(out: str, label: str) -> Path:
         return _next_numbered(Path("runs"), label)
     run = Path(out)
     with _explained(run):
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
             what = "another run" if (run / CONFIG).exists() else "other files"
             raise InputError(
                 f"train.out {run} holds {what}; choose an empty folder"
@@ -89,7 +91,7 @@ def _resumed(config: Config, is_deliberate: bool) -> Path:
             f"train.resume: {run}/components is gone: the autoencoder, its scale-and-shift and the text towers that "
             "the run was trained with; put the folder back, or begin a new run with train.init_from"
         )
-    if steps and steps[-1] >= config.train.steps:
+    if steps and steps[-1] >= config.train.steps and is_whole(step_folder(run, steps[-1])):
         raise InputError(
             f"train.resume: {run} is already at step {steps[-1]}; raise train.steps {config.train.steps}"
         )

@@ -17,9 +17,9 @@ from refimpl.cache.verified import verify_latents, verify_text
 from refimpl.data.images.fast_jpeg import check_fast
 from refimpl.errors import InputError
 from refimpl.interop.any_checkpoint import Opened
+from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.interop.run.run_folder import (
     CONFIG,
-    committed_steps,
     load_base,
     load_components,
     save_components,
@@ -30,6 +30,7 @@ from refimpl.model.unet import UNet
 from refimpl.ops import load_ops
 from refimpl.run.config import Config
 from refimpl.run.data_digest import check_same_data
+from refimpl.run.shared_work import peers_of
 from refimpl.run.stage import StageData, read_stage, write_demo_data
 from refimpl.run.world import World
 from refimpl.tables import to_table
@@ -96,7 +97,8 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     world.on_main(lambda: record_settings(config, run))
     if config.lora.rank:
         load_base(run, unet)
-    model = load_components(run, unet, config.vae, config.text, config.diffusion).to(world.device)
+    peers = peers_of(world)
+    model = load_components(run, unet, config.vae, config.text, config.diffusion, peers).to(world.device)
     model.unet.set_ops(ops)
     parts = make_trainable(model, config)
     towers = (model.tokenizer, model.encoder_l, model.encoder_g)

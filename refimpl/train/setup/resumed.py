@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import CONFIG, committed_steps, step_folder, write_config
+from refimpl.interop.run.checkpoints import committed_steps, step_folder
+from refimpl.interop.run.run_folder import CONFIG, write_config
 from refimpl.run.adamw import learning_rate
 from refimpl.run.config import Config
 from refimpl.run.world import World
@@ -20,7 +21,7 @@ from refimpl.train.batches.shares import micro_batches
 # What defines no part of the result, or is checked elsewhere. All other settings define the run.
 CHANGEABLE = {
     "train.out", "train.resume", "train.accept_data", "train.steps", "train.device", "train.checkpoint_every",
-    "train.keep_checkpoints",
+    "train.keep_checkpoints", "train.keep_every", "train.save_async",
     "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
     "train.accumulate", "train.threads", "train.compile", "train.channels_last", "train.activation_checkpointing",
     "data.workers", "data.cache_megabytes", "data.digest", "data.worker_timeout", "data.verify_cache",

@@ -4,7 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from refimpl.interop.run.run_folder import CONFIG, committed_steps
+from refimpl.interop.run.checkpoints import committed_steps
+from refimpl.interop.run.run_folder import CONFIG
 from refimpl.run.config import Config
 from refimpl.run.ranks.heartbeat import job_store
 from refimpl.run.world import World

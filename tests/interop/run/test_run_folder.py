@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from refimpl.errors import InputError
+from refimpl.interop.run.checkpoints import committed_steps, find_checkpoint
 from refimpl.interop.run.run_folder import (
-    committed_steps,
-    find_checkpoint,
     load_autoencoder,
     load_model,
     state_number,
@@ -75,6 +75,11 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
             (tmp_path / "checkpoints" / name / committed.MANIFEST).write_text("{}")
     assert committed_steps(tmp_path) == [3, 10]
     assert find_checkpoint(tmp_path).name == "step-00000010"
+
+
+def test_all_of_a_run_can_be_read_by_whom_the_umask_allows(trained: Path) -> None:
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in trained.rglob("*") if path.is_file()}
+    assert modes == {stat.S_IMODE((trained / "config.json").stat().st_mode)}
 
 
 def test_components_are_verified(trained: Path, tmp_path: Path) -> None:
