@@ -1,7 +1,7 @@
 """A stage's images, read and assigned to its buckets, and what is known of each before training (N §4.1.2, §4.3)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,26 +52,24 @@ def write_demo_data(settings: DataConfig) -> None:
         write_demo_images(folder.parent, progress=drawn)
 
 
-def read_stage(
-    config: Config, stage: Stage, quarantined: Mapping[str, str] | None = None, is_said: bool = True
-) -> StageData:
+def read_stage(config: Config, stage: Stage, quarantined: Mapping[str, str] | None = None) -> StageData:
     """Indexes a stage's folder, assigns its images to the stage's buckets and weights them by their tags.
 
     quarantined  id → reason, of images left out because they are known to be unusable
-    is_said      whether the images that are left out are listed; of several ranks, one is to do so
     Raises InputError when the stage names no folder, or its folder cannot be read.
     """
     index = read_source(folder_of(stage), tag_classes(config.data, config.text))
-    said = tqdm.write if is_said else _nothing
     for bad in index.quarantined:
-        said(f"left out: {bad}")
-    index = _without(index, quarantined or {}, said)
+        tqdm.write(f"left out: {bad}")
+    index = _without(index, quarantined or {})
     buckets = stage.buckets.sizes()
     limit = config.data.max_aspect_error or math.inf
     assigned = assign_and_prune(index.widths, index.heights, buckets, config.data.aspect_metric, limit)
     for item in np.flatnonzero(assigned.pruned):
         size = f"{index.widths[item]}×{index.heights[item]}"
-        said(f"pruned {index.paths[int(item)]}: {size} is {assigned.error[item]:.3f} from the nearest bucket")
+        tqdm.write(
+            f"pruned {index.paths[int(item)]}: {size} is {assigned.error[item]:.3f} from the nearest bucket"
+        )
     kept = np.flatnonzero(~assigned.pruned)
     index, bucket_of = index.take(kept), assigned.index[kept]
     scores = None
@@ -126,15 +124,11 @@ def micro_batch_images(
     return stage.batch_size
 
 
-def _nothing(line: str) -> None:
-    """Says nothing."""
-
-
-def _without(index: Index, quarantined: Mapping[str, str], said: Callable[[str], None]) -> Index:
+def _without(index: Index, quarantined: Mapping[str, str]) -> Index:
     """The index without the images that are known to be unusable, each named."""
     if not quarantined:
         return index
     for name in index.ids:
         if name in quarantined:
-            said(f"left out: {name}: {quarantined[name]}")
+            tqdm.write(f"left out: {name}: {quarantined[name]}")
     return index.take([row for row, name in enumerate(index.ids) if name not in quarantined])

@@ -21,6 +21,7 @@ from refimpl.train.batches.micro_batch import MicroBatch
 from refimpl.train.checkpoint import load_checkpoint, write_checkpoint
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
+from refimpl.train.metrics.drift import ema_drift
 from refimpl.train.placement import in_precision, resolve, set_arithmetic
 from refimpl.train.prefetch import prefetched
 from refimpl.train.quarantine import Quarantine
@@ -30,7 +31,6 @@ from refimpl.train.step import Conditions, denoising_loss, encode_latents, make_
 from refimpl.train.step_plan import plan_steps
 from refimpl.train.update import check_finite, is_read_at_once, read_norm, update
 from refimpl.train.validate import draw_samples, heldout_loss
-from refimpl.train.watch.drift import ema_drift
 
 
 def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:

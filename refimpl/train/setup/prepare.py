@@ -34,13 +34,13 @@ from refimpl.run.world import World
 from refimpl.tables import to_table
 from refimpl.text.image_tower import load_image_tower
 from refimpl.text.states import TextStates
+from refimpl.train.metrics.loggers import check_loggers
 from refimpl.train.placement import check_placement, place
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.init_from import fill_unet, open_start, say_start, start_towers
 from refimpl.train.setup.resumed import record_settings
 from refimpl.train.setup.trainable import Part, check_targets, make_trainable
 from refimpl.train.step_plan import stage_steps
-from refimpl.train.watch.loggers import check_loggers
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     world.on_main(lambda: write_demo_data(config.data))
     cache = open_cache(config.data, config.image_prompt)
     quarantined = None if cache is None else cache.quarantined
-    stages = [read_stage(config, stage, quarantined, world.is_main) for stage in config.all_stages()]
+    stages = [read_stage(config, stage, quarantined) for stage in config.all_stages()]
     latents = [
         None if cache is None else find_latents(cache, data, config.data.cache, world) for data in stages
     ]
     last = replace(config.all_stages()[-1], folder=config.data.heldout)
-    heldout = read_stage(config, last, is_said=world.is_main) if config.data.heldout else None
+    heldout = read_stage(config, last) if config.data.heldout else None
     for data in stages:
         stage_steps(config.data, config.train, data, world)
     with torch.random.fork_rng(devices=[]):

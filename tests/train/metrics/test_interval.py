@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from refimpl.train.metrics.interval import Interval, peak_memory
 from refimpl.train.step_plan import PlanStep
-from refimpl.train.watch.interval import Interval, peak_memory
 from tests.train import runs
 
 
@@ -37,7 +37,7 @@ def test_without_a_peak_there_is_no_share_of_it(root: Path) -> None:
 
 def test_memory_is_that_of_the_process() -> None:
     code = (
-        "import torch; from refimpl.train.watch.interval import peak_memory as peak; d = torch.device('cpu');"
+        "import torch; from refimpl.train.metrics.interval import peak_memory as peak; d = torch.device('cpu');"
         "a = peak(d); x = torch.ones(2**26); del x; b = peak(d); print(b - a)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
