@@ -92,8 +92,8 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     try:
         with lost_peers_named(world):
             check_memory(config, world)
+            config = settled(config, world)
             run = run_folder(config, label, world, is_resume(arguments))
-            config = settled(config, run, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)
             with removed_if_empty(run, world):

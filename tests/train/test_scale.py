@@ -159,8 +159,8 @@ def test_a_run_is_saved_on_256_ranks_and_continued_on_248(
             buckets={"max_side": 32},
             train={"batch_size": 1, "steps": steps, "resume": ranks == 248, "reduction": "ordered"},
         )  # fmt: skip
+        config = settled(config, world)
         folder = run_folder(config, "test", world)
-        config = settled(config, folder, world)
         prepared = prepare(config, folder, world)
         (step,) = plan_steps(config, prepared.stages, steps - 1, world, Quarantine(folder, world))
         passes.append((len(step.batches), step.micro_batches, step.images))
