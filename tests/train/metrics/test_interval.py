@@ -1,12 +1,12 @@
 """Figures over all steps since the last row, not over one."""
 
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from refimpl.train.metrics import interval
 from refimpl.train.metrics.interval import Interval, peak_memory
 from refimpl.train.step_plan import PlanStep
 from tests.train import runs
@@ -19,27 +19,28 @@ def step(root: Path, images: int, waited: float) -> PlanStep:
 
 def test_it_covers_every_step_since_it_was_asked(root: Path) -> None:
     """A stall in one step of three is seen, though not in the last."""
-    interval = Interval(lambda bucket, rate: rate / 1000)
+    since = Interval(lambda bucket, rate: rate / 1000)
     for images, waited, seconds in ((4, 6.0, 8.0), (4, 0.0, 1.0), (2, 0.0, 1.0)):
-        interval.add(step(root, images, waited), seconds)
-    found = interval.take()
+        since.add(step(root, images, waited), seconds)
+    found = since.take()
     assert found == {"images_per_second": 1.0, "mfu": pytest.approx(0.001), "loader_stall": 0.6}
-    interval.add(step(root, 4, 1.0), 2.0)
-    assert interval.take() == {"images_per_second": 2.0, "mfu": pytest.approx(0.002), "loader_stall": 0.5}
+    since.add(step(root, 4, 1.0), 2.0)
+    assert since.take() == {"images_per_second": 2.0, "mfu": pytest.approx(0.002), "loader_stall": 0.5}
 
 
 def test_without_a_peak_there_is_no_share_of_it(root: Path) -> None:
-    interval = Interval(lambda bucket, rate: None)
-    interval.add(step(root, 4, 0.0), 1.0)
-    interval.add(step(root, 4, 9.0), 1.0)  # waited for a step that was begun before
-    assert interval.take() == {"images_per_second": 4.0, "mfu": None, "loader_stall": 0.5}
+    since = Interval(lambda bucket, rate: None)
+    since.add(step(root, 4, 0.0), 1.0)
+    since.add(step(root, 4, 9.0), 1.0)  # waited for a step that was begun before
+    assert since.take() == {"images_per_second": 4.0, "mfu": None, "loader_stall": 0.5}
 
 
-def test_memory_is_that_of_the_process() -> None:
-    code = (
-        "import torch; from refimpl.train.metrics.interval import peak_memory as peak; d = torch.device('cpu');"
-        "a = peak(d); x = torch.ones(2**26); del x; b = peak(d); print(b - a)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 0.8 * 2**28 <= int(done.stdout) <= 1.3 * 2**28
-    assert peak_memory(torch.device("cpu")) > 2**26
+def test_memory_is_that_of_the_process_or_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
+    assert 2**26 < peak_memory(cpu) < 2**40  # bytes, of an interpreter with torch
+    kib = SimpleNamespace(ru_maxrss=3000)
+    monkeypatch.setattr(interval.resource, "getrusage", lambda who: kib)
+    monkeypatch.setattr(interval, "KIB", 1024)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 if device == gpu else 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert (peak_memory(cpu), peak_memory(gpu)) == (3000 * 1024, 7)
