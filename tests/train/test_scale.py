@@ -93,13 +93,18 @@ def steps_at(config: Any, data: StageData, start: int, ranks: int, folder: Path)
 
 
 @pytest.mark.parametrize(
-    "large",
-    [60_000, pytest.param(6_000_000, marks=pytest.mark.slow)],
-    indirect=True,
-    ids=["small", "6 million"],
+    ("large", "before", "after"),
+    [
+        ((60_000, 64), 32, 31),
+        pytest.param((6_000_000, 512), 256, 248, marks=pytest.mark.slow),
+    ],
+    indirect=["large"],
 )
-def test_248_ranks_go_on_with_the_images_of_256(large: tuple[Any, StageData], tmp_path: Path) -> None:
+def test_fewer_ranks_go_on_with_the_same_images(
+    large: tuple[Any, StageData], before: int, after: int, tmp_path: Path
+) -> None:
     config, data = large
+    micro_batches = config.train.micro_batches
     started = time.process_time()
     plan = plan_stage(config.data, config.train, data, 7, World(0, before, CPU))
     assert time.process_time() - started < PLAN_SECONDS * max(1.0, len(data.index) / 1e6)
