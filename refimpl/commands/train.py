@@ -34,9 +34,8 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
         sys.exit(0)
     description = f"Trains the configuration {name or 'PRESET'!r}; every setting can be overridden."
     called = f"{program} {name or 'PRESET'}"
-    return _overridden(
-        default, ["--help"] if asks_for_all else arguments[1:], called, description
-    ), preset_label(name)
+    config = _overridden(default, ["--help"] if asks_for_all else arguments[1:], called, description)
+    return config, preset_label(name)
 
 
 def is_resume(arguments: list[str]) -> bool:
