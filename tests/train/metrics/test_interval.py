@@ -18,6 +18,10 @@ def step(root: Path, images: int, waited: float) -> PlanStep:
     return PlanStep(stage, 0, (32, 64), images, 4.0, [], [], waited)
 
 
+def share(value: float) -> object:
+    return pytest.approx(value, rel=FLOAT64_ROUNDING)
+
+
 def test_it_covers_every_step_since_it_was_asked(root: Path) -> None:
     """A stall in one step of three is seen, though not in the last."""
     since = Interval(lambda bucket, rate: rate / 1000)
@@ -26,13 +30,13 @@ def test_it_covers_every_step_since_it_was_asked(root: Path) -> None:
     found = since.take()
     assert found == {
         "images_per_second": 1.0,
-        "mfu": pytest.approx(0.001, rel=FLOAT64_ROUNDING),
+        "mfu": share(0.001),
         "loader_stall": 0.6,
     }
     since.add(step(root, 4, 1.0), 2.0)
     assert since.take() == {
         "images_per_second": 2.0,
-        "mfu": pytest.approx(0.002, rel=FLOAT64_ROUNDING),
+        "mfu": share(0.002),
         "loader_stall": 0.5,
     }
 
