@@ -103,6 +103,7 @@ FOLDED_DECODE = (
 )
 
 # --- data ---
+CLOCK_SHARE = 0.25  # of a second, which a busy machine may spend between two readings of the clock
 PLAN_SECONDS = (
     1.0  # of processor time for an epoch of a million images, 40 times what benchmarks/results/plan.json has
 )

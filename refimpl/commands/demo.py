@@ -75,7 +75,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     use_threads(config.train, config.unet, config.vae)
     world = World(0, 1, torch.device("cpu"))
     out = run_folder(config, "demo", world)
-    config = settled(_inside(config, out), out, world)
+    config = settled(_inside(config, out), world)
     print(f"demo in {out}: {len(STAGES)} stages, about {'3' if command.short else '6'} minutes on two cores")
     timings: dict[str, float] = {}
 

@@ -35,9 +35,8 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
         sys.exit(0)
     description = f"Trains the configuration {name or 'PRESET'!r}; every setting can be overridden."
     called = f"{program} {name or 'PRESET'}"
-    return _overridden(
-        default, ["--help"] if asks_for_all else arguments[1:], called, description
-    ), preset_label(name)
+    config = _overridden(default, ["--help"] if asks_for_all else arguments[1:], called, description)
+    return config, preset_label(name)
 
 
 def is_resume(arguments: list[str]) -> bool:
@@ -100,11 +99,10 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
         world = join_world(config.train.device)
         with lost_peers_named(world):
             check_memory(config, world)
-            config = begun_run(config, world)
+            config = settled(begun_run(config, world), world)
             is_left = not has_finished(config, world)
             is_own = is_resume(arguments)
             run = run_folder(config, label, world, is_own) if is_left else Path(config.train.out)
-            config = settled(config, run, world)
             remember_run(run, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)

@@ -33,9 +33,9 @@ class TrainConfig:
     out: str = ""
     """Run folder; empty for runs/<preset>-001, -002 and so on."""
     resume: bool = False
-    """Continue the run in `out` from its newest checkpoint."""
+    """Continue the run in `out` from its newest checkpoint; `--resume RUN` does so with the run's own settings."""
     accept_data: bool = False
-    """Continue even though the images, their sizes or their captions are not those that the run began with."""
+    """Continue even though the images, their sizes, captions or files are not those that the run began with."""
     init_from: str = ""
     """What this run starts from (uptraining, N §2.1): a run or one of its checkpoints, a .safetensors file or a
     diffusers folder. Its autoencoder and text towers are used too, unless latents and text name others."""

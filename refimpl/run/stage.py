@@ -104,9 +104,20 @@ def tag_classes(settings: DataConfig, text: TextConfig) -> tuple[str, ...]:
     return (*settings.tag_classes, *([settings.score_class] if text.vector == "score" else []))
 
 
-def rank_batch(training: TrainConfig, stage: Stage, buckets: list[tuple[int, int]]) -> int | np.ndarray:
-    """Images of a rank in one optimizer step, or [n_buckets] of them where a pixel budget sets the batch."""
-    return micro_batch_images(training, stage, buckets) * training.accumulate
+def rank_batch(
+    training: TrainConfig, stage: Stage, buckets: list[tuple[int, int]], ranks: int
+) -> int | np.ndarray:
+    """Images of a rank in one optimizer step, or [n_buckets] of them where a pixel budget sets the batch.
+
+    Raises InputError where the ranks do not have equally many micro-batches.
+    """
+    each, rest = divmod(training.micro_batches or ranks * training.accumulate, ranks)
+    if rest or not each:
+        raise InputError(
+            f"{ranks} ranks do not share train.micro_batches {training.micro_batches} evenly; look at the plan of 1 "
+            "rank: data.plan 'global' has the same steps on any number of them"
+        )
+    return micro_batch_images(training, stage, buckets) * each
 
 
 def micro_batch_images(

@@ -17,12 +17,12 @@ from refimpl.run.world import World
 from refimpl.tables import to_table
 from refimpl.train.batches.micro_batch import MicroBatch
 from refimpl.train.budget.utilisation import utilisation
+from refimpl.train.metrics.deciles import TimestepLosses
+from refimpl.train.metrics.interval import Interval, peak_memory
+from refimpl.train.metrics.loggers import open_writers, scalars_of
+from refimpl.train.metrics.rows import open_rows, representable, write_row
 from refimpl.train.placement import Placement
 from refimpl.train.step_plan import PlanStep
-from refimpl.train.watch.deciles import TimestepLosses
-from refimpl.train.watch.interval import Interval, peak_memory
-from refimpl.train.watch.loggers import open_writers, scalars_of
-from refimpl.train.watch.rows import open_rows, representable, write_row
 
 WEIGHT_MASS_FROM = 950  # zero terminal SNR trains nothing there if the loss weight is 0 (N §2.2, §2.4)
 

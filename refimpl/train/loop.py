@@ -22,6 +22,7 @@ from refimpl.train.checkpoint import begin_saving, load_checkpoint, write_checkp
 from refimpl.train.faults import Faults
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
+from refimpl.train.metrics.drift import ema_drift
 from refimpl.train.placement import in_precision, resolve, set_arithmetic
 from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
@@ -31,7 +32,6 @@ from refimpl.train.step import Conditions, denoising_loss, encode_latents, make_
 from refimpl.train.step_plan import plan_steps
 from refimpl.train.update import update
 from refimpl.train.validate import draw_samples, heldout_loss
-from refimpl.train.watch.drift import ema_drift
 
 
 def train(

@@ -63,3 +63,13 @@ def test_bad_input(words: list[str], code: int, said: str, capsys: pytest.Captur
     found, out, error = ending(words, capsys)
     assert (found, out) == (code, "")
     assert said in " ".join(error.replace("│", "").split())
+
+
+def test_a_cluster_is_estimated_where_the_card_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ending(["tiny", "--gpu", "h100", "--nodes", "4"], capsys)
+    assert code == 0
+    assert "on 4 nodes of 8 GPUs: ESTIMATES" in out
+    assert re.search(r"^hybrid +[\d.]+ ", out, re.MULTILINE)
+    code, _, error = ending(["tiny", "--gpu", "24GB", "--nodes", "4"], capsys)
+    assert code == 2
+    assert "--nodes: the speed of a GPU of 24GB in tf32 is not known; name another --gpu" in error

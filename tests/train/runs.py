@@ -119,8 +119,8 @@ def _toml(value: Any) -> str:
 
 def go(settings: Config) -> Path:
     """What the command does on one process: run folder, preparation, loop. Returns the run folder."""
+    settings = settled(settings, ALONE)
     folder = run_folder(settings, "test", ALONE)
-    settings = settled(settings, folder, ALONE)
     train(settings, folder, prepare(settings, folder, ALONE), ALONE)
     return folder
 

@@ -155,13 +155,24 @@ def test_a_folder_in_the_rows_place_is_named(run: Run) -> None:
         run(train={"resume": True})
 
 
-def test_a_run_of_an_earlier_version_has_the_defaults_of_what_was_added_since(run: Run) -> None:
+def test_a_run_of_an_earlier_version_has_the_defaults_of_what_was_added_since(
+    run: Run, trained: Path
+) -> None:
     folder = run(train={"steps": 2})
     table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del table["lora"], table["image_prompt"], table["text"]["vector"]
+    del table["train"]["micro_batches"], table["data"]["digest"]
     (folder / "config.json").write_text(json.dumps(table), encoding="utf-8")
-    run(train={"resume": True})
+    place = folder / "checkpoints" / "step-00000002"
+    tensors, documents = committed.read(place)
+    shutil.rmtree(place)
+    committed.write(place, tensors, documents | {"state": {"step": 2, "ranks": 1, "accumulate": 1}})
+    (data,) = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    del data["bytes"], data["times"]
+    (folder / "data.json").write_text(json.dumps([data]), encoding="utf-8")
+    run(train={"resume": True, "accumulate": 3})
     assert committed_steps(folder) == [2, 4]
+    assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(folder, 4))
 
 
 def test_weights_stored_as_integers_are_refused(run: Run) -> None:

@@ -32,7 +32,7 @@ from tests.tolerances import PLAN_SECONDS
 from tests.train import runs
 
 CPU = torch.device("cpu")
-MICRO_BATCHES, IMAGES = 512, 4  # of a step, and of a micro-batch
+IMAGES = 4  # of a micro-batch
 
 
 class Numbered(Sequence[str]):
@@ -53,10 +53,9 @@ def large(
     request: pytest.FixtureRequest, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Any, StageData]:
     """Settings and a stage of that many images; a loader that reads none of them; no epoch is planned twice."""
-    count = request.param
-    config = runs.config(
-        root, root, train={"batch_size": IMAGES, "micro_batches": MICRO_BATCHES, "steps": 10**6}
-    )
+    count, micro_batches = request.param
+    train = {"batch_size": IMAGES, "micro_batches": micro_batches, "steps": 10**6}
+    config = runs.config(root, root, train=train)
     stage = config.all_stages()[0]
     buckets = stage.buckets.sizes()
     bucket_of = np.random.default_rng(0).integers(0, len(buckets), count).astype(np.int32)
@@ -79,7 +78,7 @@ def large(
         plan_epoch_of[:] = [lambda epoch, ranks: plan_epoch(bucket_of, batch, seed, epoch, **options)]
         return once(epoch, options["world_size"])
 
-    counted = cache(lambda: count_steps(bucket_of, IMAGES * MICRO_BATCHES))
+    counted = cache(lambda: count_steps(bucket_of, IMAGES * micro_batches))
     monkeypatch.setattr(step_plan, "load_batches", loaded)
     monkeypatch.setattr(step_plan, "plan_epoch", planned)
     monkeypatch.setattr(step_plan, "count_steps", lambda *arguments: counted())
@@ -94,21 +93,26 @@ def steps_at(config: Any, data: StageData, start: int, ranks: int, folder: Path)
 
 
 @pytest.mark.parametrize(
-    "large",
-    [60_000, pytest.param(6_000_000, marks=pytest.mark.slow)],
-    indirect=True,
-    ids=["small", "6 million"],
+    ("large", "before", "after"),
+    [
+        ((60_000, 64), 32, 31),
+        pytest.param((6_000_000, 512), 256, 248, marks=pytest.mark.slow),
+    ],
+    indirect=["large"],
 )
-def test_248_ranks_go_on_with_the_images_of_256(large: tuple[Any, StageData], tmp_path: Path) -> None:
+def test_fewer_ranks_go_on_with_the_same_images(
+    large: tuple[Any, StageData], before: int, after: int, tmp_path: Path
+) -> None:
     config, data = large
+    micro_batches = config.train.micro_batches
     started = time.process_time()
-    plan = plan_stage(config.data, config.train, data, 7, World(0, 256, CPU))
+    plan = plan_stage(config.data, config.train, data, 7, World(0, before, CPU))
     assert time.process_time() - started < PLAN_SECONDS * max(1.0, len(data.index) / 1e6)
     start = 7 * len(plan) + len(plan) // 2  # in the middle of the eighth epoch
     seen = {}
-    for ranks in (256, 248):
+    for ranks in (before, after):
         by_rank = steps_at(config, data, start, ranks, tmp_path)
-        assert {len(step.batches) for steps in by_rank for step in steps} == {-(-MICRO_BATCHES // ranks)}
+        assert {len(step.batches) for steps in by_rank for step in steps} == {-(-micro_batches // ranks)}
         for number in range(2):
             steps = [steps[number] for steps in by_rank]
             micro = {
@@ -117,15 +121,15 @@ def test_248_ranks_go_on_with_the_images_of_256(large: tuple[Any, StageData], tm
                 for k, batch in enumerate(step.batches)
                 if not batch.is_repeat
             }
-            assert sorted(micro) == list(range(MICRO_BATCHES))
+            assert sorted(micro) == list(range(micro_batches))
             bucket, items = plan.global_batch(len(plan) // 2 + number)
-            assert [item for j in range(MICRO_BATCHES) for item in micro[j]] == items.tolist()
+            assert [item for j in range(micro_batches) for item in micro[j]] == items.tolist()
             assert {(step.bucket, step.images, step.epoch) for step in steps} == {
-                (data.buckets[bucket], MICRO_BATCHES * IMAGES, 7)
+                (data.buckets[bucket], micro_batches * IMAGES, 7)
             }
             seen[ranks, number] = micro
-    assert seen[256, 0] == seen[248, 0]
-    assert seen[256, 1] == seen[248, 1]
+    assert seen[before, 0] == seen[after, 0]
+    assert seen[before, 1] == seen[after, 1]
 
 
 @pytest.fixture
@@ -159,8 +163,8 @@ def test_a_run_is_saved_on_256_ranks_and_continued_on_248(
             buckets={"max_side": 32},
             train={"batch_size": 1, "steps": steps, "resume": ranks == 248, "reduction": "ordered"},
         )  # fmt: skip
+        config = settled(config, world)
         folder = run_folder(config, "test", world)
-        config = settled(config, folder, world)
         prepared = prepare(config, folder, world)
         (step,) = plan_steps(config, prepared.stages, steps - 1, world, Quarantine(folder, world))
         passes.append((len(step.batches), step.micro_batches, step.images))

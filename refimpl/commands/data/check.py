@@ -182,7 +182,7 @@ def _of_stage(
     limit = config.data.max_aspect_error if command.max_aspect_error is None else command.max_aspect_error
     batch_size = command.batch_size
     if batch_size is None:
-        batch_size = rank_batch(config.train, stage, buckets)
+        batch_size = rank_batch(config.train, stage, buckets, command.world_size)
     return Looked(
         folder_of(stage),
         options,

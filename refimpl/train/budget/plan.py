@@ -10,6 +10,7 @@ from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.unet import UNet
 from refimpl.ops import load_ops
 from refimpl.run.config import Config
+from refimpl.train.batches.shares import micro_batches, rounds
 from refimpl.train.budget.cards import GIB
 from refimpl.train.budget.counted import META, Counted, count, count_unet, lay_out
 from refimpl.train.budget.live_memory import Timeline
@@ -77,7 +78,8 @@ def largest_work(config: Config, ranks: int = 1) -> Work:
             if largest is None or batch * width * height > most:
                 most = batch * width * height
                 setting = "train.pixel_budget" if train.pixel_budget else setting
-                largest = Work((width, height), batch, train.accumulate, ranks, train.reduction, setting)
+                passes = rounds(micro_batches(train, ranks), ranks)
+                largest = Work((width, height), batch, passes, ranks, train.reduction, setting)
     assert largest is not None  # a stage without buckets is refused when its settings are read
     return largest
 

@@ -52,7 +52,7 @@ def _fresh(out: str, label: str) -> Path:
             what = "another run" if (run / CONFIG).exists() else "other files"
             raise InputError(
                 f"train.out {run} holds {what}; choose an empty folder"
-                + (", or continue that run with --train.resume" if (run / CONFIG).exists() else "")
+                + (", or continue that run with --resume" if (run / CONFIG).exists() else "")
             )
         run.mkdir(parents=True, exist_ok=True)
     return run

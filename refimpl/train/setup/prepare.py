@@ -36,6 +36,7 @@ from refimpl.run.world import World
 from refimpl.tables import to_table
 from refimpl.text.image_tower import load_image_tower
 from refimpl.text.states import TextStates
+from refimpl.train.metrics.loggers import check_loggers
 from refimpl.train.placement import check_placement, place
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.init_from import fill_unet, open_start, say_start, start_towers
@@ -44,7 +45,6 @@ from refimpl.train.setup.trainable import Part, check_targets, make_trainable
 from refimpl.train.sharding.kinds import Sharding, divide
 from refimpl.train.sharding.mesh import check_sharding
 from refimpl.train.step_plan import stage_steps
-from refimpl.train.watch.loggers import check_loggers
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     world.on_main(lambda: write_demo_data(config.data))
     cache = open_cache(config.data, config.image_prompt)
     quarantined = None if cache is None else cache.quarantined
-    stages = [read_stage(config, stage, quarantined, world.is_main) for stage in config.all_stages()]
+    stages = [read_stage(config, stage, quarantined) for stage in config.all_stages()]
     latents = [
         None if cache is None else find_latents(cache, data, config.data.cache, world) for data in stages
     ]

@@ -54,15 +54,16 @@ def own_settings(run: Path, asked_by: str = "train.resume") -> Config:
     return with_micro_batches(saved, saved.train.micro_batches or _of_checkpoints(run))
 
 
-def settled(config: Config, run: Path, world: World) -> Config:
-    """The settings with the micro-batches of a step decided: as given, as the run has them, or by the ranks.
+def settled(config: Config, world: World) -> Config:
+    """The settings with the micro-batches of a step decided: as given, as a resumed run has them, or by the ranks.
 
-    Raises InputError on every rank when there are fewer than ranks.
+    Raises InputError on every rank when there are fewer than ranks, or when there is no such run.
     """
+    train = config.train
 
     def known() -> int:
-        own = (run / CONFIG).is_file() and not config.train.micro_batches
-        return own_settings(run).train.micro_batches if own else config.train.micro_batches
+        is_own = train.resume and train.out and not train.micro_batches
+        return own_settings(Path(train.out)).train.micro_batches if is_own else train.micro_batches
 
     config = with_micro_batches(config, world.on_main(known))
     return with_micro_batches(config, micro_batches(config.train, world.size))

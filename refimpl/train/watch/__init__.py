@@ -1,1 +1,1 @@
-"""A run seen from outside its steps: what is measured and where it is written, signals, torchrun's restarts."""
+"""What watches over a run from outside its steps: signals, and torchrun's restarts."""

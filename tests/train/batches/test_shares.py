@@ -1,5 +1,7 @@
 """Which micro-batches a rank computes, and which it only repeats."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from refimpl.errors import InputError
 from refimpl.run.config import TrainConfig
+from refimpl.run.stage import rank_batch
 from refimpl.train.batches.shares import (
     check_ranks_of_paper_plan,
     micro_batches,
@@ -14,6 +17,8 @@ from refimpl.train.batches.shares import (
     rounds,
     share_of,
 )
+from refimpl.train.budget.plan import largest_work
+from tests.train import runs
 
 
 @given(count=st.integers(1, 40), ranks=st.integers(1, 40), images=st.integers(1, 3))
@@ -49,3 +54,15 @@ def test_the_papers_plan_needs_its_own_number_of_ranks() -> None:
         InputError, match=r"train\.micro_batches 6 would have to be 2 ranks × .* 2 = 4; use data\.pl"
     ):
         check_ranks_of_paper_plan(TrainConfig(accumulate=2, micro_batches=6), 2)
+
+
+def test_estimates_and_surveys_count_what_a_rank_gets(root: Path, tmp_path: Path) -> None:
+    config = runs.config(root, tmp_path, train={"micro_batches": 6, "batch_size": 5, "accumulate": 9})
+    assert [largest_work(config, ranks).accumulate for ranks in (1, 2, 4, 6)] == [6, 3, 2, 1]
+    stage = config.all_stages()[0]
+    assert [rank_batch(config.train, stage, [], ranks) for ranks in (1, 2, 6)] == [30, 15, 5]
+    for ranks in (4, 7):
+        with pytest.raises(InputError, match=rf"{ranks} ranks do not share train\.micro_batches 6 evenly"):
+            rank_batch(config.train, stage, [], ranks)
+    plain = runs.config(root, tmp_path, train={"batch_size": 5, "accumulate": 2})
+    assert rank_batch(plain.train, stage=plain.all_stages()[0], buckets=[], ranks=7) == 10

@@ -69,7 +69,8 @@ def test_what_arithmetic_hides_costs_nothing(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_slow_network_is_waited_for(kind: Kind) -> None:
     found = cost(kind, WORK, replace(PERFECT, network=1e7))
-    assert found.transfer == pytest.approx(found.across / 1e7, rel=0.01)
+    slowest = found.across / 1e7
+    assert slowest * (1 - FLOAT64_ROUNDING) <= found.transfer <= slowest + found.within / PERFECT.nvlink
     assert found.exposed >= found.transfer - 2 * WORK.seconds
     assert found.scaling < 0.1
 

@@ -13,6 +13,7 @@ from refimpl.train.budget.live_memory import Timeline
 from refimpl.train.budget.plan import Work as MicroBatch
 from refimpl.train.scale.communication import Cluster, Work
 from refimpl.train.scale.table import scale_table, step_of
+from tests.tolerances import FLOAT64_ROUNDING
 from tests.train import runs
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +38,7 @@ def test_a_step_is_its_images_arithmetic(root: Path, tmp_path: Path) -> None:
     four = step_of(config, counted, MicroBatch((32, 32), 4, 2), find_card("h100"))
     assert one is not None
     assert four is not None
-    assert four.seconds == pytest.approx(4 * one.seconds)
+    assert four.seconds == pytest.approx(4 * one.seconds, rel=FLOAT64_ROUNDING)
     assert (one.weights, one.trained, four.accumulate) == (10, 8, 2)
     assert step_of(config, counted, MicroBatch((32, 32), 2, 1), find_card("24GB")) is None
 

@@ -164,19 +164,21 @@ def test_the_runs_own_micro_batches_are_found(
 ) -> None:
     run = folder(states, train=train)
     assert own_settings(run).train.micro_batches == count
-    config = replace(own_settings(run), train=replace(own_settings(run).train, micro_batches=0, accumulate=5))
-    assert settled(config, run, runs.ALONE).train.micro_batches == (count or 5)
+    config = changed(run, "train", out=str(run), resume=True, micro_batches=0, accumulate=5)
+    assert settled(config, runs.ALONE).train.micro_batches == (count or 5)
     given = replace(config, train=replace(config.train, micro_batches=3))
-    assert settled(given, run, runs.ALONE).train.micro_batches == 3
+    assert settled(given, runs.ALONE).train.micro_batches == 3
+    another = replace(config, train=replace(config.train, resume=False))
+    assert settled(another, runs.ALONE).train.micro_batches == 5
 
 
 def test_a_new_run_keeps_what_its_ranks_make_it(root: Path, tmp_path: Path) -> None:
     config = runs.config(root, tmp_path, train={"accumulate": 3})
-    assert settled(config, tmp_path, runs.ALONE).train.micro_batches == 3
+    assert settled(config, runs.ALONE).train.micro_batches == 3
     few = runs.config(root, tmp_path, train={"micro_batches": 2})
     many = SimpleNamespace(size=3, on_main=lambda action: action())
     with pytest.raises(InputError, match=r"train\.micro_batches 2 are fewer than the 3 ranks"):
-        settled(few, tmp_path, many)  # pyright: ignore
+        settled(few, many)  # pyright: ignore
 
 
 def test_what_the_run_goes_on_with_is_recorded(folder: Callable[..., Path]) -> None:

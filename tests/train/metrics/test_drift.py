@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from refimpl.run.ema import ema_start
+from refimpl.train.metrics.drift import ema_drift
 from refimpl.train.setup.trainable import Part
-from refimpl.train.watch.drift import ema_drift
 from tests.tolerances import FLOAT32_ROUNDING
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refimpl.run.world import World
-from refimpl.train.watch.deciles import TimestepLosses
+from refimpl.train.metrics.deciles import TimestepLosses
 from tests.train import runs
 
 

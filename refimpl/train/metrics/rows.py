@@ -36,7 +36,7 @@ def write_row(file: TextIO, step: int, values: dict[str, Any]) -> None:
         file.flush()
     except OSError as error:
         raise InputError(
-            f"could not write {file.name}: {error.strerror}; free space and continue with --train.resume"
+            f"could not write {file.name}: {error.strerror}; free space and continue with --resume"
         ) from error
 
 

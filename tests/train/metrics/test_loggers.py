@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from refimpl.run.config import TrainConfig
-from refimpl.train.watch.loggers import WANDB_ID, open_writers, scalars_of, wandb_id
+from refimpl.train.metrics.loggers import WANDB_ID, open_writers, scalars_of, wandb_id
 
 
 def test_a_continued_run_is_the_same_one_at_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
