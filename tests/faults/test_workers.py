@@ -53,9 +53,14 @@ def test_a_stopped_one_is_named_after_the_time_out(loading: Iterator[Batch]) -> 
 
 def test_a_killed_one_is_named(loading: Iterator[Batch]) -> None:
     workers = workers_of(loading)
-    with pytest.raises(LostProcess) as error, lost_peers_named(runs.ALONE):
-        os.kill(workers[0], signal.SIGKILL)  # torch may raise its error here already
-        list(loading)
+
+    def lose_one() -> None:
+        with lost_peers_named(runs.ALONE):
+            os.kill(workers[0], signal.SIGKILL)  # torch may raise its error here already
+            list(loading)
+
+    with pytest.raises(LostProcess) as error:
+        lose_one()
     assert f"loader process {workers[0]} has ended" in str(error.value)
     assert "lower data.workers" in str(error.value)
 

@@ -61,9 +61,12 @@ def delivered(loader: DataLoader[Item], timeout: float) -> Iterator[Item]:
         if lost is None:
             raise
         end()
-        raise lost from error
     finally:
         atexit.unregister(end)
+    iterator = (
+        None  # the error, and with it torch's last look at these workers, is gone before this one is raised
+    )
+    raise lost
 
 
 @contextlib.contextmanager
