@@ -57,7 +57,7 @@ def delivered(loader: DataLoader[Item], timeout: float) -> Iterator[Item]:
                 return
             yield item  # pyright: ignore[reportReturnType]
     except (RuntimeError, OSError, EOFError) as error:
-        lost = LostProcess(late[0]) if late else lost_worker(error)
+        lost = LostProcess(late[0]) if late else lost_worker(error) or _dead_one(workers)
         if lost is None:
             raise
         end()
@@ -117,11 +117,20 @@ def lost_worker(error: BaseException) -> LostProcess | None:
     torch raises it wherever the program happens to be when a worker ends.
     """
     killed = KILLED.search(str(error))
-    if killed is None:
-        return None
-    how = killed[2].removeprefix("is ").strip().rstrip(".")
+    return None if killed is None else _ended(killed[1], killed[2].removeprefix("is ").strip().rstrip("."))
+
+
+def _dead_one(workers: Sequence[BaseProcess]) -> LostProcess | None:
+    """The error for a worker that has ended while its batch was on the way, which breaks a connection to it."""
+    for process in workers:
+        if process.exitcode:
+            return _ended(str(process.pid), f"exit code {process.exitcode}")
+    return None
+
+
+def _ended(processes: str, how: str) -> LostProcess:
     return LostProcess(
-        f"loader process {killed[1]} has ended: {how}. If that was for lack of memory, lower data.workers; {GO_ON}"
+        f"loader process {processes} has ended: {how}. If that was for lack of memory, lower data.workers; {GO_ON}"
     )
 
 
