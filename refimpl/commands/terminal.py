@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from refimpl.data.loading.orphans import end_with_parent
 from refimpl.errors import BAD_INPUT, INTERRUPTED, LOST_PROCESS, OUT_OF_MEMORY, InputError, LostProcess
 from refimpl.run.threads import prepare_environment
 
@@ -24,6 +25,8 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     group can wait for operations that its peers will never join, and they in turn wait for this one.
     """
     prepare_environment()  # before the command imports torch
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # the parent is torchrun's agent, which may be killed
+        end_with_parent()
     try:
         command()
         sys.stdout.flush()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from refimpl.data.loading.workers import end_with_parent, lost_worker
+from refimpl.data.loading.workers import lost_worker
 from refimpl.errors import InputError, LostProcess
 from refimpl.run.ranks.heartbeat import Heartbeat, start_heartbeat
 
@@ -130,8 +130,6 @@ def join_world(device: str) -> World:
     use_cuda = device != "cpu" and torch.cuda.is_available()
     if use_cuda:
         torch.cuda.set_device(local)
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # the parent is torchrun's agent, which may be killed
-        end_with_parent(os.getppid())
     heartbeat = None
     if size > 1:
         if not dist.is_initialized():
@@ -168,5 +166,5 @@ def lost_peers_named(world: World) -> Iterator[None]:
             raise
         lost = world.heartbeat.lost() if world.heartbeat is not None else ""
         raise LostProcess(
-            f"rank {world.rank} stops because {lost or 'another rank'} has stopped; that one's message says why"
+            f"rank {world.rank} stops because {lost or 'another rank has stopped'}; its own message says why"
         ) from error

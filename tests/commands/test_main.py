@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from refimpl.commands.main import COMMANDS, GROUPS, dispatch, usage
 from refimpl.commands.terminal import run_command
-from refimpl.errors import InputError
+from refimpl.errors import InputError, LostProcess
 
 NO_MEMORY = "error: not enough memory for this; lower the batch, the images' size or the network's "
 
@@ -100,7 +100,11 @@ def test_a_configuration_that_is_none_ends_with_2(name: str, capsys: pytest.Capt
             2,
             NO_MEMORY + "(CUDA out of memory. Tried 9 GiB)\n",
         ),
+        (LostProcess("rank 1 has stopped"), 69, "error: rank 1 has stopped\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (SystemExit(), 0, ""),
+        (SystemExit(75), 75, ""),
+        (SystemExit("no such thing"), 1, "no such thing\n"),
         (None, 0, ""),
     ],
 )
@@ -168,7 +172,7 @@ def test_one_rank_of_several_ends_at_once_with_its_message() -> None:
     """Also where threads are left that would keep the process alive."""
     code = (
         "import threading, time\n"
-        "from refimpl.errors import InputError\n"
+        "from refimpl.errors import InputError, LostProcess\n"
         "from refimpl.commands.terminal import run_command\n"
         "threading.Thread(target=time.sleep, args=(600,)).start()\n"
         "def command():\n"

@@ -121,6 +121,7 @@ def _rank(
     command: Callable[[list[str]], None], arguments: list[str], rank: int, world: int, port: int, output: Path
 ) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in a program of its own
     _quietly(str(output))
     environment = {
         "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,

@@ -1,9 +1,7 @@
 """Batches of images from disk, the same for any number of worker processes (N §4.1.3)."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -239,8 +237,7 @@ def load_batches(
         num_workers=workers,
         generator=torch.Generator(),
         pin_memory=pinned,
-        timeout=timeout if workers else 0,
-        worker_init_fn=partial(begin_worker, os.getpid()),
+        worker_init_fn=begin_worker,
     )
     return _raising(delivered(loader, timeout))
 

@@ -1,95 +1,137 @@
 """The processes that load images: they end with the one that started them, and a lost one is named."""
 
-import ctypes
+import atexit
+import contextlib
 import multiprocessing
-import os
 import re
 import signal
-import sys
+import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
 from torch.utils.data import DataLoader
 
+from refimpl.data.loading.orphans import end_with_parent
 from refimpl.errors import LostProcess
 
 Item = TypeVar("Item")
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 KILLED = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (is killed by signal: .*|exited unexpectedly)"
 )
-TIMED_OUT = "DataLoader timed out after"
+END = object()
 GO_ON = "continue the run from its newest checkpoint"
 
 
-def end_with_parent(parent: int) -> None:
-    """Has the kernel kill this process when its parent ends, however that may be; Linux only (prctl(2)).
-
-    parent  the parent's process number: if it has ended already, this process ends here
-    The kernel goes by the thread that started this process, so that must be one that lasts: the main thread.
-    """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def begin_worker(parent: int, number: int) -> None:
+def begin_worker(number: int) -> None:
     """What a loader process does first: the signals that stop a run are for its parent alone.
 
     Ctrl-C and a scheduler's SIGTERM reach every process of a job; a worker that obeyed would end the step that its
     parent is finishing.
     """
-    end_with_parent(parent)
+    end_with_parent()
     signal.set_wakeup_fd(-1)  # the parent's, which forking has copied
-    for number_of in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number_of, signal.SIG_IGN)
+    for stopping in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(stopping, signal.SIG_IGN)
 
 
 def delivered(loader: DataLoader[Item], timeout: float) -> Iterator[Item]:
     """What a DataLoader yields. Raises LostProcess, having killed the rest, when one of its workers is lost.
 
-    timeout  seconds that the loader waits for a batch, as it was told; for the message
+    timeout  seconds to wait for each batch; 0 waits without end. DataLoader's own time-out does not do: it does not
+             cover the moment when a batch's memory is asked of a worker that has been stopped.
     """
     others = set(multiprocessing.active_children())
     iterator = iter(loader)
     workers = [process for process in multiprocessing.active_children() if process not in others]
+    late: list[str] = []
+    end = partial(_end, workers)  # multiprocessing would wait at exit for workers that heed no SIGTERM
+    atexit.register(end)
     try:
-        yield from iterator
-    except RuntimeError as error:
-        lost = lost_worker(error, timeout, workers)
+        while True:
+            with _interrupted_after(timeout, workers, late):
+                item = next(iterator, END)
+            if item is END:
+                return
+            yield item  # pyright: ignore[reportReturnType]
+    except (RuntimeError, OSError, EOFError) as error:
+        lost = LostProcess(late[0]) if late else lost_worker(error) or _dead_one(workers)
         if lost is None:
             raise
-        for process in workers:
-            process.kill()  # a stopped one can't end by itself, and Python would wait for it at its own end
-        raise lost from error
+        end()
+    finally:
+        atexit.unregister(end)
+    iterator = (
+        None  # the error, and with it torch's last look at these workers, is gone before this one is raised
+    )
+    raise lost
 
 
-def lost_worker(
-    error: BaseException, timeout: float = 0.0, workers: Sequence[BaseProcess] = ()
-) -> LostProcess | None:
+@contextlib.contextmanager
+def _interrupted_after(timeout: float, workers: Sequence[BaseProcess], late: list[str]) -> Iterator[None]:
+    """Raises in the context when that takes longer than the time-out; the reason is then in `late`."""
+    if not (timeout and workers):
+        yield
+        return
+    timer = threading.Timer(timeout, _interrupt, (workers, timeout, late))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _interrupt(workers: Sequence[BaseProcess], timeout: float, late: list[str]) -> None:
+    """Kills a worker, at which torch raises an error in the main thread, whatever that waits for."""
+    stopped = [process for process in workers if is_stopped(process.pid)]
+    names = ", ".join(str(process.pid) for process in stopped)
+    which = f"process {names} is stopped" if stopped else "they may wait for the disk"
+    late.append(
+        f"no batch from the {len(workers)} loader processes for {timeout:g} s: {which}. Raise data.worker_timeout if "
+        f"reading may take that long; {GO_ON}"
+    )
+    (stopped or list(workers))[0].kill()
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    """Kills workers: a stopped one can't end by itself, and Python would wait for it at its own end.
+
+    Meanwhile torch's handler, which raises an error wherever the program is when a worker ends, is out of place.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
+    for process in workers:
+        process.kill()
+    for process in workers:
+        process.join()
+    if is_main:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def lost_worker(error: BaseException) -> LostProcess | None:
     """The error to show for one that torch raises about a worker; None where it is about something else.
 
     torch raises it wherever the program happens to be when a worker ends.
     """
     killed = KILLED.search(str(error))
-    if killed is not None:
-        how = killed[2].removeprefix("is ").strip().rstrip(".")
-        return LostProcess(
-            f"loader process {killed[1]} has ended: {how}. If that was for lack of memory, lower data.workers; "
-            f"{GO_ON}"
-        )
-    if TIMED_OUT in str(error):
-        stopped = [str(process.pid) for process in workers if is_stopped(process.pid)]
-        which = f"process {', '.join(stopped)} is stopped" if stopped else "they may wait for the disk"
-        return LostProcess(
-            f"no batch from the {len(workers)} loader processes for {timeout:g} s: {which}. Raise "
-            f"data.worker_timeout if reading may take that long; {GO_ON}"
-        )
+    return None if killed is None else _ended(killed[1], killed[2].removeprefix("is ").strip().rstrip("."))
+
+
+def _dead_one(workers: Sequence[BaseProcess]) -> LostProcess | None:
+    """The error for a worker that has ended while its batch was on the way, which breaks a connection to it."""
+    for process in workers:
+        if process.exitcode:
+            return _ended(str(process.pid), f"exit code {process.exitcode}")
     return None
+
+
+def _ended(processes: str, how: str) -> LostProcess:
+    return LostProcess(
+        f"loader process {processes} has ended: {how}. If that was for lack of memory, lower data.workers; {GO_ON}"
+    )
 
 
 def is_stopped(process: int | None) -> bool:

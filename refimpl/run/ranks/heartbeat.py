@@ -21,6 +21,7 @@ from refimpl.errors import LOST_PROCESS
 Result = TypeVar("Result")
 INTERVAL = 1.0  # s between two beats
 SILENCE = 3.0  # s without a beat after which a rank counts as stopped
+MORE_TIME = "raise train.step_timeout if a step may take so long"
 ANSWER = 3.0  # s that the store has to answer
 
 
@@ -66,13 +67,13 @@ class Heartbeat:
         self._say()
 
     def lost(self) -> str:
-        """The ranks that have stopped, and where they were last; empty when none has. Takes `SILENCE` seconds."""
+        """That ranks have stopped, and where they were last; empty when none has. Takes `SILENCE` seconds."""
         before = self._read()
         time.sleep(SILENCE)
         after = self._read()
         if before is None or after is None:
             return f"{self._holder} does not answer"
-        return _named({rank: place for rank, (beats, place) in after.items() if before[rank][0] == beats})
+        return _stopped({rank: place for rank, (beats, place) in after.items() if before[rank][0] == beats})
 
     def end(self) -> None:
         """Says nothing more, and ends this process no more."""
@@ -108,15 +109,15 @@ class Heartbeat:
             if now - known[rank][1] > (limit if place.takes_long else SILENCE)
         }
         if silent:
-            return _named(silent)
+            return _stopped(silent)
         places = {**{rank: place for rank, (_, place) in heard.items()}, self._rank: own}
         if any(place.takes_long for place in places.values()) or now - self._since < limit + SILENCE:
             return ""
         last = min(place[:2] for place in places.values())
         behind = {rank: place for rank, place in places.items() if place[:2] == last}
         if len(behind) == self._size:
-            return "all ranks are alive and wait for one another; raise train.step_timeout if a step may take so long"
-        return f"{_named(behind)} is alive but behind; raise train.step_timeout if a step may take so long"
+            return f"all ranks are alive and wait for one another; {MORE_TIME}"
+        return f"{_named(behind)} has not come further, but is alive; {MORE_TIME}"
 
     def _read(self) -> dict[int, tuple[int, Place]] | None:
         """What the other ranks have last said; None when the store does not answer."""
@@ -128,6 +129,10 @@ class Heartbeat:
             return {rank: (beats, Place(*place)) for rank, (beats, *place) in zip(present, said, strict=True)}
 
         return within(ANSWER, read)
+
+
+def _stopped(places: Mapping[int, Place]) -> str:
+    return f"{_named(places)} {'has' if len(places) == 1 else 'have'} stopped" if places else ""
 
 
 def _named(places: Mapping[int, Place]) -> str:
