@@ -45,8 +45,10 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
     from refimpl.train.budget.levers import levers
     from refimpl.train.budget.plan import largest_work, plan_step
     from refimpl.train.budget.table import lever_table, table
+    from refimpl.train.sharding.mesh import check_sharding
 
     card = _card(command.gpu)
+    check_sharding(config.train, command.ranks)
     work = largest_work(config, command.ranks)
     counted = count(config, work.bucket)
     plan = plan_step(counted, work)

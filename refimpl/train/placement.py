@@ -87,10 +87,14 @@ def place(model: Model, config: Config, device: torch.device) -> None:
     """Gives the networks their memory format and the UNet its attention kernel, and has its blocks compiled.
 
     After the adapters are in their places, and before anything is made after the weights: the optimizer's moments and
-    the moving average have the weights' memory format.
+    the moving average have the weights' memory format. Under ordered reduction the UNet's weights stay contiguous,
+    and only its activations have the format.
     """
     placement = resolve(config.train, device)
-    for network in (model.unet, model.vae):
+    # Divided weights lie contiguous (FSDP2), and a convolution may round otherwise for another order of its weight.
+    # So where every sharding is to give the same bits, they lie contiguous under each.
+    same_bits = config.train.reduction == "ordered"
+    for network in [model.vae] if same_bits else [model.unet, model.vae]:
         network.to(memory_format=placement.memory_format)  # pyright: ignore[reportCallIssue]
     for module in model.unet.modules():
         if isinstance(module, Attention):
