@@ -47,7 +47,7 @@ def train(config: Config, run: Path, prepared: Prepared, world: World) -> None:
     gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
     network = in_precision(gradients.network, settings, device)
     log = RunLog(config, run, start, world)
-    log.placement(resolve(settings, device))
+    log.placement(resolve(settings, device, world.size))
     log.weight_mass(config.diffusion)
     quarantine = Quarantine(run, world)
     if start == 0:

@@ -31,6 +31,8 @@ class Placement(NamedTuple):
     memory_format: torch.memory_format
     compile: str
     deterministic: bool
+    ranks: int = 1
+    sharding: str = "replicate"
 
     def __str__(self) -> str:
         """The first line of a run's log."""
@@ -47,12 +49,13 @@ class Placement(NamedTuple):
                 "channels last" if last else "channels first",
                 f"compile {self.compile}",
                 *(["deterministic"] if self.deterministic else []),
+                *([f"{self.ranks} ranks", f"sharding {self.sharding}"] if self.ranks > 1 else []),
             ]
         )
 
 
-def resolve(settings: TrainConfig, device: torch.device) -> Placement:
-    """What the settings come to on a device."""
+def resolve(settings: TrainConfig, device: torch.device, ranks: int = 1) -> Placement:
+    """What the settings come to on a device, on one rank of several."""
     last = settings.channels_last == "on" or (settings.channels_last == "auto" and device.type != "cpu")
     return Placement(
         device,
@@ -62,6 +65,8 @@ def resolve(settings: TrainConfig, device: torch.device) -> Placement:
         torch.channels_last if last else torch.contiguous_format,
         settings.compile,
         settings.deterministic,
+        ranks,
+        settings.sharding + (" with zero1" if settings.zero1 else ""),
     )
 
 

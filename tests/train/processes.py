@@ -32,12 +32,17 @@ def start_server() -> None:
 
 
 def run_ranks(
-    arguments: Sequence[str], world: int, output: Path, command: Callable[[list[str]], None] = train_command
+    arguments: Sequence[str],
+    world: int,
+    output: Path,
+    command: Callable[[list[str]], None] = train_command,
+    patience: float = PATIENCE,
 ) -> list[int]:
     """`torchrun --nproc-per-node=world -m refimpl.train …` without torchrun; returns each rank's exit code.
 
     output   folder for what each rank prints: rank0.txt, rank1.txt, …
     command  another command's function of a module, instead of training
+    patience seconds after which a rank counts as hanging
     Raises TimeoutError, having killed them, when ranks hang.
     """
     port = _free_port()
@@ -50,7 +55,7 @@ def run_ranks(
     ]
     for process in ranks:
         process.start()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     for process in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
     hanging = [number for number, process in enumerate(ranks) if process.is_alive()]
@@ -58,7 +63,7 @@ def run_ranks(
         ranks[number].kill()
         ranks[number].join()
     if hanging:
-        raise TimeoutError(f"ranks {hanging} of {world} still ran after {PATIENCE} s")
+        raise TimeoutError(f"ranks {hanging} of {world} still ran after {patience:g} s")
     return [int(process.exitcode or 0) for process in ranks]
 
 
