@@ -55,38 +55,37 @@ def disagreements(one: Path, other: Path, step: int) -> list[str]:
     return differences(one, other, step) + drawn
 
 
-def several(root: Path, folder: Path, steps: int, ways: dict[str, tuple[int, Settings]], **train: Any):
-    """Runs of 1 rank and of each way; the run folders by the way's name."""
-    every = max(1, steps // 2)
-    shared = {
-        "steps": steps,
-        "validate_every": every,
-        "sample_every": every,
-        "checkpoint_every": every,
-        **train,
-    }
-    data = {"heldout": str(root / "heldout")}
+def several(
+    root: Path, folder: Path, steps: int, every: int, ways: dict[str, tuple[int, Settings]]
+) -> dict[str, Path]:
+    """Runs of one rank and of each way in `ordered` reduction, measured and kept every so many steps."""
+    shared = {"steps": steps, "validate_every": every, "sample_every": every, "checkpoint_every": every}
     cases = {
-        f"{name}-{ranks}": (ranks, {"train": shared | way, "data": data})
+        name: (
+            ranks,
+            {
+                "train": {"reduction": "ordered", **shared, **way},
+                "data": {"heldout": str(root / "heldout")},
+            },
+        )
         for name, (ranks, way) in {"alone": (1, {}), **ways}.items()
     }
     return train_alike(root, folder, cases)
 
 
 def test_two_ranks_give_the_bits_of_one(root: Path, tmp_path: Path, tally: Callable[..., None]) -> None:
-    ways = {name: TWO[name] for name in ("zero1", "shard")}
-    folders = several(root, tmp_path, 4, ways, reduction="ordered")
-    alone, *others = folders.values()
-    lost = {other.name: found for other in others if (found := disagreements(alone, other, 4))}
-    tally(tried=len(others), lost=len(lost))
-    assert not lost
-    # The pictures show the averages: with none, which is a decay of 0, they show the weights, and others.
-    weights = several(root, tmp_path / "weights", 4, {}, reduction="ordered", ema_decay=0.0)["alone-1"]
-    assert runs.checkpoint(weights, 4)["unet"].keys() == runs.checkpoint(alone, 4)["unet"].keys()
-    assert not runs.differing(
-        {"x": runs.checkpoint(weights, 4)["unet"]}, {"x": runs.checkpoint(alone, 4)["unet"]}
+    weights = (1, {"ema_decay": 0.0})  # whose averages are the weights
+    folders = several(
+        root, tmp_path, 4, 4, {"weights": weights, "zero1": TWO["zero1"], "shard": TWO["shard"]}
     )
-    assert pictures(weights)[-1] != pictures(alone)[-1]
+    alone, weights = folders.pop("alone"), folders.pop("weights")
+    lost = {way: found for way, other in folders.items() if (found := disagreements(alone, other, 4))}
+    tally(tried=len(folders), lost=len(lost))
+    assert not lost
+    # The pictures show the averages: of the same weights, others are drawn.
+    unet, averaged = (runs.checkpoint(run, 4)["unet"] for run in (weights, alone))
+    assert not runs.differing({"x": unet}, {"x": averaged})
+    assert pictures(weights) != pictures(alone)
 
 
 @pytest.mark.faults
@@ -94,9 +93,10 @@ def test_two_ranks_give_the_bits_of_one(root: Path, tmp_path: Path, tally: Calla
 def test_sixty_steps_give_the_bits_of_one_rank(
     ways: dict[str, tuple[int, Settings]], root: Path, tmp_path: Path, tally: Callable[..., None]
 ) -> None:
-    alone, *others = several(root, tmp_path, 60, ways, reduction="ordered").values()
-    lost = {other.name: found for other in others if (found := disagreements(alone, other, 60))}
-    tally(tried=len(others), lost=len(lost), steps=60)
+    folders = several(root, tmp_path, 60, 20, ways)
+    alone = folders.pop("alone")
+    lost = {way: found for way, other in folders.items() if (found := disagreements(alone, other, 60))}
+    tally(tried=len(folders), lost=len(lost), steps=60)
     assert not lost
 
 

@@ -44,7 +44,7 @@ def train_alike(root: Path, folder: Path, cases: dict[str, tuple[int, dict[str, 
         tomls.setdefault(ranks, []).append(toml)
     for ranks, paths in tomls.items():
         output = folder / f"output-{ranks}"
-        codes = run_ranks(paths, ranks, output, train_each, patience=2 * PATIENCE * len(paths))
+        codes = run_ranks(paths, ranks, output, train_each, patience=4 * PATIENCE * len(paths))
         printed = "\n".join(path.read_text(errors="replace") for path in sorted(output.iterdir()))
         assert codes == [0] * ranks, printed
     return {name: folder / name for name in cases}
