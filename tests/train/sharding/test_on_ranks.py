@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ SMALL = UNetConfig(
     channels=8, channel_mult=(1, 2), transformer_depth=(0, 1), middle_depth=1, res_blocks=1, head_dim=8,
     context_dim=6, vector_dim=12, groups=4,
 )  # fmt: skip
-KINDS = (
+KINDS: tuple[dict[str, Any], ...] = (
     {"sharding": "shard"}, {"sharding": "hybrid", "ranks_per_node": 2}, {"zero1": True}, {},
 )  # fmt: skip
 
@@ -99,7 +100,7 @@ def owners_send_what_they_changed(world: World) -> None:
         assert torch.equal(parameter, values)
 
 
-def network(kind: dict, world: World, ordered: bool = False) -> tuple[UNet, list[Part], Sharding]:
+def network(kind: dict[str, Any], world: World, ordered: bool = False) -> tuple[UNet, list[Part], Sharding]:
     """A UNet divided in a way, its values the same in every call."""
     torch.manual_seed(0)
     unet = trained_looking(UNet(SMALL))
