@@ -13,7 +13,8 @@ import pytest
 
 from tests.tolerances import FLOAT32_ROUNDING, NETWORK_FLOAT32
 from tests.train import runs
-from tests.train.sharding.side_by_side import differences, train_alike
+from tests.train.processes import run_ranks
+from tests.train.sharding.side_by_side import BATCHES, differences, train_alike
 
 Settings = dict[str, Any]
 TWO: dict[str, tuple[int, Settings]] = {
@@ -97,6 +98,24 @@ def test_sixty_steps_give_the_bits_of_one_rank(
     alone = folders.pop("alone")
     lost = {way: found for way, other in folders.items() if (found := disagreements(alone, other, 60))}
     tally(tried=len(folders), lost=len(lost), steps=60)
+    assert not lost
+
+
+@pytest.mark.faults
+def test_a_run_goes_on_under_another_sharding(root: Path, tmp_path: Path, tally: Callable[..., None]) -> None:
+    """Two steps each way: what one sharding has written, the next reads."""
+    whole = several(root, tmp_path / "whole", 6, 6, {})["alone"]
+    run = tmp_path / "parts"
+    data = {"heldout": str(root / "heldout")}
+    for steps, (ranks, way) in zip((2, 4, 6), (TWO["shard"], TWO["zero1"], (1, {})), strict=True):
+        train = {
+            "reduction": "ordered", "batch_size": 1, "accumulate": BATCHES // ranks, "steps": steps,
+            "checkpoint_every": 2, "validate_every": 6, "keep_checkpoints": 0, "resume": steps > 2, **way,
+        }  # fmt: skip
+        toml = runs.write_toml(root, tmp_path / f"{steps}.toml", run, train=train, data=data)
+        assert run_ranks([toml], ranks, tmp_path / f"output-{steps}") == [0] * ranks
+    lost = runs.differing(runs.checkpoint(whole, 6), runs.checkpoint(run, 6))
+    tally(tried=2, lost=bool(lost))
     assert not lost
 
 

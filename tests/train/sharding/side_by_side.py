@@ -36,6 +36,7 @@ def train_alike(root: Path, folder: Path, cases: dict[str, tuple[int, dict[str, 
 
     root   as for `runs.table`    cases  name → (ranks, sections of the settings)
     """
+    folder.mkdir(exist_ok=True)
     tomls: dict[int, list[str]] = {}
     for name, (ranks, sections) in cases.items():
         shared = {"batch_size": 1, "accumulate": BATCHES // ranks, "keep_checkpoints": 0}
