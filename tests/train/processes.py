@@ -32,19 +32,21 @@ def start_server() -> None:
 
 
 def run_ranks(
-    arguments: Sequence[str],
-    world: int,
-    output: Path,
-    command: Callable[[list[str]], None] = train_command,
-    patience: float = PATIENCE,
+    arguments: Sequence[str], world: int, output: Path, command: Callable[[list[str]], None] = train_command
 ) -> list[int]:
     """`torchrun --nproc-per-node=world -m refimpl.train …` without torchrun; returns each rank's exit code.
 
     output   folder for what each rank prints: rank0.txt, rank1.txt, …
     command  another command's function of a module, instead of training
-    patience seconds after which a rank counts as hanging
     Raises TimeoutError, having killed them, when ranks hang.
     """
+    return join_ranks(start_ranks(arguments, world, output, command))
+
+
+def start_ranks(
+    arguments: Sequence[str], world: int, output: Path, command: Callable[[list[str]], None] = train_command
+) -> list[Any]:
+    """The processes of `run_ranks`, started; `join_ranks` waits for them."""
     port = _free_port()
     output.mkdir(parents=True, exist_ok=True)
     ranks = [
@@ -55,6 +57,11 @@ def run_ranks(
     ]
     for process in ranks:
         process.start()
+    return ranks
+
+
+def join_ranks(ranks: Sequence[Any], patience: float = PATIENCE) -> list[int]:
+    """Each rank's exit code. Raises TimeoutError, having killed them, when ranks hang."""
     deadline = time.monotonic() + patience
     for process in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -63,7 +70,7 @@ def run_ranks(
         ranks[number].kill()
         ranks[number].join()
     if hanging:
-        raise TimeoutError(f"ranks {hanging} of {world} still ran after {patience:g} s")
+        raise TimeoutError(f"ranks {hanging} of {len(ranks)} still ran after {patience} s")
     return [int(process.exitcode or 0) for process in ranks]
 
 

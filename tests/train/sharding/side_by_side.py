@@ -12,7 +12,7 @@ from refimpl.train.setup import compiled_blocks
 from refimpl.train.setup.out_folder import run_folder
 from refimpl.train.setup.prepare import prepare
 from tests.train import runs
-from tests.train.processes import PATIENCE, run_ranks
+from tests.train.processes import PATIENCE, join_ranks, start_ranks
 
 BATCHES = 4  # micro-batches of a step, of one image each, whoever computes them
 
@@ -45,7 +45,8 @@ def train_alike(root: Path, folder: Path, cases: dict[str, tuple[int, dict[str, 
         tomls.setdefault(ranks, []).append(toml)
     for ranks, paths in tomls.items():
         output = folder / f"output-{ranks}"
-        codes = run_ranks(paths, ranks, output, train_each, patience=4 * PATIENCE * len(paths))
+        started = start_ranks(paths, ranks, output, train_each)
+        codes = join_ranks(started, patience=4 * PATIENCE * len(paths))
         printed = "\n".join(path.read_text(errors="replace") for path in sorted(output.iterdir()))
         assert codes == [0] * ranks, printed
     return {name: folder / name for name in cases}
