@@ -31,8 +31,9 @@ def update(
 ) -> Tensor:
     """Takes one optimizer step with the gradients in every parameter's `.grad`, which it then clears.
 
-    Every rank calls it, steps what it holds, and has in the end the weights that it computes with. A gradient that is not finite changes nothing: weights, moments, step counts and averages stay as they were.
-    `check_finite` raises the error.
+    Every rank calls it, steps what it holds, and has in the end the weights that it computes with. A gradient that is
+    not finite changes nothing: weights, moments, step counts and averages stay as they were. `check_finite` raises
+    the error.
 
     averages   moving averages of what this rank keeps, to be updated with the new weights
     clip_norm  largest norm of the gradient, which is scaled down to it where it is larger; 0 does not clip
