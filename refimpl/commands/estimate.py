@@ -51,8 +51,10 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
     from refimpl.train.budget.table import lever_table, table
     from refimpl.train.scale.communication import Cluster
     from refimpl.train.scale.table import scale_table, step_of
+    from refimpl.train.sharding.mesh import check_sharding
 
     card = _card(command.gpu)
+    check_sharding(config.train, command.ranks)
     work = largest_work(config, command.ranks)
     counted = count(config, work.bucket)
     plan = plan_step(counted, work)

@@ -194,7 +194,5 @@ def load_optimizer_state(
 
 def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
     """The moment on the parameter's device with its strides: fused AdamW walks both as they lie in memory."""
-    held = local(parameter)
-    return torch.empty_like(held, dtype=moment.dtype, requires_grad=False).copy_(
-        local_like(parameter, moment)
-    )
+    part = local_like(parameter, moment)
+    return torch.empty_like(local(parameter), dtype=part.dtype, requires_grad=False).copy_(part)

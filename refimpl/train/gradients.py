@@ -156,7 +156,7 @@ class OrderedGradients:
         every = own[None]
         if self._world.size > 1:
             every = own.new_empty(self._world.size, len(own))
-            dist.all_gather_into_tensor(every.view(-1), own)
+            dist.all_gather(list(every), own)
         count = self._world.size * (len(own) - 1) + self._turn.real
         return every.T.flatten()[:count].sum()
 

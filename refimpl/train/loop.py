@@ -55,7 +55,7 @@ def train(
     gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
     network = in_precision(gradients.network, settings, device)
     log = RunLog(config, run, start, world)
-    log.placement(resolve(settings, device))
+    log.placement(resolve(settings, device, world.size))
     log.weight_mass(config.diffusion)
     faults = Faults(settings, run, world, asked)
     if start == 0:

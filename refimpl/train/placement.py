@@ -31,6 +31,8 @@ class Placement(NamedTuple):
     memory_format: torch.memory_format
     compile: str
     deterministic: bool
+    ranks: int = 1
+    sharding: str = "replicate"
 
     def __str__(self) -> str:
         """The first line of a run's log."""
@@ -47,12 +49,13 @@ class Placement(NamedTuple):
                 "channels last" if last else "channels first",
                 f"compile {self.compile}",
                 *(["deterministic"] if self.deterministic else []),
+                *([f"{self.ranks} ranks", f"sharding {self.sharding}"] if self.ranks > 1 else []),
             ]
         )
 
 
-def resolve(settings: TrainConfig, device: torch.device) -> Placement:
-    """What the settings come to on a device."""
+def resolve(settings: TrainConfig, device: torch.device, ranks: int = 1) -> Placement:
+    """What the settings come to on a device, on one rank of several."""
     last = settings.channels_last == "on" or (settings.channels_last == "auto" and device.type != "cpu")
     return Placement(
         device,
@@ -62,6 +65,8 @@ def resolve(settings: TrainConfig, device: torch.device) -> Placement:
         torch.channels_last if last else torch.contiguous_format,
         settings.compile,
         settings.deterministic,
+        ranks,
+        settings.sharding + (" with zero1" if settings.zero1 else ""),
     )
 
 
@@ -87,10 +92,14 @@ def place(model: Model, config: Config, device: torch.device) -> None:
     """Gives the networks their memory format and the UNet its attention kernel, and has its blocks compiled.
 
     After the adapters are in their places, and before anything is made after the weights: the optimizer's moments and
-    the moving average have the weights' memory format.
+    the moving average have the weights' memory format. Under ordered reduction the UNet's weights stay contiguous,
+    and only its activations have the format.
     """
     placement = resolve(config.train, device)
-    for network in (model.unet, model.vae):
+    # Divided weights lie contiguous (FSDP2), and a convolution may round otherwise for another order of its weight.
+    # So where every sharding is to give the same bits, they lie contiguous under each.
+    same_bits = config.train.reduction == "ordered"
+    for network in [model.vae] if same_bits else [model.unet, model.vae]:
         network.to(memory_format=placement.memory_format)  # pyright: ignore[reportCallIssue]
     for module in model.unet.modules():
         if isinstance(module, Attention):

@@ -9,7 +9,7 @@ from refimpl.run.adamw import step_by_definition, step_in_one_pass
 from refimpl.run.ema import ema_decay, ema_update
 from refimpl.storage.local_tensors import local
 from refimpl.train.setup.trainable import Averages, Part
-from refimpl.train.sharding.kinds import Replicated, Sharding, stepped
+from refimpl.train.sharding.kinds import Replicated, Sharding
 from refimpl.train.sharding.norms import gradient_norm
 
 NORM_EPSILON = 1e-6  # of torch.nn.utils.clip_grad_norm_
@@ -53,11 +53,12 @@ def update(
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     norm = gradient_norm(gradients, reduction)
     skipped = agree(norm)
-    held = _with_gradients(parts, sharding)
+    own = {part.name: sharding.own(part) for part in parts}
+    held = _with_gradients(own)
     if backend == "kernel" or reduction == "ordered":
         take_step = step_in_one_pass if backend == "kernel" else step_by_definition
-        own = _own_averages(parts, averages, sharding)
-        take_step(optimizer, own, _scale(norm, clip_norm), skipped, ema_decay(step, decay))
+        kept = _averages_of(own, averages)
+        take_step(optimizer, kept, _scale(norm, clip_norm), skipped, ema_decay(step, decay))
     else:
         _step_by_torch(optimizer, held, norm, skipped, clip_norm)
         for part in parts:
@@ -69,10 +70,10 @@ def update(
     return norm
 
 
-def _with_gradients(parts: Sequence[Part], sharding: Sharding) -> list[Tensor]:
+def _with_gradients(own: Mapping[str, Mapping[str, Tensor]]) -> list[Tensor]:
     """The tensors that this rank's optimizer steps, with what it holds of their gradients."""
     held = []
-    for parameter in (p for part in parts for p in sharding.own(part).values()):
+    for parameter in (parameter for part in own.values() for parameter in part.values()):
         tensor = local(parameter)
         tensor.grad = None if parameter.grad is None else local(parameter.grad)
         held.append(tensor)
@@ -105,11 +106,11 @@ def _scale(norm: Tensor, clip_norm: float) -> Tensor:
     return (clip_norm / (norm + NORM_EPSILON)).clamp(max=1.0)
 
 
-def _own_averages(parts: Sequence[Part], averages: Averages, sharding: Sharding) -> Mapping[Tensor, Tensor]:
+def _averages_of(own: Mapping[str, Mapping[str, Tensor]], averages: Averages) -> Mapping[Tensor, Tensor]:
     """The average of every tensor that this rank steps; frozen weights are their own average."""
     return {
-        tensor: local(averages[part.name][name])
-        for part in parts
-        if part.name in averages
-        for name, tensor in stepped(sharding, part).items()
+        local(parameter): local(averages[part][name])
+        for part, parameters in own.items()
+        if part in averages
+        for name, parameter in parameters.items()
     }

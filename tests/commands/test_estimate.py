@@ -49,6 +49,14 @@ def test_ranks_have_buckets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "of rank 0 of 2" in out
 
 
+def test_ranks_share_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = ["tiny", "--gpu", "h200", "--ranks", "8", "--train.sharding", "shard"]
+    code, out, _ = ending(shown, capsys)
+    assert code == 0
+    assert "weights and gradients under way in FSDP2" in out
+    assert "DDP's gradient buckets" not in out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -56,6 +64,11 @@ def test_ranks_have_buckets(capsys: pytest.CaptureFixture[str]) -> None:
         (["tiny", "--gpu", "rtx490"], 2, "the nearest is 'rtx4090'"),
         (["tiny", "--ranks", "0"], 2, "--ranks 0 must be at least 1"),
         (["tiny", "--train.stepz", "3"], 2, "--train.stepz"),
+        (
+            ["tiny", "--ranks", "3", "--train.sharding", "hybrid", "--train.ranks-per-node", "2"],
+            2,
+            "'hybrid' needs a whole number of nodes, but train.ranks_per_node says 2 ranks on each",
+        ),
         ([], 2, "Missing from refimpl estimate: STR Preset or TOML file"),
     ],
 )

@@ -90,6 +90,10 @@ def test_the_first_line_names_everything(monkeypatch: pytest.MonkeyPatch) -> Non
         "device cuda:0 (NVIDIA H100), backend kernel, precision bf16, attention flash, channels last, "
         "compile blocks, deterministic"
     )
+    assert str(resolve(TrainConfig(zero1=True), CPU, ranks=8)).endswith(
+        "compile none, 8 ranks, sharding replicate with zero1"
+    )
+    assert str(resolve(TrainConfig(sharding="hybrid"), CPU, ranks=4)).endswith("4 ranks, sharding hybrid")
     assert str(resolve(TrainConfig(), CPU)) == (
         "device cpu, backend reference, precision tf32, attention torch, channels first, compile none"
     )

@@ -94,7 +94,10 @@ def test_a_gradient_is_clipped_to_the_norm(clip_norm: float, kept: float, backen
 
 @pytest.mark.parametrize("gradient", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("before", [0, 2])
-def test_a_gradient_that_is_not_finite_changes_nothing(gradient: float, before: int, backend: str) -> None:
+@pytest.mark.parametrize("reduction", ["fast", "ordered"])
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    gradient: float, before: int, reduction: str, backend: str
+) -> None:
     """Bit for bit: weights, moments, step counts and averages; and the steps after it are as if it had not been."""
     ends = []
     for is_interrupted in (True, False):
@@ -102,13 +105,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(gradient: float, before: 
         averages: Averages = {"unet": ema_start(parts[0])}
         for step in range(1, before + 1):
             set_gradients(network, 1.0, step)
-            update(optimizer, parts, averages, 1.0, 0.9, step, backend)
+            update(optimizer, parts, averages, 1.0, 0.9, step, backend, reduction=reduction)
         if is_interrupted:
             state = state_of(parts, optimizer, averages)
             set_gradients(network, 1.0, 99)
             assert network[2].weight.grad is not None
             network[2].weight.grad[3, 1] = gradient
-            norm = update(optimizer, parts, averages, 1.0, 0.9, before + 1, backend)
+            norm = update(optimizer, parts, averages, 1.0, 0.9, before + 1, backend, reduction=reduction)
             assert not norm.isfinite()
             after = state_of(parts, optimizer, averages)
             if not before:  # the moments exist from the first step on
@@ -119,7 +122,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(gradient: float, before: 
             assert same_bits(state, after)
             assert all(parameter.grad is None for parameter in network.parameters())
         set_gradients(network, 1.0, before + 1)
-        update(optimizer, parts, averages, 1.0, 0.9, before + 1, backend)
+        update(optimizer, parts, averages, 1.0, 0.9, before + 1, backend, reduction=reduction)
         ends.append(state_of(parts, optimizer, averages))
     assert same_bits(*ends)
     assert ends[0]["0.weight.step"] == before + 1
@@ -156,16 +159,40 @@ def test_torchs_operations_keep_their_bits(size: float, clip_norm: float) -> Non
 
 def test_both_backends_take_the_same_steps() -> None:
     ends = []
-    for backend in ("reference", "kernel"):
+    for backend, reduction in (("reference", "fast"), ("kernel", "fast"), ("reference", "ordered")):
         network, parts, optimizer = many_weights()
         averages: Averages = {"unet": ema_start(parts[0])}
         for step in range(1, 6):
             set_gradients(network, 3.0, step)
-            update(optimizer, parts, averages, 1.0, 0.9, step, backend)
+            update(optimizer, parts, averages, 1.0, 0.9, step, backend, reduction=reduction)
         ends.append(state_of(parts, optimizer, averages))
-    assert ends[0].keys() == ends[1].keys()
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=FLOAT32_ROUNDING)
+    for end in ends[1:]:
+        assert end.keys() == ends[0].keys()
+        for name, value in ends[0].items():
+            torch.testing.assert_close(end[name], value, rtol=0, atol=FLOAT32_ROUNDING)
+
+
+def test_in_order_no_bit_depends_on_where_a_tensor_is_cut(backend: str) -> None:
+    """As sharding cuts it; 997 elements are no multiple of a vector, and 331 of them neither."""
+    ends = []
+    for sizes in ([997], [331, 666]):
+        network = nn.ParameterList([torch.zeros(size) for size in sizes])
+        parts = [Part("unet", network, RATE)]
+        averages: Averages = {"unet": ema_start(parts[0])}
+        config = OptimizerConfig(learning_rate=RATE, weight_decay=0.1)
+        optimizer = make_adamw([(RATE, parts[0].parameters().values())], config)
+        for step in range(1, 6):
+            values = torch.randn(997, generator=torch.Generator().manual_seed(step)).split(sizes)
+            for parameter, value in zip(network, values, strict=True):
+                parameter.grad = value.clone()
+            update(optimizer, parts, averages, 0.0, 0.9, step, backend, reduction="ordered")
+        state = state_of(parts, optimizer, averages)
+        kinds = [
+            [f"{number}{kind}" for number in range(len(sizes))]
+            for kind in ("", ".exp_avg", ".exp_avg_sq", ".average")
+        ]
+        ends.append({str(n): torch.cat([state[name] for name in names]) for n, names in enumerate(kinds)})
+    assert same_bits(*ends)
 
 
 def test_ranks_with_and_without_averages_keep_the_same_weights(backend: str) -> None:

@@ -23,6 +23,7 @@ from refimpl.text.tokenizer import ROW_TOKENS, tiny_tokenizer
 from refimpl.train.budget.as_on_cuda import AsOnCuda
 from refimpl.train.budget.live_memory import COUNTED_BATCH, Timeline, count_inference, count_training
 from refimpl.train.setup.trainable import Part, make_trainable
+from refimpl.train.sharding.block_inputs import sharded_modules
 from refimpl.train.validate import BATCH, TIMESTEPS
 
 META = torch.device("meta")
@@ -49,6 +50,14 @@ class Counted:
     """The largest trained parameter."""
     average: int
     """The moving average of what is trained."""
+    towers_trained: int
+    """Of the trained parameters, those of the text towers, which are divided among no ranks."""
+    towers_average: int
+    """Of the moving average, the text towers'."""
+    root: int
+    """Weights of the UNet outside of its blocks, which FSDP2 gathers for a whole pass."""
+    block: int
+    """Weights of the UNet's largest block, which FSDP2 gathers for itself."""
     encoding: Timeline
     """The autoencoder's encoder, the towers and whatever else precedes the UNet without gradients."""
     step: Timeline
@@ -90,16 +99,29 @@ def count(config: Config, bucket: tuple[int, int]) -> Counted:
     model, parts = networks(config)
     frozen = (model.vae, model.encoder_l, model.encoder_g, model.image_tower)
     trained = [parameter.nbytes for part in parts for parameter in part.parameters().values()]
+    averages = {part.name: sum(FLOAT32 * v.numel() for v in part.state_dict().values()) for part in parts}
+    towers = [part for part in parts if part.module is not model.unet]
+    *blocks, root = gathered_together(model.unet)
     return Counted(
         unet=_bytes(model.unet),
         frozen=sum(_bytes(network) for network in frozen if network is not None),
         trained=sum(trained),
         largest=max(trained),
-        average=sum(FLOAT32 * value.numel() for part in parts for value in part.state_dict().values()),
+        average=sum(averages.values()),
+        towers_trained=sum(p.nbytes for part in towers for p in part.parameters().values()),
+        towers_average=sum(averages[part.name] for part in towers),
+        root=root,
+        block=max(blocks),
         encoding=_count_encoding(config, model, bucket),
         step=_count_step(config, model, bucket),
         measuring=_count_measuring(config, model),
     )
+
+
+def gathered_together(unet: UNet) -> list[int]:
+    """Bytes of each group of weights that FSDP2 gathers together: every block, then what is around them."""
+    *blocks, root = map(_bytes, sharded_modules(unet))
+    return [*blocks, root - sum(blocks)]
 
 
 def count_unet(unet: UNet, height: int, width: int, bf16: bool, tokens: int = ROW_TOKENS) -> Timeline:

@@ -7,6 +7,7 @@ from refimpl.run.config import Config
 from refimpl.train.budget.cards import GIB, Card
 from refimpl.train.budget.counted import Counted, count
 from refimpl.train.budget.plan import Plan, Work, largest_work, plan_step
+from refimpl.train.sharding.mesh import check_sharding
 
 MOST = 2**20  # images in a micro-batch, beyond any card
 
@@ -51,6 +52,7 @@ def checked_plan(config: Config, ranks: int, card: Card) -> tuple[Counted, Work,
 
     Raises InputError when it does not fit, naming the largest batch that does.
     """
+    check_sharding(config.train, ranks)
     work = largest_work(config, ranks)
     counted = count(config, work.bucket)
     plan = plan_step(counted, work)

@@ -12,8 +12,10 @@ from refimpl.ops import load_ops
 from refimpl.run.config import Config
 from refimpl.train.batches.shares import micro_batches, rounds
 from refimpl.train.budget.cards import GIB
-from refimpl.train.budget.counted import META, Counted, count, count_unet, lay_out
+from refimpl.train.budget.counted import META, Counted, count, count_unet, gathered_together, lay_out
 from refimpl.train.budget.live_memory import Timeline
+from refimpl.train.sharding.flat import BUCKET
+from refimpl.train.sharding.mesh import ranks_per_node
 
 # Ours, until measured on a card: the CUDA context with the kernels that were loaded (0.5 to 0.6 GiB), and workspaces
 # of cuBLAS and cuDNN; NCCL's buffers; and blocks of the allocator that are free but fit nothing.
@@ -36,6 +38,10 @@ class Work:
     """Processes of the run, each with a GPU."""
     reduction: str = "fast"
     """`train.reduction`."""
+    divided: int = 1
+    """Ranks among which the UNet's weights, and what belongs to them, are divided."""
+    zero1: bool = False
+    """`train.zero1`, with several ranks."""
     setting: str = "train.batch_size"
     """The setting that gives the batch."""
 
@@ -78,8 +84,16 @@ def largest_work(config: Config, ranks: int = 1) -> Work:
             if largest is None or batch * width * height > most:
                 most = batch * width * height
                 setting = "train.pixel_budget" if train.pixel_budget else setting
-                passes = rounds(micro_batches(train, ranks), ranks)
-                largest = Work((width, height), batch, passes, ranks, train.reduction, setting)
+                largest = Work(
+                    (width, height),
+                    batch,
+                    rounds(micro_batches(train, ranks), ranks),
+                    ranks,
+                    train.reduction,
+                    ranks_per_node(train, ranks),
+                    train.zero1 and ranks > 1,
+                    setting,
+                )
     assert largest is not None  # a stage without buckets is refused when its settings are read
     return largest
 
@@ -95,33 +109,63 @@ def plan_run(config: Config, ranks: int = 1) -> Plan:
 
 def plan_step(counted: Counted, work: Work) -> Plan:
     """The memory plan of a micro-batch of any size at the counted bucket."""
-    trained, several = counted.trained, work.ranks > 1
-    held = {
-        "weights of the UNet": counted.unet,
-        "autoencoder and towers": counted.frozen,
-        "moments of AdamW": 2 * trained,
-        "moving average": counted.average,
-    }
-    # Gradients of earlier micro-batches are there while the next is encoded and passes through the network.
-    summed = trained if work.accumulate > 1 else 0
-    encoding = counted.encoding.peak(work.batch) + summed
-    if work.reduction == "ordered":
-        # The totals have a place of their own, and every rank's gradients are gathered tensor by tensor.
-        passes = trained + counted.step.peak(work.batch)
-        update = 2 * trained + (work.ranks * counted.largest if several else 0)
-    else:
-        passes = summed + counted.step.peak(work.batch, with_gradients=not summed)
-        update = trained
-        if several:
-            held["DDP's gradient buckets"] = trained
+    held = _held(counted, work)
+    encoding, passes, update = _gradients(counted, work)
     moments = {
-        "encoding": encoding,
+        "encoding": counted.encoding.peak(work.batch) + encoding,
         "forward and backward": passes,
         "update": update,
         **counted.measuring,
     }
     peak = sum(held.values()) + max(moments.values())
-    return Plan(held, moments, CONTEXT + several * NCCL + int(FRAGMENTS * peak))
+    return Plan(held, moments, CONTEXT + (work.ranks > 1) * NCCL + int(FRAGMENTS * peak))
+
+
+def _held(counted: Counted, work: Work) -> dict[str, int]:
+    """What a rank holds throughout: rank 0 if the averages are its alone."""
+    stepped = _share(counted.trained, counted.towers_trained, work, work.zero1)
+    held = {
+        "weights of the UNet": _share(counted.unet, 0, work),
+        "autoencoder and towers": counted.frozen,
+        "moments of AdamW": 2 * stepped,
+        "moving average": _share(counted.average, counted.towers_average, work, work.zero1),
+    }
+    if work.divided > 1:
+        # From FSDP2's code, not measured: beside the root's weights, a block's and the next one's, each with the
+        # buffer that it is gathered in; a block's gradients, and two buffers in which gradients are sent.
+        held["weights and gradients under way in FSDP2"] = counted.root + 7 * counted.block
+    elif work.ranks > 1 and work.reduction == "fast":
+        held["DDP's gradient buckets"] = counted.trained
+    return held
+
+
+def _share(total: int, whole: int, work: Work, zero1: bool = False) -> int:
+    """What a rank holds of `total` bytes, of which FSDP2 leaves `whole` with every rank; rounded up."""
+    if zero1:
+        return -(-total // work.ranks)
+    return whole + -(-(total - whole) // work.divided)
+
+
+def _gradients(counted: Counted, work: Work) -> tuple[int, int, int]:
+    """Bytes while the next micro-batch is encoded, in its two passes (with what these need), and in the update."""
+    trained, alone = counted.trained, work.ranks == 1
+    kept = _share(trained, counted.towers_trained, work)
+    summed = trained if work.accumulate > 1 else 0
+    passes = counted.step.peak(work.batch, with_gradients=False)
+    if work.reduction == "ordered":
+        # Of the totals each rank has an equal part until they are gathered.
+        totals = -(-trained // work.ranks)
+        sent = 0 if alone else 3 * min(trained, max(BUCKET, counted.largest))
+        if work.divided > 1:
+            return totals * (work.accumulate > 1), totals + passes, totals + kept + sent
+        own = counted.step.peak(work.batch)
+        return totals * (work.accumulate > 1), totals + own, totals + trained + sent
+    if work.divided > 1:
+        # Without communication between micro-batches, FSDP2 adds up whole gradients.
+        return summed, max(summed, kept) + passes, kept
+    if alone:
+        return summed, summed + (passes if summed else counted.step.peak(work.batch)), trained
+    return summed, summed + passes + counted.largest, 0  # gradients lie in DDP's buckets at the end
 
 
 def unet_step(
@@ -150,8 +194,10 @@ def unet_step(
     sizes = [parameter.nbytes for parameter in unet.parameters()]
     total = sum(sizes)
     step = count_unet(unet, height // 8, width // 8, precision == "bf16")
+    *blocks, root = gathered_together(unet)
     counted = Counted(
         unet=total, frozen=0, trained=total, largest=max(sizes), average=average * total,
-        encoding=Timeline(), step=step, measuring={},
+        towers_trained=0, towers_average=0, root=root, block=max(blocks), encoding=Timeline(), step=step,
+        measuring={},
     )  # fmt: skip
     return plan_step(counted, Work((width, height), batch, accumulate))

@@ -23,7 +23,7 @@ from refimpl.run.world import World
 from refimpl.storage.local_tensors import exchange, local
 from refimpl.train.setup.trainable import Averages, Part
 from refimpl.train.sharding.fully_sharded import shard_unet
-from refimpl.train.sharding.mesh import DIVIDED, REPEATED, make_mesh
+from refimpl.train.sharding.mesh import make_mesh
 from refimpl.train.sharding.owners import owners_of, send_from_owners
 
 
@@ -109,9 +109,6 @@ class Replicated:
     def spread(self, parts: Sequence[Part]) -> None:
         """Nothing: every rank has taken the same step."""
 
-    def __str__(self) -> str:
-        return "replicate"
-
 
 class Owned:
     """zero1: one owner for each parameter, about as much for each rank."""
@@ -145,9 +142,6 @@ class Owned:
         """Every owner sends its parameters."""
         send_from_owners(self._owners, self._size)
 
-    def __str__(self) -> str:
-        return f"zero1 over {self._size} ranks"
-
 
 class Divided:
     """shard and hybrid: FSDP2."""
@@ -173,10 +167,6 @@ class Divided:
 
     def spread(self, parts: Sequence[Part]) -> None:
         """Nothing: the next pass gathers the weights anyway."""
-
-    def __str__(self) -> str:
-        nodes, ranks = self.mesh[REPEATED].size(), self.mesh[DIVIDED].size()
-        return f"shard over {ranks} ranks" + (f" on each of {nodes} nodes" if nodes > 1 else "")
 
 
 def _pairs(

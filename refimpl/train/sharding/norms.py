@@ -54,7 +54,7 @@ def _gathered(gradients: Sequence[Tensor]) -> Iterator[Tensor]:
         ]
         sent = torch.cat(parts)
         received = sent.new_empty(ranks, sent.numel())
-        dist.all_gather_into_tensor(received.view(-1), sent, group=group)
+        dist.all_gather(list(received), sent, group=group)
         for gradient, values in zip(
             bucket, received.split([part.numel() for part in parts], dim=1), strict=True
         ):

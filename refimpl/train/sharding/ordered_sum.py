@@ -49,7 +49,7 @@ class OrderedSum:
         if self._nodes == 1:
             return total
         gathered = total.new_empty(self._nodes * total.numel())
-        dist.all_gather_into_tensor(gathered, total, group=self._repeats)
+        dist.all_gather(list(gathered.chunk(self._nodes)), total, group=self._repeats)
         return gathered[: self._piece]
 
     def _exchanged(self, flat: Tensor) -> Tensor:

@@ -63,6 +63,24 @@ def test_what_is_in_use_is_no_lever() -> None:
     assert [lever.settings for lever in only if "checkpointing" in lever.settings] == []
 
 
+def test_several_ranks_may_divide_what_each_holds() -> None:
+    heavy = small()
+    work = largest_work(heavy, 8)
+    card = Card("a card", plan_step(counted(heavy), work).needed - 1)
+    named = {lever.settings: lever for lever in levers(heavy, counted(heavy), work, card)}
+    for division, cost in (
+        ("train.zero1 True", "half an all-reduce more"),
+        ("train.sharding shard", "gathers"),
+    ):
+        assert cost in named[division].cost
+        assert fits(named[division].plan, card)
+    assert any("full; train.sharding shard" in settings for settings in named)
+    divided = replace(heavy, train=replace(heavy.train, sharding="shard"))
+    for config, ranks in ((heavy, 1), (divided, 8)):
+        found = levers(config, counted(config), largest_work(config, ranks), Card("a card", 1))
+        assert not any("zero1" in lever.settings or "sharding" in lever.settings for lever in found)
+
+
 def test_a_cache_helps_where_encoding_takes_the_most() -> None:
     config = small(batch_size=4096, activation_checkpointing="full")
     heavy = replace(config, vae=replace(config.vae, channels=64))

@@ -1,5 +1,6 @@
 """The memory plan: published numbers, what grows with what, and every preset on an 80 GB card."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from refimpl.model.unet import UNet, UNetConfig
 from refimpl.run.config import Stage
 from refimpl.run.presets import load_config, preset_names
 from refimpl.train.budget.cards import CARDS, GIB
+from refimpl.train.budget.counted import META, gathered_together
 from refimpl.train.budget.fit import fits
 from refimpl.train.budget.live_memory import Timeline
 from refimpl.train.budget.plan import Plan, Work, largest_work, plan_run, plan_step, unet_step
@@ -75,8 +77,12 @@ def test_more_images_need_more(work: Work) -> None:
 @given(work=works)
 def test_gradients_held_between_micro_batches_need_more(work: Work) -> None:
     one, two = (plan_step(counted(small()), replace(work, accumulate=n)) for n in (1, 2))
+    trained = counted(small()).trained
+    kept = (
+        -(-trained // work.ranks) if work.reduction == "ordered" else trained
+    )  # of the totals, a part on each rank
     assert two.needed >= one.needed
-    assert two.moments["encoding"] - one.moments["encoding"] == counted(small()).trained
+    assert two.moments["encoding"] - one.moments["encoding"] == kept
 
 
 @given(work=works)
@@ -94,6 +100,58 @@ def test_summing_in_order_needs_a_second_set_of_gradients(work: Work) -> None:
     trained = counted(small()).trained
     assert ordered.moments["update"] - fast.moments["update"] == trained
     assert ordered.moments["forward and backward"] >= fast.moments["forward and backward"]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("reduction", ["fast", "ordered"])
+def test_divided_weights_are_a_rank_s_share(ranks: int, reduction: str) -> None:
+    """Weights, two moments, average and gradients, each by the number of ranks; nothing of the towers."""
+    config = small()
+    config = replace(config, text=replace(config.text, learning_rate_g=1e-5))
+    count = counted(config)
+    work = replace(largest_work(config, ranks), reduction=reduction)
+    one, shard, zero1 = (
+        plan_step(count, replace(work, divided=divided, zero1=zero1))
+        for divided, zero1 in ((1, False), (ranks, False), (1, True))
+    )
+    assert count.towers_trained > 0
+    assert shard.held["weights of the UNet"] == math.ceil(count.unet / ranks)
+    assert zero1.held["weights of the UNet"] == one.held["weights of the UNet"] == count.unet
+    stepped = count.towers_trained + math.ceil((count.trained - count.towers_trained) / ranks)
+    assert shard.held["moments of AdamW"] == 2 * stepped
+    assert zero1.held["moments of AdamW"] == 2 * math.ceil(count.trained / ranks)
+    averaged = count.towers_average + math.ceil((count.average - count.towers_average) / ranks)
+    assert shard.held["moving average"] == averaged
+    assert zero1.held["moving average"] == math.ceil(count.average / ranks)
+    assert shard.held["autoencoder and towers"] == zero1.held["autoencoder and towers"] == count.frozen
+    assert ("DDP's gradient buckets" in zero1.held) == (reduction == "fast")
+    assert "DDP's gradient buckets" not in shard.held
+    assert (shard.moments["update"] < one.moments["update"]) == (reduction == "ordered")
+    if reduction == "fast":
+        assert shard.moments["update"] == stepped
+
+
+def test_without_communication_whole_gradients_add_up_on_every_rank() -> None:
+    count = counted(small())
+    one, two = (plan_step(count, Work((64, 64), 4, n, ranks=8, divided=8)) for n in (1, 2))
+    more = two.moments["forward and backward"] - one.moments["forward and backward"]
+    assert more == count.trained - math.ceil(count.trained / 8)
+
+
+def test_sdxl_on_eight_ranks() -> None:
+    """By hand: what 2,567,463,684 weights of four bytes come to in eighths, and the groups that FSDP2 gathers."""
+    with META:
+        *blocks, root = gathered_together(UNet(UNetConfig.sdxl()))
+    assert sum(blocks) + root == UNET_BYTES
+    assert max(blocks) == 4 * (
+        2560 * 1280 * 9 + 1280 * 1280 * 9 + 2560 * 1280 + 1280 * 1280 + 2 * 2560 + 6 * 1280
+    )
+    config = load_config("novelai_v3")
+    train = replace(config.train, sharding="shard")
+    held = plan_run(replace(config, train=train), 8).held
+    assert held["weights of the UNet"] == math.ceil(UNET_BYTES / 8)
+    assert held["moments of AdamW"] == 2 * math.ceil(UNET_BYTES / 8)
+    assert held["weights and gradients under way in FSDP2"] == root + 7 * max(blocks)
 
 
 def test_larger_images_need_more() -> None:
