@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from refimpl.interop.run.checkpoints import newest_whole, step_folder
+from refimpl.run.world import World
 from refimpl.storage import committed
 from tests.faults.saves import Training, saved_run
-from tests.storage.ranks.states import halves, sign, write_shards
+from tests.storage.ranks.states import halves, join_group, sign, write_shards
+from tests.train.processes import run_ranks
 
 Tally = Callable[..., None]
 
@@ -89,3 +91,25 @@ def test_what_is_loaded_after_damage_is_the_checkpoint_before(base: Path, tmp_pa
     alone.step()
     for name, value in alone.parts[0].state_dict().items():
         assert torch.equal(loaded.parts[0].state_dict()[name], value)
+
+
+def load_as_rank(arguments: list[str]) -> None:
+    """A rank's part: goes on from the checkpoint before the damaged one, like the others."""
+    peers = join_group()
+    training = Training(World(peers.rank, peers.size, torch.device("cpu")))
+    assert peers.gathered(training.load(Path(arguments[0]))) == [1] * peers.size
+
+
+@pytest.mark.parametrize("file", ["config.json", "manifest.json"])
+def test_all_ranks_go_on_from_the_same_checkpoint(
+    file: str, base: Path, tmp_path: Path, tally: Tally
+) -> None:
+    """Whichever of them reads the file that is damaged."""
+    run = shutil.copytree(base, tmp_path / "run")
+    (step_folder(run, 2) / file).write_text("{}")
+    codes = run_ranks([str(run)], 2, tmp_path / "said", load_as_rank)
+    assert codes == [0, 0], [path.read_text() for path in sorted((tmp_path / "said").iterdir())]
+    said = (tmp_path / "said" / "rank0.txt").read_text()
+    assert f"set aside as {step_folder(run, 2)}.damaged-1; going on from the checkpoint before" in said
+    assert (tmp_path / "said" / "rank1.txt").read_text() == ""
+    tally(tried=1, lost=0)

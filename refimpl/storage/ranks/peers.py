@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-
 from refimpl.errors import InputError
 
 Value = TypeVar("Value")
@@ -28,6 +26,8 @@ class Peers:
         """Every rank's value, in rank order, on every rank."""
         if self.size == 1:
             return [value]
+        import torch.distributed as dist  # here, so that who writes a file alone need not import torch
+
         box: list[Any] = [None] * self.size
         dist.all_gather_object(box, value, group=self.group)
         return box
@@ -50,6 +50,8 @@ class Peers:
         """What `action` returns on rank 0, which alone runs it, on every rank; raises what it raised."""
         if self.size == 1:
             return action()
+        import torch.distributed as dist
+
         value, error = _tried(action) if self.rank == 0 else (None, None)
         box: list[Any] = [(value, _as_sent(error, 0))]
         dist.broadcast_object_list(box, src=0, group=self.group)

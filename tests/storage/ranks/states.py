@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from refimpl.storage import committed
 from refimpl.storage.manifest import MANIFEST, manifest_text
 from refimpl.storage.ranks import sharded_state
 from refimpl.storage.ranks.peers import ALONE, Peers
-from refimpl.storage.ranks.pieces import Piece
+from refimpl.storage.ranks.pieces import Piece, piece_of
 
 SHAPES = {
     "uneven": (5, 3),
@@ -81,8 +80,7 @@ def check_filled(folder: Path, peers: Peers) -> None:
         targets = {key: torch.zeros_like(value) for key, value in state.items()}
         committed.fill(folder, name, targets)
         for key, value in targets.items():
-            pair: list[Any] = [tensor.to_local() if hasattr(tensor, "to_local") else tensor
-                               for tensor in (value, state[key])]  # fmt: skip
+            pair = [piece_of(tensor).local for tensor in (value, state[key])]
             assert torch.equal(*pair), f"{folder} {name} {key} on rank {peers.rank} of {peers.size}"
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from refimpl.errors import InputError
 from refimpl.storage import committed, manifest
+from refimpl.storage.background import Background
 from refimpl.storage.ranks import sharded_state
+from refimpl.storage.ranks.layout import own_pieces
 from refimpl.storage.ranks.peers import ALONE, Peers
 from refimpl.storage.ranks.pieces import pieces_of
 from tests.storage.ranks import states
@@ -27,6 +30,7 @@ def write_and_read(arguments: list[str]) -> None:
     states.check_filled(own, peers)
     check_hashed_once(own, peers)
     check_refused(folder / "refused", peers)
+    check_beside(folder / f"beside-{peers.size}", peers)
     committed.write(folder / f"whole-{peers.size}", states.of_rank(peers), {}, peers, ["shared", "owned"])
 
 
@@ -44,6 +48,21 @@ def check_hashed_once(folder: Path, peers: Peers) -> None:
     manifest.fingerprint = original
     files = [name for names in peers.gathered(hashed) for name in names]
     assert sorted(files) == sorted(committed.read_manifest(folder))
+
+
+def check_beside(folder: Path, peers: Peers) -> None:
+    """Copies are written as they were, by a thread, while the ranks talk about other things and change the state."""
+    beside, background = Peers(peers.rank, peers.size, dist.new_group(backend="gloo")), Background("test")
+    held = states.of_rank(peers)
+    copies = own_pieces(held, beside)
+    background.start(lambda: committed.write(folder, copies, {}, beside))
+    for state in held.values():
+        for piece in pieces_of(state).values():
+            piece.local.zero_()
+        dist.all_reduce(torch.ones(()))
+    background.wait()
+    peers.together(lambda: None)
+    states.check_filled(folder, peers)
 
 
 def check_refused(folder: Path, peers: Peers) -> None:
@@ -70,9 +89,9 @@ def test_what_ranks_wrote_is_read_by_any_number_of_ranks(tmp_path: Path) -> None
         said = tmp_path / f"said-{world}"
         codes = run_ranks([str(tmp_path)], world, said, write_and_read)
         assert codes == [0] * world, [path.read_text() for path in sorted(said.iterdir())]
-    for folder in sorted(tmp_path.glob("*-[1-4]")):
-        if folder.name.startswith("said"):
-            continue
+    folders = [path for kind in ("by", "whole", "beside") for path in sorted(tmp_path.glob(f"{kind}-*"))]
+    assert len(folders) == 10
+    for folder in folders:
         tensors = committed.read(folder).tensors
         for name, state in states.expected().items():
             assert tensors[name].keys() == state.keys()
