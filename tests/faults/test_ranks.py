@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +139,11 @@ class Words:
         return [json.dumps([beats[int(key)], *self.places[int(key)]]).encode() for key in keys]
 
 
-@pytest.fixture
-def beat() -> Iterator[Callable[..., Heartbeat]]:
-    made: list[Heartbeat] = []
-
-    def make(store: Any, size: int = 3) -> Heartbeat:
-        made.append(Heartbeat(0, size, store))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.end()
+def beat(store: Any, size: int = 3) -> Heartbeat:
+    """Rank 0's, whose thread judges nobody: it would end this process."""
+    heart = Heartbeat(0, size, store)
+    heart.end()
+    return heart
 
 
 def judged(heart: Heartbeat, seconds: float) -> str:
@@ -163,7 +157,7 @@ def judged(heart: Heartbeat, seconds: float) -> str:
     return heart._judged(1.0, own)
 
 
-def test_a_silent_rank_is_told_from_a_slow_one(beat: Callable[..., Heartbeat]) -> None:
+def test_a_silent_rank_is_told_from_a_slow_one() -> None:
     ahead, behind, saving = Place(7, 0, False), Place(6, 1, False), Place(6, 1, True)
     for places, silent, wanted in (
         ({1: ahead, 2: behind}, {2}, "rank 2 (last heard of after step 6) has stopped"),
@@ -183,7 +177,7 @@ def test_a_silent_rank_is_told_from_a_slow_one(beat: Callable[..., Heartbeat]) -
         assert bool(verdict) == bool(wanted)
 
 
-def test_a_rank_that_saves_may_be_silent_for_the_whole_time_out(beat: Callable[..., Heartbeat]) -> None:
+def test_a_rank_that_saves_may_be_silent_for_the_whole_time_out() -> None:
     """Writing a large file can keep its heartbeat's thread waiting."""
     heart = beat(Words({1: Place(6, 1, True)}, {1}), 2)
     heart.at(7, 0, 100.0)

@@ -141,7 +141,7 @@ def test_a_signal_to_the_agent_saves_the_run(
 def test_a_killed_rank_is_restarted_and_the_run_finishes(
     launch: Launch, root: Path, tmp_path: Path, tally: Callable[..., None]
 ) -> None:
-    steps = {"steps": 400, "checkpoint_every": 5, "validate_every": 400, "batch_size": 2}
+    steps = {"steps": 200, "checkpoint_every": 5, "validate_every": 200, "batch_size": 2}
     agent = launch("--max-restarts=1", train=steps)
     until(lambda: len(losses(tmp_path / RUN)) > 7, 2 * PATIENCE)
     os.kill(children(agent.pid)[1], signal.SIGKILL)
@@ -151,5 +151,5 @@ def test_a_killed_rank_is_restarted_and_the_run_finishes(
     assert code == 0, printed
     assert "rank 1 (last heard of" in printed
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["numbered-001"]
-    assert committed_steps(tmp_path / RUN)[-1] == 400
-    assert sorted(losses(tmp_path / RUN)) == list(range(1, 401))
+    assert committed_steps(tmp_path / RUN)[-1] == 200
+    assert sorted(losses(tmp_path / RUN)) == list(range(1, 201))
