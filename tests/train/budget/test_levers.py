@@ -64,7 +64,7 @@ def test_what_is_in_use_is_no_lever() -> None:
 
 
 def test_several_ranks_may_divide_what_each_holds() -> None:
-    heavy = small()
+    heavy = small(precision="bf16", activation_checkpointing="full")  # no other lever is left
     work = largest_work(heavy, 8)
     card = Card("a card", plan_step(counted(heavy), work).needed - 1)
     named = {lever.settings: lever for lever in levers(heavy, counted(heavy), work, card)}
@@ -74,7 +74,6 @@ def test_several_ranks_may_divide_what_each_holds() -> None:
     ):
         assert cost in named[division].cost
         assert fits(named[division].plan, card)
-    assert any("full; train.sharding shard" in settings for settings in named)
     divided = replace(heavy, train=replace(heavy.train, sharding="shard"))
     for config, ranks in ((heavy, 1), (divided, 8)):
         found = levers(config, counted(config), largest_work(config, ranks), Card("a card", 1))
