@@ -4,6 +4,7 @@ The manifest ends with a digest of itself, so that a changed bit in it is not ta
 earlier versions have none.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Collection, Mapping
@@ -110,7 +111,15 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     path = folder / name
     if not path.is_file():
         raise Damaged(f"{folder} lacks {name}, which its manifest lists; copy it again or use another step")
-    if fingerprint(path) != entry:
+    try:
+        found = fingerprint(path)
+    except OSError as error:
+        if error.errno != errno.EIO:  # what this user may not read, for one, is not damaged
+            raise
+        raise Damaged(
+            f"{path} cannot be read: {error.strerror}; copy it again or use another step"
+        ) from error
+    if found != entry:
         raise Damaged(f"{path} differs from its manifest: it is damaged; copy it again or use another step")
 
 

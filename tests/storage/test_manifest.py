@@ -1,6 +1,8 @@
 """Manifests: every changed bit is found, in the manifest itself as in the files, and files are divided fairly."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,18 @@ def test_files_without_an_entry_of_their_own_kind_differ(tmp_path: Path) -> None
     for wrong in (None, [], {}, {"sha256": entry["sha256"]}, {**entry, "size": "2"}, {**entry, "size": 3}):
         (folder / manifest.MANIFEST).write_text(manifest_text({"a.json": wrong}))
         with pytest.raises(Damaged, match=r"a\.json differs from its manifest"):
+            verify(folder)
+
+
+def test_a_disk_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path / "folder")
+    for number, kind in ((errno.EIO, Damaged), (errno.EACCES, PermissionError)):
+
+        def failing(path: Path, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(manifest, "fingerprint", failing)
+        with pytest.raises(kind, match=os.strerror(number)):
             verify(folder)
 
 

@@ -71,7 +71,7 @@ def newest_whole(run: Path, peers: Peers = ALONE) -> Path | None:
     """The newest checkpoint to go on from, verified by all ranks together; None where the run has none yet.
 
     Damaged ones are set aside: renamed, so that they are no checkpoints any more. Raises InputError when there are
-    none but damaged ones, and, before anything is renamed, for one of a newer version.
+    none but damaged ones, and for one of a newer version, which stays as it is.
     """
     for step in reversed(peers.on_first(lambda: _steps(run))):
         folder = step_folder(run, step)
