@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from refimpl.interop.run.run_folder import committed_steps
+from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.run.config import Config
 from refimpl.train.watch import restart
 from refimpl.train.watch.restart import begun_run, has_finished, remember_run
