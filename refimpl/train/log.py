@@ -76,11 +76,11 @@ class RunLog:
         rate: float,
         gradient_norm: Tensor,
         started: float,
-        drift: Callable[[], Tensor | None] = lambda: None,
+        drift: Callable[[], Tensor],
     ) -> None:
         """Advances the progress by one optimizer step, and writes a row at every log_every-th step.
 
-        drift  distance between weights and average, asked for only where a row is written
+        drift  distance between weights and average, asked for by all ranks and only where a row is written
         """
         if self._world.is_main:
             self._interval.add(plan_step, time.perf_counter() - started)
@@ -100,7 +100,7 @@ class RunLog:
             epoch=plan_step.epoch,
             bucket=list(plan_step.bucket),
             loss_by_timestep=by_timestep,
-            ema_drift=None if drifted is None else drifted.item(),
+            ema_drift=drifted.item(),
             peak_memory=peak_memory(self._world.device),
             **self._interval.take(),
         )

@@ -94,7 +94,8 @@ def train(
             faults.agree,
         )  # fmt: skip
         is_stopping, loss_sum = faults.settle(), gradients.total(step_losses)
-        log.step(done, step, loss_sum, rate, norm, started, partial(ema_drift, parts, averages))
+        drift = partial(ema_drift, parts, averages, sharding, world)
+        log.step(done, step, loss_sum, rate, norm, started, drift)
         with faults.takes_long():
             _measure(config, run, prepared, averages, log, done, world.is_main)
             if is_stopping or done == settings.steps or done % settings.checkpoint_every == 0:

@@ -113,10 +113,10 @@ def micro_batch(t: list[int], is_repeat: bool = False) -> Any:
 
 
 def test_a_repeat_counts_nowhere(root: Path, tmp_path: Path) -> None:
-    rows = log(root, tmp_path)
+    rows, drift = log(root, tmp_path), partial(torch.tensor, 0.25)
     rows.add(micro_batch([5, 950]), torch.tensor([1.0, 3.0]))
     rows.add(micro_batch([5, 950], is_repeat=True), torch.zeros(2))
-    rows.step(1, step_of(root), torch.tensor(2.0), 0.1, torch.tensor(1.0), time.perf_counter())
+    rows.step(1, step_of(root), torch.tensor(2.0), 0.1, torch.tensor(1.0), time.perf_counter(), drift)
     rows.close()
     assert runs.rows(tmp_path)[0]["loss_by_timestep"] == [1.0, *[None] * 8, 3.0]
 

@@ -15,8 +15,9 @@ from refimpl.run.config import TrainConfig
 from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.run.world import World, join_world, leave_world
 from refimpl.storage.local_tensors import divided_like, is_divided, local, local_like, whole
+from refimpl.train.metrics.drift import ema_drift
 from refimpl.train.setup.trainable import Part, averaged
-from refimpl.train.sharding.kinds import Sharding, divide, rates_and_tensors, stepped
+from refimpl.train.sharding.kinds import Owned, Sharding, divide, rates_and_tensors, stepped
 from refimpl.train.sharding.norms import gradient_norm
 from refimpl.train.sharding.ordered_sum import OrderedSum, OrderedTotals
 from refimpl.train.sharding.owners import owners_of, send_from_owners
@@ -195,6 +196,30 @@ def every_rank_steps_its_share(world: World) -> None:
                 assert torch.equal(local(value), local(state[name])), name
 
 
+def drift_is_that_of_the_whole(world: World) -> None:
+    alone = World(0, 1, world.device)
+    wanted = None
+    for kind in ({}, *KINDS):
+        _, parts, sharding = network(kind, world) if wanted is not None else network({}, alone)
+        tower = nn.Linear(3, 3)
+        nn.init.constant_(tower.weight, 2.0)
+        nn.init.constant_(tower.bias, 1.0)
+        parts.append(Part("text_g", tower, 1.0))
+        if isinstance(sharding, Owned):
+            sharding = Owned(parts, world)
+        averages = sharding.averages(parts)
+        for state in averages.values():
+            for value in state.values():
+                local(value).mul_(0.5)
+        drift = ema_drift(parts, averages, sharding, alone if wanted is None else world)
+        assert float(drift) == pytest.approx(0.5, rel=FLOAT32_ROUNDING)  # pyright: ignore
+        for name in averages.get("text_g", {}):
+            averages["text_g"][name].zero_()
+        drift = float(ema_drift(parts, averages, sharding, alone if wanted is None else world))
+        wanted = wanted or drift
+        assert 0.5 < drift == pytest.approx(wanted, rel=FLOAT32_ROUNDING), kind  # pyright: ignore
+
+
 CHECKS: tuple[Callable[[World], None], ...] = (
     sums_follow_the_order_of_micro_batches,
     totals_lie_as_their_parameters_do,
@@ -202,6 +227,7 @@ CHECKS: tuple[Callable[[World], None], ...] = (
     averages_are_what_is_computed_with,
     norms_are_those_of_the_whole,
     every_rank_steps_its_share,
+    drift_is_that_of_the_whole,
 )
 
 
