@@ -192,13 +192,22 @@ def test_cuda_is_asked_for_where_there_is_none(
 
 
 def test_a_damaged_run_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its newest whole checkpoint is drawn from, which is said; where there is none, the newest's damage."""
     run = shutil.copytree(trained, tmp_path / "run")
-    weights = run / "checkpoints" / "step-00000004" / "ema.safetensors"
+    weights, before = (run / "checkpoints" / f"step-0000000{n}" / "ema.safetensors" for n in (4, 2))
     weights.write_bytes(weights.read_bytes()[:-1])
-    code, _, error = ending([str(run), "--out", str(tmp_path / "a")], capsys)
-    assert code == 2
-    assert f"error: {weights} differs from its manifest: it is damaged" in error
-    assert not (tmp_path / "a").exists()
+    code, _, error = ending([str(run), "--out", str(tmp_path / "a"), *PROMPTS, "--device", "cpu"], capsys)
+    assert code == 0
+    assert f"passed over: {weights} differs from its manifest: it is damaged" in error
+    assert f"used instead: {before.parent}" in error
+    assert json.loads((tmp_path / "a" / "samples.json").read_text())["step"] == 2
+    before.write_bytes(before.read_bytes()[:-1])
+    for named in (run, weights.parent):
+        code, _, error = ending([str(named), "--out", str(tmp_path / "b")], capsys)
+        assert code == 2
+        assert f"error: {weights} differs from its manifest: it is damaged" in error
+    assert not (tmp_path / "b").exists()
+    assert weights.exists()  # nothing is set aside by who only reads
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
