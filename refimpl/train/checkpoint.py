@@ -51,8 +51,9 @@ class Saving:
 
 def begin_saving(settings: TrainConfig, world: World) -> Saving:
     """What `write_checkpoint` and `load_checkpoint` need for a run; every rank calls it."""
-    # gloo, also where training uses NCCL: what the ranks say about files is never on a GPU.
-    group = dist.new_group(backend="gloo", timeout=SAVE_PATIENCE) if world.size > 1 else None
+    # gloo where training uses NCCL: what the ranks say about files is never on a GPU.
+    backend = "gloo" if world.device.type == "cuda" else None
+    group = dist.new_group(backend=backend, timeout=SAVE_PATIENCE) if world.size > 1 else None
     background = Background("checkpoint") if settings.save_async else None
     return Saving(Peers(world.rank, world.size, group), background)
 

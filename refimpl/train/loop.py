@@ -45,17 +45,16 @@ def train(
     returns   whether the last step was reached
     Raises InputError when too many images are bad, or too many steps in a row not finite (naming them).
     """
-    settings, device, model, parts = config.train, world.device, prepared.model, prepared.parts
+    settings, model, parts, sharding = config.train, prepared.model, prepared.parts, prepared.sharding
     set_arithmetic(settings)
     ops = load_ops(settings.backend)
-    sharding = prepared.sharding
     optimizer = make_adamw(rates_and_tensors(sharding, parts), config.optimizer)
     averages, saving = sharding.averages(parts), begin_saving(settings, world)
     start = load_checkpoint(config, run, parts, averages, optimizer, saving)
     gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
-    network = in_precision(gradients.network, settings, device)
+    network = in_precision(gradients.network, settings, world.device)
     log = RunLog(config, run, start, world)
-    log.placement(resolve(settings, device, world.size))
+    log.placement(resolve(settings, world.device, world.size))
     log.weight_mass(config.diffusion)
     faults = Faults(settings, run, world, asked)
     if start == 0:
@@ -63,7 +62,7 @@ def train(
 
     dropout = rank_dropout(model.unet)
     planned = plan_steps(config, prepared.stages, start, world, faults.quarantine, prepared.latents, dropout)
-    steps = prefetched(planned, device)
+    steps = prefetched(planned, world.device)
     started, done, is_stopping = time.perf_counter(), start, False
     for done, step in enumerate(steps, start + 1):
         faults.begin(done, step.names)
@@ -88,14 +87,14 @@ def train(
             faults.saw(batch.t, batch.sigma, losses)
         gradients.finish()
         steps.load_next()
-        clip_norm, decay = config.optimizer.clip_norm, settings.ema_decay
         norm = update(
-            optimizer, parts, averages, clip_norm, decay, done, settings.backend, sharding, settings.reduction,
-            faults.agree,
+            optimizer, parts, averages, config.optimizer.clip_norm, settings.ema_decay, done, settings.backend,
+            sharding, settings.reduction, faults.agree,
         )  # fmt: skip
         is_stopping, loss_sum = faults.settle(), gradients.total(step_losses)
-        drift = partial(ema_drift, parts, averages, sharding, world)
-        log.step(done, step, loss_sum, rate, norm, started, drift)
+        log.step(
+            done, step, loss_sum, rate, norm, started, partial(ema_drift, parts, averages, sharding, world)
+        )
         with faults.takes_long():
             _measure(config, run, prepared, averages, log, done, world.is_main)
             if is_stopping or done == settings.steps or done % settings.checkpoint_every == 0:
@@ -103,7 +102,8 @@ def train(
         if is_stopping:
             break
         started = time.perf_counter()  # the next step's time includes loading its images
-    saving.finish()
+    with faults.takes_long():
+        saving.finish()
     log.close()
     world.barrier()
     return done == settings.steps or not is_stopping

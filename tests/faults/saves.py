@@ -16,6 +16,7 @@ from refimpl.run.config import Config
 from refimpl.run.ema import ema_start
 from refimpl.run.world import World
 from refimpl.storage import committed
+from refimpl.storage.local_tensors import local
 from refimpl.train.checkpoint import begin_saving, load_checkpoint, write_checkpoint
 from refimpl.train.setup.trainable import Averages, Part
 from tests.train import runs
@@ -44,13 +45,13 @@ class Training:
             share_out(network, world.size)
         self.parts = [Part("unet", network, 0.0)]
         self.averages: Averages = {"unet": ema_start(self.parts[0])}
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, foreach=True)
+        self.optimizer = torch.optim.AdamW(map(local, network.parameters()), lr=1e-2, foreach=True)
 
     def step(self) -> None:
         """A step with a gradient that depends on the weights alone."""
         parameters = self.parts[0].parameters()
         for name, parameter in parameters.items():
-            parameter.grad = parameter.detach() * 0.1 + 1
+            local(parameter).grad = local(parameter).detach() * 0.1 + 1
             self.averages["unet"][name].mul_(0.9).add_(parameter.detach(), alpha=0.1)
         self.optimizer.step()
 

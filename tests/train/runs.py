@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from refimpl.interop.run.checkpoints import step_folder
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.run.config import Config
 from refimpl.run.world import World
+from refimpl.storage import committed
 from refimpl.tables import from_table
 from refimpl.train.loop import train
 from refimpl.train.setup.out_folder import run_folder
@@ -132,9 +134,8 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def checkpoint(run: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Every tensor of a run's checkpoint, by file."""
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    return {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    """Every tensor of a run's checkpoint, by state, however many ranks wrote it."""
+    return committed.read(step_folder(run, step)).tensors
 
 
 def differing(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Tensor]]) -> list[str]:

@@ -49,7 +49,7 @@ def test_the_log_has_it_on_a_known_card(root: Path, tmp_path: Path, monkeypatch:
     log = RunLog(config, tmp_path, 0, on_gpu("NVIDIA A100-SXM4-80GB", monkeypatch))
     stage = config.all_stages()[0]
     step = PlanStep(stage, 0, (32, 64), 8, 8.0, [], [], 0.0)
-    log.step(1, step, torch.tensor(1.0), 1e-3, torch.tensor(1.0), 0.0)
+    log.step(1, step, torch.tensor(1.0), 1e-3, torch.tensor(1.0), 0.0, lambda: torch.tensor(0.0))
     log.close()
     row = runs.rows(tmp_path)[0]
     assert 0 < row["mfu"] < 1

@@ -33,7 +33,7 @@ def test_the_document_shows_what_the_code_prints() -> None:
 
 def test_a_step_is_its_images_arithmetic(root: Path, tmp_path: Path) -> None:
     config = runs.config(root, tmp_path)
-    counted = Counted(10, 0, 8, 1, 8, Timeline(), Timeline(), {})
+    counted = Counted(10, 0, 8, 1, 8, 0, 0, 1, 1, Timeline(), Timeline(), {})
     one = step_of(config, counted, MicroBatch((32, 32), 2, 1), find_card("h100"))
     four = step_of(config, counted, MicroBatch((32, 32), 4, 2), find_card("h100"))
     assert one is not None
