@@ -125,7 +125,12 @@ def _find(arguments: Any, is_one: Callable[[dict[str, Any]], bool], examples: in
         database=None,
         deadline=None,
         phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.large_base_example,
+            HealthCheck.filter_too_much,
+        ],
     )
     try:
         return find(arguments, remember, settings=how)

@@ -15,6 +15,7 @@ from refimpl.conformance.adapter import Batch, Size, offers
 from refimpl.conformance.time_limit import Hung, time_limit
 
 CALL_SECONDS = 10.0  # that one call of an adapter's method may take
+LARGE = 1 << 16  # numbers in a tensor that is made for one call, and so is not copied for it
 CHECK_SECONDS = 60.0  # that all calls of one check may take
 
 
@@ -141,11 +142,11 @@ class Guarded:
         return _ranks("resume", self("resume", *arguments), arguments[2])
 
     def crop(self, image: Tensor, bucket: Size) -> tuple[Tensor, list[int]]:
-        """The cropped image [3, h, w] in float64 and the six integers."""
+        """The cropped image [3, h, w] in its own dtype and the six integers."""
         found = self("crop", image, bucket)
         if not isinstance(found, Sequence) or len(found) != 2:
             raise Fault(f"crop returned {_kind(found)}, not an image and its integers")
-        cropped = as_tensor("crop", found[0], (3, bucket[1], bucket[0]), None, True)
+        cropped = checked("crop", found[0], (3, bucket[1], bucket[0]), None)
         ints = as_tensor("crop's integers", found[1], (6,), None, True)
         return cropped, [int(value) for value in ints.round().tolist()]
 
@@ -178,7 +179,16 @@ class Guarded:
 def as_tensor(
     what: str, value: Any, shape: Sequence[int | None], dtype: torch.dtype | None, finite: bool
 ) -> Tensor:
-    """The value as float64 on the CPU. Raises Fault unless it is a tensor, array or list of the form asked for.
+    """The value as float64, where `checked` finds nothing wrong. Raises Fault as that does, and on NaN and inf."""
+    wide = checked(what, value, shape, dtype).double()
+    if finite and not bool(torch.isfinite(wide).all()):
+        bad = wide[~torch.isfinite(wide)].flatten()
+        raise Fault(f"{what} returned {float(bad[0])} in {bad.numel()} of {wide.numel()} places")
+    return wide
+
+
+def checked(what: str, value: Any, shape: Sequence[int | None], dtype: torch.dtype | None) -> Tensor:
+    """The value as a tensor on the CPU. Raises Fault unless it is a tensor, array or list of the form asked for.
 
     shape  None for any length of a dimension
     """
@@ -198,11 +208,7 @@ def as_tensor(
         raise Fault(f"{what} returned shape {list(value.shape)}, not [{asked}]")
     if dtype is not None and value.dtype != dtype:
         raise Fault(f"{what} returned {value.dtype} for arguments of {dtype}")
-    wide = value.detach().double()
-    if finite and not bool(torch.isfinite(wide).all()):
-        bad = wide[~torch.isfinite(wide)].flatten()
-        raise Fault(f"{what} returned {float(bad[0])} in {bad.numel()} of {wide.numel()} places")
-    return wide
+    return value.detach()
 
 
 def number(value: float) -> str:
@@ -214,7 +220,7 @@ def number(value: float) -> str:
 
 def _copied(argument: Any) -> Any:
     if isinstance(argument, Tensor):
-        return argument.detach().clone()
+        return argument.detach().clone() if argument.numel() < LARGE else argument
     if isinstance(argument, list):
         return [_copied(part) for part in argument]
     return argument

@@ -54,7 +54,7 @@ def load_adapter(name: str) -> object:
     adapter = _made(found, name)
     if not any(offers(adapter, method) for method in METHODS):
         raise InputError(
-            f"adapter {name} offers nothing: write one of the methods {', '.join(METHODS)} (refimpl.conformance.Adapter)"
+            f"adapter {name} offers nothing: write one of {', '.join(METHODS)} (refimpl.conformance.Adapter)"
         )
     return adapter
 

@@ -1,7 +1,7 @@
 """Checks in a process of their own, which is ended when it hangs where no interruption reaches, or dies.
 
-python -m refimpl.conformance.worker ADAPTER EXAMPLES CALL_SECONDS CHECK_SECONDS    reads names of checks, a line each,
-and writes their outcomes as JSON, a line each
+python -m refimpl.conformance.worker ADAPTER EXAMPLES CALL_SECONDS CHECK_SECONDS
+reads names of checks, a line each, and writes their outcomes as JSON, a line each.
 """
 
 import json

@@ -36,7 +36,8 @@ class Diffusers(Adapter):
     def __init__(self) -> None:
         try:
             import diffusers
-            from diffusers import DDPMScheduler, EulerDiscreteScheduler
+            from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+            from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
             from diffusers.training_utils import compute_snr
         except ImportError as error:
             raise InputError(f"diffusers is not installed: pip install diffusers ({error})") from error

@@ -61,8 +61,8 @@ def judge(check: Check, outcome: Outcome, known: Known | None) -> str:
         return f"{check.name}: a deviation of {known.deviation} is known, but the adapter does not offer it any more"
     if known is not None and outcome.status != "deviates":
         return (
-            f"{check.name}: the known deviation ({known.deviation} {check.unit}) no longer occurs: {outcome.text or 'it conforms'}; "
-            "take it out of the known deviations"
+            f"{check.name}: the known deviation ({known.deviation} {check.unit}) no longer occurs: "
+            f"{outcome.text or 'it conforms'}; take it out of the known deviations"
         )
     if outcome.status != "deviates" or (known is not None and known.deviation == measured(outcome)):
         return ""

@@ -11,11 +11,11 @@ from refimpl.conformance.guarded import Guarded
 
 PAPER = "N §4.1.2"
 SURVEYED = 2000  # images of a survey
-LEAST, MOST = 256, 2048  # their sides, in pixels
+LEAST, MOST = 640, 2048  # their sides, in pixels
 
 
 def surveyed_sizes() -> list[Size]:
-    """2,000 image sizes, each side uniform from 256 to 2048; the same in every run."""
+    """2,000 image sizes, each side uniform from 640 to 2048; the same in every run."""
     sides = np.random.default_rng(0).integers(LEAST, MOST + 1, (SURVEYED, 2))
     return [(int(width), int(height)) for width, height in sides]
 

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from hypothesis import strategies as st
 
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks import draws
@@ -10,17 +11,14 @@ from refimpl.conformance.checks.exact import FLOAT32, largest
 from refimpl.conformance.guarded import Guarded, number
 from refimpl.diffusion.preconditioner import scalings as exact_scalings
 
-from hypothesis import strategies as st  # isort: skip
-
 
 def _compared(peer: Guarded, sigma: float) -> Measured:
     level = torch.tensor([sigma], dtype=torch.float32)
     found = [float(part) for part in peer.scalings(level)]
     exact = [float(part) for part in exact_scalings(level.double())]
     errors = torch.tensor([abs(f - e) for f, e in zip(found, exact, strict=True)], dtype=torch.float64)
-    shown = ", ".join(
-        f"{name} {number(value)}" for name, value in zip(("c_skip", "c_out", "c_in"), found, strict=True)
-    )
+    names = ("c_skip", "c_out", "c_in")
+    shown = ", ".join(f"{name} {number(value)}" for name, value in zip(names, found, strict=True))
     return Measured(largest(errors), shown)
 
 
