@@ -44,6 +44,7 @@ class Checkout:
     def take(self, file: str, *names: str, **given: Any) -> SimpleNamespace:
         """The functions, classes and constants of a file, by name, with the globals `given`.
 
+        names  of the module, or Class.method, which is taken as a function without its decorators
         Raises InputError, naming it, for one that is not there.
         """
         path = self.path / file
@@ -53,7 +54,7 @@ class Checkout:
             raise InputError(f"{path} cannot be read: {error}") from error
         wanted: list[ast.stmt] = []
         missing = set(names)
-        for node in tree.body:
+        for node in [*tree.body, *_methods(tree, names)]:
             own = _names(node) & set(names)
             if own:
                 wanted.append(node)
@@ -63,7 +64,7 @@ class Checkout:
             raise InputError(f"{path} has no {', '.join(sorted(missing))}: another commit?")
         scope: dict[str, Any] = {"__name__": f"peer.{path.stem}", **given}
         exec(compile(ast.Module(wanted, []), str(path), "exec"), scope)  # the user's own checkout
-        return SimpleNamespace(**{name: scope[name] for name in names})
+        return SimpleNamespace(**{name.rpartition(".")[2]: scope[name] for name in names})
 
     def link(self, file: str, name: str, method: str = "") -> str:
         """Address on GitHub of a function or class that was taken, or of a method of that class."""
@@ -73,6 +74,17 @@ class Checkout:
             inside = next(node for node in tree.body if name in _names(node))
             line = next(n.lineno for n in ast.walk(inside) if isinstance(n, ast.FunctionDef) and n.name == method)
         return f"https://github.com/{self.repository}/blob/{self.commit}/{file}#L{line}"
+
+
+def _methods(tree: ast.Module, names: tuple[str, ...]) -> list[ast.stmt]:
+    """The methods asked for as Class.method, each renamed so and without decorators."""
+    found: list[ast.stmt] = []
+    for node in tree.body:
+        for method in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(method, ast.FunctionDef) and f"{node.name}.{method.name}" in names:
+                method.name, method.decorator_list = f"{node.name}.{method.name}", []
+                found.append(method)
+    return found
 
 
 def _names(node: ast.stmt) -> set[str]:
