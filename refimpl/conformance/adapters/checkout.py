@@ -31,13 +31,17 @@ class Checkout:
         folder = os.environ.get(FOLDER)
         where = f"git clone https://github.com/{repository} && git -C {name} checkout {commit}"
         if not folder:
-            raise InputError(f"{name} is read from a checkout: set {FOLDER} to a folder in which you ran {where}")
+            raise InputError(
+                f"{name} is read from a checkout: set {FOLDER} to a folder in which you ran {where}"
+            )
         self.path = Path(folder) / name
         if not self.path.is_dir():
             raise InputError(f"{self.path} is absent: in {folder}, {where}")
         found = _head(self.path)
         if found and found != commit:
-            raise InputError(f"{self.path} is at commit {found}, and its adapter was written for {commit}: check that out")
+            raise InputError(
+                f"{self.path} is at commit {found}, and its adapter was written for {commit}: check that out"
+            )
         self.version = commit[:12] + ("" if found else " (not verified: no git)")
         self._lines: dict[tuple[str, str], int] = {}
 
@@ -72,7 +76,9 @@ class Checkout:
         if method:
             tree = ast.parse((self.path / file).read_text(encoding="utf-8"))
             inside = next(node for node in tree.body if name in _names(node))
-            line = next(n.lineno for n in ast.walk(inside) if isinstance(n, ast.FunctionDef) and n.name == method)
+            line = next(
+                n.lineno for n in ast.walk(inside) if isinstance(n, ast.FunctionDef) and n.name == method
+            )
         return f"https://github.com/{self.repository}/blob/{self.commit}/{file}#L{line}"
 
 
@@ -80,7 +86,9 @@ def _methods(tree: ast.Module, names: tuple[str, ...]) -> list[ast.stmt]:
     """The methods asked for as Class.method, each renamed so and without decorators."""
     found: list[ast.stmt] = []
     for node in tree.body:
-        for method in node.body if isinstance(node, ast.ClassDef) else ():
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for method in node.body:
             if isinstance(method, ast.FunctionDef) and f"{node.name}.{method.name}" in names:
                 method.name, method.decorator_list = f"{node.name}.{method.name}", []
                 found.append(method)

@@ -31,8 +31,8 @@ class ComfyUI(Adapter):
         self.version = self.code.version
         betas = self.code.take(UTIL, "make_beta_schedule", torch=torch, np=np, math=math).make_beta_schedule
         parts: Any = self.code.take(
-            MODEL, "rescale_zero_terminal_snr_sigmas", "reshape_sigma", "EPS", "V_PREDICTION", "ModelSamplingDiscrete",
-            torch=torch, math=math, make_beta_schedule=betas,
+            MODEL, "rescale_zero_terminal_snr_sigmas", "reshape_sigma", "EPS", "V_PREDICTION",
+            "ModelSamplingDiscrete", torch=torch, math=math, make_beta_schedule=betas,
         )  # fmt: skip
         sampling = type("ModelSampling", (parts.ModelSamplingDiscrete, parts.V_PREDICTION), {})
         self.plain, self.sampling = sampling(zsnr=False), sampling(zsnr=True)
@@ -106,12 +106,14 @@ class ComfyUI(Adapter):
         return getattr(self.steps, f"get_sigmas_{kind}")(n, low, high)
 
     def guide(self, cond: Tensor, uncond: Tensor, scale: float, rescale: float) -> Tensor:
-        """cfg_function, and the node RescaleCFG, which are given denoised latents: here at sigma 1, of the latent 0."""
+        """cfg_function, and the node RescaleCFG, which take denoised latents: here at sigma 1, of latent 0."""
         root = math.sqrt(2.0)
         latent, sigma = torch.zeros_like(cond), torch.ones(len(cond))
         options: dict[str, Any] = {}
         if rescale > 0:
-            model = SimpleNamespace(set_model_sampler_cfg_function=lambda f: options.update(sampler_cfg_function=f))
+            model = SimpleNamespace(
+                set_model_sampler_cfg_function=lambda f: options.update(sampler_cfg_function=f)
+            )
             self.rescale_node.patch(SimpleNamespace(clone=lambda: model), rescale)
         denoised = self.samplers.cfg_function(
             None, -cond / root, -uncond / root, scale, latent, sigma, model_options=options

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class GenerativeModels(Adapter):
     def __init__(self) -> None:
         self.code = Checkout("Stability-AI/generative-models", COMMIT)
         self.version = self.code.version
-        types = {"torch": torch, "Tuple": Tuple}  # noqa: UP006
+        types = {"torch": torch, "Tuple": tuple}
         self.scaling: Any = self.code.take(SCALINGS, "VScaling", **types).VScaling()
         betas = self.code.take(UTIL, "make_beta_schedule", torch=torch, np=np).make_beta_schedule
         self.table: Any = self.code.take(

@@ -51,7 +51,9 @@ class NovelAIBucketing(Adapter):
         self, bucket_of: Sequence[int], batch_size: int, world_size: int, seed: int, epoch: int
     ) -> Sequence[Sequence[Batch]]:
         """The generator of each rank, after as many epochs as come before this one."""
-        return [self._rank(bucket_of, batch_size, world_size, rank, seed, epoch) for rank in range(world_size)]
+        return [
+            self._rank(bucket_of, batch_size, world_size, rank, seed, epoch) for rank in range(world_size)
+        ]
 
     def _rank(
         self, bucket_of: Sequence[int], batch_size: int, world_size: int, rank: int, seed: int, epoch: int

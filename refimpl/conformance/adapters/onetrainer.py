@@ -22,7 +22,9 @@ RESCALE = "modules/util/convert/rescale_noise_scheduler_to_zero_terminal_snr.py"
 TABLE = "modules/util/DiffusionScheduleCoefficients.py"
 LOSS, NOISE = MIXINS + "ModelSetupDiffusionLossMixin.py", MIXINS + "ModelSetupDiffusionMixin.py"
 LOADER = "src/mgds/pipelineModules/"
-BUCKETS, CROP, BATCHES = (LOADER + f"{n}.py" for n in ("AspectBucketing", "ScaleCropImage", "AspectBatchSorting"))
+BUCKETS, CROP, BATCHES = (
+    LOADER + f"{n}.py" for n in ("AspectBucketing", "ScaleCropImage", "AspectBatchSorting")
+)
 QUANTUM, SIDE = 64, 1024  # of SDXL's data loader, and its default resolution
 
 
@@ -44,17 +46,36 @@ class OneTrainer(Adapter):
         self.code = Checkout("Nerogar/OneTrainer", COMMIT)
         self.loader = Checkout("Nerogar/mgds", LOADER_COMMIT)
         self.version = f"{self.code.version}, mgds {self.loader.version}"
-        types = {"torch": torch, "Tensor": Tensor, "ABCMeta": type, "Callable": Callable, "TrainConfig": object}
-        rescale = self.code.take(RESCALE, "rescale_noise_scheduler_to_zero_terminal_snr", torch=torch, DDIMScheduler=object)
+        types = {
+            "torch": torch,
+            "Tensor": Tensor,
+            "ABCMeta": type,
+            "Callable": Callable,
+            "TrainConfig": object,
+        }
+        rescale = self.code.take(
+            RESCALE, "rescale_noise_scheduler_to_zero_terminal_snr", torch=torch, DDIMScheduler=object
+        )
         self.rescale: Any = rescale.rescale_noise_scheduler_to_zero_terminal_snr
         table = self.code.take(TABLE, "DiffusionScheduleCoefficients", torch=torch, Tensor=Tensor)
         self.table: Any = table.DiffusionScheduleCoefficients
         types["DiffusionScheduleCoefficients"] = self.table
-        self.loss: Any = self.code.take(LOSS, "ModelSetupDiffusionLossMixin", **types).ModelSetupDiffusionLossMixin()
-        self.noise: Any = self.code.take(NOISE, "ModelSetupDiffusionMixin", **types).ModelSetupDiffusionMixin()
+        self.loss: Any = self.code.take(
+            LOSS, "ModelSetupDiffusionLossMixin", **types
+        ).ModelSetupDiffusionLossMixin()
+        self.noise: Any = self.code.take(
+            NOISE, "ModelSetupDiffusionMixin", **types
+        ).ModelSetupDiffusionMixin()
         bases = {"PipelineModule": _Module, "RandomAccessPipelineModule": _Access}
         self.bucketing: Any = self.loader.take(
-            BUCKETS, "AspectBucketing", **bases, Random=random.Random, Any=Any, np=np, math=math, itertools=itertools
+            BUCKETS,
+            "AspectBucketing",
+            **bases,
+            Random=random.Random,
+            Any=Any,
+            np=np,
+            math=math,
+            itertools=itertools,
         ).AspectBucketing
         self.scale_crop: Any = self.loader.take(
             CROP, "ScaleCropImage", **bases, transforms=_transforms(), functional=SimpleNamespace(crop=_crop)
@@ -64,7 +85,9 @@ class OneTrainer(Adapter):
             PipelineModule=_Module, SingleVariationRandomAccessPipelineModule=_Access,
         ).AspectBatchSorting  # fmt: skip
         self.assigned = self._bucketing(QUANTUM)
-        self.assigned.bucket_resolutions, aspects = self.assigned._AspectBucketing__create_automatic_buckets([SIDE])
+        self.assigned.bucket_resolutions, aspects = self.assigned._AspectBucketing__create_automatic_buckets(
+            [SIDE]
+        )
         self.assigned.bucket_aspects = {side: np.array(values) for side, values in aspects.items()}
 
     def link(self, method: str) -> str:
@@ -141,7 +164,9 @@ class OneTrainer(Adapter):
         return self.rescale(scheduler) if zero_snr else scheduler.betas
 
     def _bucketing(self, quantum: int) -> Any:
-        return self.bucketing(quantum, "resolution", "target", None, None, "frames", False, "scale", "crop", "possible")
+        return self.bucketing(
+            quantum, "resolution", "target", None, None, "frames", False, "scale", "crop", "possible"
+        )
 
 
 def _transforms() -> SimpleNamespace:

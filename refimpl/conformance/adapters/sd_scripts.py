@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, List, Optional, Tuple
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class SdScripts(Adapter):
     def __init__(self) -> None:
         self.code = Checkout("kohya-ss/sd-scripts", COMMIT)
         self.version = self.code.version
-        types = {"List": List, "Optional": Optional, "Tuple": Tuple, "torch": torch, "np": np, "math": math}  # noqa: UP006
+        types = {"List": list, "Optional": Optional, "Tuple": tuple, "torch": torch, "np": np, "math": math}
         silent = SimpleNamespace(info=lambda *_: None)
         self.noise: Any = self.code.take(
             NOISE,

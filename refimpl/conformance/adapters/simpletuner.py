@@ -34,7 +34,9 @@ class SimpleTuner(Adapter):
         self.rescale: Any = self.code.take(NOISE, "enforce_zero_terminal_snr", torch=torch)
         self.snr: Any = self.code.take(WEIGHT, "compute_snr")
         state = SimpleNamespace(is_sdxl_refiner=lambda: False)
-        self.collate: Any = self.code.take(COLLATE, "compute_time_ids", torch=torch, logger=SILENT, StateTracker=state)
+        self.collate: Any = self.code.take(
+            COLLATE, "compute_time_ids", torch=torch, logger=SILENT, StateTracker=state
+        )
         self.resolutions: dict[Any, Any] = {}
         tracker = SimpleNamespace(
             get_args=lambda: SimpleNamespace(aspect_bucket_alignment=64, aspect_bucket_rounding=2),
@@ -42,7 +44,14 @@ class SimpleTuner(Adapter):
             set_resolution_by_aspect=self._remember,
         )
         self.sizes: Any = self.code.take(
-            SIZES, "MultiaspectImage", StateTracker=tracker, np=np, sqrt=sqrt, Real=Real, Image=Image, logger=SILENT
+            SIZES,
+            "MultiaspectImage",
+            StateTracker=tracker,
+            np=np,
+            sqrt=sqrt,
+            Real=Real,
+            Image=Image,
+            logger=SILENT,
         ).MultiaspectImage
 
     def link(self, method: str) -> str:

@@ -48,8 +48,12 @@ def known_deviations(adapter: str, file: str = "") -> dict[str, Known]:
 
 
 def measured(outcome: Outcome) -> str:
-    """The deviation of an outcome as it is written in the file."""
-    return "fault" if outcome.deviation is None else number(float(f"{outcome.deviation:.2g}"))
+    """The deviation of an outcome as it is written in the file: a count as it is, else two significant digits."""
+    if outcome.deviation is None:
+        return "fault"
+    if outcome.deviation == round(outcome.deviation, 9) // 1:
+        return number(outcome.deviation)
+    return number(float(f"{outcome.deviation:.2g}"))
 
 
 def judge(check: Check, outcome: Outcome, known: Known | None) -> str:

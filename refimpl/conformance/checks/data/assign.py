@@ -49,7 +49,9 @@ def nearest_aspect(peer: Guarded) -> Measured:
     }
     best = min(farther, key=lambda name: farther[name])
     share = 100 * farther[best] / max(len(pairs), 1)
-    return Measured(share, f"nearest in {best}" if not share else f"a nearer one is used for {share:.0f} % of images")
+    return Measured(
+        share, f"nearest in {best}" if not share else f"a nearer one is used for {share:.0f} % of images"
+    )
 
 
 @check(cites="N prints |aspect − aspect|, which is not symmetric", unit="% of images", kind="choice")

@@ -6,7 +6,7 @@ from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks.exact import NATIVE_SECOND, rms, unit_noise
 from refimpl.conformance.guarded import Guarded, number
 
-SHAPE = (4, 4, 64, 64)
+SHAPE = (4, 4, 128, 128)
 
 
 def _error(peer: Guarded, dtype: torch.dtype) -> Measured:
