@@ -18,7 +18,7 @@ from refimpl.conformance.load import SHIPPED
 from refimpl.conformance.registry import all_checks
 from refimpl.conformance.results.known import known_deviations
 from refimpl.conformance.results.published import published_page
-from refimpl.conformance.results.table import Tested, as_json, checks_as_json, complaints, summary
+from refimpl.conformance.results.table import Report, as_json, checks_as_json, complaints, summary
 from refimpl.conformance.worker import Worker
 from refimpl.errors import InputError
 from refimpl.storage.atomic import replace_text
@@ -28,11 +28,11 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "conformance.json", ROOT / "do
 EFFORT = Effort(examples=50, check_seconds=300.0)  # of the survey of 2,000 crops, on a busy machine
 
 
-def tested(name: str) -> Tested:
+def tested(name: str) -> Report:
     """Every check on one peer. Raises InputError where it is absent."""
     with Worker(name, EFFORT) as worker:
         outcomes = [worker.run(check) for check in all_checks()]
-        return Tested(name, worker.title, worker.version, worker.links, outcomes)
+        return Report(name, worker.title, worker.version, worker.links, outcomes)
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def conformance_command(arguments: list[str], program: str = "refimpl conformanc
     from refimpl.conformance.evaluate import Effort
     from refimpl.conformance.registry import chosen_checks
     from refimpl.conformance.results.known import known_deviations
-    from refimpl.conformance.results.table import Tested, as_json, checks_as_json, complaints, lines, summary
+    from refimpl.conformance.results.table import Report, as_json, checks_as_json, complaints, lines, summary
     from refimpl.conformance.worker import Worker
     from refimpl.storage.atomic import replace_text
 
@@ -56,7 +56,7 @@ def conformance_command(arguments: list[str], program: str = "refimpl conformanc
     effort = Effort(command.examples, check_seconds=command.seconds)
     with Worker(command.adapter, effort) as worker:
         outcomes = [worker.run(name) for name in checks]
-        tested = Tested(command.adapter, worker.title, worker.version, worker.links, outcomes)
+        tested = Report(command.adapter, worker.title, worker.version, worker.links, outcomes)
     print(*lines(tested, checks), "", summary(tested), sep="\n")
     if command.json:
         content = {"checks": checks_as_json(checks), "peers": [as_json(tested, checks, known)]}

@@ -2,13 +2,13 @@
 
 from refimpl.conformance.check import Check
 from refimpl.conformance.results.known import Known, measured
-from refimpl.conformance.results.table import Tested, summary
+from refimpl.conformance.results.table import Report, summary
 from refimpl.report.page import Markup, page, paragraph, table, text
 
 HEADER = ("check", "statement", "result", "deviation", "seen", "simplest case", "source")
 
 
-def conformance_page(tested: Tested, checks: dict[str, Check], known: dict[str, Known]) -> str:
+def conformance_page(tested: Report, checks: dict[str, Check], known: dict[str, Known]) -> str:
     """A page with the deviations first, then every group of checks that the adapter offers."""
     groups: dict[str, list[tuple[object, ...]]] = {}
     deviations: list[Markup] = []

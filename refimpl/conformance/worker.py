@@ -9,6 +9,7 @@ import os
 import select
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
 from typing import IO
@@ -46,11 +47,9 @@ class Worker:
         """The outcome of a check; one that ended the process, or did not come, deviates."""
         process = self._process or self._start()
         assert process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # of a process that has died: what it said last is read below
             process.stdin.write(check + "\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # what it said last is read below
         limit = self.effort.check_seconds + GRACE
         line = self._line(limit)
         if line:
@@ -82,18 +81,26 @@ class Worker:
         self.title, self.version, self.links = said["title"], said["version"], said["links"]
         return self._process
 
-    def _line(self, seconds: float) -> str:
-        """The next line that the process writes; empty when it does not come or the process has ended."""
+    def _line(self, seconds: float) -> str | None:
+        """The next line that the process writes; None when it does not come, and empty when the process has ended."""
         assert self._process is not None
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], seconds)
-        return self._process.stdout.readline() if ready else ""
+        return self._process.stdout.readline() if ready else None
 
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+    def _end(self) -> int | None:
+        """Ends the process, and returns its status: its own where it had closed its output, as a dying one does."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None or process.stdout is None:
+            return None
+        try:
+            process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.stdout.close()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        return process.wait()
 
 
 def main(arguments: list[str]) -> None:

@@ -69,12 +69,12 @@ def naive_scalings(sigma: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def clamped_step(
-    noise: torch.Tensor, network: Callable[..., torch.Tensor], sigma_next: float
+    noise: torch.Tensor, network: Callable[..., torch.Tensor], sigma_next: float, sigma: float = 4096.0
 ) -> torch.Tensor:
-    """An Euler step from 4096, with the state in the noise's dtype."""
-    sigma = 4096.0
+    """An Euler step from a clamped level, with the state in the noise's dtype."""
+    root = math.hypot(sigma, 1)
     y = noise * sigma
-    x0 = y / (sigma**2 + 1) - sigma / math.hypot(sigma, 1) * network(y / math.hypot(sigma, 1))
+    x0 = y / root**2 - network(y / root) * (sigma / root)
     return y + (y - x0) / sigma * (sigma_next - sigma)
 
 

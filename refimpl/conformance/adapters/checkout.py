@@ -8,6 +8,7 @@ and run with the names that the adapter gives them in place of the file's import
 import ast
 import os
 import subprocess
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,7 @@ class Checkout:
         found = _head(self.path)
         if found and found != commit:
             raise InputError(
-                f"{self.path} is at commit {found}, and its adapter was written for {commit}: check that out"
+                f"{self.path} is at {found}; its adapter was written for {commit}: check that out"
             )
         self.version = commit[:12] + ("" if found else " (not verified: no git)")
         self._lines: dict[tuple[str, str], int] = {}
@@ -53,7 +54,7 @@ class Checkout:
         """
         path = self.path / file
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+            tree = _parsed(path)
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         wanted: list[ast.stmt] = []
@@ -67,19 +68,27 @@ class Checkout:
         if missing:
             raise InputError(f"{path} has no {', '.join(sorted(missing))}: another commit?")
         scope: dict[str, Any] = {"__name__": f"peer.{path.stem}", **given}
-        exec(compile(ast.Module(wanted, []), str(path), "exec"), scope)  # the user's own checkout
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of their source, which is theirs to mend
+            exec(compile(ast.Module(wanted, []), str(path), "exec"), scope)  # the user's own checkout
         return SimpleNamespace(**{name.rpartition(".")[2]: scope[name] for name in names})
 
     def link(self, file: str, name: str, method: str = "") -> str:
         """Address on GitHub of a function or class that was taken, or of a method of that class."""
         line = self._lines[file, name]
         if method:
-            tree = ast.parse((self.path / file).read_text(encoding="utf-8"))
+            tree = _parsed(self.path / file)
             inside = next(node for node in tree.body if name in _names(node))
             line = next(
                 n.lineno for n in ast.walk(inside) if isinstance(n, ast.FunctionDef) and n.name == method
             )
         return f"https://github.com/{self.repository}/blob/{self.commit}/{file}#L{line}"
+
+
+def _parsed(path: Path) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def _methods(tree: ast.Module, names: tuple[str, ...]) -> list[ast.stmt]:

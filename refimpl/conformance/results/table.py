@@ -9,7 +9,7 @@ from refimpl.conformance.results.known import Known, judge, measured
 
 
 @dataclass(frozen=True)
-class Tested:
+class Report:
     """What one adapter came out as."""
 
     adapter: str
@@ -21,13 +21,13 @@ class Tested:
     outcomes: list[Outcome]
 
 
-def complaints(tested: Tested, checks: dict[str, Check], known: dict[str, Known]) -> list[str]:
+def complaints(tested: Report, checks: dict[str, Check], known: dict[str, Known]) -> list[str]:
     """Whatever is not as it should be: deviations that are not known, and known ones that are no more."""
     found = (judge(checks[o.check], o, known.get(o.check)) for o in tested.outcomes)
     return [text for text in found if text]
 
 
-def summary(tested: Tested) -> str:
+def summary(tested: Report) -> str:
     """How many checks came out how, in one line."""
     counts = Counter(outcome.status for outcome in tested.outcomes)
     parts = (f"{counts[status]} {word}" for status, word in WORDS.items() if counts[status])
@@ -42,7 +42,7 @@ WORDS = {
 }
 
 
-def lines(tested: Tested, checks: dict[str, Check]) -> list[str]:
+def lines(tested: Report, checks: dict[str, Check]) -> list[str]:
     """A line for each check that was run."""
     found = []
     for outcome in tested.outcomes:
@@ -59,7 +59,7 @@ def lines(tested: Tested, checks: dict[str, Check]) -> list[str]:
     return found
 
 
-def as_json(tested: Tested, checks: dict[str, Check], known: dict[str, Known]) -> dict[str, Any]:
+def as_json(tested: Report, checks: dict[str, Check], known: dict[str, Known]) -> dict[str, Any]:
     """Everything about a run, as JSON takes it; times are left out, so that equal runs give equal files."""
     entries = []
     for outcome in tested.outcomes:
