@@ -10,18 +10,18 @@ from refimpl.conformance.adapter import METHODS, offers
 from refimpl.errors import InputError
 from refimpl.names import nearest
 
-SHIPPED = {
-    "refimpl": "refimpl.conformance.adapters.reference:Reference",
-    "diffusers": "refimpl.conformance.adapters.huggingface:Diffusers",
-    "k-diffusion": "refimpl.conformance.adapters.kdiffusion:KDiffusion",
-    "k-diffusion-clamped": "refimpl.conformance.adapters.kdiffusion:KDiffusionClamped",
-    "sd-scripts": "refimpl.conformance.adapters.sd_scripts:SdScripts",
-    "onetrainer": "refimpl.conformance.adapters.onetrainer:OneTrainer",
-    "simpletuner": "refimpl.conformance.adapters.simpletuner:SimpleTuner",
-    "comfyui": "refimpl.conformance.adapters.comfy:ComfyUI",
-    "generative-models": "refimpl.conformance.adapters.generative_models:GenerativeModels",
-    "naifu": "refimpl.conformance.adapters.naifu:Naifu",
-    "novelai-bucketing": "refimpl.conformance.adapters.novelai:NovelAIBucketing",
+SHIPPED: dict[str, tuple[str, str]] = {
+    "refimpl": ("refimpl.conformance.adapters.reference", "Reference"),
+    "diffusers": ("refimpl.conformance.adapters.huggingface", "Diffusers"),
+    "k-diffusion": ("refimpl.conformance.adapters.kdiffusion", "KDiffusion"),
+    "k-diffusion-clamped": ("refimpl.conformance.adapters.kdiffusion", "KDiffusionClamped"),
+    "sd-scripts": ("refimpl.conformance.adapters.checkouts.sd_scripts", "SdScripts"),
+    "onetrainer": ("refimpl.conformance.adapters.checkouts.onetrainer", "OneTrainer"),
+    "simpletuner": ("refimpl.conformance.adapters.checkouts.simpletuner", "SimpleTuner"),
+    "comfyui": ("refimpl.conformance.adapters.checkouts.comfy", "ComfyUI"),
+    "generative-models": ("refimpl.conformance.adapters.checkouts.generative_models", "GenerativeModels"),
+    "naifu": ("refimpl.conformance.adapters.checkouts.naifu", "Naifu"),
+    "novelai-bucketing": ("refimpl.conformance.adapters.checkouts.novelai", "NovelAIBucketing"),
 }
 """Adapters that are part of this package, by the names that the command takes."""
 
@@ -32,8 +32,9 @@ def load_adapter(name: str) -> object:
     A class is called without arguments. Raises InputError, saying what is wrong, when there is no such adapter or it
     offers nothing, and as the adapter itself does (a checkout that is absent).
     """
-    path, colon, attribute = SHIPPED.get(name, name).partition(":")
-    if not colon or not path or not attribute:
+    path, _, attribute = name.partition(":")
+    path, attribute = SHIPPED.get(name, (path, attribute))
+    if not path or not attribute:
         near = nearest(name, SHIPPED)
         raise InputError(
             f"{name!r} is no adapter: give package.module:Adapter, or one of {', '.join(SHIPPED)} (the nearest is "

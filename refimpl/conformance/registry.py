@@ -8,12 +8,28 @@ from refimpl.errors import InputError
 from refimpl.names import nearest
 
 GROUPS = {
-    "schedule": "noise", "noised": "noise", "target": "noise", "weight": "noise", "keyed": "noise",
-    "scalings": "sampling", "sigma_to_t": "sampling", "first_step": "sampling", "grid": "sampling",
-    "guide": "sampling",
-    "buckets": "data", "assign": "data", "epoch": "data", "resume": "data", "crop": "data",
-    "chunks": "conditioning", "pool": "conditioning", "size_ints": "conditioning", "markers": "conditioning",
-}  # fmt: skip
+    "schedule": "refimpl.conformance.checks.noise.schedule",
+    "noised": "refimpl.conformance.checks.noise.noised",
+    "target": "refimpl.conformance.checks.noise.target",
+    "weight": "refimpl.conformance.checks.noise.weight",
+    "keyed": "refimpl.conformance.checks.noise.keyed",
+    "scalings": "refimpl.conformance.checks.sampling.scalings",
+    "sigma_to_t": "refimpl.conformance.checks.sampling.sigma_to_t",
+    "first_step": "refimpl.conformance.checks.sampling.first_step",
+    "grid": "refimpl.conformance.checks.sampling.grid",
+    "guide": "refimpl.conformance.checks.sampling.guide",
+    "buckets": "refimpl.conformance.checks.data.buckets",
+    "assign": "refimpl.conformance.checks.data.assign",
+    "epoch": "refimpl.conformance.checks.data.epoch",
+    "resume": "refimpl.conformance.checks.data.resume",
+    "crop": "refimpl.conformance.checks.data.crop",
+    "chunks": "refimpl.conformance.checks.conditioning.chunks",
+    "pool": "refimpl.conformance.checks.conditioning.pool",
+    "size_ints": "refimpl.conformance.checks.conditioning.size_ints",
+    "markers": "refimpl.conformance.checks.conditioning.markers",
+}
+"""Groups of checks, each about one of the adapter's methods, and the module of each."""
+
 INSTALL = 'pip install "refimpl[conformance]"'
 
 
@@ -23,8 +39,8 @@ def all_checks() -> dict[str, Check]:
         raise InputError(
             f"the checks draw their arguments with Hypothesis, which is not installed: {INSTALL}"
         )
-    for group, room in GROUPS.items():
-        import_module(f"refimpl.conformance.checks.{room}.{group}")
+    for module in GROUPS.values():
+        import_module(module)
     return {name: found for group in GROUPS for name, found in CHECKS.items() if found.group == group}
 
 

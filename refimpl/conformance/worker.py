@@ -54,14 +54,10 @@ class Worker:
         line = self._line(limit)
         if line:
             return Outcome(**json.loads(line))
-        code = process.poll()
-        self._end()
-        said = (
-            f"did not return within {limit:g} s" if code is None else f"ended its process with status {code}"
-        )
-        return Outcome(
-            check, "deviates", None, f"the implementation {said}", seconds=limit if code is None else 0.0
-        )
+        hangs = line is None
+        code = self._end()
+        said = f"did not return within {limit:g} s" if hangs else f"ended its process with status {code}"
+        return Outcome(check, "deviates", None, f"the implementation {said}", seconds=limit if hangs else 0.0)
 
     def _start(self) -> subprocess.Popen[str]:
         effort = self.effort

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from refimpl.conformance.adapter import Adapter, Size
-from refimpl.conformance.adapters.checkout import Checkout
-from refimpl.conformance.adapters.coordinate_resize import resize_array
+from refimpl.conformance.adapters.checkouts.checkout import Checkout
+from refimpl.conformance.adapters.checkouts.coordinate_resize import resize_array
 from refimpl.diffusion.schedule import BETA_FIRST, BETA_LAST, TIMESTEPS
 
 COMMIT = "48d368fa557731ad0488c07304dfeba8c07910eb"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from refimpl.conformance.adapter import Adapter
-from refimpl.conformance.adapters.checkout import Checkout
+from refimpl.conformance.adapters.checkouts.checkout import Checkout
 
 COMMIT = "0ad7de9a5cb53fd63d6d30a4f385485e72e08597"
 FOLDER = "sgm/modules/diffusionmodules/"

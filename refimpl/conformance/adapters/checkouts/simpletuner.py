@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from refimpl.conformance.adapter import Adapter, Size
-from refimpl.conformance.adapters.checkout import Checkout
-from refimpl.conformance.adapters.sd_scripts import published_scheduler
+from refimpl.conformance.adapters.checkouts.checkout import Checkout
+from refimpl.conformance.adapters.checkouts.sd_scripts import published_scheduler
 
 COMMIT = "bc8e6ab7738ce457a2ed8eb2d26cadd91c6442cb"
 HELPERS = "simpletuner/helpers/"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from refimpl.conformance.adapter import Adapter, Size
-from refimpl.conformance.adapters.checkout import Checkout
-from refimpl.conformance.adapters.coordinate_resize import resize_array
-from refimpl.conformance.adapters.sd_scripts import published_scheduler
+from refimpl.conformance.adapters.checkouts.checkout import Checkout
+from refimpl.conformance.adapters.checkouts.coordinate_resize import resize_array
+from refimpl.conformance.adapters.checkouts.sd_scripts import published_scheduler
 
 COMMIT = "06932770ce7f3c051a32ac1046ed9be910a10819"
 NOISE = "modules/scheduler_utils.py"

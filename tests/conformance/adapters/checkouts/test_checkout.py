@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.conformance.adapters.checkout import FOLDER, Checkout
+from refimpl.conformance.adapters.checkouts.checkout import FOLDER, Checkout
 from refimpl.errors import InputError
 
 SOURCE = """import nowhere

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from refimpl.conformance.adapter import Adapter, Batch, Size
-from refimpl.conformance.adapters.checkout import Checkout
-from refimpl.conformance.adapters.coordinate_resize import resize_coordinates
-from refimpl.conformance.adapters.sd_scripts import published_scheduler
+from refimpl.conformance.adapters.checkouts.checkout import Checkout
+from refimpl.conformance.adapters.checkouts.coordinate_resize import resize_coordinates
+from refimpl.conformance.adapters.checkouts.sd_scripts import published_scheduler
 
 COMMIT, LOADER_COMMIT = "23df3832e8f213d64c337e39f9365ba46e99fed0", "3a6994ad18a490acc4f3876658167525b7d88da7"
 MIXINS = "modules/modelSetup/mixin/"

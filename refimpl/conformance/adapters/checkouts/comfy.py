@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from refimpl.conformance.adapter import Adapter, Size
-from refimpl.conformance.adapters.checkout import Checkout
+from refimpl.conformance.adapters.checkouts.checkout import Checkout
 
 COMMIT = "a125cd84b054a57729b5eecab930ca9408719832"
 MODEL, SAMPLERS, STEPS = "comfy/model_sampling.py", "comfy/samplers.py", "comfy/k_diffusion/sampling.py"

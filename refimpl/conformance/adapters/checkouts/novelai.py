@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.conformance.adapter import Adapter, Batch, Size
-from refimpl.conformance.adapters.checkout import Checkout
+from refimpl.conformance.adapters.checkouts.checkout import Checkout
 
 COMMIT = "6e977c5475c0fbe0768aaa3da41906e02628ed3b"
 FILE = "bucketmanager.py"
