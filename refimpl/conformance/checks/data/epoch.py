@@ -27,22 +27,44 @@ def _epoch(
     return enough, peer.epoch(enough, batch_size, world, 7, 1)
 
 
-def _ids(ranks: list[list[Batch]]) -> list[int]:
+def ids_of(ranks: list[list[Batch]]) -> list[int]:
+    """Every id that is trained on, rank after rank."""
     return [i for rank in ranks for _, ids in rank for i in ids]
+
+
+def repeated(ranks: list[list[Batch]]) -> int:
+    """How often an id is trained on that was trained on before in the epoch."""
+    return sum(count - 1 for count in Counter(ids_of(ranks)).values())
+
+
+def left_out(ranks: list[list[Batch]], items: int) -> int:
+    """How many of the ids 0 … items − 1 are not trained on."""
+    return len(set(range(items)) - set(ids_of(ranks)))
+
+
+def wrong_sizes(ranks: list[list[Batch]], batch_size: int) -> int:
+    """How many batches have another size."""
+    return sum(len(ids) != batch_size for rank in ranks for _, ids in rank)
+
+
+def unequal_steps(ranks: list[list[Batch]]) -> int:
+    """How many steps the rank with the most has more than the one with the fewest."""
+    steps = [len(rank) for rank in ranks]
+    return max(steps) - min(steps)
 
 
 @check(cites=PAPER, unit="items", limit=0, **DRAWN)
 def once(peer: Guarded, items: list[int], batch_size: int, world: int) -> float:
     """No item is trained on twice in an epoch, on whatever ranks."""
     _, ranks = _epoch(peer, items, batch_size, world)
-    return float(sum(count - 1 for count in Counter(_ids(ranks)).values()))
+    return float(repeated(ranks))
 
 
 @check(cites=PAPER + ': "trimmed … to make it divisible"', unit="items", limit=0, **DRAWN)
 def nothing_lost(peer: Guarded, items: list[int], batch_size: int, world: int) -> Measured:
     """An epoch leaves out fewer items than one global batch."""
     enough, ranks = _epoch(peer, items, batch_size, world)
-    lost = len(enough) - len(set(_ids(ranks)))
+    lost = left_out(ranks, len(enough))
     return Measured(max(0, lost - batch_size * world + 1), f"{lost} of {len(enough)} items lost")
 
 
@@ -50,17 +72,15 @@ def nothing_lost(peer: Guarded, items: list[int], batch_size: int, world: int) -
 def full_batches(peer: Guarded, items: list[int], batch_size: int, world: int) -> Measured:
     """Every batch has the batch size."""
     _, ranks = _epoch(peer, items, batch_size, world)
-    sizes = [len(ids) for rank in ranks for _, ids in rank]
-    wrong = [size for size in sizes if size != batch_size]
-    return Measured(len(wrong), f"{len(wrong)} of {len(sizes)} batches")
+    wrong, batches = wrong_sizes(ranks, batch_size), sum(map(len, ranks))
+    return Measured(wrong, f"{wrong} of {batches} batches")
 
 
 @check(cites="a rank without a batch waits for ever", unit="steps", limit=0, **DRAWN)
 def equal_steps(peer: Guarded, items: list[int], batch_size: int, world: int) -> float:
     """Every rank has as many steps."""
     _, ranks = _epoch(peer, items, batch_size, world)
-    steps = [len(rank) for rank in ranks]
-    return float(max(steps) - min(steps))
+    return float(unequal_steps(ranks))
 
 
 @check(cites="a run that is repeated gives the same model", unit="batches", limit=0, **DRAWN)
@@ -77,7 +97,7 @@ def repeats(peer: Guarded, items: list[int], batch_size: int, world: int) -> flo
 def shuffles(peer: Guarded) -> float:
     """Another epoch and another seed give another order."""
     items = [i % 3 for i in range(96)]
-    orders = [_ids(peer.epoch(items, 4, 1, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = [ids_of(peer.epoch(items, 4, 1, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     return float(3 - len({tuple(order) for order in orders}))
 
 

@@ -101,7 +101,9 @@ def leading_start(peer: Guarded) -> Measured:
 def native_second(peer: Guarded) -> Measured:
     """The second of 28 native levels is the σ = 56 of N Fig. 4: uniform spacing of timesteps from 999 to 0."""
     second = peer.grid("native", STEPS)[1:2]
-    return Measured(ratio_error(second, torch.tensor([NATIVE_SECOND]).double()), f"{number(float(second))}")
+    return Measured(
+        ratio_error(second, torch.tensor([NATIVE_SECOND], dtype=torch.float64)), f"{number(float(second))}"
+    )
 
 
 def _spacing(peer: Guarded, kind: str, n: int, power: float) -> float:
