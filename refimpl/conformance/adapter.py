@@ -9,10 +9,13 @@ Terms: t is a timestep 0 … 999; abar its signal power; alpha = √abar, sigma 
 a method says otherwise, the schedule is SDXL's, rescaled to zero terminal SNR.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # pytest loads the plugin, and this with it, wherever the package is installed
+    from torch import Tensor
 
 Size = tuple[int, int]  # (width, height) in pixels
 Batch = tuple[Any, Sequence[int]]  # (any name of the batch's shape, ids of its items)

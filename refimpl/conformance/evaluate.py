@@ -11,7 +11,7 @@ from refimpl.conformance.adapter import offers
 from refimpl.conformance.check import Check, Measured, Outcome, Status
 from refimpl.conformance.guarded import CALL_SECONDS, CHECK_SECONDS, Fault, Guarded, NotOffered
 
-SHRINKING = 400  # evaluations that may be spent on making a counterexample simpler
+SHRINKING = 300  # evaluations that may be spent on making a counterexample simpler
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,19 @@ class _Search:
 def _find(arguments: Any, is_one: Callable[[dict[str, Any]], bool], examples: int) -> dict[str, Any] | None:
     """Simplest drawn arguments for which `is_one`, or None where none of `examples` are; the same in every run.
 
-    Where `is_one` says now this and now that of the same arguments, the last of which it was true.
+    Where `is_one` says now this and now that of the same arguments, or making them simpler takes long, the last of
+    which it was true.
     """
     from hypothesis import HealthCheck, Phase, find, settings
     from hypothesis.errors import Flaky, NoSuchExample
 
     found: list[dict[str, Any]] = []
+    tries = 0
 
     def remember(drawn: dict[str, Any]) -> bool:
-        if is_one(drawn):
+        nonlocal tries
+        tries += bool(found)
+        if tries <= SHRINKING and is_one(drawn):
             found[:] = [drawn]
             return True
         return False

@@ -71,3 +71,9 @@ def test_pytest_runs_the_suite_on_an_implementation(tmp_path: Path) -> None:
     assert "1.115 % of all weight" in found.stdout
     assert "not offered: resume, epoch" in found.stdout
     assert "Traceback" not in found.stdout
+
+
+def test_the_plugin_that_every_pytest_loads_is_light() -> None:
+    code = f"import sys, {PLUGIN}; sys.exit(len({{'torch', 'numpy', 'hypothesis'}} & set(sys.modules)))"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
