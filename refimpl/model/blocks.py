@@ -78,7 +78,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest-neighbour resize to `size`, then a 3×3 convolution: [B, C, h, w] → [B, C, *size].
 
-    The size is that of the skip connection to be concatenated, so odd sizes are restored exactly.
+    The size is that of the skip connection to be concatenated, so odd sizes are restored exactly. The resized tensor,
+    four times the input, is never kept: the backward pass resizes again.
     """
 
     def __init__(self, channels: int):
@@ -86,4 +87,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        def resize(x: Tensor) -> Tensor:
+            return F.interpolate(x, size=size, mode="nearest")
+
+        return cheap_before(self.conv, resize, x, "cheap")

@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.meta.declared import ROOT, Mutant, read_mutants
 from tests.meta.extension import EXTENSION, compile_source, cpu_sources, link
 from tests.meta.processes import Outcome, in_parallel, run_tests
+from tests.ops.emulator.build import OBJECTS
 
 UNCHANGED_TIMEOUT = 900.0  # seconds that all mapped tests of one file may take without a mutant
 LEAST_SHARE = 0.95  # of the mutants, which must be killed
@@ -60,6 +61,7 @@ def main() -> int:
     started = time.monotonic()
     import_what_is_slow()
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
+        os.environ[OBJECTS] = str(Path(folder) / "emulator-objects")  # most mutants change none of them
         copies = copy_tree([Path(folder) / f"copy-{number}" for number in range(options.jobs)])
         if any(mutant.sources for mutant in mutants):
             build(copies, Path(folder) / "objects")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from refimpl.model.blocks import Upsample
 from refimpl.model.config import Recompute
 from refimpl.model.lora.adapters import add_lora
 from refimpl.model.recompute import ATTENTION, PRODUCTS
@@ -82,3 +83,12 @@ def test_nothing_is_kept_without_gradients(how: Recompute) -> None:
         out = call.ours(unet)
     assert not out.requires_grad
     assert torch.equal(out, call.ours(network("none", adapted=False)).detach())
+
+
+def test_the_resized_tensor_is_never_kept() -> None:
+    called = Called()
+    up, x = Upsample(2), torch.randn(1, 2, 3, 4)
+    with called:
+        up(x, (6, 8)).square().sum().backward()
+    assert called.calls["upsample_nearest2d"] == 2
+    assert called.products()["convolution"] == 1

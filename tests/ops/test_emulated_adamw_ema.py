@@ -1,11 +1,7 @@
 """The source of adamw_ema_'s CUDA kernels, run on the CPU thread by thread, under the checks of the operation."""
 
 import ctypes
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,25 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ops.adamw_checks import Call, after, check_adamw_ema, check_alone, check_repeatable, equal
+from tests.ops.emulator.build import CSRC, HERE, link, shared_objects
 from tests.ops.test_adamw_ema import MANY, SIZES, example
 from tests.strategies import adamw_settings, adamw_tensors
-
-HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
 
 
 @pytest.fixture(scope="module")
 def adamw_ema_(tmp_path_factory) -> Callable[..., None]:
     """The operation over the emulated launcher; the binding's part in Python, for tensors in one memory order."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
+    sources = [HERE / "emulated_adamw_ema.cpp", CSRC / "adamw_ema.cu"]
     path = tmp_path_factory.mktemp("emulator") / "emulated.so"
-    sources = [HERE / "emulator" / "emulated_adamw_ema.cpp", CSRC / "adamw_ema.cu"]
-    flags = ["-O1", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-x", "c++"]
-    folders = [f"-I{HERE / 'emulator'}", f"-I{CSRC}"]
-    subprocess.run([compiler, *flags, *folders, *map(str, sources), "-o", str(path)], check=True)
-    library = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(link(sources, path, shared_objects(tmp_path_factory), "-shared")))
 
     def call(weights, gradients, exp_avgs, exp_avg_sqs, averages, steps, scale, found_inf, *numbers) -> None:
         n = len(weights)

@@ -4,11 +4,7 @@ Only a GPU can show the rest: data races that the emulation does not expose, the
 """
 
 import ctypes
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +14,10 @@ from torch import Tensor
 
 from refimpl.ops import Ops, load_ops
 from tests.ops import checks, network_checks, test_group_norm
+from tests.ops.emulator.build import CSRC, HERE, link, shared_objects
 from tests.ops.test_kernel import example
 from tests.strategies import keys_of, latent_shapes, latents, offsets, sample_scalars, vp_pairs
 
-HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of problem.h
 # Tails, whole tiles, more tiles than blocks (the emulated GPU has 32), the paths for four channels and for many, and
@@ -44,14 +39,9 @@ ORDERS = [torch.contiguous_format, torch.channels_last]
 @pytest.fixture(scope="module")
 def ops(tmp_path_factory) -> Ops:
     """The operations over the emulated launchers."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
+    sources = [HERE / "emulated.cpp", *sorted(CSRC.glob("*.cu"))]
     library = tmp_path_factory.mktemp("emulator") / "emulated.so"
-    sources = [HERE / "emulator" / "emulated.cpp", *sorted(CSRC.glob("*.cu"))]
-    flags = ["-O1", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-x", "c++"]
-    folders = [f"-I{HERE / 'emulator'}", f"-I{CSRC}"]
-    subprocess.run([compiler, *flags, *folders, *map(str, sources), "-o", str(library)], check=True)
+    link(sources, library, shared_objects(tmp_path_factory), "-shared")
     return emulated(ctypes.CDLL(str(library)))
 
 

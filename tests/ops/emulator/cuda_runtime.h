@@ -6,6 +6,7 @@
 // them. A barrier that not every thread reaches aborts.
 #pragma once
 
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,26 +90,44 @@ constexpr unsigned THREADS = 256, WARP = 32;
 constexpr size_t STACK = 256 * 1024;
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
 
+// A fiber is made once, by makecontext, and runs one thread after another. It is left and entered by _longjmp, which,
+// unlike swapcontext, asks the system for nothing.
 struct Fiber {
-  ucontext_t context;
+  jmp_buf place;
+  bool begun = false;
   State state;
   std::vector<char> stack = std::vector<char>(STACK);
   char exchanged[sizeof(double)];
 };
 
 inline std::vector<Fiber> fibers(THREADS);
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline const std::function<void()>* body;
 
 inline void wait_at(State barrier) {
   Fiber& fiber = fibers[threadIdx.x];
   fiber.state = barrier;
-  swapcontext(&fiber.context, &scheduler);
+  if (!_setjmp(fiber.place)) _longjmp(scheduler, 1);
 }
 
-inline void enter() {
-  (*body)();
-  wait_at(State::done);
+inline void run_threads() {
+  for (;;) {
+    (*body)();
+    wait_at(State::done);
+  }
+}
+
+inline void resume(Fiber& fiber) {
+  if (_setjmp(scheduler)) return;  // from its next barrier
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.data();
+  context.uc_stack.ss_size = fiber.stack.size();
+  context.uc_link = nullptr;
+  makecontext(&context, run_threads, 0);
+  setcontext(&context);
 }
 
 // Releases threads [begin, end) from a barrier if all of them are waiting there.
@@ -122,20 +141,13 @@ inline bool release(unsigned begin, unsigned end, State barrier) {
 
 inline void run_block(const std::function<void()>& kernel) {
   body = &kernel;
-  for (Fiber& fiber : fibers) {
-    fiber.state = State::ready;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
-  }
+  for (Fiber& fiber : fibers) fiber.state = State::ready;
   for (bool moved = true; moved;) {
     moved = false;
     for (unsigned t = 0; t < THREADS; ++t) {
       if (fibers[t].state != State::ready) continue;
       threadIdx.x = t;
-      swapcontext(&scheduler, &fibers[t].context);
+      resume(fibers[t]);
       moved = true;
     }
     for (unsigned t = 0; t < THREADS; t += WARP) moved |= release(t, t + WARP, State::at_warp_barrier);

@@ -29,6 +29,13 @@ def test_the_largest_batch_fits_and_one_more_does_not(batch: int, accumulate: in
     assert not fits(plan_step(counted(small()), replace(work, batch=largest + 1)), card_for(work))
 
 
+def test_a_card_needs_the_reserve_too() -> None:
+    plan = plan_step(counted(small()), WORK)
+    assert plan.peak < plan.needed
+    assert fits(plan, Card("enough", plan.needed))
+    assert not fits(plan, Card("a byte short", plan.needed - 1))
+
+
 def test_no_batch_fits_nothing() -> None:
     assert largest_batch(counted(small()), WORK, Card("none", GIB)) == 0
     assert smaller_batch(counted(small()), WORK, Card("none", GIB)) is None

@@ -52,7 +52,7 @@ def test_sdxl_without_recomputation() -> None:
     assert plan.held["weights of the UNet"] == plan.held["moving average"] == UNET_BYTES
     assert plan.held["moments of AdamW"] == 2 * UNET_BYTES
     assert plan.moments["update"] == UNET_BYTES
-    assert plan.moments["forward and backward"] / GIB == pytest.approx(102.7, abs=PRINTED_GIBIBYTES)
+    assert plan.moments["forward and backward"] / GIB == pytest.approx(102.3, abs=PRINTED_GIBIBYTES)
     assert plan.peak == 4 * UNET_BYTES + plan.moments["forward and backward"]
 
 

@@ -39,11 +39,15 @@ NARROW = UNetConfig(
     channels=8, channel_mult=(1, 2, 4), transformer_depth=(0, 1, 1), middle_depth=1, res_blocks=2, head_dim=8,
     context_dim=6, vector_dim=12, groups=4,
 )  # fmt: skip
-SMALL = UNetConfig(
+TWO_LEVELS = UNetConfig(
     channels=8, channel_mult=(1, 2), transformer_depth=(0, 1), middle_depth=1, res_blocks=1, head_dim=8,
     context_dim=6, vector_dim=12, groups=4,
 )  # fmt: skip
-SMALL_GRAPHS = 7 + 1  # pairs of channels of its residual blocks; its transformers are all of one width
+SMALL = replace(TWO_LEVELS, channel_mult=(1,), transformer_depth=(1,))
+GRAPHS = {
+    TWO_LEVELS: 7 + 1,
+    SMALL: 2 + 1,
+}  # pairs of channels of residual blocks; the transformers have one width
 ANEW = 1  # AOTAutograd begins a graph anew where a float of the first trace turns out to be fixed
 Counter = torch._dynamo.testing.CompileCounterWithBackend
 
@@ -91,9 +95,9 @@ def assert_near(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
         assert (a - b).abs().max() <= NETWORK_FLOAT32 * max(scale, float(b.abs().max()))
 
 
-def small(checkpointing: Recompute = "none") -> UNet:
+def small(checkpointing: Recompute = "none", config: UNetConfig = SMALL) -> UNet:
     torch.manual_seed(0)
-    return trained_looking(UNet(SMALL, checkpointing))
+    return trained_looking(UNet(config, checkpointing))
 
 
 # --- how many ---
@@ -164,13 +168,19 @@ def test_the_sizes_are_those_of_every_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "kernel"), [("none", "torch"), ("cheap", "torch"), ("full", "math"), ("full", "flash")]
+    ("config", "checkpointing", "kernel"),
+    [
+        (TWO_LEVELS, "none", "torch"),
+        (SMALL, "cheap", "torch"),
+        (SMALL, "full", "math"),
+        (SMALL, "full", "flash"),
+    ],
 )
 def test_a_compiled_network_computes_the_same(
-    checkpointing: Recompute, kernel: str, monkeypatch: pytest.MonkeyPatch
+    config: UNetConfig, checkpointing: Recompute, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = counted(monkeypatch, "aot_eager")
-    unet, given = small(checkpointing), inputs(2, 9, 6)
+    unet, given = small(checkpointing, config), inputs(2, 9, 6)
     for module in unet.modules():
         if isinstance(module, TransformerBlock):
             module.attn1.dot_product = module.attn2.dot_product = dot_product(kernel)
@@ -178,7 +188,7 @@ def test_a_compiled_network_computes_the_same(
     keys = list(unet.state_dict())
     compile_blocks(unet, [(2, 9, 6)])
     assert_near(gradients(unet, given), plain)
-    assert SMALL_GRAPHS <= counter.frame_count <= SMALL_GRAPHS + ANEW
+    assert GRAPHS[config] <= counter.frame_count <= GRAPHS[config] + ANEW
     assert list(unet.state_dict()) == keys
     assert [name for name, _ in unet.named_parameters()] == keys
 
@@ -193,7 +203,7 @@ def test_adapters_are_compiled_with_their_layers(monkeypatch: pytest.MonkeyPatch
     plain = gradients(unet, given)
     compile_blocks(unet, [(2, 9, 6)])
     assert_near(gradients(unet, given), plain)
-    assert SMALL_GRAPHS <= counter.frame_count <= MOST_GRAPHS
+    assert GRAPHS[SMALL] <= counter.frame_count <= MOST_GRAPHS
 
 
 def test_autocast_is_compiled_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +244,7 @@ def test_every_block_and_nothing_else_is_compiled(monkeypatch: pytest.MonkeyPatc
 def test_a_graph_too_many_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     counted(monkeypatch)
     monkeypatch.setattr(compiled_blocks, "RECOMPILE_LIMIT", 3)
-    unet = small()
+    unet = small(config=TWO_LEVELS)
     compile_blocks(unet, [(2, 8, 8)])
     with pytest.raises(InputError, match=r"needs more than 3 graphs of ResBlock; use fewer batch sizes"):
         unet(*inputs(2, 8, 8))
