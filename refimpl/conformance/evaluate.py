@@ -9,7 +9,8 @@ import torch
 
 from refimpl.conformance.adapter import offers
 from refimpl.conformance.check import Check, Measured, Outcome, Status
-from refimpl.conformance.guarded import CALL_SECONDS, CHECK_SECONDS, Fault, Guarded, NotOffered
+from refimpl.conformance.guarded import CALL_SECONDS, CHECK_SECONDS, Guarded
+from refimpl.conformance.returned import Fault, NotOffered
 
 SHRINKING = 300  # evaluations that may be spent on making a counterexample simpler
 

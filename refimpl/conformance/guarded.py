@@ -1,30 +1,30 @@
 """An adapter whose results are looked at before a check computes with them."""
 
-import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from refimpl.conformance.adapter import Batch, Size, offers
+from refimpl.conformance.returned import (
+    Fault,
+    NotOffered,
+    as_tensor,
+    checked,
+    kind_of,
+    listed,
+    ranks_of,
+    size_of,
+)
 from refimpl.conformance.time_limit import Hung, time_limit
 
 CALL_SECONDS = 10.0  # that one call of an adapter's method may take
 LARGE = 1 << 16  # numbers in a tensor that is made for one call, and so is not copied for it
 CHECK_SECONDS = 60.0  # that all calls of one check may take
-
-
-class Fault(Exception):
-    """The implementation did something that no value could be read from; the message says what."""
-
-
-class NotOffered(Exception):
-    """The adapter has no such method, or the method refuses this kind."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Guarded:
         """c_skip, c_out and c_in [B] in float64; NaN and inf are let through."""
         found = self("scalings", sigma_edm)
         if not isinstance(found, Sequence) or len(found) != 3:
-            raise Fault(f"scalings returned {_kind(found)}, not the three of c_skip, c_out, c_in")
+            raise Fault(f"scalings returned {kind_of(found)}, not the three of c_skip, c_out, c_in")
         return [as_tensor("scalings", part, sigma_edm.shape, None, False) for part in found]
 
     def sigma_to_t(self, sigma_edm: Tensor) -> Tensor:
@@ -124,28 +124,28 @@ class Guarded:
     def buckets(self, max_area: int, max_side: int, min_side: int, step: int) -> list[Size]:
         """The (width, height) pairs as Python integers."""
         found = self("buckets", max_area, max_side, min_side, step)
-        return [_size("buckets", size) for size in _listed("buckets", found)]
+        return [size_of("buckets", size) for size in listed("buckets", found)]
 
     def assign(self, sizes: Sequence[Size]) -> list[Size | None]:
         """The bucket of each image as Python integers; None where it is pruned."""
-        found = _listed("assign", self("assign", list(sizes)))
+        found = listed("assign", self("assign", list(sizes)))
         if len(found) != len(sizes):
             raise Fault(f"assign returned {len(found)} buckets for {len(sizes)} images")
-        return [None if size is None else _size("assign", size) for size in found]
+        return [None if size is None else size_of("assign", size) for size in found]
 
     def epoch(self, *arguments: Any) -> list[list[Batch]]:
         """The ranks' batches, as (shape, ids)."""
-        return _ranks("epoch", self("epoch", *arguments), arguments[2])
+        return ranks_of("epoch", self("epoch", *arguments), arguments[2])
 
     def resume(self, *arguments: Any) -> list[list[Batch]]:
         """The ranks' remaining batches, as (shape, ids)."""
-        return _ranks("resume", self("resume", *arguments), arguments[2])
+        return ranks_of("resume", self("resume", *arguments), arguments[2])
 
     def crop(self, image: Tensor, bucket: Size) -> tuple[Tensor, list[int]]:
         """The cropped image [3, h, w] in its own dtype and the six integers."""
         found = self("crop", image, bucket)
         if not isinstance(found, Sequence) or len(found) != 2:
-            raise Fault(f"crop returned {_kind(found)}, not an image and its integers")
+            raise Fault(f"crop returned {kind_of(found)}, not an image and its integers")
         cropped = checked("crop", found[0], (3, bucket[1], bucket[0]), None)
         ints = as_tensor("crop's integers", found[1], (6,), None, True)
         return cropped, [int(value) for value in ints.round().tolist()]
@@ -154,7 +154,7 @@ class Guarded:
         """The rows for CLIP-L and for bigG, as Python integers."""
         found = self("chunks", list(ids))
         if not isinstance(found, Sequence) or len(found) != 2:
-            raise Fault(f"chunks returned {_kind(found)}, not the rows of two text encoders")
+            raise Fault(f"chunks returned {kind_of(found)}, not the rows of two text encoders")
         rows = [as_tensor("chunks", part, (None, None), None, True) for part in found]
         first, second = ([[int(value) for value in row] for row in part.tolist()] for part in rows)
         return first, second
@@ -172,50 +172,8 @@ class Guarded:
         """The prediction and whether it ends in zero SNR."""
         found = self("markers", list(keys))
         if not isinstance(found, Sequence) or len(found) != 2 or not isinstance(found[0], str):
-            raise Fault(f"markers returned {_kind(found)}, not a name and a truth value")
+            raise Fault(f"markers returned {kind_of(found)}, not a name and a truth value")
         return found[0], bool(found[1])
-
-
-def as_tensor(
-    what: str, value: Any, shape: Sequence[int | None], dtype: torch.dtype | None, finite: bool
-) -> Tensor:
-    """The value as float64, where `checked` finds nothing wrong. Raises Fault as that does, and on NaN and inf."""
-    wide = checked(what, value, shape, dtype).double()
-    if finite and not bool(torch.isfinite(wide).all()):
-        bad = wide[~torch.isfinite(wide)].flatten()
-        raise Fault(f"{what} returned {float(bad[0])} in {bad.numel()} of {wide.numel()} places")
-    return wide
-
-
-def checked(what: str, value: Any, shape: Sequence[int | None], dtype: torch.dtype | None) -> Tensor:
-    """The value as a tensor on the CPU. Raises Fault unless it is a tensor, array or list of the form asked for.
-
-    shape  None for any length of a dimension
-    """
-    if not isinstance(value, Tensor):
-        try:
-            value = torch.as_tensor(np.asarray(value))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise Fault(f"{what} returned {_kind(value)}, which is no tensor: {error}") from error
-    if value.device.type != "cpu":
-        raise Fault(f"{what} returned a tensor on {value.device} for arguments on the CPU")
-    if value.is_complex():
-        raise Fault(f"{what} returned {value.dtype}")
-    wanted = tuple(shape)
-    same = len(wanted) == value.ndim and all(a in (None, b) for a, b in zip(wanted, value.shape, strict=True))
-    if not same:
-        asked = ", ".join("any" if size is None else str(size) for size in wanted)
-        raise Fault(f"{what} returned shape {list(value.shape)}, not [{asked}]")
-    if dtype is not None and value.dtype != dtype:
-        raise Fault(f"{what} returned {value.dtype} for arguments of {dtype}")
-    return value.detach()
-
-
-def number(value: float) -> str:
-    """A value as the reports print it: two significant digits of what is small or huge, else four."""
-    if not math.isfinite(value) or (value == int(value) and abs(value) < 1e6):
-        return f"{value:g}"
-    return f"{value:.2g}" if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:.4g}"
 
 
 def _copied(argument: Any) -> Any:
@@ -232,37 +190,3 @@ def _said(error: BaseException) -> str:
     where = f", at {frames[-1].name} (line {frames[-1].lineno})" if len(frames) > 1 else ""
     text = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {text:.200}{where}"
-
-
-def _kind(value: Any) -> str:
-    length = f" of {len(value)}" if isinstance(value, Sequence) else ""
-    return f"{type(value).__name__}{length}"
-
-
-def _listed(what: str, value: Any) -> list[Any]:
-    try:
-        return list(value)
-    except TypeError as error:
-        raise Fault(f"{what} returned {_kind(value)}, not a list") from error
-
-
-def _size(what: str, value: Any) -> Size:
-    try:
-        width, height = (int(side) for side in value)
-    except (TypeError, ValueError) as error:
-        raise Fault(f"{what} returned {value!r:.60} where (width, height) is due") from error
-    return width, height
-
-
-def _ranks(what: str, value: Any, world_size: int) -> list[list[Batch]]:
-    ranks = [_listed(what, rank) for rank in _listed(what, value)]
-    if len(ranks) != world_size:
-        raise Fault(f"{what} returned {len(ranks)} ranks of {world_size}")
-    try:
-        return [[(_hashable(shape), [int(i) for i in ids]) for shape, ids in rank] for rank in ranks]
-    except (TypeError, ValueError) as error:
-        raise Fault(f"{what} returned a batch that is not (shape, ids): {error}") from error
-
-
-def _hashable(shape: Any) -> Any:
-    return tuple(shape) if isinstance(shape, list) else shape

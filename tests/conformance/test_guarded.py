@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from refimpl.conformance.evaluate import Effort, run_check
-from refimpl.conformance.guarded import number
 from refimpl.conformance.registry import all_checks
+from refimpl.conformance.returned import number
 from tests.conformance.planted import REFERENCE, plant
 
 CHECKS = all_checks()

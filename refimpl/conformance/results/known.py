@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.conformance.check import Check, Outcome
-from refimpl.conformance.guarded import number
+from refimpl.conformance.returned import number
 from refimpl.errors import InputError
 from refimpl.tables import from_table
 

@@ -5,7 +5,8 @@ import torch
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks import draws
 from refimpl.conformance.checks.exact import LAST, LOW_PRECISION, exact_schedule, largest
-from refimpl.conformance.guarded import Guarded, number
+from refimpl.conformance.guarded import Guarded
+from refimpl.conformance.returned import number
 
 
 def filled(value: float, batch: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

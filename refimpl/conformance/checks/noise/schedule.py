@@ -9,7 +9,8 @@ from refimpl.conformance.checks.exact import (
     ratio_error,
     sigma_edm_of,
 )
-from refimpl.conformance.guarded import Guarded, number
+from refimpl.conformance.guarded import Guarded
+from refimpl.conformance.returned import number
 
 ALG_1 = "N §2.2; Lin et al. 2023, alg. 1"
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks import draws
 from refimpl.conformance.checks.exact import FLOAT32, LAST, exact_schedule, largest
-from refimpl.conformance.guarded import Guarded, number
+from refimpl.conformance.guarded import Guarded
+from refimpl.conformance.returned import number
 from refimpl.diffusion.min_snr import min_snr_weight, weight_mass
 
 HANG = "N §2.4; Hang et al. 2023, §3.4"

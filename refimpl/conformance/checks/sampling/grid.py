@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks import draws
 from refimpl.conformance.checks.exact import NATIVE_SECOND, exact_schedule, ratio_error
-from refimpl.conformance.guarded import Guarded, NotOffered, number
+from refimpl.conformance.guarded import Guarded
+from refimpl.conformance.returned import NotOffered, number
 
 KINDS = ("native", "trailing", "leading", "karras", "exponential", "laplace")
 kinds = st.sampled_from(KINDS)

@@ -5,7 +5,8 @@ import torch
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks import draws
 from refimpl.conformance.checks.exact import FLOAT32, largest, unit_noise
-from refimpl.conformance.guarded import Guarded, number
+from refimpl.conformance.guarded import Guarded
+from refimpl.conformance.returned import number
 
 LIN = "Lin et al. 2023, §3.4, eq. 14–16"
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks import draws
 from refimpl.conformance.checks.exact import FLOAT32, largest
-from refimpl.conformance.guarded import Guarded, number
+from refimpl.conformance.guarded import Guarded
+from refimpl.conformance.returned import number
 from refimpl.diffusion.preconditioner import scalings as exact_scalings
 
 

@@ -7,7 +7,8 @@ import torch
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks import draws
 from refimpl.conformance.checks.exact import LAST, exact_schedule, largest
-from refimpl.conformance.guarded import Guarded, number
+from refimpl.conformance.guarded import Guarded
+from refimpl.conformance.returned import number
 
 
 def _of(peer: Guarded, *levels: float) -> torch.Tensor:
