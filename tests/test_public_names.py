@@ -68,6 +68,7 @@ CALLED = {
     "refimpl.train.step.denoising_loss": "network model conditions latents key t weight offset ops",
 }
 HELD = (
+    "refimpl.conformance.Adapter",
     "refimpl.data.buckets.PRESETS",
     "refimpl.data.crop.SizeInts",
     "refimpl.data.plan.Plan",

@@ -92,6 +92,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "health": {
+        "conformance": (
+            "refimpl.commands.conformance",
+            "conformance_command",
+            "say where another implementation deviates from the papers, and by how much",
+        ),
         "doctor": (
             "refimpl.commands.doctor",
             "doctor_command",

@@ -92,7 +92,7 @@ def encode_prompts(
     context_of = dict(zip(distinct, states.unbind(0), strict=False))  # without what fills the last call
     pooled_of = dict(zip(distinct, pooled_g.unbind(0), strict=False))
     context = torch.cat([context_of[chunk] for sample in padded for chunk in sample])
-    pooled = _pool([[pooled_of[chunk] for chunk in sample] for sample in own], pooling)
+    pooled = pool_chunks([[pooled_of[chunk] for chunk in sample] for sample in own], pooling)
     return context.view(len(padded), -1, context.shape[-1]), pooled
 
 
@@ -114,8 +114,11 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _pool(states: list[list[Tensor]], pooling: str) -> Tensor:
-    """One state [P] for each sample, from those of its own chunks; in as few operations as there are lengths."""
+def pool_chunks(states: list[list[Tensor]], pooling: str) -> Tensor:
+    """One state for each sample, from those of its own chunks (N §4.2); in as few operations as there are lengths.
+
+    states  B × chunks × [P]        pooling  "mean" or "first"        returns  [B, P]
+    """
     if pooling == "first":
         return torch.stack([sample[0] for sample in states])
     order, means = sorted(range(len(states)), key=lambda number: len(states[number])), []

@@ -20,12 +20,17 @@ def sinusoidal_features(values: Tensor, dim: int = 256, max_period: float = 1000
     """
     if dim < 2 or dim % 2:
         raise InputError(f"sinusoidal_features: dim is {dim}; it must be even and at least 2")
+    half = dim // 2
+    index = torch.arange(half, dtype=torch.float32, device=values.device)
+    frequency = torch.exp(-math.log(max_period) * index / half)
+    angle = embedded_values(values)[..., None] * frequency
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+def embedded_values(values: Tensor) -> Tensor:
+    """The values as they are multiplied with the frequencies, float32. Raises InputError as `sinusoidal_features`."""
     if values.dtype in (torch.bfloat16, torch.float16, torch.bool) or values.is_complex():
         raise InputError(
             f"sinusoidal_features: values are {values.dtype}; keep them integer or float32 until this call"
         )
-    half = dim // 2
-    index = torch.arange(half, dtype=torch.float32, device=values.device)
-    frequency = torch.exp(-math.log(max_period) * index / half)
-    angle = values.to(torch.float32)[..., None] * frequency
-    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+    return values.to(torch.float32)

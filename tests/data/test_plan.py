@@ -10,6 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from refimpl.conformance.checks.data.epoch import (
+    ids_of,
+    left_out,
+    repeated,
+    unequal_steps,
+    wrong_sizes,
+)
 from refimpl.data.buckets import PRESETS, assign
 from refimpl.data.config import Mode
 from refimpl.data.plan import Plan, count_steps, plan_epoch
@@ -28,6 +35,17 @@ def all_batches(plan: Plan) -> list[list[tuple[int, list[int]]]]:
     ]
 
 
+def check_batches(
+    plan: Plan, ranks: list[list[tuple[int, list[int]]]], n_items: int, batch_size: int
+) -> None:
+    """What every trainer's epoch must be, by the measures of the conformance checks; and `dropped` is the rest."""
+    assert repeated(ranks) == 0
+    assert left_out(ranks, n_items) == len(plan.dropped)
+    assert sorted([*ids_of(ranks), *plan.dropped.tolist()]) == list(range(n_items))
+    assert wrong_sizes(ranks, batch_size) == 0
+    assert unequal_steps(ranks) == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 @given(data=st.data(), world_size=st.integers(1, 8), batch_size=st.integers(1, 5), seed=st.integers(0, 99))
 def test_each_item_comes_once_or_is_dropped(
@@ -36,12 +54,10 @@ def test_each_item_comes_once_or_is_dropped(
     bucket_of = data.draw(strategies.bucketed_items(least=world_size * batch_size))
     plan = plan_epoch(bucket_of, batch_size, seed, 3, world_size, mode)
     ranks = all_batches(plan)
-    seen = [item for batches in ranks for _, items in batches for item in items]
-    assert sorted(seen + plan.dropped.tolist()) == list(range(len(bucket_of)))
+    check_batches(plan, ranks, len(bucket_of), batch_size)
     assert plan.dropped.tolist() == sorted(plan.dropped)
     assert len(plan.dropped) == len(bucket_of) % (world_size * batch_size)
-    assert {len(batches) for batches in ranks} == {len(plan)} == {len(bucket_of) // (world_size * batch_size)}
-    assert {len(items) for batches in ranks for _, items in batches} == {batch_size}
+    assert len(ranks[0]) == len(plan) == len(bucket_of) // (world_size * batch_size)
     assert {bucket for batches in ranks for bucket, _ in batches} <= set(bucket_of)
 
 
@@ -336,11 +352,9 @@ def check_plans_of_random_data_sets(data_sets: int, seed: int) -> None:
             batch_size = int(generator.integers(1, max(2, n_items // world_size)))
             for mode in MODES:
                 plan = plan_epoch(bucket_of, batch_size, number, number % 5, world_size, mode)
-                ranks = [list(plan.batches(rank)) for rank in range(world_size)]
-                seen = np.concatenate([items for batches in ranks for _, items in batches])
-                assert (np.sort(np.concatenate([seen, plan.dropped])) == np.arange(n_items)).all()
-                assert {len(batches) for batches in ranks} == {len(plan)}
-                assert {items.size for batches in ranks for _, items in batches} == {batch_size}
+                ranks = all_batches(plan)
+                check_batches(plan, ranks, n_items, batch_size)
+                assert len(ranks[0]) == len(plan)
 
 
 def test_random_data_sets_on_one_to_eight_ranks_in_both_modes() -> None:

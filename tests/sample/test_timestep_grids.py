@@ -49,10 +49,6 @@ def test_28_steps_are_the_pinned_ones(grid, name):
     torch.testing.assert_close(grid[:-1], sigmas, rtol=FLOAT64_NEAR_ZERO_SNR, atol=0)
 
 
-def test_second_level_of_the_native_grid_is_the_sigma_of_figure_4():
-    assert float(native(ZERO_SNR, 28)[1]) == pytest.approx(56.178238948721265, rel=FLOAT64_NEAR_ZERO_SNR)
-
-
 @pytest.mark.parametrize(("start", "printed"), [(880, 14.6), (932, 29.0)])
 def test_native_starts_of_figures_6_and_7(start, printed):
     grid = native(ZERO_SNR, 28, start=start)

@@ -1,0 +1,1 @@
+"""Checks of buckets, assignment, epochs and crops."""

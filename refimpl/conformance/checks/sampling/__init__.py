@@ -1,0 +1,1 @@
+"""Checks of the preconditioner, the first step, the noise grids and guidance."""
