@@ -60,15 +60,14 @@ def train(
     if start == 0:
         log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))
 
-    dropout = rank_dropout(model.unet)
+    dropout, drift = rank_dropout(model.unet), partial(ema_drift, parts, averages, sharding, world)
     planned = plan_steps(config, prepared.stages, start, world, faults.quarantine, prepared.latents, dropout)
     steps = prefetched(planned, world.device)
     started, done, is_stopping = time.perf_counter(), start, False
     for done, step in enumerate(steps, start + 1):
         faults.begin(done, step.names)
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
-        step_losses = []
-        offset, expected = step.stage.offset_noise or 0.0, gradients.incoming(step.images_per_step)
+        step_losses, offset = [], step.stage.offset_noise or 0.0
         for k, batch in enumerate(step.batches):
             latents, conditions = network_inputs(prepared, batch)
             if batch.kept is not None:
@@ -76,8 +75,8 @@ def train(
             is_last, real = k == len(step.batches) - 1, real_ranks(step.micro_batches, world.size, k)
             with gradients.micro_batch(is_last, real):
                 losses = denoising_loss(
-                    network, model, conditions, latents, batch.noise, batch.t, batch.weight, offset, ops, expected,
-                    (batch.alpha, batch.sigma),
+                    network, model, conditions, latents, batch.noise, batch.t, batch.weight, offset, ops,
+                    gradients.incoming(step.images_per_step), (batch.alpha, batch.sigma),
                 )  # fmt: skip
                 # Every image has the weight 1 / images_per_step, whichever batch it is in.
                 loss = losses.sum() / step.images_per_step
@@ -92,9 +91,7 @@ def train(
             sharding, settings.reduction, faults.agree,
         )  # fmt: skip
         is_stopping, loss_sum = faults.settle(), gradients.total(step_losses)
-        log.step(
-            done, step, loss_sum, rate, norm, started, partial(ema_drift, parts, averages, sharding, world)
-        )
+        log.step(done, step, loss_sum, rate, norm, started, drift)
         with faults.takes_long():
             _measure(config, run, prepared, averages, log, done, world.is_main)
             if is_stopping or done == settings.steps or done % settings.checkpoint_every == 0:
