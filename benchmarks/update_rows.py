@@ -36,7 +36,7 @@ class Trained:
     """Weights with gradients and averages, under AdamW with a state."""
 
     weights: list[nn.Parameter]
-    averages: dict[nn.Parameter, Tensor]
+    averages: dict[Tensor, Tensor]
     optimizer: torch.optim.AdamW
 
     @property
@@ -67,7 +67,7 @@ def trained(shapes: Sequence[torch.Size], device: str) -> Trained:
     weights = [nn.Parameter(normal(shape)) for shape in shapes]
     for weight in weights:
         weight.grad = normal(weight.shape)
-    averages = {weight: weight.detach().clone() for weight in weights}
+    averages: dict[Tensor, Tensor] = {weight: weight.detach().clone() for weight in weights}
     state = Trained(weights, averages, make_adamw([(0.0, weights)], OptimizerConfig()))
     state.optimizer.step()
     return state
