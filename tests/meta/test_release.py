@@ -44,11 +44,12 @@ def test_both_papers_are_cited() -> None:
     ]
 
 
-def test_hooks_are_what_continuous_integration_runs_first() -> None:
+def test_hooks_are_what_continuous_integration_runs() -> None:
     (repository,) = yaml.safe_load(text(".pre-commit-config.yaml"))["repos"]
     assert repository["repo"] == "local"  # fetches nothing
     sessions = [hook["entry"].removeprefix("nox -s ") for hook in repository["hooks"]]
-    assert f"nox -s {' '.join(sessions)} " in text(".ci/run")
+    run = [word for line in text(".ci/run").splitlines() if "nox -s" in line for word in line.split()]
+    assert set(sessions) <= set(run)
 
 
 def test_the_workflow_runs_what_continuous_integration_runs() -> None:
