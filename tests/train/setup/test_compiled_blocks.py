@@ -172,7 +172,7 @@ def test_the_sizes_are_those_of_every_stage() -> None:
     [
         (TWO_LEVELS, "none", "torch"),
         (SMALL, "cheap", "torch"),
-        (SMALL, "full", "math"),
+        pytest.param(SMALL, "full", "math", marks=pytest.mark.slow),
         (SMALL, "full", "flash"),
     ],
 )
@@ -288,6 +288,7 @@ def compiled_eagerly(arguments: list[str]) -> None:
     train_command(arguments)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_on_two_ranks(root: Path, tmp_path: Path) -> None:
     train = {"compile": "blocks", "batch_size": 2, "steps": 2, "activation_checkpointing": "cheap"}
     toml = runs.write_toml(root, tmp_path / "run.toml", tmp_path / "run", train=train)
