@@ -39,12 +39,17 @@ class WithoutShrinking:
         settings.load_profile("mutants")
 
 
-def run_tests(copy: Path, tests: Sequence[str], limit: float = TIMEOUT) -> Outcome:
-    """Runs tests in a process of their own, in a copy of the tree, up to the first failure or `limit` seconds."""
+def run_tests(
+    copy: Path, tests: Sequence[str], limit: float = TIMEOUT, keeps_bytecode: bool = False
+) -> Outcome:
+    """Runs tests in a process of their own, in a copy of the tree, up to the first failure or `limit` seconds.
+
+    keeps_bytecode  whether what is compiled of the tree stays beside it, for later runs; not of a changed one
+    """
     log, started = copy.with_suffix(".log"), time.monotonic()
     child = os.fork()
     if child == 0:
-        os._exit(test_process(copy, tests, log))
+        os._exit(test_process(copy, tests, log, keeps_bytecode))
     code = None
     try:
         while code is None and time.monotonic() - started < limit:
@@ -60,7 +65,7 @@ def run_tests(copy: Path, tests: Sequence[str], limit: float = TIMEOUT) -> Outco
     return Outcome(-1 if code is None else code, time.monotonic() - started, tail)
 
 
-def test_process(copy: Path, tests: Sequence[str], log: Path) -> int:
+def test_process(copy: Path, tests: Sequence[str], log: Path, keeps_bytecode: bool) -> int:
     """What the forked process does: pytest's exit code, or 70 when it cannot begin."""
     try:
         os.setsid()
@@ -69,8 +74,9 @@ def test_process(copy: Path, tests: Sequence[str], log: Path) -> int:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.chdir(copy)
-        os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        sys.dont_write_bytecode = True
+        os.environ |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "" if keeps_bytecode else "1"
+        sys.dont_write_bytecode = not keeps_bytecode
         sys.path[:] = [str(copy), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
         for name in [name for name in sys.modules if name.partition(".")[0] in ("refimpl", "tests")]:
             del sys.modules[name]

@@ -115,11 +115,24 @@ def unchanged_tree_passes(mutants: Sequence[Mutant], copies: Sequence[Path]) -> 
         by_file.setdefault(test.partition("::")[0], set()).add(test)
     groups = [[file] if file in tests else sorted(tests) for file, tests in sorted(by_file.items())]
     failed = False
-    for tests, outcome in in_parallel(partial(run_tests, limit=UNCHANGED_TIMEOUT), groups, copies):
+    run = partial(run_tests, limit=UNCHANGED_TIMEOUT, keeps_bytecode=True)
+    for tests, outcome in in_parallel(run, groups, copies):
         if outcome.code:
             failed = True
             print(f"without any mutant, {' '.join(tests)} ends in {outcome.code}:\n{outcome.log}", flush=True)
+    share_bytecode(copies)
     return not failed
+
+
+def share_bytecode(copies: Sequence[Path]) -> None:
+    """Gives every copy what the others have compiled of the tests: pytest takes long to rewrite their assertions."""
+    for copy in copies:
+        for compiled in copy.glob("tests/**/__pycache__/*.pyc"):
+            for other in copies:
+                place = other / compiled.relative_to(copy)
+                if not place.exists():
+                    place.parent.mkdir(exist_ok=True)
+                    shutil.copy2(compiled, place)
 
 
 def try_mutant(copy: Path, mutant: Mutant) -> Outcome:
