@@ -69,7 +69,9 @@ def write(path: Path, content: dict[str, torch.Tensor]) -> str:
 
 
 def test_three_scripts_of_at_most_sixty_lines():
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES.glob("*.py")}
+    lengths = {
+        path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES.glob("*.py")
+    }
     assert len(lengths) == 3
     assert max(lengths.values()) <= LINES, lengths
 
