@@ -1,9 +1,7 @@
 """Work divided among the ranks, whose results every rank then has."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import torch.distributed as dist
+from typing import TypeVar
 
 from refimpl.run.world import World
 from refimpl.storage.ranks.peers import Peers
@@ -19,11 +17,7 @@ def peers_of(world: World) -> Peers:
 
 def gathered(world: World, value: Item) -> list[Item]:
     """Returns every rank's value, in rank order, on every rank."""
-    if world.size == 1:
-        return [value]
-    box: list[Any] = [None] * world.size
-    dist.all_gather_object(box, value)
-    return box
+    return peers_of(world).gathered(value)
 
 
 def shared_out(world: World, items: Sequence[Item], function: Callable[[Item], Result]) -> list[Result]:

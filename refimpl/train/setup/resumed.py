@@ -172,11 +172,15 @@ def _of_arithmetic(was: Config, now: Config, done: int) -> str:
     return f"rounds differently: from step {done + 1} on, the same run only to rounding"
 
 
+def _of_accumulate(was: Config, now: Config, done: int) -> str:
+    return f"no effect: the run keeps its train.micro_batches, {now.train.micro_batches}"
+
+
 def _of_heldout(was: Config, now: Config, done: int) -> str:
     return "held-out losses before and after do not compare"
 
 
-# What may be changed deliberately besides CHANGEABLE and all of [sample], and what follows from it.
+# What may be changed deliberately besides CHANGEABLE and all of [sample], and what follows from any change.
 CONSEQUENCES: dict[str, Consequence] = {
     **dict.fromkeys(
         ("train.batch_size", "train.micro_batches", "train.pixel_budget", "stages.batch_size"), _of_batch
@@ -189,6 +193,7 @@ CONSEQUENCES: dict[str, Consequence] = {
         ("train.backend", "train.precision", "train.attention", "train.reduction", "train.deterministic"),
         _of_arithmetic,
     ),
+    "train.accumulate": _of_accumulate,
     "data.heldout": _of_heldout,
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm"), _none),
 }  # fmt: skip
