@@ -64,6 +64,8 @@ class CheckCommand:
     """For other sources: decode every image in full, to find all damage."""
     any_suffix: bool = False
     """For other sources: accept files whose suffix is that of another format."""
+    allow_outside: bool = False
+    """For other sources: also read files outside their folder, which metadata files and links may name."""
     listed: int = 5
     """Number of problems and tags of each kind to list by name."""
     processes: int = 0
@@ -83,7 +85,8 @@ class CheckCommand:
         from refimpl.data.index.record import IndexOptions
         from refimpl.data.tag_rules import TagRules
 
-        return IndexOptions(TagRules(tag_classes), Accepted(any_suffix=self.any_suffix), self.verify)
+        accepted = Accepted(any_suffix=self.any_suffix)
+        return IndexOptions(TagRules(tag_classes), accepted, self.verify, allow_outside=self.allow_outside)
 
 
 @dataclass(frozen=True)
@@ -151,16 +154,18 @@ def _check_stages(command: CheckCommand, config: Config) -> None:
 
     write_demo_data(config.data)
     stages, classes = config.all_stages(), tag_classes(config.data, config.text)
+    allowed = command.allow_outside or config.data.allow_outside
     for number, stage in enumerate(stages):
         html = command.html
         if html is not None and len(stages) > 1:
             html = html.with_name(f"{html.stem}-{number}{html.suffix}")
-        asked = _of_stage(command, config, stage, command.options(classes), html)
+        options = replace(command.options(classes), allow_outside=allowed)
+        asked = _of_stage(command, config, stage, options, html)
         print(
             f"stage {number} from step {stage.from_step}: {_batch_of(asked)}; data.plan = {config.data.plan!r}"
         )
         _look(command, asked, is_planned=command.batch_size is not None)
-        index = read_source(stage.folder, classes)
+        index = read_source(stage.folder, classes, allowed)
         if config.text.vector == "score":
             take_scores(index, config.data.score_class, config.data.default_score)
 

@@ -70,6 +70,8 @@ class IndexCommand:
     """Largest accepted image, in pixels (width · height)."""
     any_suffix: bool = False
     """Accept files whose suffix is that of another format."""
+    allow_outside: bool = False
+    """Also read images and captions outside their data set's folder, which metadata files and links may name."""
     tags: TagArguments = field(default_factory=TagArguments)
     """Captions and tags."""
 
@@ -94,7 +96,7 @@ class IndexCommand:
             tuple(_bound(text) for text in tags.quality),
         )
         accepted = Accepted(max_pixels=self.max_pixels, any_suffix=self.any_suffix)
-        return IndexOptions(rules, accepted, self.verify, self.sha256)
+        return IndexOptions(rules, accepted, self.verify, self.sha256, self.allow_outside)
 
 
 def _bound(text: str) -> tuple[float, str]:

@@ -3,8 +3,8 @@
 Sources: the empty tensors `v_pred` and `ztsnr`; the numbers `edm_vpred.sigma_max` and `edm_vpred.sigma_min` (CosXL);
 the metadata `modelspec.prediction_type`, `modelspec.predict_key` (ComfyUI's) and `refimpl.zero_terminal_snr` (this
 program's); a file of the same name ending in .yaml, of which the keys `parameterization`, `zero_terminal_snr` and the
-`target` that names the denoiser's scaling are read, at any depth, in block or in flow style. v-prediction and zero terminal SNR are independent facts: the schedule of
-a v-prediction model need not end in pure noise.
+`target` that names the denoiser's scaling are read, at any depth, in block or in flow style. v-prediction and zero
+terminal SNR are independent facts: the schedule of a v-prediction model need not end in pure noise.
 """
 
 import math
@@ -132,7 +132,11 @@ def _read_yaml(path: Path) -> object:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} beside the checkpoint is not YAML: {reason:.300}; move it away") from error
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no date such as 2000-13-01
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, or no date such as 2000-13-01
         reason = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise InputError(f"{path} beside the checkpoint cannot be read: {reason}; move it away") from error
 

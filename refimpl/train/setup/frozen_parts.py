@@ -61,8 +61,8 @@ def frozen_parts(
         vae = train_autoencoder(data.index, config.vae, settings, config.train.seed, device)
     else:
         raise InputError(
-            "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or start "
-            "from a checkpoint that has one (train.init_from)"
+            "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or "
+            "start from a checkpoint that has one (train.init_from)"
         )
     if chosen is None:
         chosen, welford = measure_scale_shift(

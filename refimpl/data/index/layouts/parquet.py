@@ -76,7 +76,7 @@ def items(unit: Unit) -> Iterator[Item | BadImage]:
             )
             yield Item(unicodedata.normalize("NFC", f"{shard}/{key}"), cell, None, record)
         elif isinstance(path, str) and path and "\0" not in path:
-            yield Item(identifier(os.path.normpath(path)), path, None, record)
+            yield Item(identifier(os.path.normpath(path)), path, None, record, f"row {row}")
         else:
             yield BadImage(unit.root, f"row {row} has neither the bytes nor the path of an image", "metadata")
 
