@@ -49,6 +49,12 @@ ATTENTION_ROUNDINGS = (
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
 
+# --- decoder finetuning ---
+DECODER_STEP_SHARE = (
+    0.01  # of a few steps' length: AdamW makes a whole step of a gradient that is mere rounding
+)
+DECODER_LOSS = 1e-4  # relative, float32: the loss after weights that differ by that much
+
 # --- data ---
 LOG_ASPECT_ROUNDING = (
     2.0**-32

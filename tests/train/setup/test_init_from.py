@@ -79,7 +79,7 @@ def test_network_autoencoder_and_towers_are_the_checkpoints(
 def test_a_presets_folder_of_latents_does_not_win_over_the_starts_autoencoder(
     run: Run, places: Path, checkpoint: tuple[Checkpoint, Model], tmp_path: Path
 ) -> None:
-    """A preset such as tiny names a folder, and may have trained an autoencoder there before; the UNet knows another."""
+    """A preset such as tiny may have trained an autoencoder there before; the UNet knows another."""
     folder = tmp_path / "latents"
     latents = {"weights": "", "folder": str(folder), "train_steps": 1, "train_batch": 2, "train_size": 32}
     run("maker", train={"steps": 1}, latents=latents)
@@ -94,8 +94,8 @@ def test_a_presets_folder_of_latents_does_not_win_over_the_starts_autoencoder(
     assert (folder / "autoencoder.safetensors").stat().st_mtime_ns == made
     own = find_autoencoder(settings.latents, settings.vae, "", "")
     assert runs.differing({"x": own.state_dict()}, {"x": dict(checkpoint[0].vae)})
-    run("absent", train=train, latents=latents | {"folder": str(tmp_path / "absent")})
-    assert not (tmp_path / "absent").exists()
+    run("absent", train=train, latents=latents | {"folder": str(tmp_path / "nowhere")})
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_lone_unet_needs_its_autoencoder_named(
