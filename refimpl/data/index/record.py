@@ -76,7 +76,7 @@ def read_item(root: str, item: Item, options: IndexOptions, real: Real = os.path
 
 def cached_realpath() -> Real:
     """os.path.realpath that looks at each folder once; for the time in which one piece of a data set is read."""
-    return functools.lru_cache(maxsize=4096)(os.path.realpath)
+    return functools.lru_cache(maxsize=4096)(lambda folder: os.path.realpath(folder))
 
 
 def _caption(root: str, item: Item, rules: TagRules) -> tuple[str, Tags, bool]:

@@ -24,8 +24,8 @@ from refimpl.latents.scale_shift import ScaleShift
 from refimpl.model.lora.adapters import ALPHA, DOWN, UP, lora_state, merged_weight
 from refimpl.model.unet import UNet
 from refimpl.storage import committed, safetensors_file
-from refimpl.storage.deferred import Deferred
 from refimpl.storage.key_report import check_state, shapes_of
+from refimpl.storage.streaming import Deferred
 from refimpl.text.config import TextConfig
 from refimpl.text.tokenizer import Tokenizer, load_tokenizer
 

@@ -16,9 +16,8 @@ from refimpl.errors import InputError
 from refimpl.model.unet import UNet
 from refimpl.storage import committed, safetensors_file
 from refimpl.storage.atomic import replace_text
-from refimpl.storage.deferred import in_float32
 from refimpl.storage.shards import digest
-from refimpl.storage.streaming import load_into
+from refimpl.storage.streaming import in_float32, load_into
 
 BASE, COPY = "base.json", "unet.safetensors"
 

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 from refimpl.storage import safetensors_file
-from refimpl.storage.deferred import Deferred
 from refimpl.storage.ranks.peers import Peers
 from refimpl.storage.ranks.pieces import Piece
 from refimpl.storage.safetensors_file import Value
 from refimpl.storage.safetensors_header import Reader
+from refimpl.storage.streaming import Deferred
 
 SHARD = re.compile(r"shard-(\d{5,})-model-\d+-of-\d+\.safetensors")
 SHARDING = "DCP_SHARDING_INFO"
