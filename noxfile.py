@@ -18,7 +18,8 @@ BUILD = ["torch", "ninja", "pybind11", "setuptools>=77"]
 # What ComfyUI and sd-scripts import besides; tests/peers/stand_ins.py stands in for torchvision and torchaudio.
 PEERS = ["einops", "aiohttp", "yarl", "pyyaml", "alembic", "sqlalchemy", "pydantic-settings", "psutil", "toml",
          "opencv-python-headless", "ftfy", "omegaconf"]  # fmt: skip
-KOHYA_TRANSFORMERS = ["transformers==4.54.1", "tokenizers>=0.21,<0.22", "huggingface-hub==0.34.3"]  # as it pins them
+KOHYA_TRANSFORMERS = ["transformers==4.54.1", "tokenizers>=0.21,<0.22", "huggingface-hub==0.34.3",
+                      "diffusers==0.32.1", "accelerate==1.6.0"]  # fmt: skip  # as sd-scripts pins them
 ORACLES = ["k-diffusion", "torchsde", "torchdiffeq", "trampoline"]
 
 
@@ -86,7 +87,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Our files and nodes in ComfyUI, sd-scripts, Forge and A1111: `nox -s peers -- DIR`, DIR holding checkouts of them.
+    """Our files and nodes in ComfyUI, sd-scripts, Forge and A1111: `nox -s peers -- DIR`, with checkouts in DIR.
 
     tests/peers/checkouts.py names the commits; what is absent is skipped by name. One test needs 7 GB of disk.
     """

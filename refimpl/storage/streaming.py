@@ -1,4 +1,4 @@
-"""Weights without a second copy: into networks one piece after another, into files from tensors computed when used."""
+"""Weights without a second copy: into networks piece by piece, into files from tensors computed when used."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from refimpl.conformance.adapters.checkouts.checkout import FOLDER, Checkout
+from refimpl.conformance.adapters.checkouts.checkout import Checkout
 from refimpl.errors import InputError
 
 COMMITS = {
@@ -37,7 +37,9 @@ def other_transformers() -> str:
     """The folder of kohya's version of transformers; the test is skipped where it is absent."""
     folder = os.environ.get(OTHER_TRANSFORMERS, "")
     if not folder or not Path(folder).is_dir():
-        pytest.skip(f"{OTHER_TRANSFORMERS} names no folder with the transformers that kohya pins: see noxfile.py")
+        pytest.skip(
+            f"{OTHER_TRANSFORMERS} names no folder with the transformers that kohya pins: see noxfile.py"
+        )
     return folder
 
 
@@ -48,7 +50,11 @@ def run_in(script: str, tool: Checkout, *arguments: object, first_on_path: str =
     Fails with the script's output when it does.
     """
     path = [first_on_path, str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
         [sys.executable, "-m", f"tests.peers.{script}", str(tool.path), *map(str, arguments)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS,

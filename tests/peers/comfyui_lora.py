@@ -39,7 +39,10 @@ def main() -> None:
         if (up.shape[0], down.flatten(1).shape[1]) != tuple(weight.flatten(1).shape):
             misshapen.append(str(key))
     answer(
-        modules=len(modules), patches=len(patches), misshapen=misshapen, unloaded=log.telling("lora key not loaded")
+        modules=len(modules),
+        patches=len(patches),
+        misshapen=misshapen,
+        unloaded=log.telling("lora key not loaded"),
     )
 
 

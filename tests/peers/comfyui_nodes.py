@@ -1,4 +1,4 @@
-"""The nodes in ComfyUI: found by its loader, described by its server, and used by its samplers. Arguments: checkout, folder.
+"""The nodes in ComfyUI: its loader finds, its server describes, its samplers use them. Arguments: checkout, folder.
 
 The network is the optimal one for Gaussian data, so that what the samplers must arrive at is known.
 """
@@ -83,7 +83,11 @@ def main() -> None:
     comfy.cli_args.args.front_end_root = str(scratch)
     (scratch / "custom_nodes").mkdir()
     (scratch / "custom_nodes" / "refimpl").symlink_to(Path(refimpl.comfyui.__file__).parent)
-    for setter in (folder_paths.set_user_directory, folder_paths.set_output_directory, folder_paths.set_temp_directory):
+    for setter in (
+        folder_paths.set_user_directory,
+        folder_paths.set_output_directory,
+        folder_paths.set_temp_directory,
+    ):
         setter(str(scratch / "user"))
     folder_paths.add_model_folder_path("custom_nodes", str(scratch / "custom_nodes"))
     told = described(nodes)
@@ -115,21 +119,27 @@ def main() -> None:
     rescaled = call("CFGRescaleNode", model=model, **defaults("CFGRescaleNode"))[0]
     factor = defaults("CFGRescaleNode")["rescale_multiplier"]
     errors = {}
-    for name, used, scale, phi in (("plain", model, 1.0, 0.0), ("cfg", model, 4.0, 0.0), ("rescale", rescaled, 4.0, factor)):
+    for name, used, scale, phi in (
+        ("plain", model, 1.0, 0.0),
+        ("cfg", model, 4.0, 0.0),
+        ("rescale", rescaled, 4.0, factor),
+    ):
         for scheduler in ("simple", "normal", "sgm_uniform"):
             sampled = call(
                 "KSampler", model=used, seed=SEED, steps=STEPS, cfg=scale, sampler_name="euler", scheduler=scheduler,
                 latent_image=latent, denoise=1.0, **conditions,
             )[0]["samples"]  # fmt: skip
-            sigmas = comfy.samplers.calculate_sigmas(used.get_model_object("model_sampling"), scheduler, STEPS)
+            sigmas = comfy.samplers.calculate_sigmas(
+                used.get_model_object("model_sampling"), scheduler, STEPS
+            )
             expected = run_of(used, sigmas, scale, phi)
             errors[f"KSampler {name} {scheduler}"] = float((sampled * LATENT_FACTOR - expected).abs().max())
     for node, inputs in (("NAINativeSchedulerNode", {"steps": STEPS}), ("LaplaceSchedulerNode", {})):
         given = {**defaults(node), **inputs}
         sigmas = call(node, model=rescaled, **given)[0]
         sampled = call(
-            "SamplerCustom", model=rescaled, add_noise=True, noise_seed=SEED, cfg=4.0, sampler=comfy.samplers.sampler_object("euler"),
-            sigmas=sigmas, latent_image=latent, **conditions,
+            "SamplerCustom", model=rescaled, add_noise=True, noise_seed=SEED, cfg=4.0,
+            sampler=comfy.samplers.sampler_object("euler"), sigmas=sigmas, latent_image=latent, **conditions,
         )[0]["samples"]  # fmt: skip
         expected = run_of(rescaled, sigmas, 4.0, factor)
         errors[f"SamplerCustom {node}"] = float((sampled * LATENT_FACTOR - expected).abs().max())

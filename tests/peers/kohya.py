@@ -10,6 +10,15 @@ def begin(folder: str) -> None:
     import diffusers  # before the stand-ins, so that it does not take them for the packages
 
     assert diffusers.__version__
-    stand_in_for("torchvision", "bitsandbytes", "lion_pytorch", "open_clip", "timm", "fairscale", "voluptuous", "imagesize")
+    stand_in_for(
+        "torchvision",
+        "bitsandbytes",
+        "lion_pytorch",
+        "open_clip",
+        "timm",
+        "fairscale",
+        "voluptuous",
+        "imagesize",
+    )
     sys.path.insert(0, folder)
     sys.argv = sys.argv[:1]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from refimpl.commands.data.index import looked_at
 from refimpl.data.index.data_set import index_of, read_source
 from refimpl.data.index.record import IndexOptions
-from refimpl.commands.data.index import looked_at
 from refimpl.data.tag_rules import TagRules
 from tests.peers.checkouts import checkout, other_transformers, run_in
 from tests.peers.every_layer import write_lora
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.peers
 
 KOHYA = "kohya-ss/sd-scripts"
 NOT_ADAPTED = {
-    "lora_unet_input_blocks_0_0": "kohya adapts Linear and 1×1 maps of transformers, and convolutions of residual blocks",
+    "lora_unet_input_blocks_0_0": "the first convolution, which lies in no residual block",
     "lora_unet_label_emb_0_0": "an embedding, which kohya leaves alone",
     "lora_unet_label_emb_0_2": "an embedding, which kohya leaves alone",
     "lora_unet_out_2": "the last convolution, which lies in no residual block",
@@ -42,7 +42,9 @@ def cause(module: str, tower_names: str) -> str:
     if module in NOT_ADAPTED:
         return NOT_ADAPTED[module]
     if module.startswith("lora_te1_text_model_") and not tower_names.startswith("text_model."):
-        return "transformers from 5.6 on names CLIP-L's modules without text_model., and kohya names a LoRA after them"
+        return (
+            "transformers from 5.6 on has no text_model. in CLIP-L's names, after which kohya names modules"
+        )
     return ""
 
 
@@ -80,7 +82,7 @@ CAPTIONS = {
 
 
 def test_metadata_of_its_own_tools_is_indexed_with_the_same_captions(tmp_path: Path) -> None:
-    """merge_captions_to_metadata.py, merge_dd_tags_to_metadata.py and clean_captions_and_tags.py, run as a user runs them."""
+    """Captions and tags merged into it and cleaned, by three scripts that are run as a user runs them."""
     images = tmp_path / "images"
     for name, (caption, tags) in CAPTIONS.items():
         path = images / f"{name}.png"
@@ -101,7 +103,10 @@ def test_metadata_of_its_own_tools_is_indexed_with_the_same_captions(tmp_path: P
         for path in images.rglob("*.caption"):
             path.rename(path.with_suffix(".kept"))
         with looked_at(str(images), IndexOptions(rules), 1) as read:
-            beside = {str(path): caption for path, caption in zip(index_of(read).paths, index_of(read).captions, strict=True)}
+            beside = {
+                str(path): caption
+                for path, caption in zip(index_of(read).paths, index_of(read).captions, strict=True)
+            }
         assert beside == {key: row["tags"] for key, row in table.items()}
         for path in images.rglob("*.kept"):
             path.rename(path.with_suffix(".caption"))

@@ -42,12 +42,19 @@ class _Config(dict):
 @pytest.fixture(scope="module")
 def forge() -> Callable[[Path], Any]:
     """Forge's loader: what it makes of a file, with `prediction_type` and `ztsnr`."""
-    repository, guess = checkout("lllyasviel/stable-diffusion-webui-forge"), checkout("lllyasviel/huggingface_guess")
+    repository, guess = (
+        checkout("lllyasviel/stable-diffusion-webui-forge"),
+        checkout("lllyasviel/huggingface_guess"),
+    )
     kinds = SimpleNamespace(
         **{name: SimpleNamespace(name=name) for name in ("EPS", "V_PREDICTION", "V_PREDICTION_EDM", "EDM")}
     )
     model_type = guess.take(
-        "huggingface_guess/model_list.py", "SDXL.model_type", ModelType=kinds, latent=SimpleNamespace(), torch=torch
+        "huggingface_guess/model_list.py",
+        "SDXL.model_type",
+        ModelType=kinds,
+        latent=SimpleNamespace(),
+        torch=torch,
     ).model_type
 
     class Guess:
@@ -73,7 +80,8 @@ def forge() -> Callable[[Path], Any]:
         return SimpleNamespace(config=_Config(prediction_type="epsilon"))
 
     loader: Any = repository.take(
-        "backend/loader.py", "split_state_dict", "preprocess_state_dict", "forge_loader", torch=torch, os=os, dir_path="",
+        "backend/loader.py", "split_state_dict", "preprocess_state_dict", "forge_loader", torch=torch, os=os,
+        dir_path="",
         huggingface_guess=SimpleNamespace(guess=lambda state: Guess()),
         load_torch_file=lambda path: dict(safetensors_file.read(path)[0]),
         try_filter_state_dict=lambda state, prefixes: {},
@@ -104,7 +112,9 @@ def test_forge_reads_our_markers(
 def test_forge_and_we_read_a_sidecar_alike(name: str, forge: Callable[[Path], Any], tmp_path: Path) -> None:
     text, kind = SIDECARS[name]
     single_file.save(working(), tmp_path / "model.safetensors", dtype=torch.float16)
-    safetensors_file.write(tmp_path / "model.safetensors", safetensors_file.read(tmp_path / "model.safetensors")[0])
+    safetensors_file.write(
+        tmp_path / "model.safetensors", safetensors_file.read(tmp_path / "model.safetensors")[0]
+    )
     (tmp_path / "model.yaml").write_text(text)
     assert detect({}, {}, tmp_path / "model.safetensors").kind == kind
     found = forge(tmp_path / "model.safetensors")
@@ -112,8 +122,11 @@ def test_forge_and_we_read_a_sidecar_alike(name: str, forge: Callable[[Path], An
 
 
 def test_a1111_takes_the_sidecar_and_does_not_know_the_markers(tmp_path: Path) -> None:
-    """Release 1.10.1 has no key for v-prediction: without a side-car it takes an SDXL file for sd_xl_base.yaml, eps."""
-    configs = {name: name for name in ("config_sdxl", "config_sdxl_inpainting", "config_sdxl_refiner", "config_default")}
+    """Release 1.10.1 has no key for v: without a side-car it takes any SDXL file for sd_xl_base.yaml, eps."""
+    configs = {
+        name: name
+        for name in ("config_sdxl", "config_sdxl_inpainting", "config_sdxl_refiner", "config_default")
+    }
     found: Any = checkout("AUTOMATIC1111/stable-diffusion-webui").take(
         "modules/sd_models_config.py", "guess_model_config_from_state_dict", "find_checkpoint_config",
         "find_checkpoint_config_near_filename", os=os, torch=torch, **configs,
