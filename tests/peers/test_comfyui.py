@@ -1,6 +1,7 @@
 """ComfyUI itself: a full-size file in its checkpoint loader, a LoRA of every layer, and the nodes in its server."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from refimpl.interop import single_file
 from refimpl.interop.checkpoint import Prediction
 from tests.peers.checkouts import checkout, run_in
 from tests.peers.every_layer import write_lora
-from tests.tolerances import EULER_FROM_STAND_IN
+from tests.tolerances import EULER_FROM_STAND_IN, FLOAT32_ROUNDING
 
 pytestmark = pytest.mark.peers
 
