@@ -29,7 +29,9 @@ def begin(folder: str) -> Log:
     sys.path.insert(0, str(Path(folder)))
     sys.argv = sys.argv[:1]
     import comfy.cli_args
+    import utils.install_util  # as main.py does: nodes.py puts another `utils` before it
 
+    assert utils.install_util
     comfy.cli_args.args.cpu = True
     log = Log()
     logging.getLogger().addHandler(log)
