@@ -97,6 +97,18 @@ def distance(whole: Tensor, tiled: Tensor) -> dict[str, float]:
     }
 
 
+def measured(case: str, side: int, tile: int, folder: Path) -> dict[str, float]:
+    """What `run` prints of a case, in a process of its own unless the folder holds it already."""
+    kept = folder / f"{case} {side} {tile}.json"
+    if not kept.exists():
+        command = [sys.executable, "-m", "benchmarks.bench_vae", "--case", case, "--folder", str(folder)]
+        command += ["--side", str(side), "--tile", str(tile)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        kept.write_text(done.stdout.splitlines()[-1])
+        print(case, kept.read_text(), flush=True)
+    return json.loads(kept.read_text())
+
+
 def main() -> None:
     """Runs the cases one after another, compares, writes."""
     parser = argparse.ArgumentParser(
@@ -107,22 +119,20 @@ def main() -> None:
     )
     parser.add_argument("--tile", type=int, default=TILE, help="px of a tile")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--folder", type=Path, help="where results are kept: what is there is not measured again"
+    )
     options = parser.parse_args()
     if options.case:
         run(options.case, options.side, options.tile, options.folder)
         return
     with tempfile.TemporaryDirectory() as name:
-        rows = {}
-        for case in CASES:
-            command = [sys.executable, "-m", "benchmarks.bench_vae", "--case", case, "--folder", name]
-            command += ["--side", str(options.side), "--tile", str(options.tile)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows[case] = json.loads(done.stdout.splitlines()[-1])
-            print(case, rows[case], flush=True)
+        folder = options.folder or Path(name)
+        folder.mkdir(exist_ok=True)
+        rows = {case: measured(case, options.side, options.tile, folder) for case in CASES}
         for what in ("encode", "decode"):
             whole, tiled = (
-                safetensors_file.read(Path(name) / f"{what} {how}")[0]["x"] for how in ("whole", "tiled")
+                safetensors_file.read(folder / f"{what} {how}")[0]["x"] for how in ("whole", "tiled")
             )
             rows[f"{what} tiled"] |= distance(whole, tiled)
     size = {"side": options.side, "tile": options.tile, "photograph": PHOTOGRAPH, "threads_of_a_case": 1}

@@ -1,14 +1,13 @@
 """The autoencoder at its full size, on a photograph of 1.5 megapixels: whole and in tiles (S §2.4)."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.bench_vae import PHOTOGRAPH, SIDE, TILE, photograph, random_vae
+from benchmarks.bench_vae import CASES, PHOTOGRAPH, SIDE, TILE, distance, measured, photograph, random_vae
+from refimpl.storage import safetensors_file
 from tests.tolerances import TILED_FULL_SIZE
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "vae.json"
@@ -17,15 +16,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "vae.json"
 @pytest.mark.slow
 def test_tiles_are_as_near_the_whole_as_is_stated_and_take_less_memory(tmp_path: Path) -> None:
     """A smaller square than the benchmark's, so that it takes minutes: 768 px in tiles of 256."""
-    found = {}
-    for case in ("encode whole", "encode tiled", "decode whole", "decode tiled"):
-        command = [sys.executable, "-m", "benchmarks.bench_vae", "--case", case, "--folder", str(tmp_path)]
-        command += ["--side", "768", "--tile", "256"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[case] = json.loads(done.stdout.splitlines()[-1])
-    from benchmarks.bench_vae import distance
-    from refimpl.storage import safetensors_file
-
+    found = {case: measured(case, 768, 256, tmp_path) for case in CASES}
     for what in ("encode", "decode"):
         whole, tiled = (
             safetensors_file.read(tmp_path / f"{what} {how}")[0]["x"] for how in ("whole", "tiled")

@@ -90,7 +90,10 @@ def test_metadata_of_its_own_tools_is_indexed_with_the_same_captions(tmp_path: P
         Image.new("RGB", (64, 48)).save(path)
         path.with_suffix(".caption").write_text(caption, encoding="utf-8")
         path.with_suffix(".txt").write_text(tags, encoding="utf-8")
-    tool, older = checkout(KOHYA), other_transformers()  # train_util imports what transformers 5 no longer has
+    tool, older = (
+        checkout(KOHYA),
+        other_transformers(),
+    )  # train_util imports what transformers 5 no longer has
     run_in("kohya_metadata", tool, images, images / "meta.json", images / "clean.json", first_on_path=older)
     for file, rules in (("meta.json", TagRules()), ("clean.json", TagRules(underscores_to_spaces=True))):
         table = json.loads((images / file).read_text(encoding="utf-8"))
