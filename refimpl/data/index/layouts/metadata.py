@@ -1,4 +1,7 @@
-"""Metadata files beside the images: Hugging Face's `metadata.jsonl` and kohya's metadata JSON."""
+"""Metadata files beside the images: Hugging Face's `metadata.jsonl` and kohya's metadata JSON.
+
+What they name must lie in the data set's folder, unless the user allows otherwise: refimpl/data/index/inside.py.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Parquet files: one row per image, given as a path relative to the file or as bytes inside it."""
+"""Parquet files: one row per image, given as bytes inside it or as a path relative to the file, in its folder."""
 
 import json
 import os
