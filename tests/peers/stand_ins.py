@@ -31,7 +31,11 @@ class _Module(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__version__":
             raise AttributeError(name)
-        return "0.0" if name == "__version__" else type(name, (_Anything,), {})
+        if name == "__version__":
+            return "0.0"
+        return (
+            type(name, (_Anything,), {}) if name[0].isupper() else _Anything()
+        )  # else a function or a module
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
