@@ -43,10 +43,10 @@ def photograph(side: int) -> Tensor:
     return from_pixels(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
 
 
-def random_vae() -> VAE:
-    """An autoencoder of SDXL's full size whose convolutions keep the variance of what passes through them."""
+def random_vae(config: VAEConfig | None = None) -> VAE:
+    """An autoencoder, of SDXL's full size, whose convolutions keep the variance of what passes through them."""
     torch.manual_seed(0)
-    vae = VAE(VAEConfig.sdxl())
+    vae = VAE(config or VAEConfig.sdxl())
     with torch.no_grad():
         for module in vae.modules():
             if isinstance(module, torch.nn.Conv2d):
