@@ -118,6 +118,7 @@ def main() -> None:
         "--side", type=int, default=SIDE, help="px of the square that is cut from the photograph"
     )
     parser.add_argument("--tile", type=int, default=TILE, help="px of a tile")
+    parser.add_argument("--only", nargs="+", choices=("encode", "decode"), default=("encode", "decode"))
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument(
         "--folder", type=Path, help="where results are kept: what is there is not measured again"
@@ -129,8 +130,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         folder.mkdir(exist_ok=True)
-        rows = {case: measured(case, options.side, options.tile, folder) for case in CASES}
-        for what in ("encode", "decode"):
+        cases = [case for case in CASES if case.split()[0] in options.only]
+        rows = {case: measured(case, options.side, options.tile, folder) for case in cases}
+        for what in options.only:
             whole, tiled = (
                 safetensors_file.read(folder / f"{what} {how}")[0]["x"] for how in ("whole", "tiled")
             )

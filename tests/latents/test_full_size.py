@@ -41,7 +41,8 @@ def test_the_published_figures_are_of_this_size() -> None:
     assert (table["side"], table["tile"], table["photograph"]) == (SIDE, TILE, PHOTOGRAPH)
     assert 1.45e6 < SIDE**2 < 1.55e6
     rows = table["rows"]
-    for what in ("encode", "decode"):
+    assert "encode tiled" in rows
+    for what in {case.split()[0] for case in rows}:
         apart = rows[f"{what} tiled"]
         assert apart["rms_difference"] <= TILED_FULL_SIZE * apart["spread"]
         assert rows[f"{what} tiled"]["peak_bytes"] < rows[f"{what} whole"]["peak_bytes"]
