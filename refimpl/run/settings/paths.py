@@ -11,7 +11,10 @@ from refimpl.errors import InputError
 from refimpl.latents.config import SCALE_SHIFT_NAMES
 from refimpl.run.config import Config
 
-DIFFUSERS_FILES = ("model_index.json", "config.json")  # one of them is in every diffusers folder and every run
+DIFFUSERS_FILES = (
+    "model_index.json",
+    "config.json",
+)  # one of them is in every diffusers folder and every run
 MANIFEST = "manifest.json"  # of a folder that was committed whole, as a trained autoencoder's is
 RUN_SETTINGS, RUN_LOCK = "config.json", ".lock"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -58,7 +61,9 @@ def _data(config: Config) -> Iterator[str]:
         elif own:
             yield from _found(data_problem(f"stages[{number}].folder", stage.folder))
     folder = config.data.folder
-    is_drawn = config.data.demo and not os.path.exists(folder)  # with the held-out images, when training begins
+    is_drawn = config.data.demo and not os.path.exists(
+        folder
+    )  # with the held-out images, when training begins
     if folder and not is_drawn and any(stage.folder == folder for stage in config.all_stages()):
         yield from _found(data_problem("data.folder", folder))
     if config.data.heldout and not is_drawn:
@@ -109,8 +114,8 @@ def _autoencoder(config: Config) -> Iterator[str]:
             yield f"latents.folder {folder} exists but holds no autoencoder; delete it or name another"
     elif not (settings.train_steps or config.train.init_from):
         yield (
-            "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or start "
-            "from a checkpoint that has one (train.init_from)"
+            "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or "
+            "start from a checkpoint that has one (train.init_from)"
         )
 
 
@@ -138,8 +143,8 @@ def _text(config: Config) -> Iterator[str]:
             yield f"text.folder {text.folder} has no {', '.join(lacking)}; give a diffusers SDXL folder"
     elif not start:
         yield (
-            "text.folder is empty; name a folder with tokenizer/, text_encoder/ and text_encoder_2/ (a diffusers SDXL "
-            "folder has them)"
+            "text.folder is empty; name a folder with tokenizer/, text_encoder/ and text_encoder_2/ (a diffusers "
+            "SDXL folder has them)"
         )
     elif os.path.isfile(start) and not text.tokenizer and not has_tokenizer(os.path.dirname(start) or "."):
         yield (
@@ -169,4 +174,6 @@ def out_problem(out: Path) -> str | None:
         return f"train.out {out} cannot be made or read: {error.strerror}; choose another folder"
     is_run = (out / RUN_SETTINGS).exists()
     go_on = ", or continue that run with --resume" if is_run else ""
-    return f"train.out {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"
+    return (
+        f"train.out {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"
+    )
