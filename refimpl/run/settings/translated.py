@@ -155,8 +155,8 @@ def refuse_unknown(translation: Translation, source: str) -> None:
     if translation.unknown:
         listing = "\n".join(f"  {name}; the nearest is {near}" for name, near in translation.unknown.items())
         raise InputError(
-            f"{source}: {len(translation.unknown)} fields are not {translation.trainer}'s; correct them, or leave "
-            f"them out with --skip-unknown\n{listing}"
+            f"{source}: {translation.trainer} has no such fields; correct them, or leave them out with "
+            f"--skip-unknown\n{listing}"
         )
 
 
