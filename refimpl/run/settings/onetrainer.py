@@ -72,7 +72,9 @@ def _rates(t: Translation) -> None:
             t.same["learning_rate"] = "unet.learning_rate overrides it"
     elif t.has("learning_rate"):
         t.set("learning_rate", "optimizer.learning_rate", t.fields["learning_rate"])
-    if t.fields.get("unet.train", True) is False:
+    if t.has("unet.train"):
+        t.same["unet.train"] = "it is"
+    elif "unet.train" in t.fields:
         t.left["unet.train"] = (
             "the UNet is always trained; set lora.targets = [] to train the towers' adapters alone"
         )

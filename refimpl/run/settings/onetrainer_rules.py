@@ -99,6 +99,7 @@ def _backups(t: Translation, name: str, value: Any) -> None:
 
 PRECISIONS = {"BFLOAT_16": "bf16", "FLOAT_32": "fp32", "TFLOAT_32": "tf32"}
 RULES: dict[str, Rule] = {
+    "__version": same("it numbers the layout of its file"),
     "training_method": _method,
     "model_type": same("it is SDXL", SDXL[:1], "there is no inpainting; the UNet takes 4 channels"),
     "base_model_name": to("train.init_from"),

@@ -52,7 +52,8 @@ def test_all_problems_are_listed_at_once(root: Path, tmp_path: Path) -> None:
     assert first == "8 paths of the settings are wrong"
     named = ["data.folder no/images: there is no such folder", "data.heldout no/heldout: there is no such folder",
              "data.cache no/cache: there is no such folder; write it with `refimpl cache`",
-             "train.init_from no/model.safetensors does not exist", "latents.weights no/vae.safetensors does not exist",
+             "train.init_from no/model.safetensors does not exist",
+             "latents.weights no/vae.safetensors does not exist",
              "latents.scale_shift 'no/shift.json' is neither measure, checkpoint, sdxl, novelai_anime nor",
              "text.tokenizer no/clip has no tokenizer.json or vocab.json",
              f"train.out {root} holds other files; choose an empty folder"]  # fmt: skip
@@ -105,7 +106,9 @@ def test_stages_name_their_own_folders(root: Path, tmp_path: Path) -> None:
         {"from_step": 2, "buckets": runs.BUCKETS, "folder": "no/second"},
     ]
     problems = path_problems(settings(root, tmp_path / "out", stages=stages))
-    assert [line.split(";")[0] for line in problems] == ["stages[1].folder no/second: there is no such folder"]
+    assert [line.split(";")[0] for line in problems] == [
+        "stages[1].folder no/second: there is no such folder"
+    ]
     both = path_problems(settings(root, tmp_path / "out", stages=stages, data={"folder": "no/first"}))
     assert [line.split(":")[0] for line in both] == ["stages[1].folder no/second", "data.folder no/first"]
 
