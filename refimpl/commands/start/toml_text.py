@@ -11,7 +11,7 @@ from refimpl.commands.train_help import ESSENTIALS, field_docs
 from refimpl.run.config import Config
 
 WIDTH = 100  # columns of comments
-SENTENCE_END = r"(?<!App)(?<!Fig)(?<!Tab)\. (?=[A-Z])"
+SENTENCE_END = r"(?<!App)(?<!Fig)(?<!Tab)\. (?=[A-Z0-9])"
 # Settings that a file always has, so that they need not be looked up; those with an empty value stay away.
 SHOWN = (
     *ESSENTIALS, "train.activation_checkpointing", "train.checkpoint_every", "train.sample_every", "sample.prompts",

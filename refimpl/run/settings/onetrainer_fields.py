@@ -91,7 +91,8 @@ KNOWN = frozenset((
     "transformer_attention_mask", "type", "unet", "unmasked_probability", "unmasked_weight",
     "update_onetrainer", "use_AdEMAMix", "use_adopt", "use_atan2", "use_bias_correction", "use_cautious",
     "use_grams", "use_orthograd", "use_schedulefree", "use_speed", "use_stableadamw", "use_triton", "user",
-    "uuid", "vae", "validate_after", "validate_after_unit", "validation", "validation_concept", "vb_loss_strength", "volume_size",
+    "uuid", "vae", "validate_after", "validate_after_unit", "validation", "validation_concept",
+    "vb_loss_strength", "volume_size",
     "warmup_init", "weight_decay", "weight_decay_by_lr", "weight_dtype", "weight_lr_power", "width",
     "workspace_dir", "xi",
 ))  # fmt: skip

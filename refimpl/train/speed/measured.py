@@ -34,6 +34,7 @@ from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.resumed import settled
 from refimpl.train.setup.trainable import make_trainable
 from refimpl.train.sharding.kinds import divide
+from refimpl.train.speed.remembered import is_remembered, some_of
 from refimpl.train.step_plan import stage_steps
 
 WARM_UP = 5  # steps, in which kernels are chosen and memory is allocated
@@ -94,6 +95,8 @@ def _prepared(config: Config, world: World) -> Prepared:
     data = read_stage(config, stage, None if cache is None else cache.quarantined)
     latents = None if cache is None else find_latents(cache, data, config.data.cache, world)
     stage_steps(config.data, config.train, data, world)
+    if is_remembered(config, data):
+        data = some_of(config, data, WARM_UP)  # so that the warm-up has seen them all
     with torch.random.fork_rng(), torch.device(world.device):
         torch.manual_seed(config.train.seed)
         model = _networks(config)
