@@ -3,7 +3,7 @@
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refimpl.commands.start.toml_text import toml_text, toml_value
@@ -39,11 +39,13 @@ def test_comments_give_the_reason_and_no_more_than_a_sentence() -> None:
     assert "novelai_anime (N Fig. 8), measure" in " ".join(scale.replace("\n# ", " ").split())
 
 
+@settings(max_examples=30)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_any_text_survives(text: str) -> None:
     assert tomllib.loads(f"a = {toml_value(text)}") == {"a": text}
 
 
+@settings(max_examples=30)
 @given(
     st.recursive(
         st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False),
