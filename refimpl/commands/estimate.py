@@ -86,7 +86,7 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
         sys.exit(1)
 
 
-def _measured(config: Config, work: Work) -> Speed:
+def _measured(config: Config, work: "Work") -> "Speed":
     """The speed of this machine's GPU, or of its CPU where torch sees none."""
     from refimpl.run.world import join_world
     from refimpl.train.speed.estimated import Speed

@@ -16,7 +16,6 @@ from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_names
 from refimpl.run.settings.paths import IS_CHECKPOINT, data_problem
-from refimpl.storage.atomic import replace_text
 from refimpl.tables import from_table
 from refimpl.train.budget.cards import find_card
 
@@ -108,6 +107,8 @@ def write(out: Path, written: Written, called: str) -> None:
 
     called  the command line, for the file's first line
     """
+    from refimpl.storage.atomic import replace_text
+
     header = (
         f"Settings of refimpl, written by `{called}`.\n{written.summary}\n\n"
         f"to train:  refimpl train {out}\nspeed and hours:  refimpl estimate {out}\n"

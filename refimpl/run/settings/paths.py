@@ -17,6 +17,7 @@ DIFFUSERS_FILES = (
 )  # one of them is in every diffusers folder and every run
 MANIFEST = "manifest.json"  # of a folder that was committed whole, as a trained autoencoder's is
 RUN_SETTINGS, RUN_LOCK = "config.json", ".lock"
+DRAWN = ("train", "heldout")  # folders of the demonstration's images, side by side
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 TOKENIZER_FOLDERS = (".", "tokenizer", "tokenizer_2")
 IS_CHECKPOINT = "give a .safetensors file, a diffusers folder or a run folder"
@@ -55,19 +56,20 @@ def data_problem(setting: str, path: str) -> str | None:
 
 def _data(config: Config) -> Iterator[str]:
     for number, stage in enumerate(config.all_stages()):
-        own = bool(config.stages) and config.stages[number].folder
+        is_own = bool(config.stages) and config.stages[number].folder
         if not stage.folder:
             yield "data.folder is empty; name a folder of images with .txt or .caption sidecars"
-        elif own:
+        elif is_own:
             yield from _found(data_problem(f"stages[{number}].folder", stage.folder))
-    folder = config.data.folder
-    is_drawn = config.data.demo and not os.path.exists(
-        folder
-    )  # with the held-out images, when training begins
+    folder, heldout = config.data.folder, config.data.heldout
+    is_absent = not os.path.exists(folder)
+    # The demonstration's images are drawn when training begins: into its own folders, and not beside a typo.
+    own = Path(folder).name == DRAWN[0] and Path(heldout) == Path(folder).with_name(DRAWN[1])
+    is_drawn = config.data.demo and own and is_absent
     if folder and not is_drawn and any(stage.folder == folder for stage in config.all_stages()):
         yield from _found(data_problem("data.folder", folder))
-    if config.data.heldout and not is_drawn:
-        yield from _found(data_problem("data.heldout", config.data.heldout))
+    if heldout and not (config.data.demo and is_absent):
+        yield from _found(data_problem("data.heldout", heldout))
 
 
 def _found(problem: str | None) -> Iterator[str]:

@@ -75,9 +75,12 @@ def measured_speed(config: Config, world: World) -> float:
 def _first_stage(config: Config, folder: Path) -> Config:
     """The first stage by itself, with rows but nothing else that a run writes or measures between steps."""
     stage = config.all_stages()[0]
-    data = replace(config.data, folder=stage.folder, heldout="")
+    data = replace(config.data, folder=stage.folder)
     if data.demo and not Path(data.folder).exists():
-        data = replace(data, folder=str(folder / "images" / "train"))
+        images = folder / "images"
+        data = replace(data, folder=str(images / "train"), heldout=str(images / "heldout"))
+        write_demo_data(data)
+    data = replace(data, heldout="")
     training = replace(
         config.train, out=str(folder), resume=False, steps=WARM_UP + MEASURED + 1, batch_size=stage.batch_size,
         log_every=EACH, checkpoint_every=NEVER, validate_every=NEVER, sample_every=0,
@@ -89,7 +92,6 @@ def _first_stage(config: Config, folder: Path) -> Config:
 def _prepared(config: Config, world: World) -> Prepared:
     """What `refimpl.train.setup.prepare` makes, without reading or writing any weights."""
     check_placement(config, world.device)
-    write_demo_data(config.data)
     cache = open_cache(config.data, config.image_prompt)
     (stage,) = config.all_stages()
     data = read_stage(config, stage, None if cache is None else cache.quarantined)

@@ -10,8 +10,16 @@ from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import CONFIG
 from refimpl.latents.config import SCALE_SHIFT_NAMES
 from refimpl.run.config import Config
+from refimpl.run.presets import load_config
 from refimpl.run.settings import paths
-from refimpl.run.settings.paths import check_paths, data_problem, has_tokenizer, out_problem, path_problems
+from refimpl.run.settings.paths import (
+    DRAWN,
+    check_paths,
+    data_problem,
+    has_tokenizer,
+    out_problem,
+    path_problems,
+)
 from refimpl.storage.manifest import MANIFEST
 from refimpl.tables import from_table
 from refimpl.train.setup.run_lock import LOCK
@@ -30,6 +38,8 @@ def full_size(**sections: Any) -> Config:
 def test_names_of_files_are_those_of_their_writers() -> None:
     assert (paths.MANIFEST, paths.RUN_SETTINGS, paths.RUN_LOCK) == (MANIFEST, CONFIG, LOCK)
     assert tuple(SCALE_SHIFTS) == SCALE_SHIFT_NAMES
+    tiny = load_config("tiny").data
+    assert (Path(tiny.folder).name, Path(tiny.heldout).name) == DRAWN
 
 
 def test_good_paths_have_no_problem(root: Path, trained: Path, tmp_path: Path) -> None:
@@ -114,9 +124,12 @@ def test_stages_name_their_own_folders(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_demo_that_is_still_to_be_drawn_is_no_problem(root: Path, tmp_path: Path) -> None:
-    folder = {"folder": str(tmp_path / "none"), "heldout": str(tmp_path / "none either")}
-    assert len(path_problems(settings(root, tmp_path / "out", data=folder))) == 2
-    assert path_problems(settings(root, tmp_path / "out", data={**folder, "demo": True})) == []
+    folders = {"folder": str(tmp_path / "a" / DRAWN[0]), "heldout": str(tmp_path / "a" / DRAWN[1])}
+    assert len(path_problems(settings(root, tmp_path / "out", data=folders))) == 2
+    assert path_problems(settings(root, tmp_path / "out", data={**folders, "demo": True})) == []
+    typo = {**folders, "folder": str(tmp_path / "tarin"), "demo": True}
+    (problem,) = path_problems(settings(root, tmp_path / "out", data=typo))
+    assert "tarin: there is no such folder" in problem
 
 
 def test_a_resumed_run_has_its_networks_already(root: Path, trained: Path) -> None:

@@ -69,7 +69,7 @@ def tiny(folder: Path) -> Config:
     config = load_config("tiny")
     return replace(
         config,
-        data=replace(config.data, folder=str(folder / "images" / "train"), heldout=""),
+        data=replace(config.data, folder=str(folder / "train"), heldout=str(folder / "heldout")),
         latents=replace(config.latents, folder=str(folder / "latents"), train_steps=2),
         train=replace(config.train, device="cpu", out=str(folder / "run"), steps=120, log_every=10),
     )
