@@ -144,7 +144,7 @@ def test_everything_that_is_wrong_is_listed_at_once() -> None:
     with pytest.raises(InputError) as error:
         from_table(Outer, table, "a.toml")
     assert str(error.value).splitlines() == [
-        "a.toml: 9 settings are wrong",
+        "a.toml: 8 settings are wrong",
         "  unknown key nedeed; did you mean needed?",
         "  needed is missing",
         "  unknown key inner.naem; did you mean inner.name?",

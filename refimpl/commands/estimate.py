@@ -10,6 +10,7 @@ from refimpl.checks import check_at_least
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
+from refimpl.run.settings.paths import image_problems, refuse
 from refimpl.train.budget.cards import Card, find_card, this_card
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
     config = tyro.cli(
         Config, default=load_config(command.config), args=overrides, prog=f"{program} {command.config}"
     )
+    if command.measure:
+        refuse(image_problems(config))
     from refimpl.train.budget.counted import count
     from refimpl.train.budget.fit import fits
     from refimpl.train.budget.levers import levers

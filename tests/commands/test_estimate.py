@@ -121,13 +121,16 @@ def test_full_size_has_hours_from_the_roofline(capsys: pytest.CaptureFixture[str
     assert float(hours[1]) * 60 * float(found[1]) == pytest.approx(8000, rel=PRINTED_DIGITS)
 
 
-def test_measured_here(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_here(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.train.speed.measured.MEASURED", 5)
     toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path / "out", train={"steps": 50})
     code, out, _ = ending([toml, "--measure"], capsys)
     assert code == 0
     speed, end = out.splitlines()[-2:]
     assert re.fullmatch(
-        r"speed: [\d.]+ images/s, measured on this machine's CPU over 20 steps after 5 of warm-up, with random "
+        r"speed: [\d.]+ images/s, measured on this machine's CPU over 5 steps after 5 of warm-up, with random "
         r"weights",
         speed,
     )
@@ -140,3 +143,9 @@ def test_only_this_machine_can_be_measured(extra: list[str], capsys: pytest.Capt
     code, out, error = ending(["tiny", "--measure", *extra], capsys)
     assert (code, out) == (2, "")
     assert "--measure takes steps on this machine, in one process" in " ".join(error.replace("│", "").split())
+
+
+def test_what_is_measured_needs_its_images(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = ending(["novelai_v3", "--measure", "--data.folder", "no/images"], capsys)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: data.folder no/images: there is no such folder")

@@ -9,8 +9,7 @@ from typing import Any
 from refimpl.commands.start.written import Written
 from refimpl.run.config import Config
 from refimpl.run.settings.paths import path_problems
-from refimpl.run.settings.recognised import read_foreign
-from refimpl.run.settings.translated import Translation, refuse_unknown
+from refimpl.run.settings.translated import Translation
 from refimpl.tables import from_table, to_table
 from refimpl.train.first.checkpoint import Start, look_at_checkpoint
 from refimpl.train.first.images import look_at_images
@@ -18,15 +17,11 @@ from refimpl.train.first.images import look_at_images
 WIDTH = 110  # columns
 
 
-def imported(source: Path, skip_unknown: bool, overridden: Callable[[Config], Config]) -> Written:
+def imported(translation: Translation, source: Path, overridden: Callable[[Config], Config]) -> Written:
     """The settings of another trainer's file, and a report with every field of it.
 
-    skip_unknown  leave fields out that the other trainer does not have
-    Raises InputError for a file of neither trainer, unknown fields, and settings that contradict one another.
+    Raises InputError for settings that contradict one another.
     """
-    translation = read_foreign(source)
-    if not skip_unknown:
-        refuse_unknown(translation, str(source))
     start = _start(translation)
     _steps_of_epochs(translation)
     config = overridden(from_table(Config, _table(translation, start), str(source)))

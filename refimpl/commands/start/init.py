@@ -16,6 +16,8 @@ from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_names
 from refimpl.run.settings.paths import IS_CHECKPOINT, data_problem
+from refimpl.run.settings.recognised import read_foreign
+from refimpl.run.settings.translated import refuse_unknown
 from refimpl.tables import from_table
 from refimpl.train.budget.cards import find_card
 
@@ -53,6 +55,9 @@ class InitCommand:
     """With --import: leave out fields that the other trainer does not have, instead of refusing the file."""
 
     def __post_init__(self) -> None:
+        for path in (self.folder, self.checkpoint, self.out, self.import_):
+            if not path.isprintable():  # it could not be written into a text file
+                raise InputError(f"{path!r} is not UTF-8, or holds control characters; rename it")
         if self.train:
             problem = one_of(WAYS)(self.train)
             if problem:
@@ -79,9 +84,12 @@ def init_command(arguments: list[str], program: str = "refimpl init") -> None:
     if command.import_:
         source = Path(command.import_)
         out = out_file(command.out, f"{source.stem}-refimpl")
+        translation = read_foreign(source)
+        if not command.skip_unknown:
+            refuse_unknown(translation, str(source))
         from refimpl.commands.start.imported import imported
 
-        written = imported(source, command.skip_unknown, overridden)
+        written = imported(translation, source, overridden)
     else:
         questions = Questions(is_asking=sys.stdin.isatty() and not command.yes)
         folder = command.folder or questions.ask("Folder of images:", "", _is_data)
@@ -90,7 +98,8 @@ def init_command(arguments: list[str], program: str = "refimpl init") -> None:
         problem = _is_data(folder)
         if problem:
             raise InputError(problem)
-        out = out_file(command.out, Path(folder).resolve().stem or "settings")
+        whole = Path(folder).resolve()
+        out = out_file(command.out, (whole.stem if whole.is_file() else whole.name) or "settings")
         checkpoint = command.checkpoint or questions.ask(
             "Checkpoint to train further (Return for none):", "", _is_there
         )

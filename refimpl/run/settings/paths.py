@@ -4,7 +4,7 @@ Only what a path points to is checked here, by names and kinds of files; the rea
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from refimpl.errors import InputError
@@ -25,7 +25,11 @@ IS_CHECKPOINT = "give a .safetensors file, a diffusers folder or a run folder"
 
 def check_paths(config: Config) -> None:
     """Raises InputError listing every path of the settings that training could not use, and every one it lacks."""
-    problems = path_problems(config)
+    refuse(path_problems(config))
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises InputError with the problems, if there are any."""
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
@@ -35,11 +39,16 @@ def check_paths(config: Config) -> None:
 
 def path_problems(config: Config) -> list[str]:
     """What is wrong with the paths, each with the setting that names it; empty where nothing is."""
-    problems = [*_data(config), *_cache(config), *_image_tower(config)]
+    problems = [*image_problems(config), *_image_tower(config)]
     out = Path(config.train.out)
     if not (config.train.resume and (out / "components").is_dir()):  # else the run has its networks already
         problems += [*_start(config), *_autoencoder(config), *_scale_shift(config), *_text(config)]
     return [*problems, *_out(config)]
+
+
+def image_problems(config: Config) -> list[str]:
+    """Those of the paths of images and of what was encoded of them."""
+    return [*_data(config), *_cache(config)]
 
 
 def data_problem(setting: str, path: str) -> str | None:

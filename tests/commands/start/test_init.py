@@ -167,6 +167,8 @@ def test_unreadable_files_are_listed_as_training_would(
         (["empty"], "empty: no images in it"),
         (["nowhere"], "the folder nowhere: there is no such folder"),
         ([], "name a folder of images"),
+        (["full\udcff"], "is not UTF-8, or holds control characters"),
+        (["full\n"], "is not UTF-8, or holds control characters"),
         (["full", "--checkpoint", "nowhere"], "nowhere does not exist; give a .safetensors file"),
         (["full", "--gpu", "rtx490"], "the nearest is 'rtx4090'"),
         (["full", "--train", "lroa"], "the nearest is 'lora'"),
