@@ -44,6 +44,9 @@ class Translation:
         except (TypeError, ValueError):
             self.left[name] = f"{value!r} makes no {setting}"
         else:
+            before = self.origin.get(setting, name)
+            if before != name and before in self.fields:
+                self.same[before] = f"{name} overrides it"
             self.origin[setting] = name
 
     def assume(self, setting: str, value: Any, default_of: str) -> None:

@@ -202,6 +202,12 @@ def test_a_dataset_configuration_is_read_too(tmp_path: Path) -> None:
         translated('dataset_config = "bad.toml"', str(tmp_path))
 
 
+def test_a_data_sets_batch_comes_before_the_common_one() -> None:
+    found = translated("train_batch_size = 8\n" + DATASETS)
+    assert found.settings["train.batch_size"] == 3
+    assert found.same["train_batch_size"] == "batch_size overrides it"
+
+
 def test_dreambooth_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "10_cat").mkdir()
     found = from_kohya({"train_data_dir": str(tmp_path)}, ".")
