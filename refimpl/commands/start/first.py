@@ -67,6 +67,8 @@ def first_settings(wishes: Wishes, questions: Questions) -> Written:
         memory += (
             f", of whose {card.memory / GIB:.1f} GiB the run needs {plan.needed / GIB:.1f} (memory plan)"
         )
+    if config.lora.alpha != config.lora.rank:
+        reasons.pop("lora.alpha", None)  # it speaks of the rank, which was given
     reasons = {name: why for name, why in reasons.items() if why and name not in wishes.fixed}
     found = [_images(images, wishes.folder), _start(start, config), memory]
     return Written(config, reasons, "\n".join(found), [*_left_out(images), *found])
