@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from refimpl.conformance.evaluate import run_check
-from tests.conforming import CHECKS, REFERENCE
+from tests.conformance.planted import PLANTED
+from tests.conforming import CHECKS, REFERENCE, conforms
 
 TESTS = Path(__file__).parents[1]
 PARTS = {
@@ -93,3 +94,14 @@ def test_what_tests_name_are_checks_of_their_part(part: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_is_not_offered(name: str) -> None:
     assert run_check(CHECKS[name], REFERENCE).status == "not offered"
+
+
+def test_calling_a_check_fails_where_it_deviates_where_it_is_not_within_and_where_it_is_not_offered() -> None:
+    conforms("schedule.zero_snr_end")
+    for name, options in (
+        ("schedule.zero_snr_end", {"on": PLANTED["schedule.zero_snr_end"]}),
+        ("assign.mean_error", {"within": 0.01}),
+        ("grid.leading_start", {}),
+    ):
+        with pytest.raises(AssertionError):
+            conforms(name, **options)

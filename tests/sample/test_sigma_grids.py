@@ -33,7 +33,7 @@ def float64_default():
 def test_grid_of_any_length(grid, n, schedule):
     sigmas = grid(schedule, n)
     assert sigmas.dtype == torch.float64
-    assert check_grid(sigmas) is sigmas
+    assert torch.equal(check_grid(sigmas), sigmas)
     assert sigmas.shape == (n + 1,)
     assert sigmas[0] == schedule.sigma_edm[-1]
     finite_levels = n - schedule.is_zero_terminal

@@ -78,7 +78,7 @@ def test_native_starts_of_figures_6_and_7(start, printed):
 def test_native_of_any_length(n, schedule):
     grid = native(schedule, n)
     assert grid.dtype == torch.float64
-    assert check_grid(grid) is grid
+    assert torch.equal(check_grid(grid), grid)
     assert grid.shape == (n + 1,)
     assert grid[0] == schedule.sigma_edm[-1]
     assert n == 1 or grid[-2] == schedule.sigma_edm[0]
