@@ -19,8 +19,8 @@ told apart, and that each difference has a number. Corrections are welcome, of a
 own trainer: [conformance_adapter.md](conformance_adapter.md).
 
 Shares of images are of surveys: of 2,000 image sizes, or of as many of them as the text beside a figure says, whose
-width and height are each uniform from 640 to 2048 pixels (NumPy's default generator, seed 0). With n other sizes a share
-of s % comes out differently by about √(s·(100 − s)/n) points: 0.4 where it is 4 % or 97 % of 2,000.
+width and height are each uniform from 640 to 2048 pixels (NumPy's default generator, seed 0). With n other sizes a
+share of s % comes out differently by about √(s·(100 − s)/n) points: 0.4 where it is 4 % or 97 % of 2,000.
 """
 MARKS = {"conforms": "✓", "not offered": "·"}
 
