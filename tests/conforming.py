@@ -24,7 +24,7 @@ def conforms(name: str, within: float = math.inf, on: object = REFERENCE) -> Non
             the bit. Of a choice, how far it may be from the paper's
     """
     check = CHECKS[name]
-    outcome = run_check(check, on, Effort(examples=settings.default.max_examples))
+    outcome = run_check(check, on, Effort(examples=settings().max_examples))
     assert outcome.status == ("choice" if check.kind == "choice" else "conforms"), (check.statement, outcome)
     assert outcome.deviation is not None
     assert outcome.deviation <= within, (check.statement, outcome, within)
