@@ -16,12 +16,12 @@ MASS = {800: 0.3555647220107759, 950: 0.003373551544688472}  # % of all weight f
 ALL = torch.arange(LAST + 1)
 
 
-@check(cites=HANG, unit="weight", limit=2 * FLOAT32, t=draws.timesteps, gamma=draws.gammas)
-def min_snr(peer: Guarded, t: int, gamma: float) -> float:
+@check(cites=HANG, unit="weight", limit=2 * FLOAT32, gamma=draws.gammas)
+def min_snr(peer: Guarded, gamma: float) -> Measured:
     """The weight in v is min(SNR, γ)/(SNR + 1), with the SNR of the rescaled schedule that is trained on."""
-    snr = exact_schedule(True).snr[t : t + 1]
-    exact = snr.clamp(max=gamma) / (snr + 1)
-    return largest((peer.weight(torch.tensor([t]), gamma) - exact).abs())
+    snr = exact_schedule(True).snr
+    errors = (peer.weight(ALL, gamma) - snr.clamp(max=gamma) / (snr + 1)).abs()
+    return Measured(largest(errors), f"t = {int(errors.argmax())}")
 
 
 def _mass(peer: Guarded, t_from: int) -> Measured:
