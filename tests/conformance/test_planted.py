@@ -8,9 +8,10 @@ from refimpl.conformance.check import Outcome
 from refimpl.conformance.evaluate import Effort, run_check
 from refimpl.conformance.registry import GROUPS, all_checks
 from tests.conformance.planted import PLANTED, REFERENCE
+from tests.conforming import PATIENCE
 
 CHECKS = all_checks()
-EFFORT = Effort(examples=15)
+EFFORT = Effort(15, PATIENCE, PATIENCE)
 
 
 @cache
