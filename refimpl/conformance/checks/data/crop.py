@@ -22,7 +22,6 @@ BORDER = (
     8  # share of a crop's side, as 1/n, left out at either end: filters bend the line at the image's edges
 )
 HALF_PIXEL = 0.5
-TOLD: dict[str, Any] = {"size": draws.tiny_sizes, "bucket": draws.small_buckets}
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def least_cover(peer: Guarded, size: Size, bucket: Size) -> Measured:
     return Measured(min(width - bucket[0], height - bucket[1]), f"scaled to {width:.0f}×{height:.0f}")
 
 
-@check(cites="S §2.2: the original height and width", unit="px", limit=0, **TOLD)
+@check(cites="S §2.2: the original height and width", unit="px", limit=0, **DRAWN)
 def original_size(peer: Guarded, size: Size, bucket: Size) -> Measured:
     """The first two integers are the image's height and width before any resizing."""
     _, ints = peer.crop(coordinates(size), bucket)
@@ -129,7 +128,7 @@ def original_size(peer: Guarded, size: Size, bucket: Size) -> Measured:
     return Measured(error, f"told {ints[0]}, {ints[1]} of an image {size[1]} high and {size[0]} wide")
 
 
-@check(cites="S §2.3: the target size", unit="px", limit=0, **TOLD)
+@check(cites="S §2.3: the target size", unit="px", limit=0, **DRAWN)
 def target_size(peer: Guarded, size: Size, bucket: Size) -> Measured:
     """The last two integers are the bucket's height and width."""
     _, ints = peer.crop(coordinates(size), bucket)

@@ -74,7 +74,7 @@ def low_noise_in_bfloat16(peer: Guarded) -> Measured:
     t=draws.timesteps,
 )
 def keeps_dtype(peer: Guarded, dtype: str, t: int) -> float:
-    """x_t has the latents' dtype and is right to its precision, from float64 to bfloat16 and float16."""
+    """x_t has the latents' dtype and is right to its precision, in float32, bfloat16 and float16."""
     kind = getattr(torch, dtype)
     clean, noise = latent([1.0, -1.0], 1, kind), latent([-1.0, 1.0], 1, kind)
     found = peer.noised(clean, noise, torch.tensor([t]))
