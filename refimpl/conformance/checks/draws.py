@@ -16,7 +16,7 @@ finite_levels = st.floats(0, 1e4, width=32) | st.sampled_from((1e-30, 0.02916715
 any_finite_level = st.floats(0, 2.0**127, width=32) | st.sampled_from(
     (0.0, 1e-30, 0.029167158, 1.0, 14.6, 2254.23, 2254.25, 20000.0, 1e30)
 )
-step_counts = st.sampled_from((1, 2, 3, 28, 1000)) | st.integers(1, 1000)
+step_counts = st.integers(2, 200)
 gammas = st.sampled_from((1.0, 5.0, 20.0)) | st.floats(2**-10, 20, width=32)
 scales = st.sampled_from((0.0, 1.0, -2.0, 7.5)) | st.floats(-20, 20, width=32)
 rescales = st.sampled_from((0.7, 1.0)) | st.floats(0.125, 1, width=32)
