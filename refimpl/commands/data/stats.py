@@ -63,9 +63,10 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
         raise InputError(
             "name a preset or a TOML file, or a cache with --cache, which knows what it was made for"
         )
+    named = load_config(command.config) if command.config else None
     from refimpl.cache.made_for import config_of_cache, images_of_cache
 
-    config = load_config(command.config) if command.config else config_of_cache(command.cache)
+    config = named or config_of_cache(command.cache)
     if command.folder:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
     if command.cache:
