@@ -77,7 +77,7 @@ def toolkit_version(cuda_home: str) -> tuple[int, int]:
 
 
 def default_arches(toolkit: tuple[int, int]) -> str:
-    """The architectures of CUDA_ARCHES that a toolkit compiles for, as TORCH_CUDA_ARCH_LIST has them: the last with PTX."""
+    """The architectures that a toolkit compiles for, as TORCH_CUDA_ARCH_LIST has them; the last one as PTX too."""
     known = [arch for arch, first in CUDA_ARCHES.items() if toolkit >= first] or list(CUDA_ARCHES)
     return ";".join(known) + "+PTX"
 
