@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refimpl.data.loading.workers import lost_worker
 from refimpl.errors import InputError, LostProcess
-from refimpl.run.ranks.heartbeat import Heartbeat, start_heartbeat
+from refimpl.run.ranks.heartbeat import Heartbeat, meeting_place, start_heartbeat
 
 Result = TypeVar("Result")
 PREPARATION = datetime.timedelta(
@@ -133,7 +133,9 @@ def join_world(device: str) -> World:
     heartbeat = None
     if size > 1:
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PREPARATION)
+            store = meeting_place(PREPARATION)
+            who = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PREPARATION, **who)
         heartbeat = start_heartbeat(rank, size)
     return World(rank, size, torch.device("cuda", local) if use_cuda else torch.device("cpu"), heartbeat)
 

@@ -31,10 +31,12 @@ def workers_of(loading: Iterator[Batch]) -> list[int]:
 
 
 @pytest.fixture
-def loading(root: Path) -> Iterator[Batch]:
+def loading(root: Path) -> Iterator[Iterator[Batch]]:
     index = read_folder(root / "train")
     batches = [((32, 32), [item % 18]) for item in range(2000)]
-    return load_batches(index, batches, 0, Keyed(), workers=2, timeout=TIMEOUT)
+    yielding = load_batches(index, batches, 0, Keyed(), workers=2, timeout=TIMEOUT)
+    yield yielding
+    yielding.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_stopped_one_is_named_after_the_time_out(loading: Iterator[Batch]) -> None:
@@ -63,6 +65,17 @@ def test_a_killed_one_is_named(loading: Iterator[Batch]) -> None:
         lose_one()
     assert f"loader process {workers[0]} has ended" in str(error.value)
     assert "lower data.workers" in str(error.value)
+
+
+def test_closing_early_ends_them_without_a_word(loading: Iterator[Batch]) -> None:
+    """Else torch's handler raises its error in the caller when one of them ends, and a stopped one never does."""
+    workers = workers_of(loading)
+    os.kill(workers[1], signal.SIGSTOP)
+    until(lambda: is_stopped(workers[1]))
+    handler = signal.getsignal(signal.SIGCHLD)
+    loading.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not any(is_alive(worker) for worker in workers)
+    assert signal.getsignal(signal.SIGCHLD) is handler
 
 
 def test_the_signals_that_stop_a_run_leave_them_at_work(loading: Iterator[Batch]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
@@ -71,6 +71,9 @@ def delivered(loader: DataLoader[Item], timeout: float) -> Iterator[Item]:
         if lost is None:
             raise
         end()
+    except GeneratorExit:  # nobody wants more: torch would end them too, and its handler take one for lost
+        end()
+        raise
     finally:
         atexit.unregister(end)
     iterator = (
@@ -112,13 +115,21 @@ def _end(workers: Sequence[BaseProcess]) -> None:
     Meanwhile torch's handler, which raises an error wherever the program is when a worker ends, is out of place.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
+    handler = _take_handler() if is_main else None
     for process in workers:
         process.kill()
     for process in workers:
         process.join()
     if is_main:
         signal.signal(signal.SIGCHLD, handler)
+
+
+def _take_handler() -> Any:
+    """The handler of SIGCHLD, which is the default now."""
+    try:
+        return signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:  # of torch's handler, about a signal that had come already
+        return signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def lost_worker(error: BaseException) -> LostProcess | None:
