@@ -9,6 +9,7 @@ from pathlib import Path
 
 from refimpl.errors import InputError
 from refimpl.latents.config import SCALE_SHIFT_NAMES
+from refimpl.names import near_path
 from refimpl.run.config import Config
 
 DIFFUSERS_FILES = (
@@ -55,8 +56,8 @@ def data_problem(setting: str, path: str) -> str | None:
     """What is wrong with a data set's path; None where nothing is."""
     if not os.path.exists(path):
         return (
-            f"{setting} {path}: there is no such folder; give one of images with .txt captions, an index, or a "
-            ".jsonl, .json, .parquet or .tar file"
+            f"{setting} {path}: there is no such folder{near_path(path)}; give one of images with .txt captions, an "
+            "index, or a .jsonl, .json, .parquet or .tar file"
         )
     if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return f"{setting} {path} can't be read; change its permissions"
@@ -103,7 +104,7 @@ def _start(config: Config) -> Iterator[str]:
         return
     path = Path(start)
     if not path.exists():
-        yield f"train.init_from {start} does not exist; {IS_CHECKPOINT}"
+        yield f"train.init_from {start} does not exist{near_path(start)}; {IS_CHECKPOINT}"
     elif path.is_dir() and not any((path / name).exists() for name in (*DIFFUSERS_FILES, MANIFEST)):
         yield (
             f"train.init_from {start} holds no checkpoint; give a run folder or one of its checkpoints/step-* "
@@ -115,7 +116,7 @@ def _autoencoder(config: Config) -> Iterator[str]:
     settings = config.latents
     if settings.weights:
         if not os.path.exists(settings.weights):
-            yield f"latents.weights {settings.weights} does not exist; give a .safetensors file"
+            yield f"latents.weights {settings.weights} does not exist{near_path(settings.weights)}; give a .safetensors file"
         elif os.path.isdir(settings.weights):
             yield f"latents.weights {settings.weights} is a folder; give the .safetensors file in it"
         return
@@ -149,7 +150,7 @@ def _text(config: Config) -> Iterator[str]:
         wanted = ("text_encoder", "text_encoder_2") if text.has_l else ("text_encoder_2",)
         lacking = [f"{name}/" for name in wanted if not os.path.isdir(os.path.join(text.folder, name))]
         if not os.path.isdir(text.folder):
-            yield f"text.folder {text.folder}: there is no such folder; give a diffusers SDXL folder"
+            yield f"text.folder {text.folder}: there is no such folder{near_path(text.folder)}; give a diffusers SDXL folder"
         elif lacking:
             yield f"text.folder {text.folder} has no {', '.join(lacking)}; give a diffusers SDXL folder"
     elif not start:
