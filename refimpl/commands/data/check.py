@@ -168,7 +168,7 @@ def _check_stages(command: CheckCommand, config: Config) -> None:
             _look(command, asked, is_planned=command.batch_size is not None)
             if asked.no_batch:
                 problems.append(asked.no_batch)
-            index = read_source(stage.folder, classes)
+            index = read_source(stage.folder, classes, config.data.allow_missing)
             if config.text.vector == "score":
                 take_scores(index, config.data.score_class, config.data.default_score)
         except InputError as error:
