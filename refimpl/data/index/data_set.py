@@ -22,6 +22,7 @@ from refimpl.data.index.record import IndexOptions
 from refimpl.data.index.shard import Unit
 from refimpl.data.tag_rules import TagRules
 from refimpl.errors import InputError
+from refimpl.names import near_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +93,13 @@ def read_index(path: str | os.PathLike[str]) -> Index:
 def read_source(
     source: str | os.PathLike[str],
     tag_classes: Collection[str] = DEFAULT_TAG_CLASSES,
+    allow_missing: bool = False,
     allow_outside: bool = False,
 ) -> Index:
     """A data set by its path: an index file, a folder with sidecars, or any other layout of `layouts.units`.
 
     tag_classes    classes that a tag may name as its prefix
+    allow_missing  give an image without a caption an empty one
     allow_outside  also read files outside the data set's folder; an index file has been made with its own choice
     Raises InputError as `read_index` and `read_folder` do, and for an index that was made without one of the classes.
     """
@@ -111,10 +114,10 @@ def read_source(
             )
         return index_of(table)
     if os.path.isdir(source) and not jsonl_files(os.fspath(source)):
-        return read_folder(source, tag_classes, allow_outside=allow_outside)
+        return read_folder(source, tag_classes, allow_missing, allow_outside=allow_outside)
     options = IndexOptions(TagRules(tuple(tag_classes)), allow_outside=allow_outside)
     name = os.fspath(source)
-    return _read(name, layouts.units(name, options), options, False, MAX_BAD_SHARE)
+    return _read(name, layouts.units(name, options), options, allow_missing, MAX_BAD_SHARE)
 
 
 def read_folder(
@@ -141,7 +144,9 @@ def read_folder(
     """
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"{root}: there is no such folder; give one of images with .txt captions")
+        raise InputError(
+            f"{root}: there is no such folder{near_path(root)}; give one of images with .txt captions"
+        )
     options = IndexOptions(TagRules(tuple(tag_classes)), accepted, verify, allow_outside=allow_outside)
     index = _read(str(root), layouts.folder_units(str(root), options), options, allow_missing, max_bad_share)
     lists = {name: list(getattr(index, name)) for name in ("ids", "paths", "captions", "tags")}
