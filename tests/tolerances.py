@@ -87,6 +87,7 @@ SAMPLED_FLOAT32 = (
     2e-5  # some tens of float32 steps whose first states are of size σ₁ = 56: roundings of 56 · 1.2e-7
 )
 EULER_FROM_STAND_IN = 2.0**-7  # roundings of states of size 2^15 in float32: 2^-9 each, some of them added
+ESTIMATE_IN_COMFYUI = 1e-6  # of the largest value of x0: some float32 operations (eps 1.2e-7) at any level
 SNAPPED_TIMESTEP = (
     4e-5  # a level within 2^-23 of the table's is taken for it; timesteps lie 0.0033 apart in log σ
 )
