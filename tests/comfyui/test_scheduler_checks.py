@@ -10,9 +10,10 @@ from refimpl.comfyui.nodes import NODE_CLASS_MAPPINGS, ZsnrVpredConditioningNode
 from refimpl.comfyui.scheduler_checks import MOST_BEYOND, USABLE
 from refimpl.errors import InputError
 from tests.comfyui import stub
-from tests.comfyui.gaussian_model import noise, zsnr_model
+from tests.comfyui.gaussian_model import DATA, noise, zsnr_model
 from tests.comfyui.schedulers import SCHEDULERS
 from tests.sample.schedules import PLAIN, ZERO_SNR
+from tests.tolerances import ESTIMATE_IN_COMFYUI
 
 SHAPE = (2, 4, 3, 5)
 PUBLISHED_END = float(PLAIN.sigma_edm[-1])  # 14.6, the largest level of SDXL as published
@@ -115,11 +116,14 @@ def test_a_level_that_a_scheduler_rounded_is_infinity_still() -> None:
         patched = zsnr_model()
         levels = patched.get_model_object("model_sampling").levels
         assert levels.level(sigmas[0]) == math.inf
-        seen: list[torch.Tensor] = []
-        stub.sample(
-            patched, noise(*SHAPE), sigmas[[0, 2, 3]], callback=lambda i, x0, x, total: seen.append(x0)
-        )
-        assert len(seen) == 2
+        expected = -DATA["positive"].predict_v(noise(*SHAPE).double(), torch.tensor(math.inf))
+        assert (first_estimate(patched, sigmas) - expected).abs().max() <= ESTIMATE_IN_COMFYUI
+
+
+def first_estimate(patched: stub.ModelPatcher, sigmas: torch.Tensor) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    stub.sample(patched, noise(*SHAPE), sigmas, callback=lambda i, x0, x, total: seen.append(x0))
+    return seen[0]
 
 
 def test_the_node_names_them_where_a_user_looks() -> None:

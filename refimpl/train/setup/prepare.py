@@ -34,6 +34,7 @@ from refimpl.run.shared_work import peers_of
 from refimpl.run.stage import StageData, read_stage, write_demo_data
 from refimpl.run.world import World
 from refimpl.tables import to_table
+from refimpl.text.cleaning import check_cleaning
 from refimpl.text.image_tower import load_image_tower
 from refimpl.text.states import TextStates
 from refimpl.train.metrics.loggers import check_loggers
@@ -72,6 +73,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     check_loggers(config.train)
     if config.data.decoder == "fast":
         check_fast()
+    check_cleaning(config.text.clean)
     check_targets(config)
     world.on_main(lambda: write_demo_data(config.data))
     cache = open_cache(config.data, config.image_prompt)
