@@ -6,8 +6,10 @@ import types
 import typing
 from typing import Any, TypeVar
 
+from refimpl.checks import check_integer
 from refimpl.errors import InputError
 from refimpl.names import nearest
+from refimpl.printable import one_line
 
 T = TypeVar("T")
 
@@ -21,6 +23,14 @@ def from_table(cls: type[T], table: Any, source: str) -> T:
     return _build(cls, cls, table, source, "")
 
 
+def parsed_json(text: str | bytes) -> Any:
+    """JSON as Python's values. Raises ValueError for anything else, and for what is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def to_table(value: Any) -> dict[str, Any]:
     """The dataclass as plain JSON values, from which `from_table` builds an equal one."""
     return json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
@@ -28,13 +38,13 @@ def to_table(value: Any) -> dict[str, Any]:
 
 def _build(root: type, cls: type, table: Any, source: str, where: str) -> Any:
     if not isinstance(table, dict):
-        raise InputError(f"{source}: {where.rstrip('.') or 'all of it'} must be a table, not {table!r}")
+        raise InputError(f"{source}: {where.rstrip('.') or 'all of it'} must be a table, not {table!r:.200}")
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in table:
         if key not in known:
             near = _nearest(root, key, known, where)
-            raise InputError(f"{source}: unknown key {where}{key}; did you mean {near}?")
+            raise InputError(f"{source}: unknown key {where}{one_line(key)}; did you mean {near}?")
     values = {}
     for name, entry in known.items():
         if name in table:
@@ -48,6 +58,8 @@ def _build(root: type, cls: type, table: Any, source: str, where: str) -> Any:
 
 def _value(root: type, hint: Any, value: Any, source: str, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if type(value) is int:
+        check_integer(f"{source}: {where}", value)
     if dataclasses.is_dataclass(hint):
         return _build(root, typing.cast(type, hint), value, source, f"{where}.")
     if origin in (types.UnionType, typing.Union):
@@ -56,7 +68,7 @@ def _value(root: type, hint: Any, value: Any, source: str, where: str) -> Any:
         return _value(root, next(a for a in arguments if a is not type(None)), value, source, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise InputError(f"{source}: {where} must be a list, not {value!r}")
+            raise InputError(f"{source}: {where} must be a list, not {value!r:.200}")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(
                 _value(root, arguments[0], item, source, f"{where}[{i}]") for i, item in enumerate(value)
@@ -71,10 +83,12 @@ def _value(root: type, hint: Any, value: Any, source: str, where: str) -> Any:
         return float(value)
     if origin is typing.Literal:
         if value not in arguments:
-            raise InputError(f"{source}: {where} {value!r} is unknown; use {', '.join(map(str, arguments))}")
+            raise InputError(
+                f"{source}: {where} {value!r:.200} is unknown; use {', '.join(map(str, arguments))}"
+            )
         return value
     if type(value) is not hint:
-        raise InputError(f"{source}: {where} must be {hint.__name__}, not {value!r}")
+        raise InputError(f"{source}: {where} must be {hint.__name__}, not {value!r:.200}")
     return value
 
 

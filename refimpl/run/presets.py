@@ -28,7 +28,7 @@ def load_config(name_or_path: str) -> Config:
         text = (resources.files("refimpl") / "configs" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     else:
         path = Path(name_or_path)
-        if not path.is_file():
+        if not _is_file(path):
             is_path = path.suffix == ".toml" or len(path.parts) > 1
             near = f"the nearest preset is {nearest(name_or_path, preset_names())[0]!r}"
             raise InputError(
@@ -37,13 +37,21 @@ def load_config(name_or_path: str) -> Config:
             )
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"could not read {path}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"could not read {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name_or_path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # a ValueError also for an integer of thousands of digits
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{name_or_path} is not valid TOML: {reason}") from error
     return from_table(Config, table, name_or_path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise InputError(f"could not read {path}: {error.strerror}") from error
 
 
 def preset_label(name_or_path: str) -> str:

@@ -8,7 +8,6 @@ however they share the tensors out, and each reads only the bytes of its own blo
 """
 
 import contextlib
-import json
 import math
 import re
 import shutil
@@ -27,6 +26,7 @@ from refimpl.storage.ranks.peers import Peers
 from refimpl.storage.ranks.pieces import Piece
 from refimpl.storage.safetensors_file import Value
 from refimpl.storage.safetensors_header import Reader
+from refimpl.tables import parsed_json
 
 SHARD = re.compile(r"shard-(\d{5,})-model-\d+-of-\d+\.safetensors")
 SHARDING = "DCP_SHARDING_INFO"
@@ -187,7 +187,7 @@ def _shards(folder: Path) -> Iterator[tuple[Path, dict[str, Tensor], dict[str, A
         if SHARD.fullmatch(path.name):
             tensors, metadata = safetensors_file.read(path, READER)
             try:
-                table = json.loads(metadata[SHARDING])
+                table = parsed_json(metadata[SHARDING])
                 yield path, tensors, {key: entry["saved_offsets"] for key, entry in table.items()}
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise InputError(
