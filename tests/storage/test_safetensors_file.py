@@ -232,7 +232,7 @@ def test_every_dtype_has_one_name() -> None:
 
 def test_metadata_that_holds_json_is_no_crowd_of_names(tmp_path: Path) -> None:
     """kohya's metadata counts every tag of the data set, as JSON within a string."""
-    counts = json.dumps({f"tag {number}": number for number in range(300_000)})
+    counts = json.dumps({f"tag {number}": number for number in range(260_000)})
     safetensors_file.write(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {"ss_tag_frequency": counts})
     assert safetensors_file.read(tmp_path / "a.safetensors")[1] == {"ss_tag_frequency": counts}
 
@@ -243,7 +243,7 @@ def test_the_largest_model_is_read_and_a_larger_one_is_not_written(
     monkeypatch.setattr(safetensors_header, "MAX_NAMES", 500)
     tensors = {f'"{number}\\': torch.zeros(0) for number in range(500)}
     safetensors_file.write(tmp_path / "a.safetensors", tensors)
-    assert list(safetensors_file.read(tmp_path / "a.safetensors")[0]) == list(tensors)
+    assert set(safetensors_file.read(tmp_path / "a.safetensors")[0]) == set(tensors)
     with pytest.raises(
         InputError, match="501 tensors and entries of metadata, above 500; write several files"
     ):
