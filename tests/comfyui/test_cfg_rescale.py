@@ -10,7 +10,12 @@ from torch import Tensor
 
 from refimpl.comfyui.cfg_rescale import METHODS, strength
 from refimpl.comfyui.model_sampling import noise_level
-from refimpl.comfyui.nodes import CFGRescaleNode, NAINativeSchedulerNode, ZsnrVpredConditioningNode
+from refimpl.comfyui.nodes import (
+    CFGRescaleNode,
+    LaplaceSchedulerNode,
+    NAINativeSchedulerNode,
+    ZsnrVpredConditioningNode,
+)
 from refimpl.diffusion.preconditioner import scalings
 from refimpl.sample.grids import native
 from refimpl.sample.guidance import cfg, rescale
@@ -147,14 +152,23 @@ def guided_estimate(
     method=st.sampled_from([None, *METHODS]),
     own_sampling=st.booleans(),
     rescale_first=st.booleans(),
+    laplace=st.booleans(),
     size=st.floats(0.01, 30),
     scale=st.sampled_from([1.0, 4.5, 12.0, -3.0]),
 )
-@example(seed=1, method="standard", own_sampling=False, rescale_first=False, size=1.0, scale=5.0)
-@example(seed=2, method=None, own_sampling=False, rescale_first=False, size=1.0, scale=5.0)
-@example(seed=3, method="karras", own_sampling=True, rescale_first=True, size=1.0, scale=5.0)
+@example(
+    seed=1, method="standard", own_sampling=False, rescale_first=False, laplace=False, size=1.0, scale=5.0
+)
+@example(seed=2, method=None, own_sampling=False, rescale_first=False, laplace=False, size=1.0, scale=5.0)
+@example(seed=3, method="karras", own_sampling=True, rescale_first=True, laplace=True, size=1.0, scale=5.0)
 def test_the_estimate_is_right_at_every_step(
-    seed: int, method: str | None, own_sampling: bool, rescale_first: bool, size: float, scale: float
+    seed: int,
+    method: str | None,
+    own_sampling: bool,
+    rescale_first: bool,
+    laplace: bool,
+    size: float,
+    scale: float,
 ) -> None:
     """x0 in float32 against the formula in float64, for any network, every node, and at the first step as well."""
     generator = torch.Generator().manual_seed(seed)
@@ -175,7 +189,10 @@ def test_the_estimate_is_right_at_every_step(
     if method is not None and not rescale_first:
         patched = rescaled(patched, method, 0.8)
     sampling = patched.get_model_object("model_sampling")
-    (sigmas,) = NAINativeSchedulerNode().apply_scheduler(patched, 7)
+    if laplace:
+        (sigmas,) = LaplaceSchedulerNode().apply_scheduler(patched, 0.0, 0.5, steps=7)
+    else:
+        (sigmas,) = NAINativeSchedulerNode().apply_scheduler(patched, 7)
     seen: list[tuple[Tensor, Tensor]] = []
     n = torch.randn(SHAPE, generator=generator)
     stub.sample(patched, n, sigmas, scale=scale, callback=lambda i, x0, x, total: seen.append((x0, x)))
