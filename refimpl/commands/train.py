@@ -109,7 +109,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
             if is_left:
                 with removed_if_empty(run, world), run_lock(run, world):
                     prepared = prepare(config, run, world)
-                    with signals.noted():
+                    with signals.noted(world.barrier):
                         is_complete = train(config, run, prepared, world, signals.asked)
         leave_world(world)
     if world.is_main:
