@@ -45,6 +45,9 @@ class PrintableStream(io.TextIOBase):
         """Flushes the stream."""
         self.stream.flush()
 
+    def close(self) -> None:
+        """Leaves the stream open: it is others' too, and may be a pipe that nobody reads any more."""
+
     def fileno(self) -> int:
         """The stream's file descriptor."""
         return self.stream.fileno()

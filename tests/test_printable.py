@@ -55,4 +55,6 @@ def test_a_stream_writes_what_is_printable() -> None:
     assert not stream.isatty()  # so that nobody sends it colours
     assert stream.write("\x1b[31mred\n") == len("\x1b[31mred\n")
     stream.flush()
+    stream.close()
+    del stream
     assert below.getvalue() == "\\x1b[31mred\n"
