@@ -53,13 +53,15 @@ def _build(root: type, cls: type, table: Any, source: str, where: str) -> Any:
             values[name] = _build(root, typing.cast(type, hints[name]), {}, source, f"{where}{name}.")
         elif _is_required(entry):
             raise InputError(f"{source}: {where}{name} is missing")
-    return cls(**values)
+    built = cls(**values)  # first, as it knows the range of each
+    for name, value in values.items():
+        if type(value) is int:
+            check_integer(f"{source}: {where}{name}", value)
+    return built
 
 
 def _value(root: type, hint: Any, value: Any, source: str, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if type(value) is int:
-        check_integer(f"{source}: {where}", value)
     if dataclasses.is_dataclass(hint):
         return _build(root, typing.cast(type, hint), value, source, f"{where}.")
     if origin in (types.UnionType, typing.Union):
@@ -80,6 +82,7 @@ def _value(root: type, hint: Any, value: Any, source: str, where: str) -> Any:
             _value(root, kind, item, source, f"{where}[{i}]") for i, (kind, item) in enumerate(pairs)
         )
     if hint is float and type(value) is int:
+        check_integer(f"{source}: {where}", value)
         return float(value)
     if origin is typing.Literal:
         if value not in arguments:

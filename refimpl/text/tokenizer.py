@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPTokenizerFast, PreTrainedTokenizerBase
 
 from refimpl.errors import InputError
 from refimpl.text.cleaning import cleaned
@@ -103,7 +103,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     if not has_files:
         raise InputError(f"tokenizer folder {folder}: {files} not found; give a CLIP tokenizer's folder")
     try:
-        clip = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        clip = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         plain_ids = clip(string.printable, add_special_tokens=False, verbose=False)["input_ids"]
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
         raise InputError(
