@@ -233,11 +233,9 @@ DEEP = "[" * 100_000
 HUGE = "1" + "0" * 400  # more than a float can hold
 CORPUS = {
     # code
-    "pickle": Hostile(inspected(PICKLE, "model.ckpt"), 2, "a pickle, which can run code"),
-    "pickle under another name": Hostile(inspected(PICKLE), 2, "a pickle, which can run code"),
-    "torch archive": Hostile(
-        inspected(torch_archive(), "model.pt"), 2, "a zip archive, .* which can run code"
-    ),
+    "pickle": Hostile(inspected(PICKLE, "model.ckpt"), 2, "a pickle.* can run code"),
+    "pickle under another name": Hostile(inspected(PICKLE), 2, "a pickle.* can run code"),
+    "torch archive": Hostile(inspected(torch_archive(), "model.pt"), 2, "a zip archive.* can run code"),
     "torch archive under another name": Hostile(inspected(torch_archive()), 2, "a zip archive"),
     "pickled weights in a folder": Hostile(diffusers(pickled_weights), 2, "pickle"),
     "code of a folder's own": Hostile(diffusers(remote_code), 0, "predicts eps"),
@@ -245,7 +243,7 @@ CORPUS = {
         diffusers(remote_code, "convert", "{}", "{}.copy"), 0, "predicts eps"
     ),
     "pickled LoRA": Hostile(
-        lora(lambda path: path.write_bytes(PICKLE), "lora.safetensors"), 2, "a pickle, which can run code"
+        lora(lambda path: path.write_bytes(PICKLE), "lora.safetensors"), 2, "a pickle.* can run code"
     ),
     # other files under a checkpoint's name
     "GGUF": Hostile(inspected(b"GGUF" + bytes(64)), 2, "a GGUF file"),
@@ -274,8 +272,10 @@ CORPUS = {
         inspected(container(json.dumps({ESCAPES: {"dtype": "F32"}}).encode())), 2, r"\\x1b\]0;title"
     ),
     # settings
-    "TOML of nested lists": Hostile(trained(f"a = {DEEP}"), 2, "not valid TOML: nested too deep"),
-    "TOML of nested tables": Hostile(trained("a = " + "{a=" * 100_000), 2, "not valid TOML: nested too deep"),
+    "TOML of nested lists": Hostile(trained(f"a = {DEEP}"), 2, "not valid TOML: it is nested too deep"),
+    "TOML of nested tables": Hostile(
+        trained("a = " + "{a=" * 100_000), 2, "not valid TOML: it is nested too deep"
+    ),
     "TOML of a dotted key": Hostile(
         trained(".".join("a" * 2_000) + " = 1"), 2, "unknown key|nested too deep"
     ),
@@ -292,7 +292,7 @@ CORPUS = {
     "TOML value with escapes": Hostile(
         trained('[data]\nplan = "' + r"\u001b[2J\u202e" + '"'), 2, r"\\x1b\[2J\\u202e"
     ),
-    "TOML of other bytes": Hostile(trained(b"\xff\xfe\x00"), 2, "could not read"),
+    "TOML of other bytes": Hostile(trained(b"\xff\xfe\x00"), 2, "is not text"),
     "TOML of zeros": Hostile(trained(bytes(1000)), 2, "not valid TOML"),
     "TOML that can't be read": Hostile(
         lambda folder: (
