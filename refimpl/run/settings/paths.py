@@ -116,7 +116,8 @@ def _autoencoder(config: Config) -> Iterator[str]:
     settings = config.latents
     if settings.weights:
         if not os.path.exists(settings.weights):
-            yield f"latents.weights {settings.weights} does not exist{near_path(settings.weights)}; give a .safetensors file"
+            near = near_path(settings.weights)
+            yield f"latents.weights {settings.weights} does not exist{near}; give a .safetensors file"
         elif os.path.isdir(settings.weights):
             yield f"latents.weights {settings.weights} is a folder; give the .safetensors file in it"
         return
@@ -150,7 +151,8 @@ def _text(config: Config) -> Iterator[str]:
         wanted = ("text_encoder", "text_encoder_2") if text.has_l else ("text_encoder_2",)
         lacking = [f"{name}/" for name in wanted if not os.path.isdir(os.path.join(text.folder, name))]
         if not os.path.isdir(text.folder):
-            yield f"text.folder {text.folder}: there is no such folder{near_path(text.folder)}; give a diffusers SDXL folder"
+            near = near_path(text.folder)
+            yield f"text.folder {text.folder}: there is no such folder{near}; give a diffusers SDXL folder"
         elif lacking:
             yield f"text.folder {text.folder} has no {', '.join(lacking)}; give a diffusers SDXL folder"
     elif not start:
