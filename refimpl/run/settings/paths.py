@@ -152,7 +152,8 @@ def _text(config: Config) -> Iterator[str]:
         wanted = ("text_encoder", "text_encoder_2") if text.has_l else ("text_encoder_2",)
         lacking = [f"{name}/" for name in wanted if not os.path.isdir(os.path.join(text.folder, name))]
         if not os.path.isdir(text.folder):
-            yield f"text.folder {text.folder}: there is no such folder; give a diffusers SDXL folder"
+            near = near_path(text.folder)
+            yield f"text.folder {text.folder}: there is no such folder{near}; give a diffusers SDXL folder"
         elif lacking:
             yield f"text.folder {text.folder} has no {', '.join(lacking)}; give a diffusers SDXL folder"
     elif not start:
