@@ -49,7 +49,10 @@ class SampleCommand:
     steps: int | None = None
     """Sampling steps."""
     grid: str | None = None
-    """Noise levels: native, trailing, leading, karras, exponential, laplace or community_trainer."""
+    """Noise levels: native, trailing, leading, karras, exponential, canvas, laplace or community_trainer."""
+    terminal: str | None = None
+    """How the zero-SNR end is sampled: exact (σ = ∞), or a finite level in its place as other tools have it: 20000,
+    4518.7637 or 4096."""
     sampler: str | None = None
     """Sampler: euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc."""
     guidance: float | None = None
