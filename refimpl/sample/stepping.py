@@ -73,7 +73,7 @@ def is_jump(sigma: float, sigma_next: float) -> bool:
 
     On a Gaussian of spread s, an Euler step from σ to σ' = σ/ρ keeps (s² + σσ')/√((s² + σ²)(s² + σ'²)) of the exact
     spread: never more than all of it, at least 2√ρ/(1 + ρ). Heun's step averages the slopes at both levels and
-    multiplies them by all of σ: at s = σ' it is off by about 0.19·ρ times the spread, without limit (67 for the step
+    multiplies them by all of σ: at s = σ' it is off by about 0.19·ρ times the spread, without limit (68 for the step
     from 20000 to 56 of N App. A.2, 215 for R's from 20000 to 17.8). Its error at the worst s exceeds 1, which no
     first-order step can be off by, from ρ = 8.7 on. JUMP_RATIO is above that, and above the first ratio of ordinary
     finite grids of four steps or more (5.0 for native on SDXL's schedule, 8.2 for Karras's from 80 to 0.002), on
