@@ -141,7 +141,7 @@ def jump_note(
     )
 
 
-def order_of_convergence(sampler: str, std: float = 0.6, steps: int = 640) -> float:
+def order_of_convergence(sampler: str, std: float = 0.6, steps: int = 160) -> float:
     """By how many powers of two the error shrinks as steps double: the limit for many steps.
 
     The error is that of the standard deviation of the results, for a Gaussian noised to a level where its state

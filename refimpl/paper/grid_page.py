@@ -1,5 +1,6 @@
 """The tables of docs/grids.md: R, covariance errors and orders of convergence of grids and samplers (N §2.3)."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.paper.exact_posteriors import (
     BIMODAL,
     STDS,
+    canvas_spread,
     gaussian_covariance,
     kept_by_exact_flow,
     kept_spread,
@@ -37,10 +39,7 @@ def grid_numbers() -> Numbers:
              over the data's; order: sampler → order of convergence; euler_steps: canvas → the fewest steps with
              which Euler keeps PROMISED of the spread on the grid `canvas`
     """
-    kept = {
-        name: {grid: _kept(sigmas, *size) for grid, sigmas in _grids(size).items()}
-        for name, size in CANVASES.items()
-    }
+    kept = _kept_on_canvases()
     measured = _grids(CANVASES[SHOWN_CANVAS])
     native = measured[f"native {STEPS}"]
     measured[WITHOUT_LAST] = torch.cat([native[:-2], native[-1:]])
@@ -94,7 +93,7 @@ def grid_tables(numbers: Numbers) -> dict[str, str]:
             [*grids, WITHOUT_LAST],
             lambda grid: [f"{value:.3f}" for value in covariance[grid]["dpmpp_2m_sde"].values()],
         ),
-        "order": _table(("sampler", "order"), list(SAMPLERS), lambda name: [f"{numbers['order'][name]:.2f}"]),
+        "order": _table(("sampler", "order"), list(SAMPLERS), lambda name: [f"{numbers['order'][name]:.1f}"]),
     }
 
 
@@ -109,9 +108,25 @@ def _grids(size: tuple[int, int]) -> dict[str, Tensor]:
     return grids | {f"native {STEPS} from 20000": with_terminal(grids[f"native {STEPS}"], "20000")}
 
 
-def _kept(sigmas: Tensor, height: int, width: int) -> dict[str, float]:
-    ends = {"first_level": float(sigmas[1]), "exact_flow": kept_by_exact_flow(sigmas, height, width)}
-    return ends | {sampler: kept_spread(sampler, sigmas, height, width) for sampler in SAMPLERS}
+def _kept_on_canvases() -> dict[str, dict[str, dict[str, float]]]:
+    """R by canvas, grid and sampler. A grid that is the same on every canvas is sampled once for all of them."""
+    by_canvas = {name: _grids(size) for name, size in CANVASES.items()}
+    kept: dict[str, dict[str, dict[str, float]]] = {name: {} for name in CANVASES}
+    for grid, shown in by_canvas[SHOWN_CANVAS].items():
+        is_shared = all(torch.equal(grids[grid], shown) for grids in by_canvas.values())
+        together = [list(CANVASES)] if is_shared else [[name] for name in CANVASES]
+        for names in together:
+            sigmas, sizes = by_canvas[names[0]][grid], [CANVASES[name] for name in names]
+            for name, size in zip(names, sizes, strict=True):
+                ends = {"first_level": float(sigmas[1]), "exact_flow": kept_by_exact_flow(sigmas, *size)}
+                kept[name][grid] = ends
+            for sampler in SAMPLERS:
+                variances = gaussian_covariance(
+                    sampler, sigmas, [canvas_spread(*size) ** 2 for size in sizes]
+                )
+                for name, variance in zip(names, variances, strict=True):
+                    kept[name][grid][sampler] = math.sqrt(variance)
+    return kept
 
 
 def _covariance(sampler: str, sigmas: Tensor) -> dict[str, float]:

@@ -74,7 +74,7 @@ def canvas(
     on every canvas. From there on, steps are equal in log sigma: a sampler's error on a Gaussian of spread s is
     made around σ = s, by the step in log sigma there, and latents have spreads between fine detail and the canvas.
 
-    With 28 steps, second-order samplers keep at least 0.98 and Euler 0.88 to 0.92 (docs/grids.md).
+    With 28 steps, second-order samplers keep at least 0.95 of the spread and Euler 0.88 to 0.93 (docs/grids.md).
     height, width  sides of the latent canvas; SDXL's 128 by default, 1024 px
     Other arguments, result and errors as in `exponential`, which it equals where the start is finite.
     """

@@ -1,9 +1,11 @@
 """docs/grids.md holds the computed tables, and the promises that it makes of them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from refimpl.commands.figures import grid_files
 from refimpl.paper.grid_page import (
     CANVASES,
     PROMISED,
@@ -37,6 +39,13 @@ def test_every_grid_and_sampler_is_in_the_numbers(numbers):
         assert all(list(row) == ["first_level", "exact_flow", *SAMPLERS] for row in kept.values())
     assert list(numbers["covariance"]) == [*numbers["R"][SHOWN_CANVAS], WITHOUT_LAST]
     assert list(numbers["order"]) == list(SAMPLERS)
+
+
+def test_the_figures_command_writes_the_tables_and_their_numbers(numbers, tmp_path, monkeypatch):
+    monkeypatch.setattr("refimpl.paper.grid_page.grid_numbers", lambda: numbers)
+    page, table = grid_files(tmp_path)
+    assert all(one in page.read_text(encoding="utf-8") for one in grid_tables(numbers).values())
+    assert json.loads(table.read_text(encoding="utf-8")) == numbers
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -11,8 +11,8 @@ from refimpl.errors import InputError
 from refimpl.sample.config import GRID_NAMES, TERMINAL_NAMES, SampleConfig
 from refimpl.sample.grids import (
     GRIDS,
-    community_trainer,
     canvas,
+    community_trainer,
     explicit,
     from_strength,
     grid_by_name,
