@@ -101,7 +101,15 @@ def test_a_mixture_of_one_is_a_gaussian(name):
 
 
 # σ₁/√(σ₁² + s²), and what each sampler keeps
-KEPT = [PINS]
+KEPT = [
+    ("native", 0.5857682843, {"euler": 0.5531988, "heun": 0.5897659, "dpmpp_2m": 0.5632074}),
+    ("native 50", 0.8060091007, {"euler": 0.7342399, "heun": 0.8267197, "dpmpp_2m": 0.7616977}),
+    ("karras", 0.9994060484, {"euler": 0.9154477, "heun": 1.0137502, "dpmpp_2m": 1.0149183}),
+    ("laplace", 0.0472170033, {"euler": 0.0472105, "heun": 0.0472170, "dpmpp_2m": 0.0472137}),
+    ("canvas", 0.9818445667, {"euler": 0.8987853, "heun": 0.9985838, "dpmpp_2m": 0.9883234}),
+    ("community_trainer", 0.2232221477, {"euler": 0.2260378, "heun": 0.2270145, "dpmpp_2m": 0.2270919}),
+    ("from 20000", 0.5857682843, {"euler": 0.5561651, "heun": 0.5929283, "dpmpp_2m": 0.5662274}),
+]
 
 
 @pytest.mark.parametrize(("grid", "flow", "kept"), KEPT, ids=[row[0] for row in KEPT])
