@@ -38,7 +38,7 @@ PINNED_FLOW = 1e-9  # a closed form, pinned to ten digits
 PINNED_SAMPLER = (
     1e-6  # some tens of float64 steps, pinned to seven digits; Bayes' rule summed over 24,001 values
 )
-QUASI_MONTE_CARLO = 0.003  # of a variance of order one, from 4,096 points in up to 29 dimensions
+MIXTURE_MONTE_CARLO = 0.006  # three standard errors of a variance of order one from 2^14 keyed samples
 MEASURED_ORDER = 0.02  # of the exponent between 160 and 320 steps, against its limit for many
 SAME_END = (
     0.005  # of a share of order one: a start from 20000 instead of ∞, or a value printed with three decimals

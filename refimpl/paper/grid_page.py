@@ -86,12 +86,12 @@ def grid_tables(numbers: Numbers) -> dict[str, str]:
         "covariance by sampler": _table(
             ("grid and steps", *SAMPLERS),
             grids,
-            lambda grid: [f"{worst_covariance(covariance[grid][name]):.3f}" for name in SAMPLERS],
+            lambda grid: [f"{worst_covariance(covariance[grid][name]):.2f}" for name in SAMPLERS],
         ),
         "covariance of dpmpp_2m_sde": _table(
             ("grid and steps", *posteriors),
             [*grids, WITHOUT_LAST],
-            lambda grid: [f"{value:.3f}" for value in covariance[grid]["dpmpp_2m_sde"].values()],
+            lambda grid: [f"{value:.2f}" for value in covariance[grid]["dpmpp_2m_sde"].values()],
         ),
         "order": _table(("sampler", "order"), list(SAMPLERS), lambda name: [f"{numbers['order'][name]:.1f}"]),
     }

@@ -31,9 +31,9 @@ from tests.strategies import grid_levels
 from tests.tolerances import (
     FLOAT64_ROUNDING,
     MEASURED_ORDER,
+    MIXTURE_MONTE_CARLO,
     PINNED_FLOW,
     PINNED_SAMPLER,
-    QUASI_MONTE_CARLO,
     SAME_END,
 )
 
@@ -95,9 +95,17 @@ def test_the_mixture_at_the_ends_of_the_noise():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_mixture_of_one_is_a_gaussian(name):
-    """The quasi-Monte Carlo of the mixture against the exact sum over noises, on the paper's grid."""
-    mixture = mixture_covariance(name, NATIVE, Mixture(offset=0.0, std=0.6))
-    assert mixture == pytest.approx(gaussian_covariance(name, NATIVE, [0.36])[0], abs=QUASI_MONTE_CARLO)
+    """The noises are uncorrelated to rounding, so a linear result has the variance that the exact sum has."""
+    mixture = mixture_covariance(name, NATIVE, Mixture(offset=0.0, std=0.6), points=256)
+    assert mixture == pytest.approx(gaussian_covariance(name, NATIVE, [0.36])[0], abs=FLOAT64_ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("name", "covariance"), [("heun", 1.0062), ("dpmpp_2m_sde", 1.3145), ("euler_ancestral", 0.8499)]
+)
+def test_the_covariance_of_a_mixture(name, covariance):
+    """On native 28, against 12 · 2^14 samples of torch's own noise, known to 0.0005; Heun's needs none."""
+    assert mixture_covariance(name, NATIVE) == pytest.approx(covariance, abs=MIXTURE_MONTE_CARLO)
 
 
 # σ₁/√(σ₁² + s²), and what each sampler keeps
