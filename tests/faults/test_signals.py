@@ -108,8 +108,20 @@ def test_what_a_gone_peer_raises_does_not_hide_the_signal() -> None:
             until(signals.asked)
             raise RuntimeError("Connection closed by peer")
 
-    with pytest.raises(Interrupted, match="SIGTERM before the first step"):
-        before_the_first_step()
+    def where_ranks_meet() -> None:
+        with stop_signals() as signals:
+
+            def meet() -> None:
+                os.kill(os.getpid(), signal.SIGTERM)
+                until(signals.asked)
+                raise RuntimeError("Connection closed by peer")
+
+            with signals.noted(meet):
+                pass
+
+    for early in (before_the_first_step, where_ranks_meet):
+        with pytest.raises(Interrupted, match="SIGTERM before the first step"):
+            early()
     with pytest.raises(RuntimeError, match="closed by peer"):
         in_a_step()
 

@@ -5,12 +5,14 @@ import contextlib
 import multiprocessing
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch.utils.data import DataLoader
 
@@ -22,7 +24,17 @@ KILLED = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (is killed by signal: .*|exited unexpectedly)"
 )
 END = object()
+UNREAPED = 2.0  # s after a process's connections are closed, by which the system says that it has ended
 GO_ON = "continue the run from its newest checkpoint"
+
+
+def start_method(workers: int) -> str | None:
+    """How worker processes are started: forked on Linux, where Python 3.14 no longer does so by itself.
+
+    A forked worker has this process as its parent, with which it ends, and shares the memory of the index.
+    returns  what DataLoader takes as multiprocessing_context; None without workers, or for the platform's own way
+    """
+    return "fork" if workers and sys.platform == "linux" else None
 
 
 def begin_worker(number: int) -> None:
@@ -56,8 +68,8 @@ def delivered(loader: DataLoader[Item], timeout: float) -> Iterator[Item]:
             if item is END:
                 return
             yield item  # pyright: ignore[reportReturnType]
-    except (RuntimeError, OSError, EOFError) as error:
-        lost = LostProcess(late[0]) if late else lost_worker(error) or _dead_one(workers)
+    except Exception as error:
+        lost = LostProcess(late[0]) if late else lost_worker(error) or _dead_one(workers, error)
         if lost is None:
             raise
         end()
@@ -100,42 +112,53 @@ def _interrupt(workers: Sequence[BaseProcess], timeout: float, late: list[str]) 
 
 
 def _end(workers: Sequence[BaseProcess]) -> None:
-    """Kills workers: a stopped one can't end by itself, and Python would wait for it at its own end.
-
-    Meanwhile torch's handler, which raises an error wherever the program is when a worker ends, is out of place.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = _take_handler() if is_main else None
-    for process in workers:
-        process.kill()
-    for process in workers:
-        process.join()
-    if is_main:
-        signal.signal(signal.SIGCHLD, handler)
+    """Kills workers: a stopped one can't end by itself, and Python would wait for it at its own end."""
+    with _without_torchs_handler():
+        for process in workers:
+            process.kill()
+        for process in workers:
+            process.join()
 
 
-def _take_handler() -> Any:
-    """The handler of SIGCHLD, which is the default now."""
+@contextlib.contextmanager
+def _without_torchs_handler() -> Iterator[None]:
+    """Within the context, torch raises no error wherever the program is when a worker ends."""
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield
+        return
     try:
-        return signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    except RuntimeError:  # of torch's handler, about a signal that had come already
-        return signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:  # of the handler, about a worker that has ended already
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def lost_worker(error: BaseException) -> LostProcess | None:
     """The error to show for one that torch raises about a worker; None where it is about something else.
 
-    torch raises it wherever the program happens to be when a worker ends.
+    torch raises it wherever the program happens to be when a worker ends; where something fails for that, it is what
+    was handled then.
     """
-    killed = KILLED.search(str(error))
-    return None if killed is None else _ended(killed[1], killed[2].removeprefix("is ").strip().rstrip("."))
+    before: BaseException | None = error
+    while before is not None:
+        killed = KILLED.search(str(before))
+        if killed is not None:
+            return _ended(killed[1], killed[2].removeprefix("is ").strip().rstrip("."))
+        before = before.__context__
+    return None
 
 
-def _dead_one(workers: Sequence[BaseProcess]) -> LostProcess | None:
-    """The error for a worker that has ended while its batch was on the way, which breaks a connection to it."""
-    for process in workers:
-        if process.exitcode:
-            return _ended(str(process.pid), f"exit code {process.exitcode}")
+def _dead_one(workers: Sequence[BaseProcess], error: Exception) -> LostProcess | None:
+    """The error for a worker that has ended; one whose connection is broken is given the time to have done so."""
+    is_broken = isinstance(error, OSError | EOFError)
+    with _without_torchs_handler():
+        wait([process.sentinel for process in workers], UNREAPED if is_broken else 0)
+        for process in workers:
+            if process.exitcode:
+                return _ended(str(process.pid), f"exit code {process.exitcode}")
     return None
 
 

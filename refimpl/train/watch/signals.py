@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from refimpl.errors import INTERRUPTED
 from refimpl.run.ranks.heartbeat import end_at_once
@@ -44,12 +44,17 @@ class StopSignals:
         return self._first is not None
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Within the context a signal is noted; before it, the signal raises Interrupted in the main thread."""
+    def noted(self, meet: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Within the context a signal is noted; before it, the signal raises Interrupted in the main thread.
+
+        meet  waits for the other ranks: those that a signal has ended before they came leave none in its first step
+        """
         if self._first is not None:
             raise Interrupted(self._first[0])
-        self._notes = self._has_begun = True
+        self._notes = True
         try:
+            meet()
+            self._has_begun = True
             yield
         finally:
             self._notes = False

@@ -1,6 +1,8 @@
 """Batches of images from disk."""
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,3 +223,20 @@ def test_the_fast_decoder_is_within_two_levels(workers: int, index: Index) -> No
 def test_the_fast_decoder_has_no_cache(index: Index) -> None:
     with pytest.raises(InputError, match="holds images scaled by Pillow"):
         load_batches(index, BATCHES, 0, Keyed(), cache=ImageCache(1), decoder="fast")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
+def test_workers_are_forked_where_python_would_not(index: Index) -> None:
+    """Python 3.14 starts processes from a server; draws that can't be pickled show that ours are not."""
+
+    class Local(Keyed):
+        pass
+
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        loaded = list(load_batches(index, BATCHES, 2, Local(), workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    for one, other in zip(loaded, load_batches(index, BATCHES, 2, Keyed()), strict=True):
+        assert torch.equal(one.images, other.images)
