@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.cache.latents import open_latents
+from refimpl.data.config import DataConfig
 from refimpl.errors import InputError
 from refimpl.names import near_path
 from refimpl.run.config import Config
@@ -17,14 +18,18 @@ AGAIN = "run `refimpl cache` again, which encodes nothing anew and notes them"
 def made_for(config: Config) -> dict[str, Any]:
     """What a cache keeps of the configuration it is made for: all of it, with absolute folders of images.
 
-    The demonstration's images are not drawn again where they are gone, and no cache is named.
+    The demonstration's images are not drawn again where they are gone, no cache is named, and how many processes
+    load images, which changes no byte, is left at its default.
     """
+    plain = DataConfig()
     data = replace(
         config.data,
         folder=_absolute(config.data.folder),
         heldout=_absolute(config.data.heldout),
         demo=False,
         cache="",
+        workers=plain.workers,
+        worker_timeout=plain.worker_timeout,
     )
     stages = tuple(replace(stage, folder=_absolute(stage.folder)) for stage in config.stages)
     return to_table(replace(config, data=data, stages=stages))

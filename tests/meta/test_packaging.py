@@ -107,8 +107,15 @@ def test_what_is_required_is_what_the_sdist_says(sdist: Path) -> None:
 
 
 TRAIN = """
+from pathlib import Path
+from PIL import Image
+for number in range(16):
+    Path("images").mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64), (9 * number, 9, 99)).save(f"images/{number}.png")
+    Path(f"images/{number}.txt").write_text("colour:blue")
 from refimpl.commands.main import dispatch
 dispatch(["train", "tiny", "--train.steps", "3", "--latents.train-steps", "3", "--train.out", "run",
+          "--data.folder", "images", "--data.heldout", "", "--latents.folder", "latents",
           "--train.backend", "kernel", "--train.device", "cpu"])
 """
 WHERE = "import refimpl, refimpl.ops._kernels as k; print(refimpl.__file__, k.__file__, sep='\\n')"

@@ -222,7 +222,7 @@ def _unidentified(path: ImageSource, accepted: Accepted) -> tuple[str, str]:
             f"it begins as {kind.what} does, but its header is damaged; replace or remove it",
             "not an image",
         )
-    return f"this is {kind.what}, {wanted}{f'; {kind.advice}' if kind.advice else ''}", "not an image"
+    return f"{wanted}: it is {kind.what}{f'; {kind.advice}' if kind.advice else ''}", "not an image"
 
 
 def exif_orientation(image: Image.Image) -> int:
