@@ -17,10 +17,10 @@ from refimpl.cache.verified import verify_latents, verify_text
 from refimpl.data.images.fast_jpeg import check_fast
 from refimpl.errors import InputError
 from refimpl.interop.any_checkpoint import Opened
+from refimpl.interop.run.base import BASE, load_base, refer_to_base
 from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.interop.run.run_folder import (
     CONFIG,
-    load_base,
     load_components,
     save_components,
     write_config,
@@ -141,8 +141,11 @@ def _write_frozen_parts(
     if is_new:
         write_config(run, to_table(config))
     try:
-        save_components(run, model, with_unet=config.lora.rank > 0)
+        if start is not None and config.lora.rank and not config.lora.copy_base:
+            refer_to_base(run, start.path, unet)
+        save_components(run, model, with_unet=config.lora.copy_base)
     except InputError:
+        (run / BASE).unlink(missing_ok=True)
         if is_new:
             (run / CONFIG).unlink()
         raise
