@@ -359,5 +359,5 @@ def test_keys_of_several_purposes_are_those_of_each() -> None:
         assert keys.shape == (3, 3, 2)
         for key, purpose in zip(keys, purposes, strict=True):
             assert torch.equal(key, draw_key(-3, ids, visit, purpose))
-    with pytest.raises(ValueError, match="10"):
-        draw_keys(0, ids, 0, (Purpose.NOISE, 10))
+    with pytest.raises(ValueError, match="11"):
+        draw_keys(0, ids, 0, (Purpose.NOISE, 11))
