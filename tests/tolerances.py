@@ -115,5 +115,6 @@ PRINTED_SUM = 0.025  # five values, each rounded to two decimals
 MEASURED_MEMORY = (
     0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
 )
+PLANNED_STATE = 0.05  # of an optimizer: what docs/memory.md promises of the plan
 PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
 EARLY_LAYERS = 0.03  # share of the tiny network before its first residual block adds the embedding

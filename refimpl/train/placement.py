@@ -112,18 +112,14 @@ def place(model: Model, config: Config, device: torch.device) -> None:
         compile_blocks(model.unet, training_sizes(config))
 
 
-@torch.no_grad()
 def set_weight_dtype(unet: UNet, settings: TrainConfig) -> None:
     """Rounds the UNet's matrices and kernels to what they are kept in, before adapters are added to it.
 
-    A UNet that keeps bfloat16 computes under autocast wherever it is called, in validation and sampling too. Vectors
-    stay float32: norms are computed in float32, and they are a thousandth of the weights.
+    A UNet that keeps bfloat16 computes under autocast wherever it is called, in validation and sampling too.
     """
     if settings.weight_dtype != "bf16":
         return
-    for parameter in unet.parameters():
-        if parameter.ndim >= 2:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    keep_in_bfloat16(unet)
     written = unet.forward
 
     def forward(*inputs: Tensor) -> Tensor:
@@ -131,6 +127,16 @@ def set_weight_dtype(unet: UNet, settings: TrainConfig) -> None:
             return written(*inputs)
 
     unet.forward = forward
+
+
+def keep_in_bfloat16(unet: UNet) -> None:
+    """Rounds the matrices and kernels to nearest, in place.
+
+    Vectors stay float32: norms are computed in float32, and they are a thousandth of the weights.
+    """
+    for parameter in unet.parameters():
+        if parameter.ndim >= 2:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def set_arithmetic(settings: TrainConfig) -> None:

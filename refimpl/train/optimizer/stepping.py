@@ -115,7 +115,7 @@ class Stepping:
         waiting = {tensor: tensor.grad for tensor in self._names if tensor.grad is not None}
         for tensor in waiting:
             tensor.grad = None  # the optimizer steps those that have one
-        for bucket in [list(waiting)] if self._at_once else in_buckets(list(waiting)):
+        for bucket in [list(waiting)] if self._at_once else in_buckets(list(waiting), BUCKET):
             eager = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
             with self._in_float32(bucket, waiting), eager:
                 self._optimizer.step()
