@@ -66,7 +66,7 @@ def test_the_plan_is_what_the_optimizer_holds_after_a_step(kind: str, weight_dty
     assert plan.held["weights of the UNet"] == sum(p.nbytes for p in (*unet.parameters(), *unet.buffers()))
 
 
-def test_each_kind_holds_less_than_the_one_before() -> None:
+def test_how_much_each_kind_holds() -> None:
     """Prodigy the most, and a moment of 8 bits about a quarter."""
     held = {kind: counted(settings(kind)).state for kind in KINDS}
     weights = counted(settings("adamw")).trained
