@@ -131,9 +131,9 @@ def _held(counted: Counted, work: Work) -> dict[str, int]:
     held = {
         "weights of the UNet": _share(counted.unet, 0, work),
         "autoencoder and towers": counted.frozen,
-        "moments of AdamW" if kind == "adamw" else f"state of {kind}": _share(
-            counted.state, counted.towers_state, work, work.zero1
-        ),
+        # Of two moments alike, each of which is divided.
+        "moments of AdamW" if kind == "adamw" else f"state of {kind}": 2
+        * _share(counted.state // 2, counted.towers_state // 2, work, work.zero1),
         "moving average": _share(counted.average, counted.towers_average, work, work.zero1),
     }
     if work.divided > 1:
