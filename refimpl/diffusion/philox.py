@@ -48,7 +48,9 @@ class Purpose(IntEnum):
     REFINER_NOISE = 7  # what a refiner is given to take away again (SDEdit)
     LORA_DROPOUT = 8  # components of the adapters' rank that an image goes without
     TAG_DROPOUT = 9
-    ROUNDING = 10  # of a parameter's new value; its sample is the parameter's name, its visit the optimizer step
+    ROUNDING = (
+        10  # of a parameter's new value; its sample is the parameter's name, its visit the optimizer step
+    )
 
 
 def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:
@@ -173,7 +175,7 @@ def keyed_uniform(key: Tensor, n: int) -> Tensor:
 
 
 def keyed_halves(key: Tensor, n: int, first: int = 0) -> Tensor:
-    """n integers of 16 random bits from each key, beginning with number `first`: the low and the high half of each word.
+    """n integers of 16 random bits from each key, from number `first` on: each word's low half, then its high one.
 
     key      [B, 2]  int64 holding uint32        first  a multiple of 8, the halves of a block
     returns  [B, n]  int64, 0 to 65535

@@ -1,9 +1,9 @@
-"""Stochastic rounding of float32 to bfloat16 (Gupta et al. 2015, "Deep learning with limited numerical precision", §3).
+"""Stochastic rounding of float32 to bfloat16 (Gupta et al. 2015, "Deep learning with limited numerical precision").
 
 A weight kept in bfloat16 has 8 significant bits. An update of less than half of its last one is lost in rounding to
 nearest, every time; rounded at random, up with the probability of the fraction that is cut off, it arrives in
-expectation. The draws are keyed: an element's depend on (seed, step, parameter, place in it) alone, so that a run that
-is continued rounds as the one that never stopped, on any device and in any memory format.
+expectation (§3 there). The draws are keyed: an element's depends on (seed, step, parameter, place in it) alone, so a
+run that is continued rounds as the one that never stopped, on any device and in any memory format.
 """
 
 import torch
@@ -29,7 +29,8 @@ def round_stochastically(x: Tensor, key: tuple[int, int]) -> Tensor:
 
     x        float32, of any shape        key  of `rounding_key`
     returns  bfloat16, contiguous in the order of x's indices; element e takes number e of the key's halves
-    What bfloat16 represents stays as it is. Beyond its largest value the neighbour is infinite; infinities and NaN stay.
+    What bfloat16 represents stays as it is, and so do infinities and NaN. Beyond its largest value the neighbour is
+    infinite.
     Raises InputError on another dtype.
     """
     flat, words = x.contiguous().flatten(), torch.tensor([key], device=x.device)

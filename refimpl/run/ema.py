@@ -13,7 +13,6 @@ from torch import Tensor
 from refimpl.errors import InputError
 from refimpl.storage.local_tensors import local
 
-
 COPIED = 64 * 2**20  # bytes of float32 copies of weights at a time
 
 

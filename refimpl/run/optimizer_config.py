@@ -7,7 +7,6 @@ from refimpl.checks import check_choice
 from refimpl.errors import InputError
 from refimpl.run.train_config import TrainConfig
 
-
 KINDS = ("adamw", "adamw8bit", "adafactor", "prodigy")
 PRODIGY_RATES = (0.1, 10.0)  # what Prodigy's estimate may be multiplied by; its authors leave it at 1
 
@@ -18,8 +17,8 @@ class OptimizerConfig:
 
     kind: str = "adamw"
     """Optimizer: adamw; adamw8bit, whose moments have 8 bits (needs refimpl[optimizers]); adafactor, which keeps the
-    second moment's means by row and column alone, and whose rate is relative to a tensor's size; or prodigy, AdamW that
-    estimates its rate (needs refimpl[optimizers]; learning_rate multiplies the estimate, leave it near 1)."""
+    second moment's means by row and column alone, and whose rate is relative to a tensor's values; or prodigy, AdamW
+    that estimates its rate (needs refimpl[optimizers]; learning_rate multiplies the estimate, leave it near 1)."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int = 0
@@ -59,7 +58,9 @@ class OptimizerConfig:
                     f"this; use 1 ({least:g} to {most:g})"
                 )
             if self.epsilon == 0:
-                raise InputError("optimizer.epsilon 0: prodigy divides by it before its first gradient; use 1e-8")
+                raise InputError(
+                    "optimizer.epsilon 0: prodigy divides by it before its first gradient; use 1e-8"
+                )
 
 
 def check_together(optimizer: OptimizerConfig, train: TrainConfig) -> None:

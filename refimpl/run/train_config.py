@@ -58,8 +58,8 @@ class TrainConfig:
     updates arrive on average. Its vectors, adapters and the moving average stay float32. Needs precision bf16."""
     step_in_backward: bool = False
     """Step each bucket of parameters in the backward pass, as soon as its gradients are whole, and free them: less
-    memory by nearly all gradients, the same bits. Rules out clipping, several micro-batches in a step and ranks; and a
-    gradient that isn't finite ends the run, as part of its step was taken: max_bad_steps must be 1."""
+    memory by nearly all gradients, the same bits. Rules out clipping, several micro-batches in a step, and several
+    ranks; and a gradient that isn't finite ends the run, as part of its step was taken: max_bad_steps must be 1."""
     attention: str = "auto"
     """Kernel of the UNet's attention: math, efficient (memory-efficient, in float32 three TF32 products for one),
     flash or cudnn (both in bfloat16, in a tf32 run too), or flex (compiled, TF32). auto is efficient in tf32 and fp32

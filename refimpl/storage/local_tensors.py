@@ -63,8 +63,9 @@ def divided_like(held: Tensor, part: Tensor) -> Tensor:
 def exchange(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Exchanges the values of two tensors, pair by pair; what each process holds of both is alike.
 
-    Where the first is bfloat16 and the second float32, each then holds what rounds to the other's value, ties away from
-    zero: the float32 tensor keeps the bits that are cut off. A second exchange undoes the first, bit for bit.
+    Where the first is bfloat16 and the second float32, the first takes the second's values rounded to nearest, ties
+    away from zero, and the second values that round to the first's: it keeps the bits that are cut off. A second
+    exchange undoes the first, bit for bit.
     """
     for first, second in pairs:
         held, other = local(first), local(second)

@@ -1,7 +1,8 @@
 """Checkpoints of a run: checkpoints/step-NNNNNNNN, each whole or absent (refimpl.storage.committed).
 
-The state is the weights, their moving average, the optimizer's state and the step. Data order and every draw are functions
-of (seed, epoch, id), so no generator state exists and resuming continues the same batches with the same noise.
+The state is the weights, their moving average, the optimizer's state and the step. Data order and every draw are
+functions of (seed, epoch, id), so no generator state exists, and resuming continues the same batches with the same
+noise.
 """
 
 import datetime

@@ -82,7 +82,9 @@ def test_an_element_s_draw_is_its_place_s(shape: tuple[int, ...]) -> None:
         assert torch.equal(wanted, round_stochastically(x.to(memory_format=torch.channels_last), KEY))
 
 
-def test_many_elements_are_rounded_in_pieces_with_the_draws_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_elements_are_rounded_in_pieces_with_the_draws_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x = torch.linspace(1, 2, 100)
     wanted: Tensor = round_stochastically(x, KEY)
     assert AT_ONCE % 8 == 0

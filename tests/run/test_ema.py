@@ -91,7 +91,9 @@ def test_decay_outside_0_to_1_is_refused(decay: float) -> None:
 
 
 @pytest.mark.parametrize("skipped", [None, 0.0, 1.0])
-def test_weights_of_bfloat16_are_averaged_in_float32(skipped: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_bfloat16_are_averaged_in_float32(
+    skipped: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As float32 weights of the same values are, however many are copied at a time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

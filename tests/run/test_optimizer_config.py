@@ -34,7 +34,9 @@ def test_divided_weights_go_with_adamw_alone(kind: str, sharding: str) -> None:
     if kind == "adamw":
         together(kind, sharding=sharding)
         return
-    with pytest.raises(InputError, match=f"kind '{kind}' steps whole parameters, which train.sharding '{sharding}'"):
+    with pytest.raises(
+        InputError, match=f"kind '{kind}' steps whole parameters, which train.sharding '{sharding}'"
+    ):
         together(kind, sharding=sharding)
 
 
@@ -54,20 +56,28 @@ def test_divided_weights_go_with_adamw_alone(kind: str, sharding: str) -> None:
             {"weight_dtype": "bf16", "precision": "bf16", "reduction": "ordered"},
             "'bf16' needs train.reduction 'fast', not 'ordered'",
         ),
-        ("adamw", {"step_in_backward": True}, "needs train.max_bad_steps 1, not 10: a bad step cannot be left out"),
+        (
+            "adamw",
+            {"step_in_backward": True},
+            "needs train.max_bad_steps 1, not 10: a bad step cannot be left out",
+        ),
         ("adamw", {**IN_BACKWARD, "accumulate": 2}, "needs train.accumulate 1, not 2"),
         ("adamw", {**IN_BACKWARD, "micro_batches": 2}, "takes one micro-batch a step, and this run has 2"),
         ("adamw", {**IN_BACKWARD, "reduction": "ordered"}, "needs train.reduction 'fast', not 'ordered'"),
         ("adamw", {**IN_BACKWARD, "sharding": "shard"}, "needs train.sharding 'replicate', not 'shard'"),
     ],
 )
-def test_what_cannot_be_had_together_is_refused_by_name(kind: str, train: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_had_together_is_refused_by_name(
+    kind: str, train: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         together(kind, **train)
 
 
 def test_clipping_needs_the_whole_gradient() -> None:
-    with pytest.raises(InputError, match=r"needs optimizer.clip_norm 0, not 1.0: the norm is known after the step"):
+    with pytest.raises(
+        InputError, match=r"needs optimizer.clip_norm 0, not 1.0: the norm is known after the step"
+    ):
         together(clip_norm=1.0, **IN_BACKWARD)
 
 

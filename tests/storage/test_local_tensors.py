@@ -26,7 +26,9 @@ def test_bfloat16_takes_the_rounded_values_and_gives_them_back(low: list[float],
     error = (weights.double() - kept.double()).abs()
     nearest = (kept.bfloat16().double() - kept.double()).abs()
     assert torch.equal(error, nearest) or not kept.bfloat16().isfinite().all()
-    rounded = averages.view(torch.int32) + 0x8000 >> 16 << 16  # the weights, with the averages' last bits below them
+    rounded = (
+        averages.view(torch.int32) + 0x8000 >> 16 << 16
+    )  # the weights, with the averages' last bits below them
     assert torch.equal(rounded.view(torch.float32), held.float())
     exchange([(weights, averages)])
     assert torch.equal(weights, held)

@@ -37,8 +37,8 @@ class LoRAFile:
     """The adapters of each network, as `lora_state` returns them, and the file's metadata."""
 
     unet: Mapping[str, Tensor] = field(default_factory=dict)
-    """{module}.lora_down.weight, {module}.lora_up.weight and {module}.alpha, with the UNet's module names; or a LoHa's or
-    LoKr's tensors as `refimpl.interop.lora.lycoris` names them"""
+    """{module}.lora_down.weight, {module}.lora_up.weight and {module}.alpha, with the UNet's module names; or the
+    tensors of a LoHa or LoKr, as `refimpl.interop.lora.lycoris` names them"""
     text_l: Mapping[str, Tensor] = field(default_factory=dict)
     """the same for CLIP-L, with the prefix `text_model.`"""
     text_g: Mapping[str, Tensor] = field(default_factory=dict)
@@ -119,7 +119,9 @@ def save(lora: LoRAFile, path: Path | str, dtype: torch.dtype | None = None) -> 
     for part, state in lora.parts().items():
         for key, tensor in state.items():
             if key.endswith(SLOTS):
-                raise InputError(f"{path}: {key} is a LoHa's or LoKr's, and only plain LoRA is written; merge it")
+                raise InputError(
+                    f"{path}: {key} is a LoHa's or LoKr's, and only plain LoRA is written; merge it"
+                )
             slot = next(slot for slot in (DOWN, UP, ALPHA) if key.endswith("." + slot))
             name = f"{spell(part, key.removesuffix('.' + slot))}.{slot}"
             tensors[name] = tensor

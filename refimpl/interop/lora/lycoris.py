@@ -9,7 +9,7 @@ With o outputs, i inputs, a kernel of k elements and the rank r, the update ΔW 
            lokr_w2 [b, d, k], or lokr_w2_a [b, r] · lokr_w2_b [r, d·k], where a·b = o and c·d = i
 
 A factor of a kernel may be a Tucker decomposition: a core t [r, r, k] and matrices [r, rows] and [r, columns], both
-rank first (hada_t1 with w1_a and w1_b, hada_t2, lokr_t2). LoKr whose factors are both whole has no rank, and no scale.
+rank first (hada_t1 with w1_a and w1_b, hada_t2, lokr_t2). A LoKr of two whole factors has no rank, and no scale.
 
 With dora_scale [o, 1, …] or [1, i, …] the result is the magnitude of each row, or column, times its direction:
 (W + ΔW) · dora_scale / ‖W + ΔW‖ (Liu et al. 2024, "DoRA", eq. 5).
@@ -86,7 +86,9 @@ def fault_of(slots: Slots, shapes: Sequence[tuple[int, ...]]) -> str:
     if extra:
         return f"the file has {' and '.join(extra)} for it, which {' and '.join(needed)} leave no place for"
     if not any(fits(slots, shape) for shape in shapes):
-        have = ", ".join(f"{slot} {list(slots[slot].shape)}" for slot in (*needed, MAGNITUDE) if slot in slots)
+        have = ", ".join(
+            f"{slot} {list(slots[slot].shape)}" for slot in (*needed, MAGNITUDE) if slot in slots
+        )
         return f"{have} do not fit its weight {' or '.join(str(list(shape)) for shape in shapes)}"
     return ""
 

@@ -127,13 +127,13 @@ def plan_step(counted: Counted, work: Work) -> Plan:
 
 def _held(counted: Counted, work: Work) -> dict[str, int]:
     """What a rank holds throughout: rank 0 if the averages are its alone."""
-    kind = counted.optimizer
+    moment = _share(
+        counted.state // 2, counted.towers_state // 2, work, work.zero1
+    )  # of AdamW's two, each divided
     held = {
         "weights of the UNet": _share(counted.unet, 0, work),
         "autoencoder and towers": counted.frozen,
-        # Of two moments alike, each of which is divided.
-        "moments of AdamW" if kind == "adamw" else f"state of {kind}": 2
-        * _share(counted.state // 2, counted.towers_state // 2, work, work.zero1),
+        "moments of AdamW" if counted.optimizer == "adamw" else f"state of {counted.optimizer}": 2 * moment,
         "moving average": _share(counted.average, counted.towers_average, work, work.zero1),
     }
     if work.divided > 1:

@@ -10,8 +10,8 @@ from refimpl.run.optimizer_config import OptimizerConfig
 from refimpl.train.optimizer.kinds import state_bytes
 from refimpl.train.sharding.flat import BUCKET
 
-# Most bytes that a step holds at once for each element of the parameter that it is at, counted operation by operation.
-# torchao's is written for torch.compile, which would make one pass of its thirty operations.
+# Most bytes that a step holds at once for each element of the parameter that it is at, counted operation by
+# operation. torchao's is written for torch.compile, which would make one pass of its thirty operations.
 TEMPORARY = {"adamw": 0, "adamw8bit": 32, "adafactor": 4, "prodigy": 4}
 ROUNDING = 28  # the same of `round_stochastically`, for each of AT_ONCE elements
 
@@ -30,7 +30,9 @@ def step_bytes(config: OptimizerConfig, trained: Sequence[Tensor]) -> int:
     low = [parameter for parameter in trained if parameter.dtype == torch.bfloat16]
     largest = max(parameter.numel() for parameter in trained)
     total, one = sum(p.nbytes for p in low), max((p.nbytes for p in low), default=0)
-    lifted = 4 * (total if config.kind == "prodigy" else min(total, max(BUCKET, one)))  # twice the width, and gradients
+    lifted = 4 * (
+        total if config.kind == "prodigy" else min(total, max(BUCKET, one))
+    )  # twice the width, and gradients
     rounding = ROUNDING * min(AT_ONCE, one // 2)
     return lifted + max(TEMPORARY[config.kind] * largest, rounding)
 

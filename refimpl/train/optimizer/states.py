@@ -34,7 +34,7 @@ def named_state(parameters: Parameters, optimizer: torch.optim.Optimizer, kind: 
 
 
 def take_estimate(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Makes Prodigy go on from the estimate in a `named_state` that was filled in place; all else is filled already."""
+    """Makes Prodigy go on from the estimate in a `named_state` that was filled in place, as all else was."""
     if ESTIMATE not in state:
         return
     d, d_max, d_numerator, k = state[ESTIMATE].tolist()

@@ -1,15 +1,16 @@
 """A step of any optimizer, a bucket of parameters at a time: on weights kept in bfloat16, within the backward pass.
 
-The default, AdamW on float32 weights after the backward pass, is not here but in `refimpl.train.update`, where nothing
-waits for the device. Here the host reads once a step whether to take it, as the libraries cannot be told on the device.
+The default, AdamW on float32 weights after the backward pass, is not here but in `refimpl.train.update`, where
+nothing waits for the device. Here the host reads once a step whether to take it, as no library can be told on the
+device.
 
 Weights of bfloat16 are stepped in float32: a copy of a bucket's weights and gradients is made, the optimizer steps it
 with float32 moments, and the new weights are rounded at random (`refimpl.ops.stochastic_rounding`) into their place.
 
 In the backward pass a bucket of parameters is stepped as soon as their gradients are whole, so that there are never
-more gradients than a bucket's. By the time the whole gradient's norm is known, most of the step was taken. So it can't
-be clipped, and a step whose gradient isn't finite can't be left out: the run ends there, and such weights are never
-saved.
+more gradients than a bucket's. By the time the whole gradient's norm is known, most of the step was taken. So it
+can't be clipped, and a step whose gradient isn't finite can't be left out: the run ends there, and such weights are
+never saved.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +124,9 @@ class Stepping:
                 tensor.grad = waiting[tensor] = None
 
     @contextmanager
-    def _in_float32(self, bucket: Sequence[Tensor], gradients: Mapping[Tensor, Tensor | None]) -> Iterator[None]:
+    def _in_float32(
+        self, bucket: Sequence[Tensor], gradients: Mapping[Tensor, Tensor | None]
+    ) -> Iterator[None]:
         """Within the context, the bucket's weights and gradients are float32; then those of bfloat16 are rounded."""
         stored = {}
         for tensor in bucket:

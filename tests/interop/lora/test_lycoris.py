@@ -28,7 +28,9 @@ def numbers(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def loha(out: int, into: int, kernel: tuple[int, ...], rank: int, seed: int, tucker: bool = False) -> dict[str, Tensor]:
+def loha(
+    out: int, into: int, kernel: tuple[int, ...], rank: int, seed: int, tucker: bool = False
+) -> dict[str, Tensor]:
     slots: dict[str, Tensor] = {}
     for n in (1, 2):
         if tucker:
@@ -39,7 +41,12 @@ def loha(out: int, into: int, kernel: tuple[int, ...], rank: int, seed: int, tuc
 
 
 def lokr(
-    rows: tuple[int, int], columns: tuple[int, int], kernel: tuple[int, ...], rank: int, seed: int, how: tuple[str, str]
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    kernel: tuple[int, ...],
+    rank: int,
+    seed: int,
+    how: tuple[str, str],
 ) -> dict[str, Tensor]:
     """rows, columns  of the two factors; how  each is kept: whole, matrices, flat (its kernel not apart) or tucker"""
     (a, b), (c, d) = rows, columns
@@ -73,7 +80,10 @@ def dense(slots: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     kernel = shape[2:]
     if "hada_t1" in slots:
         return torch.stack(
-            [tucker_by_loops(slots[f"hada_t{n}"], slots[f"hada_w{n}_a"], slots[f"hada_w{n}_b"]) for n in (1, 2)]
+            [
+                tucker_by_loops(slots[f"hada_t{n}"], slots[f"hada_w{n}_a"], slots[f"hada_w{n}_b"])
+                for n in (1, 2)
+            ]
         ).prod(0)
     if "hada_w1_a" in slots:
         halves = [slots[f"hada_w{n}_a"] @ slots[f"hada_w{n}_b"] for n in (1, 2)]
@@ -183,7 +193,10 @@ def test_a_file_is_read_and_merged_into_a_checkpoint(tmp_path: Path) -> None:
     linear, kernel = before.unet[f"{LINEAR}.weight"], before.unet[f"{KERNEL}.weight"]
     out, into = linear.shape
     modules = {
-        LINEAR: {**lokr((4, out // 4), (8, into // 8), (), 2, 0, ("whole", "matrices")), "alpha": torch.tensor(4.0)},
+        LINEAR: {
+            **lokr((4, out // 4), (8, into // 8), (), 2, 0, ("whole", "matrices")),
+            "alpha": torch.tensor(4.0),
+        },
         KERNEL: {**loha(*kernel.shape[:2], (3, 3), 2, 1, tucker=True), "alpha": torch.tensor(1.0)},
     }
     adapter = lora_files.load(file_of(tmp_path / "a.safetensors", modules), ARCHITECTURE)
@@ -203,13 +216,17 @@ def test_a_file_is_read_and_merged_into_a_checkpoint(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     wrong = {LINEAR: loha(5, 7, (), 2, 0)}
-    with pytest.raises(InputError, match=r"misshapen lora_unet_input\S+to_q: hada_w1_a \[5, 2\].* do not fit its weight"):
+    with pytest.raises(
+        InputError, match=r"misshapen lora_unet_input\S+to_q: hada_w1_a \[5, 2\].* do not fit its weight"
+    ):
         lora_files.load(file_of(tmp_path / "a.safetensors", wrong), ARCHITECTURE)
     half = {LINEAR: {"lokr_w1": torch.ones(2, 2)}}
     with pytest.raises(InputError, match=r"the file has no lokr_w2_a and no lokr_w2_b for it"):
         lora_files.load(file_of(tmp_path / "b.safetensors", half), ARCHITECTURE)
     other = lora_files.LoRAFile(unet={f"{LINEAR}.{slot}": value for slot, value in wrong[LINEAR].items()})
-    with pytest.raises(InputError, match=r"to_q does not fit the checkpoint: hada_w1_a .*that it was trained on"):
+    with pytest.raises(
+        InputError, match=r"to_q does not fit the checkpoint: hada_w1_a .*that it was trained on"
+    ):
         merge_into_checkpoint(checkpoint(), other)
     with pytest.raises(InputError, match=r"is a LoHa's or LoKr's, and only plain LoRA is written"):
         lora_files.save(other, tmp_path / "c.safetensors")

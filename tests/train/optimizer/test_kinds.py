@@ -94,8 +94,12 @@ def test_an_absent_library_gives_the_line_that_installs_it(
 ) -> None:
     """Before anything is written, the run's folder included."""
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == LIBRARIES[kind] else find(name))
-    with pytest.raises(InputError, match=rf"kind '{kind}' needs the {LIBRARIES[kind]} package: pip install 'refimpl\["):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == LIBRARIES[kind] else find(name)
+    )
+    with pytest.raises(
+        InputError, match=rf"kind '{kind}' needs the {LIBRARIES[kind]} package: pip install 'refimpl\["
+    ):
         check_library(config(kind))
     out = tmp_path / "run"
     rate = 1.0 if kind == "prodigy" else 1e-3

@@ -44,7 +44,9 @@ def tensors(value: object) -> Iterator[Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_plan_is_what_the_optimizer_holds_after_a_step(kind: str, weight_dtype: str) -> None:
     needs_library(kind)
-    config = settings(kind, weight_dtype=weight_dtype, **({"precision": "bf16"} if weight_dtype == "bf16" else {}))
+    config = settings(
+        kind, weight_dtype=weight_dtype, **({"precision": "bf16"} if weight_dtype == "bf16" else {})
+    )
     unet = UNet(config.unet)
     if weight_dtype == "bf16":
         keep_in_bfloat16(unet)

@@ -161,7 +161,7 @@ def test_clipping_scales_the_gradient_down_to_the_norm() -> None:
     stepping = stepping_of("adamw", made, torch.optim.SGD(made.parameters(), lr=1.0))
     before = [parameter.detach().clone() for parameter in made.parameters()]
     loss(made, 0).backward()
-    norm, _ = stepping.finish(list(made.parameters()), float(1e-3), is_not_finite)
+    norm, _ = stepping.finish(list(made.parameters()), 1e-3, is_not_finite)
     steps = [a - b.detach() for a, b in zip(before, made.parameters(), strict=True)]
     taken = torch.linalg.vector_norm(torch.cat([step.flatten() for step in steps]))
     assert float(norm) > 1e-3
@@ -196,7 +196,9 @@ def test_a_bad_step_in_the_backward_pass_ends_the_run_and_is_never_saved(
     }
     whole = run("whole", **settings)
     nothing_at_step(3, monkeypatch)
-    with pytest.raises(InputError, match=r"step 3: .*part of it was taken in the backward pass, so go on from the"):
+    with pytest.raises(
+        InputError, match=r"step 3: .*part of it was taken in the backward pass, so go on from the"
+    ):
         run("bad", **settings)
     assert committed_steps(tmp_path / "bad") == [1, 2]
     monkeypatch.undo()
