@@ -122,9 +122,9 @@ def set_weight_dtype(unet: UNet, settings: TrainConfig) -> None:
     keep_in_bfloat16(unet)
     written = unet.forward
 
-    def forward(*inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs[0].device.type, torch.bfloat16):
-            return written(*inputs)
+    def forward(x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return written(x, t, context, vector)
 
     unet.forward = forward
 

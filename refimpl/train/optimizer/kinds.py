@@ -8,9 +8,7 @@ prodigy    Mishchenko & Defazio 2023, by prodigyopt: AdamW that estimates its ra
            every weight
 """
 
-import contextlib
 import importlib.util
-import io
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -145,9 +143,7 @@ def _adamw8bit(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.o
 def _prodigy(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     from prodigyopt import Prodigy
 
-    betas = (config.beta1, config.beta2)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that weight decay is decoupled
-        return Prodigy(
-            groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, weight_decay=config.weight_decay,
-            use_bias_correction=True, safeguard_warmup=config.warmup_steps > 0,
-        )  # fmt: skip
+    return Prodigy(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon,
+        use_bias_correction=True, safeguard_warmup=config.warmup_steps > 0,
+    )  # fmt: skip

@@ -113,7 +113,9 @@ class Stepping:
     @torch.no_grad()
     def _take(self) -> None:
         """Steps every parameter that has a gradient, and clears it."""
-        waiting = {tensor: tensor.grad for tensor in self._names if tensor.grad is not None}
+        waiting: dict[Tensor, Tensor | None] = {
+            tensor: tensor.grad for tensor in self._names if tensor.grad is not None
+        }
         for tensor in waiting:
             tensor.grad = None  # the optimizer steps those that have one
         for bucket in [list(waiting)] if self._at_once else in_buckets(list(waiting), BUCKET):

@@ -72,8 +72,8 @@ def test_codes_are_integers_and_moments_are_not() -> None:
     check_optimizer_state(trained, "adamw8bit", state, "x")
     with pytest.raises(InputError, match=r"fractions a\.exp_avg\.codes: the file has torch\.float32"):
         check_optimizer_state(trained, "adamw8bit", {**state, "a.exp_avg.codes": torch.zeros(64, 64)}, "x")
+    scale = torch.zeros(16, dtype=torch.uint8)
     with pytest.raises(InputError, match=r"integers  a\.exp_avg\.scale: the file has torch\.uint8"):
-        scale = torch.zeros(16, dtype=torch.uint8)
         check_optimizer_state(trained, "adamw8bit", {**state, "a.exp_avg.scale": scale}, "x")
 
 
