@@ -113,35 +113,39 @@ class Stepping:
     @torch.no_grad()
     def _take(self) -> None:
         """Steps every parameter that has a gradient, and clears it."""
-        waiting: dict[Tensor, Tensor | None] = {
-            tensor: tensor.grad for tensor in self._names if tensor.grad is not None
-        }
-        for tensor in waiting:
-            tensor.grad = None  # the optimizer steps those that have one
-        for bucket in [list(waiting)] if self._at_once else in_buckets(list(waiting), BUCKET):
+        waiting = [tensor for tensor in self._names if tensor.grad is not None]
+        for bucket in [waiting] if self._at_once else in_buckets(waiting, BUCKET):
             eager = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
-            with self._in_float32(bucket, waiting), eager:
+            with self._in_float32(bucket), eager:
                 self._optimizer.step()
-            for tensor in bucket:
-                tensor.grad = waiting[tensor] = None
 
     @contextmanager
-    def _in_float32(
-        self, bucket: Sequence[Tensor], gradients: Mapping[Tensor, Tensor | None]
-    ) -> Iterator[None]:
-        """Within the context, the bucket's weights and gradients are float32; then those of bfloat16 are rounded."""
-        stored = {}
-        for tensor in bucket:
-            gradient = gradients[tensor]
-            if tensor.dtype == torch.bfloat16:
-                stored[tensor], tensor.data = tensor.data, tensor.data.float()
-            assert gradient is not None
-            tensor.grad = gradient.to(tensor.dtype)
+    def _in_float32(self, bucket: Sequence[Tensor]) -> Iterator[None]:
+        """Within the context, the optimizer has the bucket alone, of bfloat16 tensors float32 copies in their places.
+
+        The tensors themselves keep their dtype: another would give them new places in autograd's graph, without the
+        hooks by which DDP sums their gradients.
+        """
+        groups, state = self._optimizer.param_groups, self._optimizer.state
+        own = [group["params"] for group in groups]
+        held = {tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in bucket}
+        copies = {tensor: copy for tensor, copy in held.items() if copy is not tensor}
+        for group in groups:
+            group["params"] = [held[tensor] for tensor in group["params"] if tensor in held]
+        for tensor, copy in copies.items():
+            assert tensor.grad is not None  # every tensor of a bucket has one
+            copy.grad, tensor.grad = tensor.grad.float(), None
+            state[copy] = state.pop(tensor, {})
         yield
-        for tensor, place in stored.items():
-            key = rounding_key(self._seed, self._step, self._names[tensor])
-            place.copy_(round_stochastically(tensor.data, key))
-            tensor.grad, tensor.data = None, place
+        for group, parameters in zip(groups, own, strict=True):
+            group["params"] = parameters
+        for tensor, copy in copies.items():
+            tensor.copy_(
+                round_stochastically(copy, rounding_key(self._seed, self._step, self._names[tensor]))
+            )
+            state[tensor] = state.pop(copy)
+        for tensor in bucket:
+            tensor.grad = None
 
 
 def _norm(parameter: Tensor) -> Tensor:

@@ -137,6 +137,24 @@ def test_a_step_on_bfloat16_is_a_float32_step_rounded_with_its_key(kind: str) ->
     assert all(value.dtype in (torch.float32, torch.uint8) for value in states)
 
 
+def test_a_step_on_bfloat16_leaves_the_weights_in_autograd_s_graph_where_they_are() -> None:
+    """DDP sums the gradients by hooks there, which a weight with a new place would have lost."""
+
+    def place(parameter: Tensor) -> object:
+        view = parameter.view_as(parameter).grad_fn
+        assert view is not None
+        return view.next_functions[0][0]
+
+    made = network()
+    for parameter in made.parameters():
+        parameter.data = parameter.data.bfloat16()
+    before = [place(parameter) for parameter in made.parameters()]
+    stepping = stepping_of("adafactor", made, optimizer_of("adafactor", made))
+    loss(made, 0).backward()
+    stepping.finish(list(made.parameters()), 0.0, is_not_finite)
+    assert all(place(parameter) is kept for parameter, kept in zip(made.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_that_is_skipped_changes_nothing(kind: str) -> None:
     needs_library(kind)
