@@ -4,7 +4,7 @@ import dataclasses
 import json
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from refimpl.errors import InputError
 from refimpl.names import nearest
@@ -16,9 +16,18 @@ def from_table(cls: type[T], table: Any, source: str) -> T:
     """Builds a dataclass, with dataclasses in it, from nested dicts.
 
     source  the file the table came from, for messages
-    Raises InputError for an unknown key (naming the nearest), a missing key, or a value of the wrong type.
+    Raises InputError listing everything that is wrong: unknown keys (each with the nearest), missing keys, values of
+    the wrong type, and what the dataclasses refuse of values of the right type.
     """
-    return _build(cls, cls, table, source, "")
+    problems: list[Problem] = []
+    built = _build(cls, cls, table, "", problems)
+    if len(problems) == 1:
+        (only,) = problems
+        raise InputError(only.text if only.is_whole else f"{source}: {only.text}")
+    if problems:
+        listing = "\n".join(f"  {problem.text}" for problem in problems)
+        raise InputError(f"{source}: {len(problems)} settings are wrong\n{listing}")
+    return built
 
 
 def to_table(value: Any) -> dict[str, Any]:
@@ -26,56 +35,75 @@ def to_table(value: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
 
 
-def _build(root: type, cls: type, table: Any, source: str, where: str) -> Any:
+class Problem(NamedTuple):
+    """Something that is wrong with a table."""
+
+    text: str
+    """What is wrong, and where in the table."""
+    is_whole: bool = False
+    """Whether the message of a dataclass, which needs no source before it."""
+
+
+def _build(root: type, cls: type, table: Any, where: str, problems: list[Problem]) -> Any:
+    """The dataclass, or None where its table adds to the problems."""
     if not isinstance(table, dict):
-        raise InputError(f"{source}: {where.rstrip('.') or 'all of it'} must be a table, not {table!r}")
+        problems.append(Problem(f"{where.rstrip('.') or 'all of it'} must be a table, not {table!r}"))
+        return None
+    before = len(problems)
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in table:
         if key not in known:
             near = _nearest(root, key, known, where)
-            raise InputError(f"{source}: unknown key {where}{key}; did you mean {near}?")
+            problems.append(Problem(f"unknown key {where}{key}; did you mean {near}?"))
     values = {}
     for name, entry in known.items():
         if name in table:
-            values[name] = _value(root, hints[name], table[name], source, f"{where}{name}")
+            values[name] = _value(root, hints[name], table[name], f"{where}{name}", problems)
         elif dataclasses.is_dataclass(hints[name]) and _is_required(entry):
-            values[name] = _build(root, typing.cast(type, hints[name]), {}, source, f"{where}{name}.")
+            values[name] = _build(root, typing.cast(type, hints[name]), {}, f"{where}{name}.", problems)
         elif _is_required(entry):
-            raise InputError(f"{source}: {where}{name} is missing")
-    return cls(**values)
+            problems.append(Problem(f"{where}{name} is missing"))
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**values)
+    except InputError as error:
+        problems.append(Problem(str(error), is_whole=True))
+        return None
 
 
-def _value(root: type, hint: Any, value: Any, source: str, where: str) -> Any:
+def _value(root: type, hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _build(root, typing.cast(type, hint), value, source, f"{where}.")
+        return _build(root, typing.cast(type, hint), value, f"{where}.", problems)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _value(root, next(a for a in arguments if a is not type(None)), value, source, where)
+        return _value(root, next(a for a in arguments if a is not type(None)), value, where, problems)
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise InputError(f"{source}: {where} must be a list, not {value!r}")
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(
-                _value(root, arguments[0], item, source, f"{where}[{i}]") for i, item in enumerate(value)
-            )
-        if len(value) != len(arguments):
-            raise InputError(f"{source}: {where} must have {len(arguments)} entries, not {len(value)}")
-        pairs = zip(arguments, value, strict=True)
-        return tuple(
-            _value(root, kind, item, source, f"{where}[{i}]") for i, (kind, item) in enumerate(pairs)
-        )
+        return _tuple(root, arguments, value, where, problems)
     if hint is float and type(value) is int:
         return float(value)
     if origin is typing.Literal:
         if value not in arguments:
-            raise InputError(f"{source}: {where} {value!r} is unknown; use {', '.join(map(str, arguments))}")
-        return value
-    if type(value) is not hint:
-        raise InputError(f"{source}: {where} must be {hint.__name__}, not {value!r}")
+            problems.append(Problem(f"{where} {value!r} is unknown; use {', '.join(map(str, arguments))}"))
+    elif type(value) is not hint:
+        problems.append(Problem(f"{where} must be {hint.__name__}, not {value!r}"))
     return value
+
+
+def _tuple(root: type, kinds: tuple[Any, ...], value: Any, where: str, problems: list[Problem]) -> Any:
+    if not isinstance(value, list | tuple):
+        problems.append(Problem(f"{where} must be a list, not {value!r}"))
+        return value
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(value) != len(kinds):
+        problems.append(Problem(f"{where} must have {len(kinds)} entries, not {len(value)}"))
+        return value
+    pairs = zip(kinds, value, strict=True)
+    return tuple(_value(root, kind, item, f"{where}[{i}]", problems) for i, (kind, item) in enumerate(pairs))
 
 
 def _is_required(entry: dataclasses.Field) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import tyro
 
 from refimpl.commands.main import COMMANDS, dispatch
+from refimpl.commands.start.toml_text import toml_text
 from refimpl.interop.run.run_folder import write_config
 from refimpl.run.presets import load_config
 from refimpl.tables import to_table
@@ -39,6 +40,9 @@ def test_command_lines_parse(words: list[str], tmp_path: Path, monkeypatch: pyte
         run = Path(words[words.index("--resume") + 1])
         run.mkdir(parents=True)
         write_config(run, to_table(load_config("tiny")))
+    for name in (word for word in words if word.endswith(".toml")):  # the file that `refimpl init` writes
+        monkeypatch.chdir(tmp_path)
+        Path(name).write_text(toml_text(load_config("tiny"), "", {}), encoding="utf-8")
     if words[0] == "torchrun":
         words = words[words.index("-m") :]
     if words[0] in ("python", "-m"):

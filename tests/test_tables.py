@@ -134,3 +134,38 @@ def test_numbers_that_json_does_not_know_are_not_written() -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(ValueError, match="not JSON compliant"):
             to_table(Inner(rate=value))
+
+
+def test_everything_that_is_wrong_is_listed_at_once() -> None:
+    table = {
+        "nedeed": 1, "inner": {"size": "x", "naem": 1}, "mode": "c", "pair": [1], "many": [{}, {"sizee": 1}],
+        "flag": 0,
+    }  # fmt: skip
+    with pytest.raises(InputError) as error:
+        from_table(Outer, table, "a.toml")
+    assert str(error.value).splitlines() == [
+        "a.toml: 8 settings are wrong",
+        "  unknown key nedeed; did you mean needed?",
+        "  needed is missing",
+        "  unknown key inner.naem; did you mean inner.name?",
+        "  inner.size must be int, not 'x'",
+        "  mode 'c' is unknown; use a, b",
+        "  pair must have 2 entries, not 1",
+        "  unknown key many[1].sizee; did you mean many[1].size?",
+        "  flag must be bool, not 0",
+    ]
+
+
+def test_what_two_dataclasses_refuse_is_listed_together() -> None:
+    with pytest.raises(InputError) as error:
+        from_table(
+            Config, {"train": {"steps": 0}, "optimizer": {"beta1": 2.0}, "data": {"foldr": ""}}, "a.toml"
+        )
+    assert str(error.value).splitlines() == [
+        "a.toml: 3 settings are wrong",
+        "  unknown key data.foldr; did you mean data.folder?",
+        "  optimizer.beta1 2.0 is outside [0, 1)",
+        "  train.steps 0 must be at least 1",
+    ]
+    with pytest.raises(InputError, match=r"^train\.steps 0 must be at least 1$"):
+        from_table(Config, {"train": {"steps": 0}}, "a.toml")

@@ -112,6 +112,10 @@ PLAN_SECONDS = (
 PRINTED_TERAFLOPS = 0.005  # half of the last place of TFLOP printed with two decimals
 PRINTED_GIBIBYTES = 0.05  # half of the last place of GiB printed with one decimal
 PRINTED_SUM = 0.025  # five values, each rounded to two decimals
+PRINTED_DIGITS = 0.01  # of a product of two values, each printed with three digits
+ESTIMATED_SPEED = (
+    0.1  # of the measured speed: what a run's first steps promise of it, in the processor's time
+)
 MEASURED_MEMORY = (
     0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
 )

@@ -16,7 +16,7 @@ from refimpl.autoencoder.square_crops import square_crops
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.loader import ImageCache, load_batches
 from refimpl.errors import InputError
-from refimpl.latents.config import LatentConfig, VAEConfig
+from refimpl.latents.config import SCALE_SHIFT_NAMES, LatentConfig, VAEConfig
 from refimpl.latents.pixels import from_pixels
 from refimpl.latents.scale_shift import NOVELAI_ANIME, SDXL_DEFAULT, ScaleShift
 from refimpl.latents.vae import VAE
@@ -29,7 +29,7 @@ EMA_DECAY = 0.99
 CACHE_BYTES = 2**28  # of decoded images; a small data set is read many times
 FIRST_LOGVAR = -8.0
 
-SCALE_SHIFTS = {"sdxl": SDXL_DEFAULT, "novelai_anime": NOVELAI_ANIME}
+SCALE_SHIFTS = dict(zip(SCALE_SHIFT_NAMES, (SDXL_DEFAULT, NOVELAI_ANIME), strict=True))
 
 
 def train_autoencoder(

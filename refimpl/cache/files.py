@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from refimpl.errors import InputError
-from refimpl.storage.atomic import replace_text, replaced_file
+from refimpl.storage.atomic import remove_unfinished, replace_text, replaced_file
 from refimpl.storage.shards import Shard, shard_bytes, verify_shard
 from refimpl.storage.store import ENCODING, FORMAT, LOOKUP, MANIFEST, Manifest, fingerprint, scan
 
@@ -20,8 +20,7 @@ from refimpl.storage.store import ENCODING, FORMAT, LOOKUP, MANIFEST, Manifest, 
 def clean_folder(folder: Path, encoding: dict[str, Any], verify: bool) -> None:
     """Removes files that a killed run left half written, and damaged shards, whose entries are then encoded again."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(".*.writing-*"):
-        path.unlink(missing_ok=True)
+    remove_unfinished(folder)
     shards, bad = scan(folder, encoding)
     for shard in shards if verify else ():
         try:

@@ -1,8 +1,8 @@
-"""`refimpl estimate`: whether a configuration fits a GPU, what needs the memory, and what would make it fit."""
+"""`refimpl estimate`: whether a run fits a GPU, what would make it fit, how fast it is, and when it ends."""
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -10,12 +10,17 @@ from refimpl.checks import check_at_least
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
+from refimpl.run.settings.paths import image_problems, refuse
 from refimpl.train.budget.cards import Card, find_card, this_card
+
+if TYPE_CHECKING:
+    from refimpl.train.budget.plan import Work
+    from refimpl.train.speed.estimated import Speed
 
 
 @dataclass(frozen=True)
 class EstimateCommand:
-    """Counts, without a GPU, the memory that training needs on one, and the operations of a step.
+    """Counts, without a GPU, the memory that training needs on one, and how long it will take there.
 
     Settings can be overridden as in training: `--train.batch-size 4`. Exits with 1 when the run would not fit, after
     listing what would make it fit.
@@ -31,7 +36,15 @@ class EstimateCommand:
     nodes: int = 0
     """Also estimate, for this many nodes of 8 GPUs, what each sharding holds, sends and takes; 0 for not."""
 
+    measure: bool = False
+    """Take 20 steps on this machine, on the configuration's own images and with random weights, instead of
+    calculating the speed from the card's datasheet. No checkpoint is read or written."""
+
     def __post_init__(self) -> None:
+        if self.measure and (self.gpu != "auto" or self.ranks > 1):
+            raise InputError(
+                "--measure takes steps on this machine, in one process; leave out --gpu and --ranks"
+            )
         check_at_least("--ranks", self.ranks, 1)
         check_at_least("--nodes", self.nodes, 0)
         if self.gpu != "auto":
@@ -44,6 +57,8 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
     config = tyro.cli(
         Config, default=load_config(command.config), args=overrides, prog=f"{program} {command.config}"
     )
+    if command.measure:
+        refuse(image_problems(config))
     from refimpl.train.budget.counted import count
     from refimpl.train.budget.fit import fits
     from refimpl.train.budget.levers import levers
@@ -52,6 +67,7 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
     from refimpl.train.scale.communication import Cluster
     from refimpl.train.scale.table import scale_table, step_of
     from refimpl.train.sharding.mesh import check_sharding
+    from refimpl.train.speed.estimated import roofline_speed, speed_lines
 
     card = _card(command.gpu)
     check_sharding(config.train, command.ranks)
@@ -59,6 +75,8 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
     counted = count(config, work.bucket)
     plan = plan_step(counted, work)
     print(table(config, counted, work, plan, card), flush=True)
+    speed = _measured(config, work) if command.measure else roofline_speed(config, work, card)
+    print(speed_lines(config, speed, card, command.ranks), flush=True)
     if command.nodes:
         step = step_of(config, counted, work, card)
         if step is None:
@@ -69,6 +87,18 @@ def estimate_command(arguments: list[str], program: str = "refimpl estimate") ->
     if not fits(plan, card):
         print(lever_table(levers(config, counted, work, card), counted, card))
         sys.exit(1)
+
+
+def _measured(config: Config, work: "Work") -> "Speed":
+    """The speed of this machine's GPU, or of its CPU where torch sees none."""
+    from refimpl.run.world import join_world
+    from refimpl.train.speed.estimated import Speed
+    from refimpl.train.speed.measured import MEASURED, WARM_UP, measured_speed
+
+    world = join_world(config.train.device)
+    what = "GPU" if world.device.type == "cuda" else "CPU"
+    how = f"measured on this machine's {what} over {MEASURED} steps after {WARM_UP} of warm-up, with random weights"
+    return Speed(measured_speed(config, world), work.bucket, how)
 
 
 def _card(name: str) -> Card:

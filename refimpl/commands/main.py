@@ -29,6 +29,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "train": {
+        "init": (
+            "refimpl.commands.start.init",
+            "init_command",
+            "write settings that train on a folder of images, or translate another trainer's",
+        ),
         "train": (
             "refimpl.commands.train",
             "train_command",
@@ -37,7 +42,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "estimate": (
             "refimpl.commands.estimate",
             "estimate_command",
-            "say whether a configuration fits a GPU, and what would make it fit",
+            "say whether a configuration fits a GPU, how fast it is, and when it ends",
         ),
         "train-decoder": (
             "refimpl.commands.train_decoder",

@@ -10,10 +10,11 @@ from refimpl.commands.train_help import essentials, usage
 from refimpl.errors import STOPPED, InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_label
+from refimpl.run.settings.paths import check_paths
 from refimpl.tables import from_table
 
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
-RESUME = "--resume"
+RESUME, CONFIG_OPTION = "--resume", "--config"
 
 
 def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tuple[Config, str]:
@@ -25,6 +26,7 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
     """
     if is_resume(arguments):
         return _parse_resume(arguments, program)
+    arguments = without_config_option(arguments)
     name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     asks_for_all = HELP_ALL in arguments
     if not name and not asks_for_all and not HELP & set(arguments):
@@ -37,6 +39,14 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
     called = f"{program} {name or 'PRESET'}"
     config = _overridden(default, ["--help"] if asks_for_all else arguments[1:], called, description)
     return config, preset_label(name)
+
+
+def without_config_option(arguments: list[str]) -> list[str]:
+    """The same command line where `--config FILE` comes first: that is FILE by itself."""
+    if not arguments or arguments[0].split("=")[0] != CONFIG_OPTION:
+        return arguments
+    _, is_joined, joined = arguments[0].partition("=")
+    return [joined, *arguments[1:]] if is_joined else arguments[1:]
 
 
 def is_resume(arguments: list[str]) -> bool:
@@ -82,6 +92,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     Exits with 75 when a signal has stopped the run and all of it is saved.
     """
     config, label = parse(arguments, program)
+    check_paths(config)
     from refimpl.run.threads import use_threads
     from refimpl.run.world import join_world, leave_world, lost_peers_named
     from refimpl.train.budget.check import check_memory
@@ -109,7 +120,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
             if is_left:
                 with removed_if_empty(run, world), run_lock(run, world):
                     prepared = prepare(config, run, world)
-                    with signals.noted():
+                    with signals.noted(world.barrier):
                         is_complete = train(config, run, prepared, world, signals.asked)
         leave_world(world)
     if world.is_main:

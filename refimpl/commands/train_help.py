@@ -37,7 +37,8 @@ def usage(program: str) -> str:
        {program} --resume RUN [--SECTION.FIELD VALUE ...]
        torchrun --nproc-per-node=N -m refimpl.train PRESET [--SECTION.FIELD VALUE ...]
 
-PRESET is one of {", ".join(preset_names())}, or the path of a TOML file of your own.
+PRESET is one of {", ".join(preset_names())}, or the path of a TOML file of your own
+(also: --config FILE), such as `refimpl init` writes.
 RUN is the folder of a run, which goes on from its newest checkpoint with its own settings.
 
 examples:

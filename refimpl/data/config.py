@@ -61,6 +61,8 @@ class DataConfig:
     for none."""
     demo: bool = False
     """Draw the demonstration data set when `folder` does not exist."""
+    allow_missing: bool = False
+    """Give images that have no caption an empty one; otherwise they end the run before it begins."""
     tag_classes: tuple[str, ...] = ("character", "artist", "copyright", "meta")
     """Tag classes: a tag written `class:name` belongs to that class, and every other tag is `general`."""
     score_class: str = "score"

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from refimpl.checks import check_at_least, check_positive, check_whole_numbers
 from refimpl.errors import InputError
 
+SCALE_SHIFT_NAMES = ("sdxl", "novelai_anime")
+"""Published scale-and-shifts, by the names that `latents.scale_shift` takes."""
+
 
 @dataclass(frozen=True)
 class VAEConfig:

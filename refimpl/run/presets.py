@@ -7,6 +7,7 @@ from pathlib import Path
 from refimpl.errors import InputError
 from refimpl.names import nearest
 from refimpl.run.config import Config
+from refimpl.run.settings.recognised import read_table, refuse_foreign
 from refimpl.tables import from_table
 
 
@@ -21,12 +22,10 @@ def preset_names() -> list[str]:
 def load_config(name_or_path: str) -> Config:
     """The Config of a preset (`tiny`, `sdxl_base`, …) or of a TOML file.
 
-    Raises InputError for an unknown name, invalid TOML, an unknown key (naming the nearest), a value of the wrong
-    type, or a combination that cannot be trained.
+    Raises InputError for an unknown name, invalid TOML, another trainer's configuration, unknown keys (each with the
+    nearest), values of the wrong type, or a combination that cannot be trained.
     """
-    if name_or_path in preset_names():
-        text = (resources.files("refimpl") / "configs" / f"{name_or_path}.toml").read_text(encoding="utf-8")
-    else:
+    if name_or_path not in preset_names():
         path = Path(name_or_path)
         if not path.is_file():
             is_path = path.suffix == ".toml" or len(path.parts) > 1
@@ -35,15 +34,11 @@ def load_config(name_or_path: str) -> Config:
                 f"{name_or_path!r} is neither a preset ({', '.join(preset_names())}) nor a TOML file; "
                 f"{'there is no such file' if is_path else near}"
             )
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"could not read {path}: {error}") from error
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name_or_path} is not valid TOML: {error}") from error
-    return from_table(Config, table, name_or_path)
+        table = read_table(path)
+        refuse_foreign(table, name_or_path)
+        return from_table(Config, table, name_or_path)
+    text = (resources.files("refimpl") / "configs" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    return from_table(Config, tomllib.loads(text), name_or_path)
 
 
 def preset_label(name_or_path: str) -> str:

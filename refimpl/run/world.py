@@ -14,17 +14,17 @@ from torch import Tensor
 
 from refimpl.data.loading.workers import lost_worker
 from refimpl.errors import InputError, LostProcess
-from refimpl.run.ranks.heartbeat import Heartbeat, start_heartbeat
+from refimpl.run.ranks.heartbeat import Heartbeat, meeting_place, start_heartbeat
 
 Result = TypeVar("Result")
 PREPARATION = datetime.timedelta(
     hours=1
 )  # rank 0 may prepare data while the others wait at the first barrier
-# Phrases in gloo's messages, then in NCCL's and in those of torch's watchdog over it.
+# Phrases in gloo's messages, then in NCCL's, in those of torch's watchdog over it, and in its store's.
 LOST_PEER = (
     "closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "pair closure",
     "remote process exited", "remote process exiting", "ncclRemoteError", "communicator was aborted",
-    "collective operation timeout",
+    "collective operation timeout", "Connection was likely closed",
 )  # fmt: skip
 
 
@@ -133,7 +133,9 @@ def join_world(device: str) -> World:
     heartbeat = None
     if size > 1:
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PREPARATION)
+            store = meeting_place(PREPARATION)
+            who = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PREPARATION, **who)
         heartbeat = start_heartbeat(rank, size)
     return World(rank, size, torch.device("cuda", local) if use_cuda else torch.device("cpu"), heartbeat)
 
@@ -158,11 +160,14 @@ def lost_peers_named(world: World) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # gloo has no exception class for this
+    except InputError:
+        raise
+    except Exception as error:
         worker = lost_worker(error)
         if worker is not None:
             raise worker from error
-        if world.size == 1 or not any(sign in str(error) for sign in LOST_PEER):
+        is_lost = isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER)
+        if world.size == 1 or not is_lost:  # gloo has no exception class for this
             raise
         lost = world.heartbeat.lost() if world.heartbeat is not None else ""
         raise LostProcess(

@@ -78,6 +78,15 @@ def renamed_folder(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Deletes the temporary files and folders in `folder` of writers that were killed; no other may be at work."""
+    for path in folder.glob(".*.writing-*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _make_anew(temporary: Path) -> None:
     temporary.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,12 +1,14 @@
 """`refimpl estimate`: the table, its exit status, and its errors."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from refimpl.commands.main import dispatch
 from refimpl.commands.terminal import run_command
-from tests.tolerances import PRINTED_SUM
+from tests.tolerances import PRINTED_DIGITS, PRINTED_SUM
+from tests.train import runs
 
 
 def ending(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -20,7 +22,7 @@ def ending(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 def test_a_run_that_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, error = ending(["tiny", "--gpu", "rtx4090"], capsys)
     assert (code, error) == (0, "")
-    lines = out.splitlines()
+    lines, speed = out.splitlines()[:-1], out.splitlines()[-1]
     assert "on NVIDIA GeForce RTX 4090: 16 images of " in lines[0]
     sizes = {line[:44].strip(): float(line[44:52]) for line in lines[3:-2]}
     held = ("weights of the UNet", "autoencoder and towers", "moments of AdamW", "moving average")
@@ -30,6 +32,9 @@ def test_a_run_that_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None
     assert re.fullmatch(
         r"UNet forward and backward: 0\.00 TFLOP per image, so at most [\d.]+ images/s at the card's 82\.6 TFLOP/s",
         lines[-1],
+    )
+    assert speed.startswith(
+        "speed: not known for this network on NVIDIA GeForce RTX 4090 in tf32; --measure takes "
     )
 
 
@@ -86,3 +91,61 @@ def test_a_cluster_is_estimated_where_the_card_is_known(capsys: pytest.CaptureFi
     code, _, error = ending(["tiny", "--gpu", "24GB", "--nodes", "4"], capsys)
     assert code == 2
     assert "--nodes: the speed of a GPU of 24GB in tf32 is not known; name another --gpu" in error
+
+
+def test_full_size_has_hours_from_the_roofline(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "novelai_v3",
+        "--gpu",
+        "h100",
+        "--train.steps",
+        "1000",
+        "--unet.transformer-depth",
+        "0",
+        "0",
+        "1",
+    ]
+    code, out, _ = ending(
+        [*words, "--unet.middle-depth", "1", "--train.activation-checkpointing", "none"], capsys
+    )
+    assert code == 0
+    speed, end = out.splitlines()[-2:]
+    found = re.fullmatch(
+        r"speed: ([\d.]+) images/s, from the roofline, nothing measured: 19\.6% of the card's 494\.7 TFLOP/s, the "
+        r"share that an H200 reached at 1024²",
+        speed,
+    )
+    assert found
+    hours = re.match(r"to the end: ([\d.]+) minutes for 1,000 steps of 8 images; ", end)
+    assert hours
+    assert float(hours[1]) * 60 * float(found[1]) == pytest.approx(8000, rel=PRINTED_DIGITS)
+
+
+def test_measured_here(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.train.speed.measured.MEASURED", 5)
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path / "out", train={"steps": 50})
+    code, out, _ = ending([toml, "--measure"], capsys)
+    assert code == 0
+    speed, end = out.splitlines()[-2:]
+    assert re.fullmatch(
+        r"speed: [\d.]+ images/s, measured on this machine's CPU over 5 steps after 5 of warm-up, with random "
+        r"weights",
+        speed,
+    )
+    assert " for 50 steps of 4 images; samples, held-out loss and checkpoints come on top" in end
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("extra", [["--gpu", "h100"], ["--ranks", "2"]])
+def test_only_this_machine_can_be_measured(extra: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = ending(["tiny", "--measure", *extra], capsys)
+    assert (code, out) == (2, "")
+    assert "--measure takes steps on this machine, in one process" in " ".join(error.replace("│", "").split())
+
+
+def test_what_is_measured_needs_its_images(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = ending(["novelai_v3", "--measure", "--data.folder", "no/images"], capsys)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: data.folder no/images: there is no such folder")

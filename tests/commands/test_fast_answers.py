@@ -25,12 +25,25 @@ MODULE = PROBE.replace("refimpl.commands.main", "refimpl.commands.{}")
 
 NEEDED = {  # what a command needs before its options are looked at
     "data": ["check", "nowhere"], "stats": ["tiny"], "cache": ["tiny", "--out", "x"], "train": ["tiny"],
-    "estimate": ["tiny"],
+    "estimate": ["tiny"], "init": ["nowhere"],
     "train-decoder": ["a", "--folder", "b", "--out", "c"], "sample": ["run"], "inspect": ["a"],
     "convert": ["a", "b"], "export": ["a", "b"], "merge-lora": ["a", "b", "c"], "export-lora": ["a", "b"],
 }  # fmt: skip
 
 BAD_FILE = "[train]\nstpes = 3\n"
+WORSE_FILE = "[train]\nstpes = 3\nseeed = 1\nsteps = 'x'\n[data]\nfoldre = 'x'\n[unett]\n"
+KOHYAS = "network_dim = 4\ntrain_data_dir = 'x'\n"
+WRONG_PATHS = """
+[data]
+folder = "no/images"
+heldout = "no/heldout"
+[latents]
+weights = "no/vae.safetensors"
+[text]
+folder = "no/sdxl"
+[train]
+init_from = "no/model.safetensors"
+"""
 
 
 def answer(words: list[str], folder: Path, code: str = PROBE) -> tuple[int, str, str]:
@@ -85,6 +98,15 @@ def test_a_mistyped_option_is_answered_at_once(name: str, tmp_path: Path) -> Non
         (["estimate", "tinny"], "the nearest preset is 'tiny'"),
         (["estimate", "tiny", "--gpu", "rtx490"], "the nearest is 'rtx4090'"),
         (["train", "bad.toml"], "unknown key train.stpes; did you mean train.steps?"),
+        (
+            ["train", "kohyas.toml"],
+            "is a configuration of sd-scripts, not of refimpl; translate it with `refimpl init",
+        ),
+        (["estimate", "kohyas.toml"], "`refimpl init --import kohyas.toml`"),
+        (["init", "nowhere", "--yes"], "the folder nowhere: there is no such folder"),
+        (["init", "--import", "bad.toml"], "neither a TOML file of sd-scripts nor a JSON file of OneTrainer"),
+        (["init", "--import", "kohyas.toml", "--out", "bad.toml"], "bad.toml exists"),
+        (["init", ".", "--train.stepz", "3"], "--train.steps"),
         (["data", "bad.toml"], "unknown key train.stpes; did you mean train.steps?"),
         (["train", "tiny", "--train.stepz", "3"], "--train.steps"),
         (["train", "tiny", "--train.steps", "0"], "train.steps 0 must be at least 1"),
@@ -96,9 +118,35 @@ def test_a_mistyped_option_is_answered_at_once(name: str, tmp_path: Path) -> Non
 )
 def test_bad_input_is_answered_at_once(words: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text(BAD_FILE)
+    (tmp_path / "kohyas.toml").write_text(KOHYAS)
     code, out, error = answer(words, tmp_path)
     assert (code, out) == (2, "")
     assert message in " ".join(error.replace("│", "").split())
+
+
+def test_all_wrong_keys_are_listed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "worse.toml").write_text(WORSE_FILE)
+    code, _, error = answer(["train", "worse.toml"], tmp_path)
+    assert code == 2
+    assert error.splitlines() == [
+        "error: worse.toml: 5 settings are wrong",
+        "  unknown key unett; did you mean unet?",
+        "  unknown key data.foldre; did you mean data.folder?",
+        "  unknown key train.stpes; did you mean train.steps?",
+        "  unknown key train.seeed; did you mean train.seed?",
+        "  train.steps must be int, not 'x'",
+    ]
+
+
+def test_all_wrong_paths_are_listed_at_once(tmp_path: Path) -> None:
+    """In under a second of the processor's time: nothing is imported that takes longer."""
+    (tmp_path / "paths.toml").write_text(WRONG_PATHS)
+    code, out, error = answer(["train", "paths.toml"], tmp_path)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: 5 paths of the settings are wrong\n")
+    named = ("data.folder no/images", "data.heldout no/heldout", "train.init_from no/model.safetensors",
+             "latents.weights no/vae.safetensors", "text.folder no/sdxl")  # fmt: skip
+    assert [line.split(":")[0].split(" does")[0].strip() for line in error.splitlines()[1:]] == list(named)
 
 
 @pytest.mark.parametrize("module", ["train", "sample"])
@@ -119,11 +167,13 @@ def test_the_modules_answer_as_fast(module: str, tmp_path: Path) -> None:
         ["train", "--help"],
         ["train", "tiny", "--help-all"],
         ["train", "tiny", "--train.stepz", "3"],
+        ["train", "paths.toml"],
     ],
     ids=" ".join,
 )
 def test_an_answer_takes_less_than_a_second(words: list[str], tmp_path: Path) -> None:
     """In the processor's time, which other programs do not change; the least of three: the first reads the disk."""
+    (tmp_path / "paths.toml").write_text(WRONG_PATHS)
 
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from refimpl.commands.terminal import run_command
-from refimpl.commands.train import train_command
+from refimpl.commands.train import parse, train_command
 from tests.train import runs
 
 
@@ -233,6 +233,20 @@ def test_help_lists_presets_and_settings(capsys: pytest.CaptureFixture[str]) -> 
     assert code == 0
     assert "--train.batch-size" in out
     assert "micro-batch on one rank" in out
+
+
+@pytest.mark.parametrize("words", [["--config"], ["--config="], ["--config", "--train.steps", "3"]])
+def test_config_needs_a_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = ending(words, capsys)
+    assert code == 2
+    assert "name a preset or a TOML file first" in error
+
+
+def test_config_names_the_file_too(root: Path, tmp_path: Path) -> None:
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path / "out")
+    for words in ([toml], ["--config", toml], [f"--config={toml}"]):
+        config, label = parse([*words, "--train.steps", "9"])
+        assert (config.train.steps, label) == (9, "a")
 
 
 def test_runs_without_a_name_are_numbered(

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refimpl.conformance.checks.data.assign import turned_differently
+from refimpl.conformance.checks.data.buckets import NOVELAI_SET
 from refimpl.data.bucket_sizes import check_buckets
 from refimpl.data.buckets import (
     CHUNK,
@@ -20,6 +22,7 @@ from refimpl.data.buckets import (
 )
 from refimpl.errors import InputError
 from tests import strategies
+from tests.conforming import conforms
 from tests.tolerances import FLOAT64_ROUNDING
 
 # S App. H, as (height, width) pairs read row by row.
@@ -29,9 +32,6 @@ APP_H = """
 1024 1024 1024 960 1088 960 1088 896 1152 896 1152 832 1216 832 1280 768 1344 768 1408 704
 1472 704 1536 640 1600 640 1664 576 1728 576 1792 576 1856 512 1920 512 1984 512 2048 512
 """
-NOVELAI_V1_PORTRAIT = [
-    (576, 640), (512, 704), (512, 768), (448, 832), (384, 896), (384, 960), (384, 1024), (320, 1024), (256, 1024),
-]  # fmt: skip
 
 
 def transposed(buckets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -39,10 +39,14 @@ def transposed(buckets: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def test_novelai_v1_is_the_19_buckets_of_the_paper() -> None:
-    expected = NOVELAI_V1_PORTRAIT + transposed(NOVELAI_V1_PORTRAIT) + [(512, 512)]
-    assert sorted(PRESETS["novelai_v1"]) == sorted(expected)
-    assert len(PRESETS["novelai_v1"]) == 19
+    conforms("buckets.novelai_set", within=0)
+    assert sorted(PRESETS["novelai_v1"]) == sorted([*NOVELAI_SET, (512, 512)])
     assert PRESETS["novelai_v1"][-1] == (512, 512)
+
+
+@pytest.mark.parametrize("check", ["within_area", "within_sides", "multiples", "turned", "distinct"])
+def test_buckets_keep_their_limits(check: str) -> None:
+    conforms(f"buckets.{check}")
 
 
 def test_novelai_v3_has_33_buckets() -> None:
@@ -68,9 +72,7 @@ def test_make_buckets_is_the_papers_algorithm(arguments: tuple[int, int, int, in
         heights = [height for height in sides if width * height <= max_area]
         if heights:
             expected |= {(width, max(heights)), (max(heights), width)}
-    buckets = make_buckets(*arguments)
-    assert len(buckets) == len(set(buckets))
-    assert set(buckets) == expected
+    assert sorted(make_buckets(*arguments)) == sorted(expected)
 
 
 @given(strategies.bucket_arguments())
@@ -170,8 +172,16 @@ def test_log_assignment_commutes_with_transposing(sizes: list, arguments: tuple[
     widths, heights = [w for w, _ in sizes], [h for _, h in sizes]
     index, error = assign(widths, heights, buckets)
     turned_index, turned_error = assign(heights, widths, buckets)
-    assert [buckets[i] for i in turned_index] == transposed([buckets[i] for i in index])
+    assert turned_differently([buckets[i] for i in index], [buckets[i] for i in turned_index]) == 0
     assert (error == turned_error).all()
+
+
+def test_assignment_is_what_the_documentation_says_of_the_default_buckets() -> None:
+    conforms("assign.same_shape_same_bucket")
+    conforms("assign.nearest_aspect", within=0)
+    conforms("assign.symmetric", within=0)
+    conforms("assign.pruning", within=0)
+    conforms("assign.mean_error")
 
 
 @pytest.mark.parametrize("metric", ["log", "linear"])

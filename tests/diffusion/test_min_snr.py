@@ -9,10 +9,12 @@ from diffusers.training_utils import compute_snr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refimpl.conformance.checks.noise.weight import MASS
 from refimpl.diffusion.config import POLICIES
 from refimpl.diffusion.min_snr import min_snr_weight, weight_mass
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
+from tests.conforming import conforms
 from tests.tolerances import FLOAT32_BETAS, FLOAT64_ROUNDING, PRINTED_PERCENT
 
 PLAIN = sdxl_schedule()
@@ -22,11 +24,14 @@ GAMMA = st.sampled_from((1.0, 5.0, 20.0)) | st.floats(1e-3, 1e3)
 
 
 def test_the_paper_gives_the_noisy_end_almost_nothing():
-    weights = min_snr_weight(ZTSNR.snr)
-    assert 100 * weight_mass(weights, 800) == pytest.approx(0.36, abs=PRINTED_PERCENT)
-    assert weight_mass(weights, 800) == pytest.approx(0.003555647220107759, rel=FLOAT64_ROUNDING)
-    assert weight_mass(weights, 950) == pytest.approx(3.373551544688472e-05, rel=FLOAT64_ROUNDING)
-    assert weights[999].item() == 0
+    conforms("weight.mass_from_800", within=FLOAT64_ROUNDING * MASS[800])
+    conforms("weight.mass_from_950", within=FLOAT64_ROUNDING * MASS[950])
+    conforms("weight.at_zero_snr", within=0)
+
+
+def test_the_papers_weight_on_the_schedule_that_is_trained_on():
+    conforms("weight.min_snr", within=FLOAT64_ROUNDING)
+    conforms("weight.finite")
 
 
 def test_other_policies_reach_the_terminal_timestep():

@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refimpl.conformance.adapters.reference import Reference
 from refimpl.diffusion.config import PARAMETERISATIONS
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import (
@@ -22,6 +23,7 @@ from refimpl.diffusion.v_prediction import (
     x0_from_v,
 )
 from refimpl.errors import InputError
+from tests.conforming import conforms
 from tests.strategies import latent_shapes, latents, vp_pairs
 from tests.tolerances import FLOAT32_BETAS, FLOAT32_ROUNDING, FLOAT64_ROUNDING
 
@@ -30,6 +32,7 @@ ZTSNR = zero_terminal_snr(PLAIN)
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
 )
+TIMESTEPS = st.sampled_from((500, 999))  # the second is refused where a conversion divides by alpha
 BINARY = pytest.mark.parametrize(
     "function", [add_noise, v_target, x0_from_v, eps_from_v, v_from_eps, v_from_x0], ids=lambda f: f.__name__
 )
@@ -40,18 +43,44 @@ def magnitude(*tensors: torch.Tensor) -> float:
     return max([1.0, *(float(t.abs().max()) for t in tensors if t.numel())])
 
 
+class InFloat64(Reference):
+    """This project's arithmetic in float64, whatever dtype it is given."""
+
+    def noised(self, x0, eps, t):
+        return super().noised(x0.double(), eps.double(), t).to(x0.dtype)
+
+    def target(self, x0, eps, t):
+        return super().target(x0.double(), eps.double(), t)
+
+
+@pytest.mark.parametrize("adapter", [Reference, InFloat64])
+@pytest.mark.parametrize("part", ["noised", "target"])
+def test_pure_noise_is_exact(part, adapter):
+    conforms(f"{part}.pure_noise", on=adapter())
+
+
+def test_what_every_trainer_noises_alike():
+    conforms("noised.mixes", within=FLOAT32_ROUNDING)
+    conforms("noised.low_noise_in_bfloat16")
+    conforms("noised.keeps_dtype")
+    conforms("noised.batch_independent")
+
+
+def test_what_every_network_learns():
+    conforms("target.velocity", within=FLOAT32_ROUNDING)
+    conforms("target.inverts")
+
+
 @DTYPES
 @given(data=st.data())
-def test_pure_noise_is_exact(dtype, data):
+def test_pure_noise_comes_back_exactly(dtype, data):
+    """From x_t = eps and v = −x0, and the same in every layout and for no samples."""
     shape = data.draw(latent_shapes())
     x0, eps = data.draw(latents(shape, dtype)), data.draw(latents(shape, dtype))
     alpha, sigma = ZTSNR.at(torch.full(shape[:1], 999))
-    x_t, v = add_noise(x0, eps, alpha, sigma), v_target(x0, eps, alpha, sigma)
-    assert torch.equal(x_t, eps)
-    assert torch.equal(v, -x0)
-    assert torch.equal(x0_from_v(x_t, v, alpha, sigma), x0)
-    assert torch.equal(eps_from_v(x_t, v, alpha, sigma), eps)
-    assert torch.equal(v_from_x0(x_t, x0, alpha, sigma), -x0)
+    assert torch.equal(x0_from_v(eps, -x0, alpha, sigma), x0)
+    assert torch.equal(eps_from_v(eps, -x0, alpha, sigma), eps)
+    assert torch.equal(v_from_x0(eps, x0, alpha, sigma), -x0)
 
 
 @given(data=st.data())
@@ -144,7 +173,7 @@ def test_float32_follows_float64(function, data):
 def test_layout_changes_nothing_and_inputs_stay(function, data):
     shape = data.draw(latent_shapes())
     a, b = data.draw(latents(shape)), data.draw(latents(shape))
-    alpha, sigma = ZTSNR.at(torch.full(shape[:1], 500))
+    alpha, sigma = ZTSNR.at(torch.full(shape[:1], 500 if function is v_from_eps else data.draw(TIMESTEPS)))
     kept = a.clone(), b.clone()
     result = function(a, b, alpha, sigma)
     assert result.shape == shape

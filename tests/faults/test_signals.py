@@ -17,7 +17,7 @@ from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.interop.run.run_folder import CONFIG
 from refimpl.train import loop
 from refimpl.train.setup import prepare
-from refimpl.train.watch.signals import SAME, STOPPING
+from refimpl.train.watch.signals import SAME, STOPPING, Interrupted, stop_signals
 from tests.faults.watching import losses, printed, until
 from tests.train import runs
 from tests.train.processes import join_ranks, run_ranks, start_ranks
@@ -86,6 +86,44 @@ def test_a_signal_before_the_first_step_leaves_nothing(
     assert f"interrupted by {number.name} before the first step\n" in error
     assert "Traceback" not in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.toml"]
+
+
+def test_what_a_gone_peer_raises_does_not_hide_the_signal() -> None:
+    """The peer heard it first; this rank's interruption went where nothing could be interrupted."""
+
+    def waiting() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    def before_the_first_step() -> None:
+        with stop_signals():
+            with pytest.raises(Interrupted):
+                waiting()
+            raise RuntimeError("Connection closed by peer")
+
+    def in_a_step() -> None:
+        with stop_signals() as signals, signals.noted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(signals.asked)
+            raise RuntimeError("Connection closed by peer")
+
+    def where_ranks_meet() -> None:
+        with stop_signals() as signals:
+
+            def meet() -> None:
+                os.kill(os.getpid(), signal.SIGTERM)
+                until(signals.asked)
+                raise RuntimeError("Connection closed by peer")
+
+            with signals.noted(meet):
+                pass
+
+    for early in (before_the_first_step, where_ranks_meet):
+        with pytest.raises(Interrupted, match="SIGTERM before the first step"):
+            early()
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        in_a_step()
 
 
 def hang_in_step_2(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Under torchrun: its agent is killed, asked to stop, or restarts the ranks."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -149,7 +150,7 @@ def test_a_killed_rank_is_restarted_and_the_run_finishes(
     printed = (tmp_path / "output.txt").read_text(errors="replace")
     tally(tried=1, lost=int(code != 0))
     assert code == 0, printed
-    assert "rank 1 (last heard of" in printed
+    assert re.search(r"exitcode: -9\) local_rank: 1 ", printed)  # rank 0 may be ended before it misses rank 1
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["numbered-001"]
     assert committed_steps(tmp_path / RUN)[-1] == 200
     assert sorted(losses(tmp_path / RUN)) == list(range(1, 201))

@@ -31,10 +31,12 @@ def workers_of(loading: Iterator[Batch]) -> list[int]:
 
 
 @pytest.fixture
-def loading(root: Path) -> Iterator[Batch]:
+def loading(root: Path) -> Iterator[Iterator[Batch]]:
     index = read_folder(root / "train")
     batches = [((32, 32), [item % 18]) for item in range(2000)]
-    return load_batches(index, batches, 0, Keyed(), workers=2, timeout=TIMEOUT)
+    yielding = load_batches(index, batches, 0, Keyed(), workers=2, timeout=TIMEOUT)
+    yield yielding
+    yielding.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_stopped_one_is_named_after_the_time_out(loading: Iterator[Batch]) -> None:
@@ -51,7 +53,9 @@ def test_a_stopped_one_is_named_after_the_time_out(loading: Iterator[Batch]) -> 
     until(lambda: not any(is_alive(worker) for worker in workers))  # a stopped one does not outlive the run
 
 
-def test_a_killed_one_is_named(loading: Iterator[Batch]) -> None:
+@pytest.mark.parametrize("time", range(3))
+def test_a_killed_one_is_named(time: int, loading: Iterator[Batch]) -> None:
+    """Again and again: where torch's error falls, and what the death breaks first, differs from time to time."""
     workers = workers_of(loading)
 
     def lose_one() -> None:
@@ -63,6 +67,31 @@ def test_a_killed_one_is_named(loading: Iterator[Batch]) -> None:
         lose_one()
     assert f"loader process {workers[0]} has ended" in str(error.value)
     assert "lower data.workers" in str(error.value)
+
+
+def test_a_killed_one_is_named_by_what_its_death_broke() -> None:
+    """torch raises its error in whatever runs then, a thread's start for one, which fails in its own way."""
+
+    def broken() -> None:
+        with lost_peers_named(runs.ALONE):
+            try:
+                raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
+            except RuntimeError:
+                del {}["thread"]
+
+    with pytest.raises(LostProcess, match="loader process 17 has ended: killed by signal: Killed"):
+        broken()
+
+
+def test_closing_early_ends_them_without_a_word(loading: Iterator[Batch]) -> None:
+    """Else torch's handler raises its error in the caller when one of them ends, and a stopped one never does."""
+    workers = workers_of(loading)
+    os.kill(workers[1], signal.SIGSTOP)
+    until(lambda: is_stopped(workers[1]))
+    handler = signal.getsignal(signal.SIGCHLD)
+    loading.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not any(is_alive(worker) for worker in workers)
+    assert signal.getsignal(signal.SIGCHLD) is handler
 
 
 def test_the_signals_that_stop_a_run_leave_them_at_work(loading: Iterator[Batch]) -> None:

@@ -27,10 +27,43 @@ class Outcome(NamedTuple):
     seconds: float
     log: str
     """the last lines of the tests' output"""
+    failed: tuple[str, ...] = ()
+    """node ids of the tests that failed, or of files that could not be collected: one, as runs end at the first"""
 
 
-class WithoutShrinking:
-    """pytest plugin: a property that fails has failed, and its example need not be made small."""
+class OfOneRun:
+    """pytest plugin: notes what fails; a property that fails has failed, and its example need not be made small.
+
+    failed  file that gets the node ids, one a line
+    only  node ids of those to run: a file is all of its tests, a name without [ ] all of its cases; None: all
+    """
+
+    def __init__(self, failed: Path, only: frozenset[str] | None) -> None:
+        self.failed, self.only = failed, only
+        failed.write_text("")
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leaves those named; a test that is not found has failed."""
+        if self.only is not None:
+            names = {item.nodeid: names_of(item.nodeid) for item in items}
+            for missing in sorted(self.only.difference(*names.values())):
+                self.note(missing)
+            items[:] = [item for item in items if names[item.nodeid] & self.only]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Of a test."""
+        if report.failed:
+            self.note(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Of a file."""
+        if report.failed:
+            self.note(report.nodeid)
+
+    def note(self, name: str) -> None:
+        """Adds a line."""
+        with self.failed.open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
 
     def pytest_configure(self) -> None:
         """After tests/conftest.py has loaded the project's profile."""
@@ -39,17 +72,22 @@ class WithoutShrinking:
         settings.load_profile("mutants")
 
 
+def names_of(node: str) -> set[str]:
+    """A test's node id and what it is one of: all cases of the test, and the file."""
+    return {node, node.partition("[")[0], node.partition("::")[0]}
+
+
 def run_tests(
-    copy: Path, tests: Sequence[str], limit: float = TIMEOUT, keeps_bytecode: bool = False
+    copy: Path, tests: Sequence[str], limit: float = TIMEOUT, only: frozenset[str] | None = None
 ) -> Outcome:
     """Runs tests in a process of their own, in a copy of the tree, up to the first failure or `limit` seconds.
 
-    keeps_bytecode  whether what is compiled of the tree stays beside it, for later runs; not of a changed one
+    only  node ids of those to run, then all of them, whatever fails
     """
     log, started = copy.with_suffix(".log"), time.monotonic()
     child = os.fork()
     if child == 0:
-        os._exit(test_process(copy, tests, log, keeps_bytecode))
+        os._exit(test_process(copy, tests, log, only))
     code = None
     try:
         while code is None and time.monotonic() - started < limit:
@@ -62,10 +100,12 @@ def run_tests(
     if code is None:
         os.waitpid(child, 0)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
-    return Outcome(-1 if code is None else code, time.monotonic() - started, tail)
+    failed = copy.with_suffix(".failed")
+    names = tuple(dict.fromkeys(failed.read_text().splitlines())) if failed.exists() else ()
+    return Outcome(-1 if code is None else code, time.monotonic() - started, tail, names)
 
 
-def test_process(copy: Path, tests: Sequence[str], log: Path, keeps_bytecode: bool) -> int:
+def test_process(copy: Path, tests: Sequence[str], log: Path, only: frozenset[str] | None) -> int:
     """What the forked process does: pytest's exit code, or 70 when it cannot begin."""
     try:
         os.setsid()
@@ -75,14 +115,14 @@ def test_process(copy: Path, tests: Sequence[str], log: Path, keeps_bytecode: bo
         os.dup2(descriptor, 2)
         os.chdir(copy)
         os.environ |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "" if keeps_bytecode else "1"
-        sys.dont_write_bytecode = not keeps_bytecode
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # what is compiled of a mutant must not outlive it
+        sys.dont_write_bytecode = True
         sys.path[:] = [str(copy), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
         for name in [name for name in sys.modules if name.partition(".")[0] in ("refimpl", "tests")]:
             del sys.modules[name]
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={copy.with_suffix('.tmp')}"]
-        arguments += ["-m", "not slow and not fuzz and not faults", *tests]
-        return int(pytest.main(arguments, plugins=[WithoutShrinking()]))
+        arguments = ["-q", "-p", "no:cacheprovider", f"--basetemp={copy.with_suffix('.tmp')}"]
+        arguments += ["-m", "not slow and not fuzz and not faults", *tests, *(["-x"] if only is None else [])]
+        return int(pytest.main(arguments, plugins=[OfOneRun(copy.with_suffix(".failed"), only)]))
     except BaseException as error:  # whatever it is, no process may go on where the other one is
         print(repr(error), file=sys.stderr)
         return 70

@@ -16,16 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from tests.meta.declared import ROOT, Mutant, read_mutants
 from tests.meta.extension import EXTENSION, compile_source, cpu_sources, link
-from tests.meta.processes import Outcome, in_parallel, run_tests
+from tests.meta.processes import Outcome, in_parallel, names_of, run_tests
 from tests.ops.emulator.build import OBJECTS
 
-UNCHANGED_TIMEOUT = 900.0  # seconds that all mapped tests of one file may take without a mutant
+UNCHANGED_TIMEOUT = 900.0  # seconds that the tests of one file may take without a mutant
 LEAST_SHARE = 0.95  # of the mutants, which must be killed
 SLOW_IMPORTS = (
     "PIL.Image",
@@ -65,13 +64,16 @@ def main() -> int:
         copies = copy_tree([Path(folder) / f"copy-{number}" for number in range(options.jobs)])
         if any(mutant.sources for mutant in mutants):
             build(copies, Path(folder) / "objects")
-        if not unchanged_tree_passes(mutants, copies):
-            return 2
-        print(f"{time.monotonic() - started:.0f} s: the tests pass without a mutant", flush=True)
+        compile_tests(
+            sorted({test.partition("::")[0] for mutant in mutants for test in mutant.tests}), copies
+        )
         outcomes: dict[str, Outcome] = {}
         for mutant, outcome in in_parallel(try_mutant, mutants, copies):
             outcomes[mutant.id] = outcome
             print(f"{verdict(outcome):<13}{outcome.seconds:6.1f} s  {mutant.id}", flush=True)
+        print(f"{time.monotonic() - started:.0f} s: now the tests that failed, without a mutant", flush=True)
+        if fail_unchanged({test for mutant in mutants for test in killers(mutant, outcomes)}, copies):
+            return 2
     return report(mutants, outcomes, time.monotonic() - started)
 
 
@@ -108,31 +110,39 @@ def build(copies: Sequence[Path], objects: Path) -> None:
         link(sorted(objects.glob("*.o")), copy / EXTENSION)
 
 
-def unchanged_tree_passes(mutants: Sequence[Mutant], copies: Sequence[Path]) -> bool:
-    """Runs every mapped test without a mutant; prints those that fail."""
+def compile_tests(files: Sequence[str], copies: Sequence[Path]) -> None:
+    """Collects them once and gives every copy what is compiled: pytest takes long to rewrite assertions."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *files]
+    environment = {**os.environ, "PYTHONPATH": str(copies[0])}
+    subprocess.run(command, cwd=copies[0], env=environment, check=True, stdout=subprocess.DEVNULL)
+    for copy in copies[1:]:
+        for compiled in copies[0].glob("tests/**/__pycache__/*.pyc"):
+            place = copy / compiled.relative_to(copies[0])
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy2(compiled, place)
+
+
+def killers(mutant: Mutant, outcomes: dict[str, Outcome]) -> tuple[str, ...]:
+    """The tests that a mutant made fail; where they hung or crashed, all that are mapped to it."""
+    outcome = outcomes[mutant.id]
+    return () if outcome.code in (0, -2) else outcome.failed or mutant.tests
+
+
+def fail_unchanged(tests: set[str], copies: Sequence[Path]) -> set[str]:
+    """Those of the tests, by node id or file, that fail without any mutant, which therefore have noticed nothing."""
     by_file: dict[str, set[str]] = {}
-    for test in (test for mutant in mutants for test in mutant.tests):
+    for test in tests:
         by_file.setdefault(test.partition("::")[0], set()).add(test)
-    groups = [[file] if file in tests else sorted(tests) for file, tests in sorted(by_file.items())]
-    failed = False
-    run = partial(run_tests, limit=UNCHANGED_TIMEOUT, keeps_bytecode=True)
-    for tests, outcome in in_parallel(run, groups, copies):
+    failing: set[str] = set()
+
+    def run(copy: Path, file: str) -> Outcome:
+        return run_tests(copy, [file], UNCHANGED_TIMEOUT, frozenset(by_file[file]))
+
+    for file, outcome in in_parallel(run, sorted(by_file, key=lambda file: -len(by_file[file])), copies):
         if outcome.code:
-            failed = True
-            print(f"without any mutant, {' '.join(tests)} ends in {outcome.code}:\n{outcome.log}", flush=True)
-    share_bytecode(copies)
-    return not failed
-
-
-def share_bytecode(copies: Sequence[Path]) -> None:
-    """Gives every copy what the others have compiled of the tests: pytest takes long to rewrite their assertions."""
-    for copy in copies:
-        for compiled in copy.glob("tests/**/__pycache__/*.pyc"):
-            for other in copies:
-                place = other / compiled.relative_to(copy)
-                if not place.exists():
-                    place.parent.mkdir(exist_ok=True)
-                    shutil.copy2(compiled, place)
+            failing |= by_file[file] & set().union(*map(names_of, outcome.failed)) or by_file[file]
+            print(f"without any mutant, {file} ends in {outcome.code}:\n{outcome.log}", flush=True)
+    return failing
 
 
 def try_mutant(copy: Path, mutant: Mutant) -> Outcome:

@@ -7,14 +7,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refimpl.conformance import Adapter
+from refimpl.conformance.checks.noise.keyed import worst_moment
 from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.ops import load_ops
+from tests.conforming import conforms
 from tests.ops import checks
 from tests.strategies import keys_of, latent_shapes, offsets
 from tests.tolerances import KS_CRITICAL, STANDARD_ERRORS
 
 KERNEL = load_ops("kernel")
 DRAWS = 2**26
+
+
+class ByTheKernel(Adapter):
+    """This project's noise, drawn by the compiled kernel."""
+
+    def keyed(self, seed, ids, visit, shape):
+        return KERNEL.keyed_normal(draw_key(seed, torch.tensor(ids), visit, Purpose.NOISE), tuple(shape))
 
 
 @settings(max_examples=60)
@@ -51,19 +61,15 @@ def draws() -> torch.Tensor:
     return KERNEL.keyed_normal(key, (1, 1, DRAWS // 64)).flatten()
 
 
-def test_moments(draws):
-    # standard errors of the mean, variance, skewness and excess kurtosis of n normals
-    powers = torch.zeros(4, dtype=torch.float64)
-    for chunk in draws.view(64, -1):
-        x = chunk.double()
-        x2 = x.square()
-        powers += torch.stack([x.sum(), x2.sum(), (x2 * x).sum(), x2.square().sum()])
-    mean, second, third, fourth = (powers / DRAWS).tolist()
-    variance = second - mean**2
-    skewness = (third - 3 * mean * second + 2 * mean**3) / variance**1.5
-    kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2 - 3
-    for value, variance_of_it in ((mean, 1), (variance - 1, 2), (skewness, 6), (kurtosis, 24)):
-        assert abs(value) < STANDARD_ERRORS * math.sqrt(variance_of_it / DRAWS)
+@pytest.mark.parametrize(
+    "check", ["repeats", "batch_independent", "distinct", "standard_normal", "uncorrelated"]
+)
+def test_what_every_keyed_noise_is(check):
+    conforms(f"keyed.{check}", on=ByTheKernel())
+
+
+def test_moments_of_many_more_draws(draws):
+    assert worst_moment(draws.view(64, -1)) < STANDARD_ERRORS
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 64, 4096])

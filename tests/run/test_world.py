@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 
 from refimpl.errors import InputError
+from refimpl.run import world as world_file
 from refimpl.run.world import NotJSON, World, join_world, json_value, leave_world
 from tests import strategies
 from tests.tolerances import FLOAT32_ROUNDING, NETWORK_FLOAT32
@@ -111,12 +113,31 @@ def test_one_ranks_problem_does_not_hang_the_others(root: Path, tmp_path: Path) 
     assert "Traceback" not in "".join(printed)
 
 
+def test_ranks_after_a_restart_read_no_address_of_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's store outlives the ranks, and a rank that reads a dead one's address waits for it."""
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    stores: list[dist.Store] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, store, **__: stores.append(store))
+    monkeypatch.setattr(world_file, "start_heartbeat", lambda *_: None)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(agent.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for attempt in ("0", "0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        join_world("cpu")
+    first, its_peer, restarted = stores
+    first.set("cpu/0", "an address")
+    assert its_peer.check(["cpu/0"])
+    assert not restarted.check(["cpu/0"])
+
+
 def test_alone_there_is_nobody_to_wait_for() -> None:
-    world = World(0, 1, torch.device("cpu"))
-    world.barrier()
-    assert world.object_from_main(lambda: {"a"}) == {"a"}
-    assert world.mean(torch.ones(2)).tolist() == [1, 1]
-    assert world.on_main(lambda: "b") == "b"
+    alone = World(0, 1, torch.device("cpu"))
+    alone.barrier()
+    assert alone.object_from_main(lambda: {"a"}) == {"a"}
+    assert alone.mean(torch.ones(2)).tolist() == [1, 1]
+    assert alone.on_main(lambda: "b") == "b"
 
 
 VALUE = {"text": "é", "list": [1, -2.5, None, True, [], {"deep": {}}], "large": 2**80}

@@ -2,15 +2,16 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refimpl.conformance.checks.sampling.guide import guided, rescaled
 from refimpl.errors import InputError
 from refimpl.sample.config import DEFAULT_SCALE
 from refimpl.sample.guidance import SCALE_RANGE, cfg, rescale
+from tests.conforming import conforms
 from tests.strategies import latents
 from tests.tolerances import FLOAT64_ROUNDING
 
@@ -24,11 +25,11 @@ def test_default_scale_is_in_the_range_of_the_paper():
 
 @given(latents(SHAPE), latents(SHAPE), st.sampled_from([0.0, 1.0, -2.0, 7.5]) | st.floats(-20, 20))
 def test_cfg_is_the_formula(v_cond, v_uncond, scale):
-    c, u = v_cond.numpy(), v_uncond.numpy()
-    size = max(abs(c).max(), abs(u).max()) * (1 + abs(scale))  # what the difference may cancel
-    np.testing.assert_allclose(
-        cfg(v_cond, v_uncond, scale).numpy(), u + scale * (c - u), rtol=0, atol=FLOAT64_ROUNDING * size
-    )
+    size = float(max(v_cond.abs().max(), v_uncond.abs().max())) * (
+        1 + abs(scale)
+    )  # the difference may cancel
+    error = (cfg(v_cond, v_uncond, scale) - guided(v_cond, v_uncond, scale)).abs().max()
+    assert error <= FLOAT64_ROUNDING * size
     assert cfg(v_cond, v_uncond, 1) is v_cond
     assert torch.equal(cfg(v_cond, v_uncond, 0), v_uncond)
     assert torch.equal(cfg(v_cond, v_cond, scale), v_cond)
@@ -36,12 +37,18 @@ def test_cfg_is_the_formula(v_cond, v_uncond, scale):
 
 @given(latents(SHAPE), latents(SHAPE), st.sampled_from([0.0, 0.7, 1.0]) | st.floats(0, 1))
 def test_rescale_is_the_formula_sample_by_sample(v_cfg, v_cond, factor):
-    rescaled = rescale(v_cfg, v_cond, factor)
-    for ours, v, cond in zip(rescaled.numpy(), v_cfg.numpy(), v_cond.numpy(), strict=True):
-        flat = v.min() == v.max()
-        ratio = 1 if flat else cond.std(ddof=1) / v.std(ddof=1)
-        expected = factor * v * ratio + (1 - factor) * v
-        np.testing.assert_allclose(ours, expected, rtol=FLOAT64_ROUNDING, atol=0)
+    for ours, v, cond in zip(rescale(v_cfg, v_cond, factor), v_cfg, v_cond, strict=True):
+        expected = v if v.min() == v.max() else rescaled(v[None], cond[None], factor)[0]
+        torch.testing.assert_close(ours, expected, rtol=FLOAT64_ROUNDING, atol=0)
+
+
+@pytest.mark.parametrize("check", ["linear", "scale_one", "rescales", "flat_sample"])
+def test_guidance_and_its_rescale_together(check):
+    conforms(f"guide.{check}", within=FLOAT64_ROUNDING)
+
+
+def test_a_sample_is_guided_to_the_same_bits_in_any_batch():
+    conforms("guide.per_sample", within=0)
 
 
 @given(latents(SHAPE, torch.float32), latents(SHAPE, torch.float32))

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from refimpl.errors import InputError
+from refimpl.sample.grid_checks import check_grid
 from refimpl.sample.grids import exponential, karras, laplace
+from tests.conforming import conforms
 from tests.oracles import k_diffusion
 from tests.sample.schedules import PLAIN, ZERO_SNR
 from tests.strategies import steps
@@ -31,12 +33,16 @@ def float64_default():
 def test_grid_of_any_length(grid, n, schedule):
     sigmas = grid(schedule, n)
     assert sigmas.dtype == torch.float64
+    assert torch.equal(check_grid(sigmas), sigmas)
     assert sigmas.shape == (n + 1,)
     assert sigmas[0] == schedule.sigma_edm[-1]
-    assert sigmas[-1] == 0
-    assert (sigmas[1:] < sigmas[:-1]).all()
     finite_levels = n - schedule.is_zero_terminal
     assert finite_levels < 2 or sigmas[-2] == schedule.sigma_edm[0]
+
+
+@pytest.mark.parametrize("check", ["karras_spacing", "exponential_spacing"])
+def test_levels_after_infinity_are_spaced_as_the_formulas_say(check):
+    conforms(f"grid.{check}", within=FLOAT64_ROUNDING)
 
 
 @FORMULAS
@@ -47,12 +53,11 @@ def test_levels_stay_inside_the_bounds_given(grid, data):
     n = data.draw(st.integers(2, 50), label="n")
     from_infinity = data.draw(st.booleans(), label="from infinity")
     top = {"sigma_max": math.inf, "finite_max": high} if from_infinity else {"sigma_max": high}
-    sigmas = grid(ZERO_SNR, n, sigma_min=low, **top)
+    sigmas = check_grid(grid(ZERO_SNR, n, sigma_min=low, **top))
     levels = sigmas[from_infinity:-1]
     assert (sigmas[0] == math.inf) == from_infinity
     assert levels[0] <= high
     assert len(levels) == 1 or levels[-1] == low
-    assert (sigmas[1:] < sigmas[:-1]).all()
 
 
 @pytest.mark.usefixtures("float64_default")

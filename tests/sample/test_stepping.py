@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refimpl.conformance.checks.sampling.first_step import equation_18
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, philox4x32
 from refimpl.errors import InputError
 from refimpl.sample.grids import native
@@ -20,6 +21,7 @@ from refimpl.sample.stepping import (
     noise_source,
     sdedit_start,
 )
+from tests.conforming import conforms
 from tests.sample.gaussian import Gaussian
 from tests.sample.schedules import ZERO_SNR
 from tests.strategies import grid_levels, latents
@@ -27,6 +29,15 @@ from tests.tolerances import FLOAT64_ROUNDING, STANDARD_ERRORS
 
 SHAPE = (2, 3, 4, 5)
 KEYS = draw_key(7, torch.arange(5), 0, Purpose.INIT_NOISE)
+
+
+@pytest.mark.parametrize("check", ["from_infinity", "network_sees_the_noise", "one_call"])
+def test_the_first_of_28_steps_is_exact(check):
+    conforms(f"first_step.{check}", within=0)
+
+
+def test_the_first_of_28_steps_in_bfloat16():
+    conforms("first_step.in_bfloat16")
 
 
 @given(latents(SHAPE), latents(SHAPE), grid_levels(from_infinity=True))
@@ -38,7 +49,7 @@ def test_the_step_from_infinity_is_equation_18_to_the_bit(n, v, grid):
         return v
 
     run = begin(network, n, grid, None)
-    assert torch.equal(run.y, grid[1] * n - v)
+    assert torch.equal(run.y, equation_18(n, v, float(grid[1])))
     (x, sigma_edm), *others = seen
     assert not others
     assert torch.equal(x, n)

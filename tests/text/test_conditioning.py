@@ -23,6 +23,7 @@ from refimpl.text.encoders import penultimate_and_pooled, tiny_encoders
 from refimpl.text.sinusoid import sinusoidal_features
 from refimpl.text.tokenizer import tiny_tokenizer
 from tests import strategies, tolerances
+from tests.conforming import conforms
 
 TOKENIZER = tiny_tokenizer()
 ENCODER_L, ENCODER_G = tiny_encoders()
@@ -66,6 +67,12 @@ def test_a_tokenizer_of_transformers_gets_the_paddings_of_the_towers() -> None:
 def test_anything_but_a_clip_tokenizer_is_refused(tokenizer) -> None:
     with pytest.raises(InputError, match="has no BOS and EOS; give one from load_tokenizer"):
         encode_prompts(["red"], tokenizer, ENCODER_L, ENCODER_G)
+
+
+def test_pooling_is_each_prompts_own_mean() -> None:
+    conforms("pool.of_one_chunk", within=0)
+    conforms("pool.batch_independent")
+    conforms("pool.of_several", within=tolerances.FLOAT32_ROUNDING)
 
 
 def test_a_long_prompt_is_its_chunks_in_order() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from refimpl.errors import InputError
 from refimpl.text.sinusoid import sinusoidal_features
 from tests import tolerances
+from tests.conforming import conforms
 
 
 @given(
@@ -47,6 +48,11 @@ def test_any_leading_shape() -> None:
     assert torch.equal(sinusoidal_features(values.view(2, 3)), sinusoidal_features(values).view(2, 3, 256))
     assert sinusoidal_features(torch.tensor(3)).shape == (256,)
     assert sinusoidal_features(torch.zeros(0, 6)).shape == (0, 6, 256)
+
+
+@pytest.mark.parametrize("check", ["exact", "of_1217"])
+def test_sizes_arrive_as_they_are(check: str) -> None:
+    conforms(f"size_ints.{check}")
 
 
 def test_neighbouring_sizes_stay_apart_under_autocast() -> None:

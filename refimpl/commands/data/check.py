@@ -160,7 +160,7 @@ def _check_stages(command: CheckCommand, config: Config) -> None:
             f"stage {number} from step {stage.from_step}: {_batch_of(asked)}; data.plan = {config.data.plan!r}"
         )
         _look(command, asked, is_planned=command.batch_size is not None)
-        index = read_source(stage.folder, classes)
+        index = read_source(stage.folder, classes, config.data.allow_missing)
         if config.text.vector == "score":
             take_scores(index, config.data.score_class, config.data.default_score)
 

@@ -13,6 +13,7 @@ from refimpl.conformance.adapter import Adapter, Batch, Size
 from refimpl.conformance.checks.exact import exact_schedule
 from refimpl.data.bucket_sizes import PRESETS, make_buckets
 from refimpl.data.buckets import assign_and_prune
+from refimpl.data.config import Mode
 from refimpl.data.crop import SizeInts, cover_and_crop
 from refimpl.data.plan import Plan, plan_epoch
 from refimpl.diffusion.min_snr import min_snr_weight
@@ -41,6 +42,8 @@ class Reference(Adapter):
     name = "refimpl"
     version = refimpl.__version__
     crop_survey = 12
+    mode: Mode = "global"
+    """how epochs are planned"""
 
     def schedule(self, zero_snr: bool) -> Tensor:
         """The schedule's alpha, squared."""
@@ -105,14 +108,14 @@ class Reference(Adapter):
     def epoch(
         self, bucket_of: Sequence[int], batch_size: int, world_size: int, seed: int, epoch: int
     ) -> Sequence[Sequence[Batch]]:
-        """The mode "global"."""
-        return batches_of(plan_epoch(bucket_of, batch_size, seed, epoch, world_size), 0)
+        """Of the adapter's mode."""
+        return batches_of(plan_epoch(bucket_of, batch_size, seed, epoch, world_size, self.mode), 0)
 
     def resume(
         self, bucket_of: Sequence[int], batch_size: int, world_size: int, seed: int, epoch: int, done: int
     ) -> Sequence[Sequence[Batch]]:
         """The same plan, from the cursor on."""
-        return batches_of(plan_epoch(bucket_of, batch_size, seed, epoch, world_size), done)
+        return batches_of(plan_epoch(bucket_of, batch_size, seed, epoch, world_size, self.mode), done)
 
     def crop(self, image: Tensor, bucket: Size) -> tuple[Tensor, Sequence[int]]:
         """Of 8-bit images; a small one is shown several times, each a fraction of a level brighter."""
@@ -137,7 +140,11 @@ class Reference(Adapter):
 
     def size_ints(self, original: Size, crop: tuple[int, int], target: Size) -> Tensor:
         """What the sinusoidal features are computed of: the integers of `SizeInts`, in float32."""
-        ints = SizeInts(original[1], original[0], *crop, target[1], target[0])
+        ints = SizeInts(
+            original_height=original[1], original_width=original[0],
+            crop_top=crop[0], crop_left=crop[1],
+            target_height=target[1], target_width=target[0],
+        )  # fmt: skip
         return embedded_values(torch.tensor([ints]))[0]
 
     def markers(self, keys: Sequence[str]) -> tuple[str, bool]:

@@ -17,6 +17,10 @@ A deviation is not a fault by itself. Every project here has trained or sampled 
 deviations are too small to see in an image, and several are deliberate. The point is that two implementations can be
 told apart, and that each difference has a number. Corrections are welcome, of an adapter above all. How to test your
 own trainer: [conformance_adapter.md](conformance_adapter.md).
+
+Shares of images are of surveys: of 2,000 image sizes, or of as many of them as the text beside a figure says, whose
+width and height are each uniform from 640 to 2048 pixels (NumPy's default generator, seed 0). With n other sizes a
+share of s % comes out differently by about √(s·(100 − s)/n) points: 0.4 where it is 4 % or 97 % of 2,000.
 """
 MARKS = {"conforms": "✓", "not offered": "·"}
 

@@ -89,10 +89,15 @@ def read_index(path: str | os.PathLike[str]) -> Index:
     return index_of(read_table(path))
 
 
-def read_source(source: str | os.PathLike[str], tag_classes: Collection[str] = DEFAULT_TAG_CLASSES) -> Index:
+def read_source(
+    source: str | os.PathLike[str],
+    tag_classes: Collection[str] = DEFAULT_TAG_CLASSES,
+    allow_missing: bool = False,
+) -> Index:
     """A data set by its path: an index file, a folder with sidecars, or any other layout of `layouts.units`.
 
-    tag_classes  classes that a tag may name as its prefix
+    tag_classes    classes that a tag may name as its prefix
+    allow_missing  give an image without a caption an empty one
     Raises InputError as `read_index` and `read_folder` do, and for an index that was made without one of the classes.
     """
     if is_index(source):
@@ -106,10 +111,10 @@ def read_source(source: str | os.PathLike[str], tag_classes: Collection[str] = D
             )
         return index_of(table)
     if os.path.isdir(source) and not jsonl_files(os.fspath(source)):
-        return read_folder(source, tag_classes)
+        return read_folder(source, tag_classes, allow_missing)
     options = IndexOptions(TagRules(tuple(tag_classes)))
     name = os.fspath(source)
-    return _read(name, layouts.units(name, options), options, False, MAX_BAD_SHARE)
+    return _read(name, layouts.units(name, options), options, allow_missing, MAX_BAD_SHARE)
 
 
 def read_folder(

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,7 @@ KILLED = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (is killed by signal: .*|exited unexpectedly)"
 )
 END = object()
+UNREAPED = 2.0  # s after a process's connections are closed, by which the system says that it has ended
 GO_ON = "continue the run from its newest checkpoint"
 
 
@@ -56,11 +58,14 @@ def delivered(loader: DataLoader[Item], timeout: float) -> Iterator[Item]:
             if item is END:
                 return
             yield item  # pyright: ignore[reportReturnType]
-    except (RuntimeError, OSError, EOFError) as error:
-        lost = LostProcess(late[0]) if late else lost_worker(error) or _dead_one(workers)
+    except Exception as error:
+        lost = LostProcess(late[0]) if late else lost_worker(error) or _dead_one(workers, error)
         if lost is None:
             raise
         end()
+    except GeneratorExit:  # nobody wants more: torch would end them too, and its handler take one for lost
+        end()
+        raise
     finally:
         atexit.unregister(end)
     iterator = (
@@ -97,34 +102,53 @@ def _interrupt(workers: Sequence[BaseProcess], timeout: float, late: list[str]) 
 
 
 def _end(workers: Sequence[BaseProcess]) -> None:
-    """Kills workers: a stopped one can't end by itself, and Python would wait for it at its own end.
+    """Kills workers: a stopped one can't end by itself, and Python would wait for it at its own end."""
+    with _without_torchs_handler():
+        for process in workers:
+            process.kill()
+        for process in workers:
+            process.join()
 
-    Meanwhile torch's handler, which raises an error wherever the program is when a worker ends, is out of place.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
-    for process in workers:
-        process.kill()
-    for process in workers:
-        process.join()
-    if is_main:
+
+@contextlib.contextmanager
+def _without_torchs_handler() -> Iterator[None]:
+    """Within the context, torch raises no error wherever the program is when a worker ends."""
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield
+        return
+    try:
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:  # of the handler, about a worker that has ended already
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGCHLD, handler)
 
 
 def lost_worker(error: BaseException) -> LostProcess | None:
     """The error to show for one that torch raises about a worker; None where it is about something else.
 
-    torch raises it wherever the program happens to be when a worker ends.
+    torch raises it wherever the program happens to be when a worker ends; where something fails for that, it is what
+    was handled then.
     """
-    killed = KILLED.search(str(error))
-    return None if killed is None else _ended(killed[1], killed[2].removeprefix("is ").strip().rstrip("."))
+    before: BaseException | None = error
+    while before is not None:
+        killed = KILLED.search(str(before))
+        if killed is not None:
+            return _ended(killed[1], killed[2].removeprefix("is ").strip().rstrip("."))
+        before = before.__context__
+    return None
 
 
-def _dead_one(workers: Sequence[BaseProcess]) -> LostProcess | None:
-    """The error for a worker that has ended while its batch was on the way, which breaks a connection to it."""
-    for process in workers:
-        if process.exitcode:
-            return _ended(str(process.pid), f"exit code {process.exitcode}")
+def _dead_one(workers: Sequence[BaseProcess], error: Exception) -> LostProcess | None:
+    """The error for a worker that has ended; one whose connection is broken is given the time to have done so."""
+    is_broken = isinstance(error, OSError | EOFError)
+    with _without_torchs_handler():
+        wait([process.sentinel for process in workers], UNREAPED if is_broken else 0)
+        for process in workers:
+            if process.exitcode:
+                return _ended(str(process.pid), f"exit code {process.exitcode}")
     return None
 
 

@@ -173,17 +173,37 @@ def start_heartbeat(rank: int, size: int) -> Heartbeat | None:
         return None
     store = job_store()
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own = PrefixStore(f"refimpl/heartbeat/{attempt}", store)
+    own = PrefixStore(f"refimpl/heartbeat/{_attempt()}", store)
     return Heartbeat(rank, size, own, "torchrun's agent on the first machine" if by_agent else "rank 0")
 
 
-def job_store() -> TCPStore:
-    """A connection of its own to the store that the ranks of this job have met at."""
+def meeting_place(timeout: datetime.timedelta) -> Store | None:
+    """Where these ranks, and no ranks before them, exchange their addresses; None where torch knows by itself.
+
+    Under torchrun they meet in the agent's store, which outlives them: torch 2.13 gives the ranks after a restart the
+    same store without a name of their own in it, and one that reads there where its peer used to be waits for it for
+    as long as the group's time-out.
+    timeout  that a rank waits for the others
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return PrefixStore(f"refimpl/ranks/{_attempt()}", job_store(timeout))
+
+
+def _attempt() -> str:
+    """How often torchrun has restarted the ranks."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def job_store(timeout: datetime.timedelta = datetime.timedelta(seconds=60)) -> TCPStore:
+    """A connection of its own to the store that the ranks of this job have met at.
+
+    timeout  of reading a key that is not there yet
+    """
     return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
         wait_for_workers=False,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=timeout,
     )

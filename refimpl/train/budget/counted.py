@@ -92,7 +92,9 @@ def networks(config: Config) -> tuple[Model, list[Part]]:
             CLIPTextModelWithProjection(config_g).eval(),
             config.text,
             config.diffusion,
-            CLIPVisionModelWithProjection(_image_tower(folder, config.text.pooled_dim)) if folder else None,
+            CLIPVisionModelWithProjection(image_tower_config(folder, config.text.pooled_dim))
+            if folder
+            else None,
         )
     model.unet.set_ops(load_ops(config.train.backend))
     for network in (model.unet, model.vae):
@@ -247,7 +249,8 @@ def _count_drawing(unet: UNet, height: int, width: int) -> Timeline:
         return count_inference([unet], lambda: _run_unet(unet, height, width, context, on_cuda, False))
 
 
-def _image_tower(folder: str, projection: int) -> CLIPVisionConfig:
+def image_tower_config(folder: str, projection: int) -> CLIPVisionConfig:
+    """The image tower in a folder; bigG's where the folder is not there to be read."""
     if (Path(folder) / "config.json").is_file():
         return CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
     return CLIPVisionConfig(**BIGG_IMAGE_TOWER, projection_dim=projection)

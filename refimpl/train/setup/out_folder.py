@@ -7,12 +7,11 @@ from pathlib import Path
 
 from refimpl.errors import InputError
 from refimpl.interop.run.checkpoints import committed_steps, is_whole, step_folder
-from refimpl.interop.run.run_folder import CONFIG
 from refimpl.run.config import Config
+from refimpl.run.settings.paths import out_problem
 from refimpl.run.world import World
 from refimpl.storage.committed import MANIFEST
 from refimpl.train.setup.resumed import check_changes
-from refimpl.train.setup.run_lock import LOCK
 
 
 def run_folder(config: Config, label: str, world: World, is_deliberate: bool = False) -> Path:
@@ -48,12 +47,9 @@ def _fresh(out: str, label: str) -> Path:
         return _next_numbered(Path("runs"), label)
     run = Path(out)
     with _explained(run):
-        if run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
-            what = "another run" if (run / CONFIG).exists() else "other files"
-            raise InputError(
-                f"train.out {run} holds {what}; choose an empty folder"
-                + (", or continue that run with --resume" if (run / CONFIG).exists() else "")
-            )
+        problem = out_problem(run)
+        if problem is not None:
+            raise InputError(problem)
         run.mkdir(parents=True, exist_ok=True)
     return run
 

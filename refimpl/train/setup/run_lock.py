@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from refimpl.errors import InputError
 from refimpl.run.world import World
+from refimpl.storage.atomic import remove_unfinished
 
 LOCK = ".lock"
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -30,12 +31,15 @@ _held: set[int] = set()  # descriptors of this process's locks
 def run_lock(run: Path, world: World) -> Iterator[None]:
     """Within the context, no other job can enter one for the same run folder, which must exist.
 
+    What writers that were killed left half written in the folder is deleted first.
+
     Raises InputError on every rank, naming process, host and time, while another job trains there.
     """
     descriptors: list[int] = []  # on rank 0, one
 
     def acquire() -> None:
         descriptors.append(_locked(run))
+        remove_unfinished(run)
 
     world.on_main(acquire)
     try:

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from refimpl.errors import INTERRUPTED
 from refimpl.run.ranks.heartbeat import end_at_once
@@ -35,7 +35,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None  # the signal, and when it came
-        self._notes, self._has_raised = False, False
+        self._notes, self._has_raised, self._has_begun = False, False, False
         self._is_over = threading.Event()
         self._rank = int(os.environ.get("RANK", "0"))
 
@@ -44,15 +44,29 @@ class StopSignals:
         return self._first is not None
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Within the context a signal is noted; before it, the signal raises Interrupted in the main thread."""
+    def noted(self, meet: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Within the context a signal is noted; before it, the signal raises Interrupted in the main thread.
+
+        meet  waits for the other ranks: those that a signal has ended before they came leave none in its first step
+        """
         if self._first is not None:
             raise Interrupted(self._first[0])
         self._notes = True
         try:
+            meet()
+            self._has_begun = True
             yield
         finally:
             self._notes = False
+
+    def raise_interrupted(self) -> None:
+        """Raises Interrupted where a signal has come before the first step; else does nothing.
+
+        For what else is raised then: a peer that has heard the same signal may be gone before this rank's main
+        thread, which waits for it in torch, is interrupted.
+        """
+        if self._first is not None and not self._has_begun:
+            raise Interrupted(self._first[0])
 
     def heard(self, number: int) -> None:
         """What the thread does about a signal that has come."""
@@ -116,6 +130,9 @@ def stop_signals() -> Iterator[StopSignals]:
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         yield signals
+    except Exception:
+        signals.raise_interrupted()
+        raise
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():

@@ -129,6 +129,7 @@ def test_the_cache_changes_nothing_and_keeps_to_its_limit(index: Index) -> None:
             r"2\.png: it is now 33x9 pixels, but was 33x33 when .* \(id '2'\)",
         ),
     ],
+    ids=["gone", "cut off", "of another size", "of another height"],
 )
 def test_images_that_vanished_broke_or_changed_are_named(
     damage: Callable[[Path], object], message: str, workers: int, index: Index

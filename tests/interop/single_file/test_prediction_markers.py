@@ -14,6 +14,7 @@ from refimpl.interop.single_file.prediction_markers import (
     marker_tensors,
     prediction_metadata,
 )
+from tests.conforming import conforms
 from tests.strategies import predictions
 
 EMPTY = torch.empty(0)
@@ -35,9 +36,6 @@ SGM_YAML = """model:
 @pytest.mark.parametrize(
     ("tensors", "metadata", "kind", "zero_snr", "reason"),
     [
-        ({}, {}, "eps", False, "no marker: eps, as SDXL was published"),
-        (V, {}, "v", False, "marker v_pred"),
-        (BOTH, {}, "v", True, "marker v_pred, marker ztsnr"),
         (EDM, {}, "v", False, "marker edm_vpred.sigma_max, marker edm_vpred.sigma_min"),
         ({}, {"modelspec.prediction_type": "epsilon"}, "eps", False, "modelspec.prediction_type epsilon"),
         ({}, {"modelspec.prediction_type": "v"}, "v", False, "modelspec.prediction_type v"),
@@ -54,6 +52,23 @@ def test_statements_are_understood(
 ) -> None:
     found = detect(tensors, metadata, NOWHERE)
     assert (found.kind, found.zero_terminal_snr, found.reason) == (kind, zero_snr, reason)
+
+
+@pytest.mark.parametrize("check", ["both", "prediction_alone", "neither"])
+def test_markers_are_read_as_every_tool_reads_them(check: str) -> None:
+    conforms(f"markers.{check}")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({}, "no marker: eps, as SDXL was published"),
+        (V, "marker v_pred"),
+        (BOTH, "marker v_pred, marker ztsnr"),
+    ],
+)
+def test_markers_that_were_read_are_named(tensors: dict, reason: str) -> None:
+    assert detect(tensors, {}, NOWHERE).reason == reason
 
 
 def test_sigmas_are_read() -> None:

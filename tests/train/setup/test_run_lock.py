@@ -149,3 +149,12 @@ def test_what_a_killed_job_left_of_a_lock_is_no_run(root: Path, tmp_path: Path) 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).touch()
     assert run_folder(runs.config(root, tmp_path / "run"), "test", ALONE) == tmp_path / "run"
+
+
+def test_what_killed_writers_left_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / ".components.writing-17").mkdir()
+    (tmp_path / ".components.writing-17" / "unet.safetensors").touch()
+    (tmp_path / ".config.json.writing-17").touch()
+    (tmp_path / ".mine").touch()
+    with run_lock(tmp_path, ALONE):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, ".mine"]

@@ -3,7 +3,9 @@
 import itertools
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,7 @@ COMMIT, LOADER_COMMIT = "23df3832e8f213d64c337e39f9365ba46e99fed0", "3a6994ad18a
 MIXINS = "modules/modelSetup/mixin/"
 RESCALE = "modules/util/convert/rescale_noise_scheduler_to_zero_terminal_snr.py"
 TABLE = "modules/util/DiffusionScheduleCoefficients.py"
+SETUP = "modules/modelSetup/BaseStableDiffusionXLSetup.py"
 LOSS, NOISE = MIXINS + "ModelSetupDiffusionLossMixin.py", MIXINS + "ModelSetupDiffusionMixin.py"
 LOADER = "src/mgds/pipelineModules/"
 BUCKETS, CROP, BATCHES = (
@@ -36,8 +39,15 @@ class _Access:
     """Stands where the loader's base class of random access is."""
 
 
+class _Given(Exception):
+    """Ends a prediction once the network has been given its sizes."""
+
+
 class OneTrainer(Adapter):
-    """What SDXL training calls with rescale_noise_scheduler_to_zero_terminal_snr and MIN_SNR_GAMMA."""
+    """What SDXL training calls with rescale_noise_scheduler_to_zero_terminal_snr and MIN_SNR_GAMMA.
+
+    Its default precision, train_dtype FLOAT_16 with fallback_train_dtype BFLOAT_16, encodes to latents in bfloat16.
+    """
 
     name = "OneTrainer"
     crop_survey = 300
@@ -66,6 +76,11 @@ class OneTrainer(Adapter):
         self.noise: Any = self.code.take(
             NOISE, "ModelSetupDiffusionMixin", **types
         ).ModelSetupDiffusionMixin()
+        self.predict: Any = self.code.take(
+            SETUP, "BaseStableDiffusionXLSetup.predict",
+            torch=torch, Random=random.Random, multi=SimpleNamespace(world_size=lambda: 1, rank=lambda: 0),
+            StableDiffusionXLModel=object, TrainConfig=object, TrainProgress=object,
+        ).predict  # fmt: skip
         bases = {"PipelineModule": _Module, "RandomAccessPipelineModule": _Access}
         self.bucketing: Any = self.loader.take(
             BUCKETS,
@@ -96,6 +111,7 @@ class OneTrainer(Adapter):
             "schedule": (RESCALE, "rescale_noise_scheduler_to_zero_terminal_snr"),
             "noised": (NOISE, "ModelSetupDiffusionMixin", "_add_noise_discrete"),
             "weight": (LOSS, "ModelSetupDiffusionLossMixin", "__min_snr_weight"),
+            "size_ints": (SETUP, "BaseStableDiffusionXLSetup.predict"),
         }
         loaders = {
             "assign": (BUCKETS, "AspectBucketing", "__get_bucket"),
@@ -159,6 +175,33 @@ class OneTrainer(Adapter):
             for rank in range(world_size)
         ]
 
+    def size_ints(self, original: Size, crop: tuple[int, int], target: Size) -> Tensor:
+        """The time_ids that predict gives to its UNet for a latent in bfloat16."""
+        given: dict[str, Any] = {}
+
+        def unet(**arguments: Any) -> None:
+            given.update(arguments["added_cond_kwargs"])
+            raise _Given
+
+        latent, none = torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16), torch.zeros(1, 1)
+        sizes = {"original_resolution": original[::-1], "crop_offset": crop, "crop_resolution": target[::-1]}
+        batch: dict[str, Any] = defaultdict(lambda: None, latent_image=latent)
+        batch |= {name: [torch.tensor([side]) for side in pair] for name, pair in sizes.items()}
+        setup = SimpleNamespace(
+            train_device="cpu", _add_noise_discrete=self.noise._add_noise_discrete,
+            _get_timestep_discrete=lambda *_: torch.zeros(1, dtype=torch.long),
+            _create_noise=lambda latents, *_: latents,
+        )  # fmt: skip
+        model = SimpleNamespace(
+            autocast_context=nullcontext(), vae=SimpleNamespace(config={"scaling_factor": 1.0}), unet=unet,
+            encode_text=lambda **_: (), combine_text_encoder_output=lambda: (none, none),
+            noise_scheduler=SimpleNamespace(config={"num_train_timesteps": 1000}, betas=self._betas(True)),
+            train_dtype=SimpleNamespace(torch_dtype=lambda: torch.float16),
+        )  # fmt: skip
+        with suppress(_Given):
+            self.predict(setup, model, batch, _configuration(), SimpleNamespace(global_step=0))
+        return given["time_ids"][0]
+
     def _betas(self, zero_snr: bool) -> Tensor:
         scheduler = published_scheduler()
         return self.rescale(scheduler) if zero_snr else scheduler.betas
@@ -167,6 +210,17 @@ class OneTrainer(Adapter):
         return self.bucketing(
             quantum, "resolution", "target", None, None, "frames", False, "scale", "crop", "possible"
         )
+
+
+def _configuration() -> SimpleNamespace:
+    """What a prediction reads of the settings of a training of the UNet alone."""
+    encoder = SimpleNamespace(dropout_probability=0.0)
+    return SimpleNamespace(
+        train_device="cpu", text_encoder=encoder, text_encoder_2=encoder,
+        text_encoder_layer_skip=0, text_encoder_2_layer_skip=0,
+        train_text_encoder_or_embedding=lambda: False, train_text_encoder_2_or_embedding=lambda: False,
+        model_type=SimpleNamespace(has_conditioning_image_input=lambda: False, has_mask_input=lambda: False),
+    )  # fmt: skip
 
 
 def _transforms() -> SimpleNamespace:

@@ -1,6 +1,7 @@
 """Which image goes where (N §4.1.2)."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,6 +20,11 @@ def surveyed_sizes() -> list[Size]:
     """2,000 image sizes, each side uniform from 640 to 2048; the same in every run."""
     sides = np.random.default_rng(0).integers(LEAST, MOST + 1, (SURVEYED, 2))
     return [(int(width), int(height)) for width, height in sides]
+
+
+def turned_differently(upright: Sequence[Size | None], turned: Sequence[Size | None]) -> int:
+    """How many images' buckets are not those of the turned images, turned; of those that neither prunes."""
+    return sum(a is not None and b is not None and a != b[::-1] for a, b in zip(upright, turned, strict=True))
 
 
 def _log_aspect(size: Size) -> float:
@@ -58,11 +64,7 @@ def nearest_aspect(peer: Guarded) -> Measured:
 def symmetric(peer: Guarded) -> Measured:
     """How many images would be trained in another shape if they were turned by 90°; 0 with the log of the aspect."""
     sizes = surveyed_sizes()
-    upright = peer.assign(sizes)
-    turned = peer.assign([(h, w) for w, h in sizes])
-    differ = sum(
-        a is not None and b is not None and a != b[::-1] for a, b in zip(upright, turned, strict=True)
-    )
+    differ = turned_differently(peer.assign(sizes), peer.assign([(h, w) for w, h in sizes]))
     return Measured(100 * differ / len(sizes), f"{100 * differ / len(sizes):.1f} % of {len(sizes):,} sizes")
 
 

@@ -79,7 +79,7 @@ def integers_name_the_crop(peer: Guarded, size: Size, bucket: Size) -> Measured:
 
 @check(cites="S Alg. 1", unit="% of images", limit=0, needs="crop assign")
 def integers_of_a_survey(peer: Guarded) -> Measured:
-    """The same over sizes of 640 to 2048 pixels a side, in their own buckets."""
+    """The same over image sizes whose sides are uniform from 640 to 2048 pixels, in their own buckets."""
     sizes = surveyed_sizes()[: int(getattr(peer.adapter, "crop_survey", 100))]
     errors = []
     for size, bucket in zip(sizes, peer.assign(sizes), strict=True):

@@ -1,5 +1,7 @@
 """The noised latent x_t = alpha·x0 + sigma·eps (Ho et al. 2020, eq. 4; N §2.2)."""
 
+import math
+
 import torch
 
 from refimpl.conformance.check import Measured, check
@@ -8,37 +10,50 @@ from refimpl.conformance.checks.exact import LAST, LOW_PRECISION, exact_schedule
 from refimpl.conformance.guarded import Guarded
 from refimpl.conformance.returned import number
 
+SHAPE = (4, 3, 5)  # of a latent with odd sides
 
-def filled(value: float, batch: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A latent [B, 4, 2, 2] of one number, one element of which is its negative."""
-    latent = torch.full((batch, 4, 2, 2), value, dtype=dtype)
-    latent[:, 0, 0, 0] *= -1
-    return latent
+
+def latent(values: list[float], batch: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A latent [B, 4, 3, 5] that repeats these numbers."""
+    count = batch * math.prod(SHAPE)
+    repeated = torch.tensor(values, dtype=dtype).repeat(-(-count // len(values)))
+    return repeated[:count].reshape(batch, *SHAPE)
+
+
+def scale_of(*latents: list[float]) -> float:
+    """The largest absolute value, at least 1: what rounding errors of a sum are measured in."""
+    return max(1.0, *(abs(value) for values in latents for value in values))
 
 
 @check(
     cites="Ho et al. 2020, eq. 4",
     unit="of the larger term",
     limit=2e-5,
-    x0=draws.values,
-    eps=draws.values,
+    x0=draws.latents,
+    eps=draws.latents,
     t=draws.several_timesteps,
 )
-def mixes(peer: Guarded, x0: float, eps: float, t: list[int]) -> float:
+def mixes(peer: Guarded, x0: list[float], eps: list[float], t: list[int]) -> float:
     """x_t is alpha·x0 + sigma·eps, each sample at its own timestep, in float32."""
-    clean, noise = filled(x0, len(t)), filled(eps, len(t))
+    clean, noise = latent(x0, len(t)), latent(eps, len(t))
     found = peer.noised(clean, noise, torch.tensor(t))
     alpha, sigma = (part.view(-1, 1, 1, 1) for part in exact_schedule(True).at(torch.tensor(t)))
-    return largest((found - alpha * clean - sigma * noise).abs()) / max(abs(x0), abs(eps), 1)
+    return largest((found - alpha * clean - sigma * noise).abs()) / scale_of(x0, eps)
 
 
 @check(
-    cites="N §2.2; Lin et al. 2023, §3.2", unit="of the latent", limit=0, x0=draws.values, eps=draws.values
+    cites="N §2.2; Lin et al. 2023, §3.2",
+    unit="of the latent",
+    limit=0,
+    x0=draws.latents,
+    eps=draws.latents,
+    dtype=draws.dtypes,
 )
-def pure_noise(peer: Guarded, x0: float, eps: float) -> float:
-    """At t = 999 the network sees the noise itself: x_t equals eps, whatever the image."""
-    found = peer.noised(filled(x0, 1), filled(eps, 1), torch.tensor([LAST]))
-    return largest((found - filled(eps, 1)).abs()) / max(abs(x0), abs(eps), 1)
+def pure_noise(peer: Guarded, x0: list[float], eps: list[float], dtype: str) -> float:
+    """At t = 999 the network sees the noise itself: x_t equals eps, whatever the image, in any precision."""
+    clean, noise = (latent(values, 1, getattr(torch, dtype)) for values in (x0, eps))
+    found = peer.noised(clean, noise, torch.tensor([LAST]))
+    return largest((found - noise).abs()) / scale_of(x0, eps)
 
 
 @check(cites="N §2.2 (the schedule's low end)", unit="of the true sigma", limit=LOW_PRECISION)
@@ -61,9 +76,10 @@ def low_noise_in_bfloat16(peer: Guarded) -> Measured:
 def keeps_dtype(peer: Guarded, dtype: str, t: int) -> float:
     """x_t has the latents' dtype and is right to its precision, in float32, bfloat16 and float16."""
     kind = getattr(torch, dtype)
-    found = peer.noised(filled(1.0, 1, kind), filled(-1.0, 1, kind), torch.tensor([t]))
+    clean, noise = latent([1.0, -1.0], 1, kind), latent([-1.0, 1.0], 1, kind)
+    found = peer.noised(clean, noise, torch.tensor([t]))
     alpha, sigma = (float(part) for part in exact_schedule(True).at(t))
-    return largest((found - (alpha - sigma) * filled(1.0, 1)).abs())
+    return largest((found - alpha * clean - sigma * noise).abs())
 
 
 @check(
@@ -71,11 +87,11 @@ def keeps_dtype(peer: Guarded, dtype: str, t: int) -> float:
     unit="elements",
     limit=0,
     t=draws.several_timesteps,
-    x0=draws.values,
+    x0=draws.latents,
 )
-def batch_independent(peer: Guarded, t: list[int], x0: float) -> float:
+def batch_independent(peer: Guarded, t: list[int], x0: list[float]) -> float:
     """A sample is noised to the same bits in any batch."""
-    clean, noise = filled(x0, len(t)), filled(1.0, len(t))
+    clean, noise = latent(x0, len(t)), latent([1.0, -1.0], len(t))
     together = peer.noised(clean, noise, torch.tensor(t))
     alone = [
         peer.noised(clean[i : i + 1], noise[i : i + 1], torch.tensor(t[i : i + 1])) for i in range(len(t))

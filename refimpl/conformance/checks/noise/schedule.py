@@ -1,5 +1,7 @@
 """The table of the schedule (S §2.5; N §2.2; Lin et al. 2023, alg. 1)."""
 
+import torch
+
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks.exact import (
     FLOAT32_TABLE,
@@ -13,6 +15,7 @@ from refimpl.conformance.guarded import Guarded
 from refimpl.conformance.returned import number
 
 ALG_1 = "N §2.2; Lin et al. 2023, alg. 1"
+PUBLISHED_LAST, RESCALED_LAST_FINITE = 14.614641229333639, 2254.2379783369956  # sigma_edm in float64
 
 
 @check(cites="S §2.5", unit="abar", limit=FLOAT32_TABLE)
@@ -26,7 +29,7 @@ def published_end(peer: Guarded) -> Measured:
     """The published schedule ends at sigma_edm 14.6."""
     last = sigma_edm_of(peer.schedule(False))[LAST:]
     return Measured(
-        ratio_error(last, exact_schedule(False).sigma_edm[LAST:]), f"sigma_edm {number(float(last))}"
+        ratio_error(last, torch.full_like(last, PUBLISHED_LAST)), f"sigma_edm {number(float(last))}"
     )
 
 
@@ -55,9 +58,7 @@ def zero_snr_first(peer: Guarded) -> float:
 def zero_snr_last_finite(peer: Guarded) -> Measured:
     """The noise level before pure noise is 2254 (sigma_edm at t = 998), to one per cent."""
     level = sigma_edm_of(peer.schedule(True))[LAST - 1 : LAST]
-    return Measured(
-        ratio_error(level, exact_schedule(True).sigma_edm[LAST - 1 : LAST]), f"{float(level):.6g}"
-    )
+    return Measured(ratio_error(level, torch.full_like(level, RESCALED_LAST_FINITE)), f"{float(level):.6g}")
 
 
 @check(cites="Ho et al. 2020, eq. 4", unit="timesteps", limit=0)

@@ -10,10 +10,15 @@ from refimpl.conformance.returned import number
 SHAPE = (4, 4, 128, 128)
 
 
+def equation_18(noise: torch.Tensor, v: torch.Tensor, sigma_next: float) -> torch.Tensor:
+    """The state y = x0 + σ·n after the first step from ∞: x₁ = σ₁·n − F(n)."""
+    return sigma_next * noise - v
+
+
 def _error(peer: Guarded, dtype: torch.dtype) -> Measured:
     noise, v = (unit_noise(seed, *SHAPE).to(dtype) for seed in (0, 1))
     found = peer.first_step(noise, lambda x: v.to(x.dtype), NATIVE_SECOND)
-    error = rms(found - (NATIVE_SECOND * noise.double() - v.double()))
+    error = rms(found - equation_18(noise.double(), v.double(), NATIVE_SECOND))
     return Measured(error, f"rms {number(error)}")
 
 

@@ -12,23 +12,28 @@ LIN = "Lin et al. 2023, §3.4, eq. 14–16"
 
 
 def _pair(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    cond, uncond = (unit_noise(seed, batch, 4, 8, 8).float() for seed in (0, 1))
+    cond, uncond = (unit_noise(seed, batch, 4, 8, 8) for seed in (0, 1))
     spread = torch.arange(1, batch + 1).view(-1, 1, 1, 1)
     return cond * spread + 0.5, uncond
 
 
-def _rescaled(cond: torch.Tensor, uncond: torch.Tensor, scale: float, factor: float) -> torch.Tensor:
-    guided = uncond.double() + scale * (cond.double() - uncond.double())
-    ratio = cond.double().std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
-    return factor * guided * ratio + (1 - factor) * guided
+def guided(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6)."""
+    return uncond + scale * (cond - uncond)
+
+
+def rescaled(v: torch.Tensor, cond: torch.Tensor, factor: float) -> torch.Tensor:
+    """The rescale of guided v [B, C, H, W] (Lin et al. 2023, eq. 14–16); NaN for a sample without contrast."""
+    ratio = cond.std((1, 2, 3), keepdim=True) / v.std((1, 2, 3), keepdim=True)
+    return factor * v * ratio + (1 - factor) * v
 
 
 @check(cites="Ho & Salimans 2022, eq. 6", unit="relative to the scale", limit=FLOAT32, scale=draws.scales)
 def linear(peer: Guarded, scale: float) -> float:
     """Guidance is uncond + scale·(cond − uncond)."""
     cond, uncond = _pair()
-    exact = uncond.double() + scale * (cond.double() - uncond.double())
-    return largest((peer.guide(cond, uncond, scale, 0.0) - exact).abs()) / (10 * max(scale, 1))
+    error = (peer.guide(cond, uncond, scale, 0.0) - guided(cond, uncond, scale)).abs()
+    return largest(error) / (10 * max(abs(scale), 1))
 
 
 @check(cites="Ho & Salimans 2022, eq. 6", unit="v", limit=FLOAT32)
@@ -42,8 +47,8 @@ def scale_one(peer: Guarded) -> float:
 def rescales(peer: Guarded, scale: float, factor: float) -> float:
     """The rescale pulls each sample's standard deviation, over channels and pixels, towards cond's by the factor."""
     cond, uncond = _pair()
-    found = peer.guide(cond, uncond, scale, factor)
-    return largest((found - _rescaled(cond, uncond, scale, factor)).abs()) / (10 * max(scale, 1))
+    exact = rescaled(guided(cond, uncond, scale), cond, factor)
+    return largest((peer.guide(cond, uncond, scale, factor) - exact).abs()) / (10 * max(abs(scale), 1))
 
 
 @check(cites=LIN, unit="elements", limit=0)

@@ -1,0 +1,1 @@
+"""Around a file of settings: the paths that it names, and the files of other trainers."""

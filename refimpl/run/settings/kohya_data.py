@@ -1,0 +1,159 @@
+"""The data side of a configuration of kohya's sd-scripts: its arguments, and the file of `dataset_config`."""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refimpl.data.config import DataConfig
+from refimpl.errors import InputError
+from refimpl.run.settings.translated import Rule, Translation, leave, same, to
+
+DEFAULT_LONGEST, DEFAULT_SHORTEST, DEFAULT_STEP = (
+    1024,
+    256,
+    64,
+)  # max_bucket_reso, min_bucket_reso, bucket_reso_steps
+REPEATED = re.compile(r"\d+_.+")  # folders of DreamBooth's layout: 10_name is repeated 10 times
+
+ONE_SET = "refimpl trains on one data set; index several with `refimpl data index A B -o ALL.index`"
+RANDOM_CROP = "the crop is drawn at random at every visit, and the network is told where it was (N §4.1.3)"
+
+
+def merged_data(fields: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The fields with those of `dataset_config` and of the first data set among them, by their plain names.
+
+    Further data sets keep their paths, `datasets[1].subsets[0].image_dir`.
+    Raises InputError for a dataset configuration that is not TOML.
+    """
+    found = {name: value for name, value in fields.items() if name not in ("general", "datasets")}
+    table: Mapping[str, Any] = fields
+    named = fields.get("dataset_config")
+    if isinstance(named, str) and "datasets" not in fields:
+        path = next((p for p in (Path(folder) / named, Path(named)) if p.is_file()), None)
+        if path is None:
+            return found
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"dataset_config {path} is not valid TOML: {error}") from error
+    general = table.get("general")
+    found |= general if isinstance(general, Mapping) else {}
+    for number, data in enumerate(_tables(table.get("datasets"))):
+        for place, subset in enumerate(_tables(data.get("subsets")) or [{}]):
+            own = {**{k: v for k, v in data.items() if k != "subsets"}, **subset}
+            if (number, place) == (0, 0):
+                found |= own
+            else:
+                found |= {f"datasets[{number}].subsets[{place}].{name}": value for name, value in own.items()}
+    return found
+
+
+def _tables(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+
+
+def _without(t: Translation, name: str, value: Any) -> None:
+    if value is False or (name == "token_warmup_min" and value == 1) or value == 0:
+        t.off.append(name)
+    else:
+        t.left[name] = "refimpl has no such setting"
+
+
+def _dataset_config(t: Translation, name: str, value: Any) -> None:
+    if "image_dir" in t.fields or "metadata_file" in t.fields:
+        t.same[name] = "its data set is translated with it"
+    else:
+        t.left[name] = f"{value} is not here to be read"
+
+
+def _folder(t: Translation, name: str, value: Any) -> None:
+    if t.has("in_json") or t.has("metadata_file"):
+        t.same[name] = "the metadata names the images"
+        return
+    t.set(name, "data.folder", value)
+    if os.path.isdir(value):
+        repeated = sorted(
+            entry.name for entry in os.scandir(value) if entry.is_dir() and REPEATED.fullmatch(entry.name)
+        )
+        if repeated:
+            t.left[f"{name}: repeats of {', '.join(repeated)}"] = "every image is seen once in an epoch"
+
+
+def _resolution(t: Translation, name: str, value: Any) -> None:
+    """An area: the buckets' largest one; without buckets, a single square one."""
+    sides = [int(side) for side in re.findall(r"\d+", str(value))]
+    if len(sides) not in (1, 2):
+        t.left[name] = f"{value!r} is neither a side nor two of them"
+        return
+    width, height = sides[0], sides[-1]
+    t.set(name, "buckets.max_area", width * height)
+    if t.has("enable_bucket"):
+        t.assume("buckets.min_side", t.fields.get("min_bucket_reso") or DEFAULT_SHORTEST, "min_bucket_reso")
+        longest = max(int(t.fields.get("max_bucket_reso") or DEFAULT_LONGEST), width, height)
+        t.assume("buckets.max_side", longest, "max_bucket_reso")
+        t.assume("buckets.step", t.fields.get("bucket_reso_steps") or DEFAULT_STEP, "bucket_reso_steps")
+    elif width == height:
+        for setting in ("min_side", "max_side"):
+            t.set(name, f"buckets.{setting}", width)
+    else:
+        t.left[name] = (
+            f"a single bucket of {width}×{height} without enable_bucket; buckets of that area are made"
+        )
+        t.origin.pop("buckets.max_area")
+        t.origin["buckets.max_area"] = f"{name} of {t.trainer}, with buckets"
+
+
+def side(setting: str) -> Rule:
+    """Carries over a bucket's side or step, which have an effect only with enable_bucket."""
+
+    def rule(t: Translation, name: str, value: Any) -> None:
+        if t.has("enable_bucket"):
+            t.set(name, setting, value)
+        else:
+            t.same[name] = "without enable_bucket it has no effect"
+
+    return rule
+
+
+def _tag_dropout(t: Translation, name: str, value: Any) -> None:
+    classes = ("general", *DataConfig().tag_classes)
+    t.set(name, "data.tag_dropout", tuple(f"{tag_class}:{value}" for tag_class in classes))
+
+
+DATA_RULES: dict[str, Rule] = {
+    "dataset_config": _dataset_config,
+    "train_data_dir": _folder,
+    "image_dir": _folder,
+    "in_json": to("data.folder"),
+    "metadata_file": to("data.folder"),
+    "batch_size": to("train.batch_size"),
+    "resolution": _resolution,
+    "enable_bucket": same("images are sorted into buckets (N §4.1.2); without it, into the single one of resolution"),
+    "min_bucket_reso": side("buckets.min_side"),
+    "max_bucket_reso": side("buckets.max_side"),
+    "bucket_reso_steps": side("buckets.step"),
+    "bucket_no_upscale": leave("images smaller than their bucket are enlarged"),
+    "skip_image_resolution": leave("no image is left out for its size; `refimpl data check` lists the small ones"),
+    "random_crop": same(RANDOM_CROP, (True,), RANDOM_CROP),
+    "shuffle_caption": to("data.shuffle_tags"),
+    "keep_tokens": to("data.keep_first_tags"),
+    "flip_aug": to("data.horizontal_flip"),
+    "caption_dropout_rate": to("train.caption_dropout"),
+    "caption_tag_dropout_rate": _tag_dropout,
+    "caption_extension": same("read beside each image", (".txt", ".caption"), "captions end in .txt or .caption"),
+    "caption_extention": same("read beside each image", (".txt", ".caption"), "captions end in .txt or .caption"),
+    "caption_separator": same("tags are separated by commas", (",", ", "), "tags are separated by commas"),
+    "resize_interpolation": same("images are scaled by Lanczos", ("lanczos",), "images are scaled by Lanczos"),
+    "num_repeats": same("every image is seen once in an epoch", (1,), "an image is seen once in an epoch"),
+    "dataset_repeats": same("every image is seen once in an epoch", (1,), "an image is seen once in an epoch"),
+    **dict.fromkeys(
+        ("color_aug", "face_crop_aug_range", "caption_prefix", "caption_suffix", "keep_tokens_separator",
+         "secondary_separator", "enable_wildcard", "token_warmup_min", "token_warmup_step", "class_tokens",
+         "is_reg", "cache_info", "support_controlnet", "support_dreambooth", "support_dropout",
+         "support_finetuning", "custom_attributes", "validation_split", "conditioning_data_dir"),
+        _without,
+    ),
+}  # fmt: skip

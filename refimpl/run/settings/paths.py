@@ -1,0 +1,190 @@
+"""Every path that a run's settings name, looked at before anything is imported that takes long.
+
+Only what a path points to is checked here, by names and kinds of files; the readers check what is in them.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from refimpl.errors import InputError
+from refimpl.latents.config import SCALE_SHIFT_NAMES
+from refimpl.run.config import Config
+
+DIFFUSERS_FILES = (
+    "model_index.json",
+    "config.json",
+)  # one of them is in every diffusers folder and every run
+MANIFEST = "manifest.json"  # of a folder that was committed whole, as a trained autoencoder's is
+RUN_SETTINGS, RUN_LOCK = "config.json", ".lock"
+DRAWN = ("train", "heldout")  # folders of the demonstration's images, side by side
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+TOKENIZER_FOLDERS = (".", "tokenizer", "tokenizer_2")
+IS_CHECKPOINT = "give a .safetensors file, a diffusers folder or a run folder"
+
+
+def check_paths(config: Config) -> None:
+    """Raises InputError listing every path of the settings that training could not use, and every one it lacks."""
+    refuse(path_problems(config))
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises InputError with the problems, if there are any."""
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise InputError(f"{len(problems)} paths of the settings are wrong\n{listing}")
+
+
+def path_problems(config: Config) -> list[str]:
+    """What is wrong with the paths, each with the setting that names it; empty where nothing is."""
+    problems = [*image_problems(config), *_image_tower(config)]
+    out = Path(config.train.out)
+    if not (config.train.resume and (out / "components").is_dir()):  # else the run has its networks already
+        problems += [*_start(config), *_autoencoder(config), *_scale_shift(config), *_text(config)]
+    return [*problems, *_out(config)]
+
+
+def image_problems(config: Config) -> list[str]:
+    """Those of the paths of images and of what was encoded of them."""
+    return [*_data(config), *_cache(config)]
+
+
+def data_problem(setting: str, path: str) -> str | None:
+    """What is wrong with a data set's path; None where nothing is."""
+    if not os.path.exists(path):
+        return (
+            f"{setting} {path}: there is no such folder; give one of images with .txt captions, an index, or a "
+            ".jsonl, .json, .parquet or .tar file"
+        )
+    if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
+        return f"{setting} {path} can't be read; change its permissions"
+    return None
+
+
+def _data(config: Config) -> Iterator[str]:
+    for number, stage in enumerate(config.all_stages()):
+        is_own = bool(config.stages) and config.stages[number].folder
+        if not stage.folder:
+            yield "data.folder is empty; name a folder of images with .txt or .caption sidecars"
+        elif is_own:
+            yield from _found(data_problem(f"stages[{number}].folder", stage.folder))
+    folder, heldout = config.data.folder, config.data.heldout
+    is_absent = not os.path.exists(folder)
+    # The demonstration's images are drawn when training begins: into its own folders, and not beside a typo.
+    own = Path(folder).name == DRAWN[0] and Path(heldout) == Path(folder).with_name(DRAWN[1])
+    is_drawn = config.data.demo and own and is_absent
+    if folder and not is_drawn and any(stage.folder == folder for stage in config.all_stages()):
+        yield from _found(data_problem("data.folder", folder))
+    if heldout and not (config.data.demo and is_absent):
+        yield from _found(data_problem("data.heldout", heldout))
+
+
+def _found(problem: str | None) -> Iterator[str]:
+    if problem is not None:
+        yield problem
+
+
+def _cache(config: Config) -> Iterator[str]:
+    if config.data.cache and not os.path.isdir(config.data.cache):
+        yield f"data.cache {config.data.cache}: there is no such folder; write it with `refimpl cache`"
+
+
+def _image_tower(config: Config) -> Iterator[str]:
+    folder = config.image_prompt.folder
+    if folder and not os.path.isdir(folder):
+        yield f"image_prompt.folder {folder}: there is no such folder; give one of a CLIPVisionModelWithProjection"
+
+
+def _start(config: Config) -> Iterator[str]:
+    start = config.train.init_from
+    if not start:
+        return
+    path = Path(start)
+    if not path.exists():
+        yield f"train.init_from {start} does not exist; {IS_CHECKPOINT}"
+    elif path.is_dir() and not any((path / name).exists() for name in (*DIFFUSERS_FILES, MANIFEST)):
+        yield (
+            f"train.init_from {start} holds no checkpoint; give a run folder or one of its checkpoints/step-* "
+            "folders, a diffusers folder or a .safetensors file"
+        )
+
+
+def _autoencoder(config: Config) -> Iterator[str]:
+    settings = config.latents
+    if settings.weights:
+        if not os.path.exists(settings.weights):
+            yield f"latents.weights {settings.weights} does not exist; give a .safetensors file"
+        elif os.path.isdir(settings.weights):
+            yield f"latents.weights {settings.weights} is a folder; give the .safetensors file in it"
+        return
+    folder = Path(settings.folder) if settings.folder else None
+    if folder and folder.exists():
+        if not (folder / MANIFEST).is_file():
+            yield f"latents.folder {folder} exists but holds no autoencoder; delete it or name another"
+    elif not (settings.train_steps or config.train.init_from):
+        yield (
+            "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or "
+            "start from a checkpoint that has one (train.init_from)"
+        )
+
+
+def _scale_shift(config: Config) -> Iterator[str]:
+    choice = config.latents.scale_shift
+    if choice not in ("measure", "checkpoint", *SCALE_SHIFT_NAMES) and not os.path.isfile(choice):
+        yield (
+            f"latents.scale_shift {choice!r} is neither measure, checkpoint, {', '.join(SCALE_SHIFT_NAMES)} nor a "
+            "readable file"
+        )
+
+
+def _text(config: Config) -> Iterator[str]:
+    text, start = config.text, config.train.init_from
+    if text.tokenizer and not has_tokenizer(text.tokenizer):
+        yield f"text.tokenizer {text.tokenizer} has no tokenizer.json or vocab.json; give the folder of CLIP's"
+    if text.is_tiny:
+        return
+    if text.folder:
+        wanted = ("text_encoder", "text_encoder_2") if text.has_l else ("text_encoder_2",)
+        lacking = [f"{name}/" for name in wanted if not os.path.isdir(os.path.join(text.folder, name))]
+        if not os.path.isdir(text.folder):
+            yield f"text.folder {text.folder}: there is no such folder; give a diffusers SDXL folder"
+        elif lacking:
+            yield f"text.folder {text.folder} has no {', '.join(lacking)}; give a diffusers SDXL folder"
+    elif not start:
+        yield (
+            "text.folder is empty; name a folder with tokenizer/, text_encoder/ and text_encoder_2/ (a diffusers "
+            "SDXL folder has them)"
+        )
+    elif os.path.isfile(start) and not text.tokenizer and not has_tokenizer(os.path.dirname(start) or "."):
+        yield (
+            f"train.init_from {start} comes without a tokenizer, and there is none beside it; name the folder of "
+            "CLIP's (vocab.json and merges.txt) with text.tokenizer"
+        )
+
+
+def has_tokenizer(folder: str) -> bool:
+    """Whether a tokenizer is in a folder, or in its tokenizer/ or tokenizer_2/."""
+    places = (os.path.join(folder, name) for name in TOKENIZER_FOLDERS)
+    return any(os.path.isfile(os.path.join(place, name)) for place in places for name in TOKENIZER_FILES)
+
+
+def _out(config: Config) -> Iterator[str]:
+    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # goes on with what is there
+    if config.train.out and not config.train.resume and not is_restart:
+        yield from _found(out_problem(Path(config.train.out)))
+
+
+def out_problem(out: Path) -> str | None:
+    """Why a new run can't be written to a folder: it holds something already; None where it can."""
+    try:
+        if not out.exists() or (out.is_dir() and all(path.name == RUN_LOCK for path in out.iterdir())):
+            return None
+    except OSError as error:
+        return f"train.out {out} cannot be made or read: {error.strerror}; choose another folder"
+    is_run = (out / RUN_SETTINGS).exists()
+    go_on = ", or continue that run with --resume" if is_run else ""
+    return (
+        f"train.out {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"
+    )

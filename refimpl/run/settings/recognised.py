@@ -1,0 +1,73 @@
+"""Whose configuration a file is: refimpl's own, kohya's sd-scripts' or OneTrainer's."""
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from refimpl.errors import InputError
+from refimpl.run.settings.kohya import KOHYA, from_kohya
+from refimpl.run.settings.kohya_fields import MARKERS as KOHYAS
+from refimpl.run.settings.onetrainer import ONETRAINER, from_onetrainer
+from refimpl.run.settings.onetrainer_fields import MARKERS as ONETRAINERS
+from refimpl.run.settings.translated import Translation
+
+LEAST = 2  # fields of another trainer that tell its configuration
+TRANSLATORS: dict[str, Callable[[Mapping[str, Any], str], Translation]] = {
+    KOHYA: from_kohya,
+    ONETRAINER: from_onetrainer,
+}
+
+
+def trainer_of(table: Mapping[str, Any]) -> str | None:
+    """The other trainer whose configuration this is; None where it has too few of any one's fields."""
+    names = {
+        *table,
+        *(name for section in table.values() if isinstance(section, Mapping) for name in section),
+    }
+    if isinstance(table.get("datasets"), list):
+        return KOHYA
+    for trainer, markers in ((ONETRAINER, ONETRAINERS), (KOHYA, KOHYAS)):
+        if len(names & markers) >= LEAST:
+            return trainer
+    return None
+
+
+def refuse_foreign(table: Mapping[str, Any], source: str) -> None:
+    """Raises InputError for another trainer's configuration, naming the command that translates it."""
+    trainer = trainer_of(table)
+    if trainer is not None:
+        raise InputError(
+            f"{source} is a configuration of {trainer}, not of refimpl; translate it with `refimpl init --import "
+            f"{source}`"
+        )
+
+
+def read_foreign(path: Path) -> Translation:
+    """Another trainer's configuration, translated. Raises InputError for a file that is none, naming what it is."""
+    table = read_table(path)
+    trainer = trainer_of(table)
+    if trainer is None:
+        own = "; it seems to be refimpl's own" if {"train", "data"} & set(table) else ""
+        raise InputError(
+            f"--import {path}: neither a TOML file of sd-scripts nor a JSON file of OneTrainer{own}"
+        )
+    return TRANSLATORS[trainer](table, str(path.parent))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file, or a JSON file where its name says so, as a table. Raises InputError for anything else."""
+    is_json = path.suffix.lower() == ".json"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        table = json.loads(text) if is_json else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"could not read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text; give a TOML or JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{path} holds no table of settings")
+    return table

@@ -1,0 +1,1 @@
+"""The settings of a first run, chosen by looking at the images, a checkpoint and the card."""

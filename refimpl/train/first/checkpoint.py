@@ -1,0 +1,77 @@
+"""What a checkpoint to start from is: its networks' shapes, what it predicts, and what it comes without."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refimpl.errors import InputError
+from refimpl.interop import any_checkpoint
+from refimpl.interop.network.architecture import architecture_of
+from refimpl.latents.config import VAEConfig
+from refimpl.model.config import UNetConfig
+from refimpl.text.config import TOWERS, VECTORS, TextConfig
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint that a run can start from."""
+
+    path: str
+    """Where it is."""
+    kind: str
+    """single file, diffusers folder or run"""
+    unet: UNetConfig
+    """Shape of its UNet."""
+    vae: VAEConfig | None
+    """Shape of its autoencoder; None where it has none."""
+    towers: str
+    """`text.towers` that its UNet was made for."""
+    vector: str
+    """`text.vector` that its UNet was made for."""
+    has_towers: bool
+    """Whether its text towers come with it."""
+    parameterisation: str
+    """What it predicts."""
+    zero_terminal_snr: bool
+    """Whether its schedule ends in pure noise."""
+    reason: str
+    """How that is known."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its networks are small enough for a CPU."""
+        return self.towers.startswith("tiny")
+
+
+def look_at_checkpoint(path: str) -> Start:
+    """Reads a checkpoint's headers. Raises InputError where it holds no UNet, or one for other text towers."""
+    opened = any_checkpoint.load(Path(path))
+    if opened.checkpoint.unet is None:
+        raise InputError(f"{path} holds no UNet; give a checkpoint that does")
+    found = architecture_of(opened.checkpoint, path)
+    assert found.unet is not None
+    towers, vector = _conditions(found.unet, path)
+    prediction = opened.checkpoint.prediction
+    return Start(
+        path,
+        opened.kind,
+        found.unet,
+        found.vae,
+        towers,
+        vector,
+        found.text_g is not None and (found.text_l is not None or towers.endswith("bigg")),
+        prediction.kind,
+        prediction.zero_terminal_snr,
+        prediction.reason,
+    )
+
+
+def _conditions(unet: UNetConfig, path: str) -> tuple[str, str]:
+    """`text.towers` and `text.vector` for which a UNet has its inputs."""
+    for towers in TOWERS:
+        for vector in VECTORS:
+            text = TextConfig(towers=towers, vector=vector)
+            if (text.context_dim, text.vector_dim) == (unet.context_dim, unet.vector_dim):
+                return towers, vector
+    raise InputError(
+        f"{path}: its UNet takes text states of {unet.context_dim} channels, which no towers here give"
+    )

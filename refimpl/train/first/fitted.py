@@ -1,0 +1,87 @@
+"""Batch, precision and activation checkpointing that the memory plan has room for."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from refimpl.errors import InputError
+from refimpl.run.config import Config
+from refimpl.train.budget.cards import GIB, Card
+from refimpl.train.budget.counted import count
+from refimpl.train.budget.fit import fits, smaller_batch
+from refimpl.train.budget.levers import LEVELS
+from refimpl.train.budget.plan import Plan, Work, largest_work, plan_step
+from refimpl.train.first.choose import Reasons
+
+PRECISIONS = ("tf32", "bf16")  # the paper's (N §4), and the one that needs less memory
+TRIED = "train.precision", "train.activation_checkpointing", "train.batch_size"
+
+
+def fitted(config: Config, card: Card, fixed: Collection[str] = ()) -> tuple[Config, Reasons, Plan]:
+    """The settings that fit a card and change the least: first no micro-batch smaller than asked for, then smaller.
+
+    fixed  settings that are to stay as they are, by section and name
+    Raises InputError when nothing fits, saying what takes the most.
+    """
+    tried: list[tuple[Config, Work, Plan]] = []
+    smaller: list[tuple[Config, Work, Plan]] = []
+    for changed in _candidates(config, fixed):
+        work = largest_work(changed)
+        counted = count(changed, work.bucket)
+        plan = plan_step(counted, work)
+        if fits(plan, card):
+            return changed, _reasons(changed, plan, card), plan
+        tried.append((changed, work, plan))
+        less = None if "train.batch_size" in fixed else smaller_batch(counted, work, card)
+        if less is not None:
+            smaller.append((changed, less, plan_step(counted, less)))
+    if not smaller:
+        raise _refusal(min((plan for _, _, plan in tried), key=lambda plan: plan.needed), config, card)
+    changed, work, plan = max(
+        smaller, key=lambda entry: entry[1].batch
+    )  # the first of equals: changed the least
+    train = replace(changed.train, batch_size=work.batch, accumulate=work.accumulate)
+    changed = replace(changed, train=train)
+    return changed, _reasons(changed, plan, card), plan
+
+
+def _candidates(config: Config, fixed: Collection[str]) -> list[Config]:
+    """Ways to compute, those first that change the least."""
+    precisions = (config.train.precision,) if "train.precision" in fixed else PRECISIONS
+    levels = [level for level, _ in LEVELS]
+    if "train.activation_checkpointing" in fixed:
+        levels = [config.train.activation_checkpointing]
+    return [
+        replace(config, train=replace(config.train, precision=precision, activation_checkpointing=level))
+        for precision in precisions
+        for level in levels
+    ]
+
+
+def _reasons(config: Config, plan: Plan, card: Card) -> Reasons:
+    needed = f"{plan.needed / GIB:.1f} of {card.memory / GIB:.1f} GiB"
+    train = config.train
+    return {
+        "train.batch_size": f"by the memory plan for {card.name}: {needed}",
+        "train.accumulate": "so many micro-batches make the images of a step" if train.accumulate > 1 else "",
+        "train.precision": {
+            "tf32": "as N §4 trains",
+            "bf16": "needs less memory than tf32, in which N §4 trains",
+        }.get(train.precision, ""),
+        "train.activation_checkpointing": {
+            "none": "there is room for all activations",
+            "cheap": "norms and gates are computed again, which needs less memory",
+            "full": "whole blocks are computed again: a third more arithmetic, far less memory",
+        }[train.activation_checkpointing],
+    }
+
+
+def _refusal(plan: Plan, config: Config, card: Card) -> InputError:
+    largest = max(plan.held, key=lambda name: plan.held[name])
+    remedy = (
+        "take a larger card" if config.lora.rank else "train a LoRA (--train lora), or take a larger card"
+    )
+    return InputError(
+        f"this does not fit {card.name}: with one image at a time, bf16 and every block computed again it needs "
+        f"{plan.needed / GIB:.1f} of {card.memory / GIB:.1f} GiB, of which {plan.held[largest] / GIB:.1f} for the "
+        f"{largest}; {remedy}"
+    )

@@ -1,0 +1,88 @@
+"""`refimpl init --import`: another trainer's settings train here, and every field of theirs is accounted for."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from refimpl.run.presets import load_config
+from tests.commands.start.test_init import ending, here
+from tests.train import runs
+
+__all__ = ["here"]  # the fixture: a folder of its own
+
+KOHYA = """
+pretrained_model_name_or_path = "{start}"
+train_data_dir = "images"
+network_module = "networks.lora"
+network_dim = 2
+max_train_epochs = 3
+train_batch_size = 4
+resolution = 64
+enable_bucket = true
+min_bucket_reso = 32
+bucket_reso_steps = 16
+v_parameterization = true
+zero_terminal_snr = true
+clip_skip = 2
+output_dir = "out"
+{more}
+"""
+
+
+def test_kohyas_settings_train_here(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.write_images(Path("images"), 9)
+    Path("k.toml").write_text(KOHYA.format(start=trained, more=""))
+    code, out, _ = ending(["init", "--import", "k.toml"], capsys)
+    assert code == 0
+    assert "  network_dim → lora.rank = 2\n" in out
+    assert "not carried over (1):\n  clip_skip: refimpl has no such setting\n" in out
+    assert "before it trains" not in out
+    config = load_config("k-refimpl.toml")
+    assert (config.train.steps, config.train.batch_size) == (
+        6,
+        4,
+    )  # 3 epochs of 9 images, the last one dropped
+    assert (config.lora.rank, config.text.towers) == (2, "tiny")
+    text = " ".join(Path("k-refimpl.toml").read_text().replace("\n# ", " ").split())
+    assert "Not carried over: clip_skip." in text
+    assert "Here: sd-scripts's network_dim." in text
+    assert ending(["train", "k-refimpl.toml", "--train.steps", "1"], capsys)[0] == 0
+    assert Path("out/checkpoints/step-00000001").is_dir()
+
+
+def test_unknown_fields_are_refused_or_left_out_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("k.toml").write_text(KOHYA.format(start="gone.safetensors", more="lr_shceduler = 1\nnosuch = 2"))
+    code, out, error = ending(["init", "--import", "k.toml"], capsys)
+    assert (code, out) == (2, "")
+    assert error.splitlines()[1:] == [
+        "  lr_shceduler; the nearest is lr_scheduler", f"  nosuch; the nearest is {error.split()[-1]}",
+    ]  # fmt: skip
+    assert os.listdir() == ["k.toml"]
+    code, out, _ = ending(["init", "--import", "k.toml", "--skip-unknown"], capsys)
+    assert code == 0
+    assert "not its fields, left out (2):\n  lr_shceduler: the nearest is lr_scheduler\n" in out
+    assert "max_train_epochs: 3 epochs of images that are not here to be counted; set train.steps" in out
+    assert "before it trains:\n  data.folder images: there is no such folder" in out
+
+
+def test_onetrainers_settings_are_translated(capsys: pytest.CaptureFixture[str]) -> None:
+    table = {"training_method": "LORA", "base_model_name": "m", "concepts": [{"path": "images"}], "epochs": 2}
+    Path("o.json").write_text(json.dumps(table))
+    runs.write_images(Path("images"), 3)
+    code, out, _ = ending(["init", "--import", "o.json", "--out", "mine.toml"], capsys)
+    assert code == 0
+    assert "  epochs → train.steps = 6\n" in out
+    config = load_config("mine.toml")
+    assert (config.lora.rank, config.data.folder, config.train.steps) == (16, "images", 6)
+
+
+def test_contradictions_are_told_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("k.toml").write_text(
+        'pretrained_model_name_or_path = "m"\ntrain_data_dir = "i"\nzero_terminal_snr = true'
+    )
+    code, _, error = ending(["init", "--import", "k.toml"], capsys)
+    assert code == 2
+    assert "'eps' cannot be used with a zero-terminal-SNR schedule" in error
+    assert os.listdir() == ["k.toml"]

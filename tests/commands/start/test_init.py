@@ -1,0 +1,211 @@
+"""`refimpl init`: from a folder of images to a first logged step in two commands, and everything that is refused."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from refimpl.commands.main import dispatch
+from refimpl.commands.terminal import run_command
+from refimpl.run.presets import load_config
+from refimpl.train.budget.cards import CARDS
+from tests.train import runs
+
+SHORT = ("--latents.train-steps", "1", "--train.steps", "1")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("refimpl.train.first.card.unseen_gpu", lambda: "")
+
+
+def ending(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: dispatch(words))
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def rows(run: str) -> list[dict]:
+    return [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
+
+
+def odd_images(folder: Path) -> None:
+    """Of odd sizes and kinds: smaller than any bucket, long, grey, with alpha, and two of three without a caption."""
+    folder.mkdir()
+    for number, (mode, size) in enumerate(
+        [("RGB", (1, 1)), ("L", (7, 300)), ("RGBA", (40, 30)), ("P", (64, 64))]
+    ):
+        Image.new(mode, size, 1).save(folder / f"{number}.png")
+    (folder / "0.txt").write_text("character:alice, red", encoding="utf-8")
+    (folder / "1.caption").write_text("", encoding="utf-8")
+    (folder / "notes.md").write_text("not an image")
+
+
+def test_two_commands_from_images_to_a_first_logged_step(capsys: pytest.CaptureFixture[str]) -> None:
+    odd_images(Path("my images"))
+    code, out, error = ending(["init", "my images", "--yes", *SHORT], capsys)
+    assert (code, error) == (0, "")
+    assert "images: 4 in my images, 3 without a caption, trained with an empty one\n" in out
+    assert "train with:  refimpl train 'my images.toml'\n" in out
+    assert sorted(os.listdir()) == ["my images", "my images.toml"]
+    code, out, _ = ending(["train", "--config", "my images.toml"], capsys)
+    assert code == 0
+    (logged,) = [row for row in rows("my images-001") if "loss" in row]
+    assert logged["step"] == 1
+    assert logged["loss"] > 0
+
+
+def test_one_image_and_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("one").mkdir()
+    Image.new("RGB", (20, 30)).save("one/a.jpg")
+    words = ["init", "one", "--yes", "--checkpoint", str(trained), "--train.steps", "1", "--lora.rank", "2"]
+    code, out, error = ending(words, capsys)
+    assert (code, error) == (0, "")
+    assert f"starts from: {trained} (run, predicts v:" in out
+    assert "trains a LoRA of rank 2" in out
+    config = load_config("one.toml")
+    assert (config.train.batch_size, config.lora.rank, config.train.init_from) == (1, 2, str(trained))
+    code, _, error = ending(["train", "one.toml"], capsys)
+    assert code == 0, error
+    assert [row["step"] for row in rows("one-001") if "loss" in row] == [1]
+
+
+def test_the_card_is_planned_for(root: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "init",
+        str(root / "train"),
+        "--yes",
+        "--checkpoint",
+        str(trained),
+        "--gpu",
+        "rtx4090",
+        "--train",
+        "whole",
+    ]
+    code, out, _ = ending(words, capsys)
+    assert code == 0
+    assert f"card: {CARDS['rtx4090'].name}, of whose 23.5 GiB the run needs " in out
+    text = Path("train.toml").read_text()
+    assert f"memory plan for {CARDS['rtx4090'].name}" in " ".join(text.replace("\n# ", " ").split())
+
+
+def asked(answers: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the command on a terminal with these answers."""
+    terminal = io.StringIO(answers)
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin", terminal)
+    dispatch(words)
+    assert terminal.read() == ""
+
+
+def test_what_is_not_given_is_asked(
+    root: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked(f"nowhere\n{root / 'train'}\n{trained}\nwhole\n7\n", ["init"], monkeypatch)
+    said = capsys.readouterr().out
+    assert "nowhere: there is no such folder" in said
+    config = load_config("train.toml")
+    assert (config.train.steps, config.lora.rank, config.train.init_from) == (7, 0, str(trained))
+
+
+def test_return_takes_every_default(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked("\n\n", ["init", str(root / "train")], monkeypatch)
+    on_terminal = Path("train.toml").read_text().partition("\n")[2]
+    Path("train.toml").unlink()
+    ending(["init", str(root / "train"), "--yes"], capsys)
+    assert Path("train.toml").read_text().partition("\n")[2] == on_terminal
+
+
+def full_size(path: str) -> object:
+    from tests.train.first.test_choose import SDXL
+
+    return SDXL
+
+
+def test_a_full_size_checkpoint_needs_a_card(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("refimpl.commands.start.first.look_at_checkpoint", full_size)
+    Path("model.safetensors").touch()
+    code, _, error = ending(
+        ["init", str(root / "train"), "--yes", "--checkpoint", "model.safetensors"], capsys
+    )
+    assert code == 2
+    assert "torch sees no GPU here, and model.safetensors is too large for a CPU" in error
+    code, _, error = ending(
+        ["init", str(root / "train"), "--yes", "--checkpoint", "model.safetensors", "--gpu", "cpu"], capsys
+    )
+    assert code == 2
+    assert "comes without a tokenizer, and there is none beside it" in error
+    assert os.listdir() == ["model.safetensors"]
+
+
+def test_unreadable_files_are_listed_as_training_would(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.write_images(Path("bad"), 3)
+    Path("bad/001.png").write_bytes(b"not an image")
+    code, _, error = ending(["init", "bad", "--yes"], capsys)
+    assert code == 2
+    assert "1 of 3 images can't be used" in error
+    assert "bad/001.png" in error
+    assert os.listdir() == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["empty"], "empty: no images in it"),
+        (["nowhere"], "the folder nowhere: there is no such folder"),
+        ([], "name a folder of images"),
+        (["full\udcff"], "is not UTF-8, or holds control characters"),
+        (["full\n"], "is not UTF-8, or holds control characters"),
+        (["full", "--checkpoint", "nowhere"], "nowhere does not exist; give a .safetensors file"),
+        (["full", "--gpu", "rtx490"], "the nearest is 'rtx4090'"),
+        (["full", "--train", "lroa"], "the nearest is 'lora'"),
+        (["full", "--train.stpes", "3"], "--train.stpes"),
+        (["full", "--train.steps", "0"], "train.steps 0 must be at least 1"),
+        (["full", "--out", "mine.yaml"], "must end in .toml"),
+        (["full", "--out", "there.toml"], "there.toml exists; name another file with --out"),
+        (["full", "--out", "no/mine.toml"], "there is no folder no"),
+        (["full", "--out", "tiny.toml"], "has the name of a preset"),
+        (["full", "--data.heldout", "nowhere"], "data.heldout nowhere: there is no such folder"),
+        (["full", "--import", "a.toml"], "leave out FOLDER"),
+        (["--import", "a.toml"], "could not read a.toml"),
+        (["--import", "there.toml"], "neither a TOML file of sd-scripts nor a JSON file of OneTrainer"),
+        (["full", "--skip-unknown"], "--skip-unknown is for --import alone"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_refused_leaves_nothing(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    runs.write_images(Path("full"), 1)
+    Path("there.toml").touch()
+    before = sorted(os.listdir())
+    code, out, error = ending(["init", *words, "--yes"], capsys)
+    assert (code, out) == (2, "")
+    assert said in " ".join(error.replace("│", "").split())
+    assert sorted(os.listdir()) == before
+
+
+def test_a_card_that_torch_cannot_see(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("refimpl.train.first.card.unseen_gpu", lambda: "/dev/nvidia0")
+    code, _, error = ending(["init", str(root / "train"), "--yes"], capsys)
+    assert code == 2
+    assert error.startswith("error: this machine has a GPU (/dev/nvidia0) that torch can't see: ")
+    assert error.count("\n") == 1
+    assert os.listdir() == []

@@ -1,0 +1,82 @@
+"""The memory plan decides on batch, precision and activation checkpointing, changing as little as it can."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+
+from refimpl.errors import InputError
+from refimpl.run.config import Config
+from refimpl.run.presets import load_config
+from refimpl.train.budget.cards import Card
+from refimpl.train.budget.counted import count
+from refimpl.train.budget.plan import largest_work, plan_step
+from refimpl.train.first.fitted import fitted
+
+BATCH = 4096  # so many that the tiny network's activations outweigh all else
+
+
+def settings(**changes: object) -> Config:
+    config = load_config("tiny")
+    unet = replace(config.unet, channel_mult=(1, 2), transformer_depth=(0, 1))  # counted sooner
+    return replace(config, unet=unet, train=replace(config.train, batch_size=BATCH, **changes))
+
+
+counted = functools.lru_cache(count)  # once for all tests
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.train.first.fitted.count", counted)
+
+
+def needed(config: Config) -> int:
+    work = largest_work(config)
+    return plan_step(counted(config, work.bucket), work).needed
+
+
+def chosen(config: Config) -> tuple[str, str, int, int]:
+    train = config.train
+    return train.precision, train.activation_checkpointing, train.batch_size, train.accumulate
+
+
+def test_with_room_nothing_changes() -> None:
+    config, reasons, plan = fitted(settings(), Card("big", needed(settings())))
+    assert chosen(config) == ("tf32", "none", BATCH, 1)
+    assert plan.needed == needed(settings())
+    assert "memory plan for big" in reasons["train.batch_size"]
+
+
+def test_less_is_kept_before_the_precision_changes() -> None:
+    cheap, full = (settings(activation_checkpointing=level) for level in ("cheap", "full"))
+    assert chosen(fitted(settings(), Card("middle", needed(cheap)))[0]) == ("tf32", "cheap", BATCH, 1)
+    assert chosen(fitted(settings(), Card("small", needed(full)))[0]) == ("tf32", "full", BATCH, 1)
+
+
+def test_a_smaller_batch_keeps_the_images_of_a_step() -> None:
+    half = replace(
+        settings(activation_checkpointing="full"), train=replace(settings().train, batch_size=BATCH // 8)
+    )
+    config, reasons, plan = fitted(settings(), Card("tight", needed(half)))
+    _, _, batch, accumulate = chosen(config)
+    assert batch < BATCH
+    assert batch * accumulate == BATCH
+    assert plan.needed <= needed(half)
+    assert "micro-batches" in reasons["train.accumulate"]
+
+
+def test_what_was_given_stays() -> None:
+    fixed = {"train.precision", "train.activation_checkpointing"}
+    small = Card("small", needed(settings(activation_checkpointing="full")))
+    config, _, _ = fitted(settings(), small, fixed)
+    assert chosen(config)[:2] == ("tf32", "none")
+    with pytest.raises(InputError, match="this does not fit small"):
+        fitted(settings(), small, {*fixed, "train.batch_size"})
+
+
+def test_nothing_fits_a_card_that_is_too_small() -> None:
+    with pytest.raises(InputError) as error:
+        fitted(settings(), Card("a stamp", 2**20))
+    message = str(error.value)
+    assert message.startswith("this does not fit a stamp: with one image at a time")
+    assert "train a LoRA (--train lora), or take a larger card" in message
