@@ -9,7 +9,6 @@ prodigy    Mishchenko & Defazio 2023, by prodigyopt: AdamW that estimates its ra
 """
 
 import importlib.util
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -133,7 +132,6 @@ def _adafactor(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.o
 
 
 def _adamw8bit(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it lists the kernels that it was not built with
     from torchao.optim import AdamW8bit
 
     betas = (config.beta1, config.beta2)

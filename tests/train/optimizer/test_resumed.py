@@ -27,6 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "adamw8bit on bf16": {"optimizer": {"kind": "adamw8bit"}, "train": BF16},
     "prodigy on bf16": {"optimizer": {"kind": "prodigy", "learning_rate": 1.0}, "train": BF16},
 }  # fmt: skip
+SLOW = {"adafactor", "adamw8bit on bf16", "prodigy on bf16"}  # whose parts the others have
 # Wide enough that torchao quantizes some of the moments.
 WIDER = {**runs.UNET_TABLE, "channels": 16}
 
@@ -37,7 +38,9 @@ def needs_library(kind: str) -> None:
         pytest.skip(f"{library} is not installed")
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) for kind in RUNS]
+)
 def test_a_run_stopped_and_resumed_is_the_run_never_stopped(
     kind: str, run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
