@@ -53,6 +53,32 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *spread, "-m", "not slow and not fuzz and not faults", *session.posargs)
 
 
+# The oldest and the newest Python and torch that pyproject.toml allows; PyPI has wheels of torch for each pair.
+CORNERS = [
+    ("3.11", "2.9.0"),
+    ("3.11", "2.15.0"),
+    ("3.13", "2.9.0"),
+    ("3.13", "2.15.0"),
+    ("3.14", "2.9.0"),
+    ("3.14", "2.15.0"),
+]
+
+
+@nox.session
+@nox.parametrize("python,torch", CORNERS)
+def matrix(session: nox.Session, torch: str) -> None:
+    """The fast tests on the oldest and newest Python and torch; a Python that is not installed is skipped and named.
+
+    With no pins but torch's: what pip finds for that Python. Arguments after -- replace those of the tests.
+    """
+    if not isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
+        session.install(f"torch=={torch}", *BUILD[1:])
+        session.install("--no-build-isolation", f"torch=={torch}", "-e", ".[test]")
+        session.install("--no-deps", *ORACLES)
+    spread = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")
+    session.run("pytest", *(session.posargs or (*spread, "-m", "not slow and not fuzz and not faults")))
+
+
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that need full-size models or many minutes."""

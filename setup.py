@@ -2,7 +2,8 @@
 
 The CPU kernels are built whenever a C++ compiler is found, the CUDA kernels when torch has CUDA and nvcc is
 found too. REFIMPL_CUDA=1 turns a missing CUDA toolchain into an error; REFIMPL_CUDA=0 leaves the CUDA kernels
-out. TORCH_CUDA_ARCH_LIST chooses the architectures.
+out. TORCH_CUDA_ARCH_LIST chooses the architectures; without it the kernels are built for all of CUDA_ARCHES that the
+toolkit knows, and as PTX for cards newer than the last of them.
 """
 
 import os
@@ -34,7 +35,15 @@ CUDA_SOURCES = [
     "geglu.cu",
     "group_norm.cu",
 ]
-CUDA_ARCHES = "8.0;9.0;10.0"  # A100; H100 and H200; B200
+# Compute capability → the first CUDA toolkit that compiles for it.
+CUDA_ARCHES = {
+    "8.0": (11, 0),  # A100
+    "8.6": (11, 1),  # RTX 30, A40
+    "8.9": (11, 8),  # RTX 40, L4, L40S
+    "9.0": (11, 8),  # H100, H200
+    "10.0": (12, 8),  # B200
+    "12.0": (12, 8),  # RTX 50, RTX PRO Blackwell
+}
 # No contraction of a·b + c except where formulas.h says so: every processor rounds alike.
 CXX_FLAGS = [
     "-O3",
@@ -58,6 +67,19 @@ def find_cuda_home() -> str | None:
     command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]  # nvcc may be a script that calls another
     told = re.search(r"TOP=(.*)", subprocess.run(command, capture_output=True, text=True).stderr)
     return str(Path(told[1].strip()).resolve()) if told else None
+
+
+def toolkit_version(cuda_home: str) -> tuple[int, int]:
+    """Version of a CUDA toolkit, as its nvcc says it; (0, 0) where it says none."""
+    command = [str(Path(cuda_home) / "bin" / "nvcc"), "--version"]
+    told = re.search(r"release (\d+)\.(\d+)", subprocess.run(command, capture_output=True, text=True).stdout)
+    return (int(told[1]), int(told[2])) if told else (0, 0)
+
+
+def default_arches(toolkit: tuple[int, int]) -> str:
+    """The architectures that a toolkit compiles for, as TORCH_CUDA_ARCH_LIST has them; the last one as PTX too."""
+    known = [arch for arch, first in CUDA_ARCHES.items() if toolkit >= first] or list(CUDA_ARCHES)
+    return ";".join(known) + "+PTX"
 
 
 def cuda_include_folders(cuda_version: str) -> list[str]:
@@ -103,7 +125,8 @@ def extensions() -> tuple[list, dict]:
         "depends": sorted(str(header) for kind in ("*.h", "*.cuh") for header in CSRC.glob(kind)),
     }
     if with_cuda:
-        arches = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHES)
+        assert cuda_home is not None  # or there would be no CUDA
+        arches = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_arches(toolkit_version(cuda_home)))
         define = f'-DREFIMPL_CUDA_ARCHES="{arches}"'
         extension = cpp_extension.CUDAExtension(
             extra_compile_args={"cxx": [*CXX_FLAGS, define], "nvcc": NVCC_FLAGS},
@@ -115,5 +138,6 @@ def extensions() -> tuple[list, dict]:
     return [extension], {"build_ext": cpp_extension.BuildExtension}
 
 
-ext_modules, cmdclass = extensions()
-setup(ext_modules=ext_modules, cmdclass=cmdclass)
+if __name__ == "__main__":
+    ext_modules, cmdclass = extensions()
+    setup(ext_modules=ext_modules, cmdclass=cmdclass)

@@ -14,7 +14,8 @@ ORDER = [
     {"commands"},
 ]  # fmt: skip
 RANK = {folder: rank for rank, folders in enumerate(ORDER) for folder in folders}
-SHARED = {"errors", "names", "checks", "tables", "progress"}  # import nothing of the project but each other
+# Import nothing of the project but each other.
+SHARED = {"errors", "names", "checks", "tables", "progress", "file_kinds"}
 ROOM = 12  # files that a reader still sees at a glance
 ROOT = Path(refimpl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,9 +1,12 @@
 """The nearest name: what was most likely meant."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.names import LONGEST, nearest
+from refimpl.names import LONGEST, near_path, nearest
 
 NAMES = ("learning_rate", "warmup_steps", "weight_decay")
 
@@ -31,3 +34,16 @@ def test_names_of_any_length_are_compared_by_their_ends() -> None:
     begin = "x" * 10**6
     assert nearest(f"{begin}.weihgt", [f"{begin}.bias", f"{begin}.weight"]) == [f"{begin}.weight"]
     assert nearest("y" + "x" * LONGEST, ["x" * LONGEST]) == ["x" * LONGEST]
+
+
+def test_a_path_that_was_probably_meant_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos" / "2024").mkdir(parents=True)
+    (tmp_path / "vae.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    assert near_path("photo") == "; did you mean photos?"
+    assert near_path(tmp_path / "potos") == f"; did you mean {tmp_path}/photos?"
+    assert near_path("phtos/2024") == "; did you mean photos/2024?"
+    assert near_path("photos/2042/") == "; did you mean photos/2024?"
+    assert near_path("vae.safetensor") == "; did you mean vae.safetensors?"
+    for far in ("zzz", "zzz/2024", "photos/zzz", "phtos/zzz", "vae.safetensors/x", "", "/zzz/photos"):
+        assert near_path(far) == ""

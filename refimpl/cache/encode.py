@@ -16,6 +16,7 @@ from refimpl.data.crop import cover, cover_and_crop, crop, flip
 from refimpl.data.images.decode import WHITE, BadImage, decode
 from refimpl.data.images.fast_jpeg import decode_fast
 from refimpl.data.index.content import content, stamp
+from refimpl.data.loading.workers import start_method
 from refimpl.errors import OUT_OF_MEMORY, InputError
 from refimpl.latents.pixels import from_pixels
 from refimpl.latents.vae import VAE
@@ -176,7 +177,15 @@ def encode_units(
         jobs += [(int(row), unit.bucket, tuple(map(int, v))) for row, v in zip(rows, variants, strict=True)]
         per_unit.append(len(rows))
     data = _Jobs(pictures, jobs, flips, VisitDraws(seed, flips), decoder)
-    loaded = iter(DataLoader(data, batch_size=None, num_workers=workers, generator=torch.Generator()))
+    context = start_method(workers)
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),
+        multiprocessing_context=context,
+    )
+    loaded = iter(loader)
     jobs_left = iter(jobs)
     for unit, count in zip(units, per_unit, strict=True):
         parts, bad = _Parts(encoder), []

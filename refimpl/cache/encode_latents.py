@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from refimpl.cache.encode import Encoded, FittingEncoder, encode_units
 from refimpl.cache.files import clean_folder, write_manifest, write_shard
-from refimpl.cache.latents import KIND
+from refimpl.cache.latents import KIND, MADE_FOR
 from refimpl.cache.plan import (
     Bools,
     Held,
@@ -53,6 +53,7 @@ class LatentOptions:
     workers: int
     rehash: bool
     verify: bool
+    made_for: dict[str, Any]  # configuration whose images these are, as a table; see refimpl.cache.made_for
 
 
 def write_latents(
@@ -199,6 +200,7 @@ def _finish(
         "flips": options.flips,
         "buckets": [[*bucket, *span] for bucket, span in zip(pictures.buckets, spans, strict=True)],
         "quarantined": [[pictures.ids[row], reason] for row, reason in sorted(bad.items())],
+        MADE_FOR: options.made_for,
     }  # fmt: skip
     write_manifest(folder, encoding, [shards[number] for number in used.tolist()], lookup, details)
     changed = [pictures.ids[row] for row in np.flatnonzero(~complete) if row not in bad]

@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from refimpl.latents.vae import VAE
 from refimpl.storage.store import Int64s, Store, open_store
 
 KIND = "latents"
+MADE_FOR = "made_for"  # the manifest's table of the configuration whose images were encoded
 
 
 def encoding_of(
@@ -80,6 +82,7 @@ class LatentCache:
     flips: bool
     first_row: dict[Bucket, tuple[int, int]]  # bucket → its first row, and its last row + 1
     quarantined: dict[str, str]  # id → reason, of images that could not be encoded
+    made_for: dict[str, Any]  # see refimpl.cache.made_for; empty where the cache was written without it
 
     def rows_of(self, bucket: Bucket) -> slice:
         """The lookup rows of a bucket's images; none for a bucket that the cache does not know."""
@@ -108,6 +111,7 @@ def open_latents(folder: Path) -> LatentCache:
             bool(details["flips"]),
             {(int(w), int(h)): (int(first), int(last)) for w, h, first, last in details["buckets"]},
             {str(name): str(reason) for name, reason in details["quarantined"]},
+            dict(details.get(MADE_FOR, {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

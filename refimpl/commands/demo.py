@@ -36,6 +36,9 @@ SDXL_LATENT_SIDE = 128  # of 1024² images, for which that σ was not enough (N 
 COLOUR_SEEDS = 8
 SHORT_STEPS = (700, 1300)  # of the autoencoder, of the UNet
 WANTED_PSNR = {False: 24.0, True: 20.0}  # dB, by --short
+# What goes with the measured arithmetic, from a whole and a short demo on two cores, both within 4 %: the time of a
+# step to that of its networks, and the other stages in steps of training.
+AROUND, OTHER_STEPS = 1.15, 200
 STAGES = ("data set", "autoencoder and latent statistics", "training", "sampling", "report")
 
 
@@ -76,7 +79,10 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     world = World(0, 1, torch.device("cpu"))
     out = run_folder(config, "demo", world)
     config = settled(_inside(config, out), world)
-    print(f"demo in {out}: {len(STAGES)} stages, about {'3' if command.short else '6'} minutes on two cores")
+    minutes = expected_seconds(config) / 60
+    print(
+        f"demo in {out}: {len(STAGES)} stages, about {minutes:.0f} minutes on this machine, by ten steps measured"
+    )
     timings: dict[str, float] = {}
 
     with removed_if_empty(out, world), _stage(timings, 0):
@@ -112,6 +118,16 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
         print(f"  {verdict}: {criterion.name} {criterion.measured:.3f}, wanted {criterion.wanted}")
     if not all(criterion.passed for criterion in criteria):
         sys.exit(1)
+
+
+def expected_seconds(config: Config) -> float:
+    """What the demo will take on this machine, by ten measured steps of each network."""
+    from refimpl.train.setup.pace import autoencoder_step, seconds_per_step, training_step
+
+    autoencoder = seconds_per_step(autoencoder_step(config.vae, config.latents))
+    training = seconds_per_step(training_step(config))
+    steps = config.train.steps + OTHER_STEPS
+    return AROUND * (config.latents.train_steps * autoencoder + steps * training)
 
 
 def demo_config(command: DemoCommand) -> Config:

@@ -88,6 +88,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "export_lora_command",
             "write the LoRA that a run has trained for ComfyUI, A1111 or diffusers",
         ),
+        "push": (
+            "refimpl.commands.files.push",
+            "push_command",
+            "put a finished run on a Hugging Face hub, with a model card",
+        ),
     },
     "report": {
         "figures": (

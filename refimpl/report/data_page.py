@@ -18,12 +18,12 @@ Part = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # heading, header, ro
 
 
 def survey_lines(
-    source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = ()
+    source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = (), no_plan: str = ""
 ) -> Iterator[str]:
-    """The lines that `refimpl data check` prints."""
+    """The lines that `refimpl data check` prints. no_plan  why no plan could be made; empty where one was"""
     yield f"{found.images} images in {shown(source)}"
     yield from _summary(found)
-    for heading, header, rows in [*_tables(found, listed), *_plan_tables(plans, found.buckets)]:
+    for heading, header, rows in [*_tables(found, listed, no_plan), *_plan_tables(plans, found.buckets)]:
         yield ""
         yield heading
         yield from _aligned([header, *rows])
@@ -41,7 +41,9 @@ def weight_lines(source: str, found: WeightSurvey) -> Iterator[str]:
         yield from _aligned([header, *rows])
 
 
-def survey_page(source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = ()) -> str:
+def survey_page(
+    source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = (), no_plan: str = ""
+) -> str:
     """The survey as a self-contained HTML page. Raises InputError when matplotlib is missing."""
     source = shown(source)
     density = data_figures.size_density(found.density, BIN_PIXELS, found.buckets)
@@ -62,7 +64,7 @@ def survey_page(source: str, found: Survey, listed: int, plans: Sequence[Planned
         ),
     ]
     opening = [paragraph(f"{found.images} images in {source}"), *map(paragraph, _summary(found))]
-    tables = [*_tables(found, listed), *_plan_tables(plans, found.buckets)]
+    tables = [*_tables(found, listed, no_plan), *_plan_tables(plans, found.buckets)]
     return page(f"Data set {source}", [*drawn, *_sections(tables)], opening)
 
 
@@ -101,8 +103,10 @@ def _summary(found: Survey) -> list[str]:
     ]
 
 
-def _tables(found: Survey, listed: int) -> list[Part]:
+def _tables(found: Survey, listed: int, no_plan: str = "") -> list[Part]:
     parts: list[Part] = []
+    if no_plan:
+        parts.append(("problem: plan, 1", ("reason",), [(f"no plan of epoch 0: {no_plan}",)]))
     for kind, problems in sorted(found.problems.items()):
         rows: list[tuple[Any, ...]] = [(str(bad),) for bad in problems[:listed]]
         parts.append(

@@ -12,13 +12,14 @@ from tqdm import tqdm
 
 from refimpl.data.buckets import assign_and_prune, pixel_budget_batch_sizes
 from refimpl.data.config import DataConfig
-from refimpl.data.demo.data_set import write_demo_images
+from refimpl.data.demo.data_set import HELDOUT, TRAIN, write_demo_images
 from refimpl.data.index.data_set import Index, read_source
 from refimpl.data.loading.loader import ImageCache
 from refimpl.data.scores import take_scores
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.diffusion.philox import sample_id
 from refimpl.errors import InputError
+from refimpl.names import near_path
 from refimpl.progress import Progress
 from refimpl.run.config import Config, Stage, TrainConfig
 from refimpl.text.config import TextConfig
@@ -39,10 +40,19 @@ class StageData:
 
 
 def write_demo_data(settings: DataConfig) -> None:
-    """Draws the demonstration data set where `data.demo` asks for it and the folder does not exist."""
+    """Draws the demonstration data set where `data.demo` asks for it and the folder does not exist.
+
+    Raises InputError for a folder that is not there and not the demonstration's own, which is `train` beside the
+    `heldout` of `data.heldout`: its name was probably mistyped.
+    """
     folder = Path(settings.folder)
     if not settings.demo or folder.exists():
         return
+    if (folder, folder.with_name(HELDOUT)) != (folder.with_name(TRAIN), Path(settings.heldout)):
+        raise InputError(
+            f"data.folder {settings.folder}: there is no such folder{near_path(folder)}; the demonstration's images "
+            f"are drawn only where data.folder ends in {TRAIN} and data.heldout is {HELDOUT} beside it"
+        )
     with Progress(None, "demo images", "images") as progress:
 
         def drawn(done: int, total: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from refimpl.errors import InputError
+from refimpl.file_kinds import PEEK, kind_of
 
 ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -25,22 +26,6 @@ LENGTH = 8  # bytes of the header's length
 MAX_HEADER = 100_000_000  # bytes; the safetensors package's own limit
 MAX_DIMENSIONS = 8  # no weight has more than 5
 MAX_ELEMENTS = 2**62  # of a tensor, ignoring sides of 0, so that strides stay within int64
-
-PICKLED = (
-    "which can run code when it is read; it is not opened. Convert it on a machine you can lose: torch.load(FILE, "
-    "weights_only=True), then safetensors.torch.save_file of its state_dict"
-)
-# Other files that pass for checkpoints: their first bytes, what they are, and what to do.
-FOREIGN = {
-    b"PK\x03\x04": f"a zip archive, as torch.save writes .ckpt and .pt files, {PICKLED}",
-    **{bytes((0x80, protocol)): f"a pickle, {PICKLED}" for protocol in range(2, 6)},
-    b"GGUF": "a GGUF file, whose weights are quantised for inference only; use the .safetensors it was made from",
-    b"version ": "a Git LFS pointer, not the file itself; fetch that with git lfs pull",
-    **dict.fromkeys(
-        (b"<!DOCTYP", b"<!doctyp", b"<html"),
-        "a web page; download the file itself, after logging in if need be",
-    ),
-}
 
 
 class Entry(NamedTuple):
@@ -107,11 +92,9 @@ def read_header(file: BinaryIO, source: str, reader: Reader = CHECKPOINT) -> Hea
     unambiguous description of the bytes that follow.
     """
     begin = file.read(LENGTH)
-    for magic, what in FOREIGN.items():
-        if begin.startswith(magic):
-            raise InputError(f"{source} is {what}")
+    size = os.fstat(file.fileno()).st_size
+    _refuse_other_kinds(file, begin, size, source, reader)
     try:
-        size = os.fstat(file.fileno()).st_size
         length = _header_length(begin, size)
         entries, metadata = _parse(file.read(length), size - LENGTH - length)
     except _Malformed as error:
@@ -146,6 +129,22 @@ def write_container(
         written = sum(map(file.write, tensors[name].pieces))
         begin, end = header[name]["data_offsets"]
         assert written == end - begin, f"{name}: {written} bytes of {end - begin}"
+
+
+def _refuse_other_kinds(file: BinaryIO, begin: bytes, size: int, source: str, reader: Reader) -> None:
+    """Raises InputError for a file of another kind, named for what it is.
+
+    One whose ninth byte opens a table, after a length that a header may have, is not asked for its kind: a header of
+    640 bytes begins as a pickle does.
+    """
+    after = file.read(PEEK - LENGTH)
+    file.seek(LENGTH)
+    if not size or (after.startswith(b"{") and int.from_bytes(begin, "little") <= MAX_HEADER):
+        return
+    if kind := kind_of(begin + after):
+        advice = kind.advice or kind.as_weights or reader.remedy
+        article = "an" if reader.kind.startswith("i") else "a"
+        raise InputError(f"{source} is {kind.what}, not {article} {reader.kind}; {advice}")
 
 
 class _Malformed(ValueError):

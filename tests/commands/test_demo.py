@@ -1,10 +1,22 @@
 """The demo judges itself by the figures it promises."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from refimpl.commands.demo import COLOUR_PROMPTS, DemoCommand, demo_config, judge
+from refimpl.commands import demo
+from refimpl.commands.demo import (
+    AROUND,
+    COLOUR_PROMPTS,
+    OTHER_STEPS,
+    DemoCommand,
+    demo_command,
+    demo_config,
+    expected_seconds,
+    judge,
+)
+from refimpl.errors import InputError
 from refimpl.sample.grids import scale_sigma_max
 from tests.tolerances import FLOAT64_ROUNDING
 
@@ -55,6 +67,36 @@ def test_each_criterion_can_be_missed(rows: list, psnr: list[float], infinite, f
     names = missed(rows, psnr, samples(infinite, finite))
     assert len(names) == 1
     assert name in names[0]
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_the_promise_is_the_measured_steps_times_their_number(
+    short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.train.setup.pace.autoencoder_step", lambda *_: "autoencoder")
+    monkeypatch.setattr("refimpl.train.setup.pace.training_step", lambda *_: "training")
+    monkeypatch.setattr(
+        "refimpl.train.setup.pace.seconds_per_step", {"autoencoder": 0.25, "training": 0.5}.__getitem__
+    )
+    steps = {False: (1500, 2400), True: (700, 1300)}[short]
+    wanted = AROUND * (steps[0] * 0.25 + (steps[1] + OTHER_STEPS) * 0.5)
+    assert expected_seconds(demo_config(DemoCommand(short=short))) == pytest.approx(wanted)
+
+
+def test_the_first_line_is_the_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise InputError("far enough")
+
+    monkeypatch.setattr(demo, "expected_seconds", lambda _: 754.0)
+    monkeypatch.setattr(demo, "_stage", stop)
+    with pytest.raises(InputError, match="far enough"):
+        demo_command(["--out", str(tmp_path / "demo")])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert (
+        first == f"demo in {tmp_path}/demo: 5 stages, about 13 minutes on this machine, by ten steps measured"
+    )
 
 
 def test_a_run_without_numbers_does_not_pass() -> None:

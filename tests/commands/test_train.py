@@ -52,7 +52,9 @@ BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], list[str]]] = {
     ),
     "no folder": (nothing, {"data": {"folder": ""}}, ["data.folder is empty; name a folder of images"]),
     "no captions": (without_captions, {}, ["18 images but no captions", "000.txt or 000.caption"]),
-    "undecodable": (undecodable, {}, ["{data}/train/005.png: not an image", "1 of 18", "repair or remove"]),
+    "undecodable": (
+        undecodable, {}, ["{data}/train/005.png: this is a text file, not an image", "1 of 18", "repair or remove"],
+    ),
     "bad held-out image": (
         damaged_heldout, {"data": {"heldout": "{data}/heldout"}}, ["{data}/heldout/001.png: the file is empty"],
     ),

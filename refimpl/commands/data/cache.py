@@ -101,6 +101,7 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
     from refimpl.cache.encode_latents import LatentOptions, write_latents
     from refimpl.cache.encode_text import write_text
     from refimpl.cache.latents import KIND, encoding_of
+    from refimpl.cache.made_for import made_for
     from refimpl.cache.plan import pictures_of
     from refimpl.cache.text_states import text_encoding
     from refimpl.data.images.fast_jpeg import check_fast
@@ -125,6 +126,7 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
         workers=config.data.workers,
         rehash=command.rehash,
         verify=command.verify,
+        made_for=made_for(config),
     )
     encoder = FittingEncoder(vae, world.device, command.dtype, command.tile, command.batch_pixels)
     counts = write_latents(

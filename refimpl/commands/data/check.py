@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,8 +61,9 @@ class CheckCommand:
     SHA-256."""
     verify: bool = False
     """For other sources: decode every image in full, to find all damage."""
-    any_suffix: bool = False
-    """For other sources: accept files whose suffix is that of another format."""
+    own_suffix: bool = False
+    """For other sources: refuse files whose suffix is that of another format, such as a JPEG named .png, which are
+    otherwise taken for what their bytes are."""
     listed: int = 5
     """Number of problems and tags of each kind to list by name."""
     processes: int = 0
@@ -83,7 +83,7 @@ class CheckCommand:
         from refimpl.data.index.record import IndexOptions
         from refimpl.data.tag_rules import TagRules
 
-        return IndexOptions(TagRules(tag_classes), Accepted(any_suffix=self.any_suffix), self.verify)
+        return IndexOptions(TagRules(tag_classes), Accepted(own_suffix=self.own_suffix), self.verify)
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Looked:
     batch_size: int | np.ndarray  # of a rank, or of a rank by bucket; 0 for no plan
     seed: int
     html: Path | None
+    no_batch: str = ""  # why the settings give the ranks no batch
 
 
 def is_configuration(source: str) -> bool:
@@ -144,30 +145,43 @@ def _check_data_set(command: CheckCommand) -> None:
 
 
 def _check_stages(command: CheckCommand, config: Config) -> None:
-    """Looks at the images of every stage, and reads them as training would: raises InputError where that would."""
+    """Looks at the images of every stage, and reads them as training would.
+
+    Raises InputError with all that training would end with, after every stage has been shown.
+    """
     from refimpl.data.index.data_set import read_source
     from refimpl.data.scores import take_scores
     from refimpl.run.stage import tag_classes, write_demo_data
 
     write_demo_data(config.data)
     stages, classes = config.all_stages(), tag_classes(config.data, config.text)
+    problems: list[str] = []
     for number, stage in enumerate(stages):
         html = command.html
         if html is not None and len(stages) > 1:
             html = html.with_name(f"{html.stem}-{number}{html.suffix}")
-        asked = _of_stage(command, config, stage, command.options(classes), html)
-        print(
-            f"stage {number} from step {stage.from_step}: {_batch_of(asked)}; data.plan = {config.data.plan!r}"
-        )
-        _look(command, asked, is_planned=command.batch_size is not None)
-        index = read_source(stage.folder, classes, config.data.allow_missing)
-        if config.text.vector == "score":
-            take_scores(index, config.data.score_class, config.data.default_score)
+        try:
+            asked = _of_stage(command, config, stage, command.options(classes), html)
+            print(
+                f"stage {number} from step {stage.from_step}: {_batch_of(asked)}; data.plan = {config.data.plan!r}"
+            )
+            _look(command, asked, is_planned=command.batch_size is not None)
+            if asked.no_batch:
+                problems.append(asked.no_batch)
+            index = read_source(stage.folder, classes, config.data.allow_missing)
+            if config.text.vector == "score":
+                take_scores(index, config.data.score_class, config.data.default_score)
+        except InputError as error:
+            problems.append(f"stage {number}: {error}" if len(stages) > 1 else str(error))
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def _batch_of(asked: Looked) -> str:
     import numpy as np
 
+    if asked.no_batch:
+        return "no batch"
     least, most = int(np.min(asked.batch_size)), int(np.max(asked.batch_size))
     return f"{least if least == most else f'{least} to {most}'} images per rank and step"
 
@@ -180,9 +194,12 @@ def _of_stage(
 
     buckets = (BucketConfig(preset=command.buckets) if command.buckets else stage.buckets).sizes()
     limit = config.data.max_aspect_error if command.max_aspect_error is None else command.max_aspect_error
-    batch_size = command.batch_size
-    if batch_size is None:
-        batch_size = rank_batch(config.train, stage, buckets, command.world_size)
+    batch_size, no_batch = command.batch_size or 0, ""
+    if command.batch_size is None:
+        try:
+            batch_size = rank_batch(config.train, stage, buckets, command.world_size)
+        except InputError as error:
+            no_batch = str(error)
     return Looked(
         folder_of(stage),
         options,
@@ -192,13 +209,14 @@ def _of_stage(
         batch_size,
         config.train.seed if command.seed is None else command.seed,
         html,
+        no_batch,
     )
 
 
 def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None:
     """Surveys one data set and shows it.
 
-    is_planned  whether a plan was asked for: images which allow none are an error then, after all else is shown
+    is_planned  whether a plan was asked for: that there is none is an error then, after all else is shown
     """
     import numpy as np
 
@@ -207,7 +225,7 @@ def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None
     from refimpl.report.data_page import survey_lines, survey_page
 
     plans: list[PlannedEpoch] = []
-    refused = ""
+    refused = asked.no_batch
     with looked_at(asked.source, asked.options, command.processes or cores()) as table:
         found = survey(table, asked.buckets, asked.metric, asked.limit, command.listed)
         for bad in changed_files(table) if command.files else []:
@@ -221,11 +239,7 @@ def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None
             except InputError as error:
                 refused = str(error)
 
-    def lines() -> Iterator[str]:
-        yield from survey_lines(asked.source, found, command.listed, plans)
-        if refused and not is_planned:
-            yield f"\nno plan of epoch 0: {refused}"
-
-    show(lines(), lambda: survey_page(asked.source, found, command.listed, plans), asked.html)
+    shown = (asked.source, found, command.listed, plans, refused)
+    show(survey_lines(*shown), lambda: survey_page(*shown), asked.html)
     if refused and is_planned:
         raise InputError(refused)

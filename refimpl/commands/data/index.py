@@ -68,8 +68,9 @@ class IndexCommand:
     """Record the SHA-256 of every image's bytes."""
     max_pixels: int = MAX_PIXELS
     """Largest accepted image, in pixels (width · height)."""
-    any_suffix: bool = False
-    """Accept files whose suffix is that of another format."""
+    own_suffix: bool = False
+    """Refuse files whose suffix is that of another format, such as a JPEG named .png, which are otherwise taken for
+    what their bytes are."""
     tags: TagArguments = field(default_factory=TagArguments)
     """Captions and tags."""
 
@@ -93,7 +94,7 @@ class IndexCommand:
             tags.rating,
             tuple(_bound(text) for text in tags.quality),
         )
-        accepted = Accepted(max_pixels=self.max_pixels, any_suffix=self.any_suffix)
+        accepted = Accepted(max_pixels=self.max_pixels, own_suffix=self.own_suffix)
         return IndexOptions(rules, accepted, self.verify, self.sha256)
 
 

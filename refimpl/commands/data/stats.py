@@ -33,15 +33,16 @@ class StatsCommand:
     each latent channel as a preset, with the number of images and how it converged (`refimpl figures --statistics`).
     """
 
-    config: Annotated[str, tyro.conf.Positional]
-    """Preset or TOML file whose data, buckets and autoencoder are used."""
+    config: Annotated[str, tyro.conf.Positional] = ""
+    """Preset or TOML file whose data, buckets and autoencoder are used; with --cache it may be left out for the one
+    that the cache was made for."""
     out: Path = Path("scale_shift.json")
     """Preset to write; a configuration uses it as latents.scale_shift."""
     folder: str = ""
     """Images to measure instead of the configuration's; empty for the configuration's."""
     cache: str = ""
-    """Folder written by `refimpl cache` to read latents from (crop 0) instead of encoding; the images must match it.
-    Empty to encode."""
+    """Folder written by `refimpl cache` to read latents from (crop 0) instead of encoding; it knows its images, which
+    must still match it. Empty to encode."""
     weights: str = ""
     """Safetensors file of the autoencoder to use instead of the configuration's; empty for the configuration's."""
     seed: int = 0
@@ -58,11 +59,19 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
     command = tyro.cli(StatsCommand, args=arguments, prog=program)
     if command.out.exists():
         raise InputError(f"--out {command.out} exists; choose another name")
-    config = load_config(command.config)
+    if not command.config and not command.cache:
+        raise InputError(
+            "name a preset or a TOML file, or a cache with --cache, which knows what it was made for"
+        )
+    named = load_config(command.config) if command.config else None
+    from refimpl.cache.made_for import config_of_cache, images_of_cache
+
+    config = named or config_of_cache(command.cache)
     if command.folder:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
     if command.cache:
         config = replace(config, data=replace(config.data, cache=command.cache, horizontal_flip=False))
+        config = images_of_cache(config)
     from refimpl.cache.cached_stage import find_latents, open_cache
     from refimpl.run.stage import read_stage, write_demo_data
     from refimpl.run.world import join_world, leave_world, lost_peers_named

@@ -17,7 +17,7 @@ from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_names
 from refimpl.run.settings.paths import IS_CHECKPOINT, data_problem
 from refimpl.run.settings.recognised import read_foreign
-from refimpl.run.settings.translated import refuse_unknown
+from refimpl.run.settings.translated import refuse_unknown, setting_names
 from refimpl.tables import from_table
 from refimpl.train.budget.cards import find_card
 
@@ -80,7 +80,9 @@ def init_command(arguments: list[str], program: str = "refimpl init") -> None:
     def overridden(config: Config) -> Config:
         return tyro.cli(Config, default=config, args=words, prog=program)
 
-    overridden(load_config("tiny"))  # a mistyped setting is told before anything is loaded
+    given = _settings_in(words)
+    if not set(given) <= set(setting_names()):
+        overridden(load_config("tiny"))  # which tells a mistyped setting, before anything is loaded
     if command.import_:
         source = Path(command.import_)
         out = out_file(command.out, f"{source.stem}-refimpl")
@@ -105,8 +107,9 @@ def init_command(arguments: list[str], program: str = "refimpl init") -> None:
         )
         from refimpl.commands.start.first import Wishes, first_settings
 
-        fixed = frozenset(_settings_in(words))
-        wishes = Wishes(folder, checkpoint, command.train, command.gpu, out.stem, fixed, overridden)
+        wishes = Wishes(
+            folder, checkpoint, command.train, command.gpu, out.stem, frozenset(given), overridden
+        )
         written = first_settings(wishes, questions)
     write(out, written, f"{program} {shlex.join(arguments)}")
 

@@ -17,6 +17,7 @@ from refimpl.data.images.archives import ArchiveChanged, ImageSource, Packed
 from refimpl.data.images.colour import to_srgb
 from refimpl.data.images.webp_header import webp_size
 from refimpl.errors import InputError
+from refimpl.file_kinds import PEEK, kind_of
 
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -71,8 +72,8 @@ class Accepted:
     """width · height, read from the header before anything is decoded"""
     animations: bool = True
     """take the first frame of an animation or the first page of a TIFF; False rejects them"""
-    any_suffix: bool = False
-    """accept files whose suffix is that of another format; False rejects them"""
+    own_suffix: bool = False
+    """refuse files whose suffix is that of another format; False takes every file for what its bytes are"""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in SUFFIXES]
@@ -186,7 +187,7 @@ def _check_header(path: ImageSource, found: str, width: int, height: int, accept
         reason = f"{width}x{height} pixels exceed the limit of {accepted.max_pixels}; scale it down"
         raise BadImage(path, reason, "too large")
     suffix = os.path.splitext(os.fspath(path))[1].lower()
-    if not accepted.any_suffix and FORMAT_OF.get(suffix, found) != found:
+    if accepted.own_suffix and FORMAT_OF.get(suffix, found) != found:
         raise BadImage(path, f"the content is {found}, but the suffix is {suffix}; rename it", "wrong suffix")
 
 
@@ -198,10 +199,7 @@ def _reason(path: ImageSource, error: Exception, accepted: Accepted) -> tuple[st
     if isinstance(error, ArchiveChanged):
         return str(error), "changed"
     if isinstance(error, UnidentifiedImageError):
-        if _is_empty(path):
-            return "the file is empty", "empty"
-        formats = ", ".join(accepted.formats)
-        return f"not an image of an accepted format ({formats}), or its header is damaged", "not an image"
+        return _unidentified(path, accepted)
     if isinstance(error, Image.DecompressionBombError):
         return f"more pixels than the limit of {accepted.max_pixels}; scale it down", "too large"
     if isinstance(error, OSError) and error.errno is not None:
@@ -209,11 +207,22 @@ def _reason(path: ImageSource, error: Exception, accepted: Accepted) -> tuple[st
     return f"can't be decoded ({type(error).__name__}: {error}); replace or remove it", "damaged"
 
 
-def _is_empty(path: ImageSource) -> bool:
-    if isinstance(path, Packed):
-        with path.open() as file:
-            return not file.read(1)
-    return os.path.getsize(path) == 0
+def _unidentified(path: ImageSource, accepted: Accepted) -> tuple[str, str]:
+    """What a file is that Pillow does not take for an image of the accepted formats, and the kind of problem."""
+    with path.open() if isinstance(path, Packed) else open(path, "rb") as file:
+        begin = file.read(PEEK)
+    if not begin:
+        return "the file is empty", "empty"
+    wanted = f"not an image of an accepted format ({', '.join(accepted.formats)})"
+    kind = kind_of(begin)
+    if kind is None:
+        return f"{wanted}, or its header is damaged", "not an image"
+    if any(name.lower() in kind.what.lower() for name in accepted.formats):
+        return (
+            f"it begins as {kind.what} does, but its header is damaged; replace or remove it",
+            "not an image",
+        )
+    return f"{wanted}: it is {kind.what}{f'; {kind.advice}' if kind.advice else ''}", "not an image"
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -22,6 +22,7 @@ from refimpl.data.index.record import IndexOptions
 from refimpl.data.index.shard import Unit
 from refimpl.data.tag_rules import TagRules
 from refimpl.errors import InputError
+from refimpl.names import near_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,9 @@ def read_folder(
     """
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"{root}: there is no such folder; give one of images with .txt captions")
+        raise InputError(
+            f"{root}: there is no such folder{near_path(root)}; give one of images with .txt captions"
+        )
     options = IndexOptions(TagRules(tuple(tag_classes)), accepted, verify)
     index = _read(str(root), layouts.folder_units(str(root), options), options, allow_missing, max_bad_share)
     lists = {name: list(getattr(index, name)) for name in ("ids", "paths", "captions", "tags")}

@@ -17,7 +17,7 @@ from refimpl.data.images.archives import ImageSource
 from refimpl.data.images.decode import DEFAULT_ACCEPTED, WHITE, Accepted, BadImage, decode
 from refimpl.data.images.fast_jpeg import check_fast, decode_fast
 from refimpl.data.index.data_set import Index
-from refimpl.data.loading.workers import begin_worker, delivered
+from refimpl.data.loading.workers import begin_worker, delivered, start_method
 from refimpl.errors import InputError
 
 Decoded = TypeVar("Decoded", Image.Image, npt.NDArray[np.uint8])
@@ -238,6 +238,7 @@ def load_batches(
         generator=torch.Generator(),
         pin_memory=pinned,
         worker_init_fn=begin_worker,
+        multiprocessing_context=start_method(workers),
     )
     return _raising(delivered(loader, timeout))
 

@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -25,6 +26,15 @@ KILLED = re.compile(
 END = object()
 UNREAPED = 2.0  # s after a process's connections are closed, by which the system says that it has ended
 GO_ON = "continue the run from its newest checkpoint"
+
+
+def start_method(workers: int) -> str | None:
+    """How worker processes are started: forked on Linux, where Python 3.14 no longer does so by itself.
+
+    A forked worker has this process as its parent, with which it ends, and shares the memory of the index.
+    returns  what DataLoader takes as multiprocessing_context; None without workers, or for the platform's own way
+    """
+    return "fork" if workers and sys.platform == "linux" else None
 
 
 def begin_worker(number: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from refimpl.errors import InputError
 from refimpl.latents.config import SCALE_SHIFT_NAMES
+from refimpl.names import near_path
 from refimpl.run.config import Config
 
 DIFFUSERS_FILES = (
@@ -55,8 +56,8 @@ def data_problem(setting: str, path: str) -> str | None:
     """What is wrong with a data set's path; None where nothing is."""
     if not os.path.exists(path):
         return (
-            f"{setting} {path}: there is no such folder; give one of images with .txt captions, an index, or a "
-            ".jsonl, .json, .parquet or .tar file"
+            f"{setting} {path}: there is no such folder{near_path(path)}; give one of images with .txt captions, an "
+            "index, or a .jsonl, .json, .parquet or .tar file"
         )
     if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return f"{setting} {path} can't be read; change its permissions"
@@ -88,7 +89,8 @@ def _found(problem: str | None) -> Iterator[str]:
 
 def _cache(config: Config) -> Iterator[str]:
     if config.data.cache and not os.path.isdir(config.data.cache):
-        yield f"data.cache {config.data.cache}: there is no such folder; write it with `refimpl cache`"
+        near = near_path(config.data.cache)
+        yield f"data.cache {config.data.cache}: there is no such folder{near}; write it with `refimpl cache`"
 
 
 def _image_tower(config: Config) -> Iterator[str]:
@@ -103,7 +105,7 @@ def _start(config: Config) -> Iterator[str]:
         return
     path = Path(start)
     if not path.exists():
-        yield f"train.init_from {start} does not exist; {IS_CHECKPOINT}"
+        yield f"train.init_from {start} does not exist{near_path(start)}; {IS_CHECKPOINT}"
     elif path.is_dir() and not any((path / name).exists() for name in (*DIFFUSERS_FILES, MANIFEST)):
         yield (
             f"train.init_from {start} holds no checkpoint; give a run folder or one of its checkpoints/step-* "
@@ -115,7 +117,8 @@ def _autoencoder(config: Config) -> Iterator[str]:
     settings = config.latents
     if settings.weights:
         if not os.path.exists(settings.weights):
-            yield f"latents.weights {settings.weights} does not exist; give a .safetensors file"
+            near = near_path(settings.weights)
+            yield f"latents.weights {settings.weights} does not exist{near}; give a .safetensors file"
         elif os.path.isdir(settings.weights):
             yield f"latents.weights {settings.weights} is a folder; give the .safetensors file in it"
         return
@@ -149,7 +152,8 @@ def _text(config: Config) -> Iterator[str]:
         wanted = ("text_encoder", "text_encoder_2") if text.has_l else ("text_encoder_2",)
         lacking = [f"{name}/" for name in wanted if not os.path.isdir(os.path.join(text.folder, name))]
         if not os.path.isdir(text.folder):
-            yield f"text.folder {text.folder}: there is no such folder; give a diffusers SDXL folder"
+            near = near_path(text.folder)
+            yield f"text.folder {text.folder}: there is no such folder{near}; give a diffusers SDXL folder"
         elif lacking:
             yield f"text.folder {text.folder} has no {', '.join(lacking)}; give a diffusers SDXL folder"
     elif not start:

@@ -205,11 +205,11 @@ def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def settings_of_refimpl() -> frozenset[str]:
-    """The names of all sections and settings, without their sections."""
-    names: set[str] = set()
-    for section, kind in typing.get_type_hints(Config).items():
-        names.add(section)
-        if dataclasses.is_dataclass(kind):
-            names |= {entry.name for entry in dataclasses.fields(kind)}
-    return frozenset(names)
+def setting_names() -> list[str]:
+    """All settings of refimpl, by section and name."""
+    return [
+        f"{section}.{entry.name}"
+        for section, kind in typing.get_type_hints(Config).items()
+        if dataclasses.is_dataclass(kind)
+        for entry in dataclasses.fields(kind)
+    ]

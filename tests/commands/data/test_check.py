@@ -101,7 +101,8 @@ def test_check_reports_the_plan_of_both_modes(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(InputError, match="2 ranks × batch size 50 = 100"):
         dispatch(["data", *words, "--batch-size", "50"])
     out = capsys.readouterr().out
-    assert "plan of epoch 0" not in out
+    assert "plan of epoch 0, by mode" not in out
+    assert "no plan of epoch 0: 21 images are fewer than one global batch" in out
     assert {"problems", "buckets"} & set(out.split())  # all else is shown first
 
 
@@ -142,6 +143,38 @@ def test_check_of_a_configuration_obeys_the_command_line(
     assert "50 ranks × batch size 4 = 200" in out
     with pytest.raises(InputError, match="50 ranks × batch size 4 = 200"):
         dispatch(["data", *words, "--world-size", "50", "--batch-size", "4"])
+
+
+def test_a_plan_that_cannot_be_made_is_one_problem_among_others(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three ranks do not share four micro-batches, and an image is empty: both are shown, and both end the check."""
+    shutil.copytree(root, tmp_path / "data")
+    damaged = sorted((tmp_path / "data" / "train").glob("*.png"))[0]
+    damaged.write_bytes(b"")
+    toml = runs.write_toml(tmp_path / "data", tmp_path / "a.toml", tmp_path, train={"micro_batches": 4})
+    page = tmp_path / "page.html"
+    with pytest.raises(InputError) as refused:
+        dispatch(["data", "check", toml, "--processes", "1", "--world-size", "3", "--html", str(page)])
+    out = capsys.readouterr().out
+    reason = "3 ranks do not share train.micro_batches 4 evenly"
+    for shown in (out, page.read_text()):
+        assert f"no plan of epoch 0: {reason}" in shown
+        assert "problem: empty, 1" in shown
+        assert "17 images in " in shown
+    assert reason in str(refused.value)
+    assert f"{damaged.name}: the file is empty" in str(refused.value)
+
+
+def test_the_problems_of_every_stage_are_told_together(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [{"from_step": 0, "folder": str(tmp_path / "none")}, {"from_step": 1, "batch_size": 999}]
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path, stages=stages)
+    with pytest.raises(InputError, match=r"^stage 0: .*none: there is no such folder") as refused:
+        dispatch(["data", "check", toml, "--processes", "1"])
+    assert "stage 1" not in str(refused.value)
+    assert "no plan of epoch 0: 18 images are fewer than one global batch" in capsys.readouterr().out
 
 
 def test_check_of_stages_writes_a_page_for_each(

@@ -187,8 +187,6 @@ def test_truncated_files_are_named(name: str, share: float, tmp_path: Path) -> N
         ("a.png", b"not an image at all", "not an image of an accepted format"),
         ("a.jpg", b"\xff\xd8\xff", "a.jpg: "),
         ("a.png", b"\x89PNG\r\n\x1a\n", "a.png: "),
-        ("a.jpg", good_files()["a.gif"], r"content is GIF, but the suffix is \.jpg; rename"),
-        ("a.png", good_files()["a.jpg"], r"content is JPEG, but the suffix is \.png"),
         (
             "a.png",
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
@@ -203,9 +201,28 @@ def test_bad_files_are_named(name: str, content: bytes, reason: str, tmp_path: P
             read(tmp_path / name)
 
 
-def test_any_suffix_by_option(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(good_files()["a.gif"])
-    assert decode(tmp_path / "a.jpg", accepted=Accepted(any_suffix=True)).size == (64, 32)
+@pytest.mark.parametrize("content", list(good_files()))
+@pytest.mark.parametrize("name", list(good_files()))
+def test_a_file_is_what_its_bytes_are(name: str, content: str, tmp_path: Path) -> None:
+    """Each format under the suffix of every other: the pixels are those that it has under its own."""
+    for path in (tmp_path / f"as-{name}", tmp_path / content):
+        path.write_bytes(good_files()[content])
+    assert read_size(tmp_path / f"as-{name}") == (64, 32)
+    assert np.array_equal(decode(tmp_path / f"as-{name}"), decode(tmp_path / content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jpg", "a.gif", r"content is GIF, but the suffix is \.jpg; rename"),
+        ("a.png", "a.jpg", r"content is JPEG, but the suffix is \.png"),
+    ],
+)
+def test_own_suffix_by_option(name: str, content: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(good_files()[content])
+    for read in (decode, read_size):
+        with pytest.raises(BadImage, match=reason):
+            read(tmp_path / name, accepted=Accepted(own_suffix=True))
 
 
 def test_formats_by_option(tmp_path: Path) -> None:

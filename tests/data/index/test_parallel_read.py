@@ -16,6 +16,7 @@ from PIL import Image
 
 from refimpl.commands.data.index import build, looked_at
 from refimpl.commands.main import dispatch
+from refimpl.data.images.decode import Accepted
 from refimpl.data.index import parallel_read as gathering
 from refimpl.data.index.data_set import index_of, read_folder, read_index
 from refimpl.data.index.layouts import folder as layout_folder
@@ -301,7 +302,7 @@ def test_bad_files_of_every_kind_are_named(tmp_path: Path) -> None:
     contents["gone.png"] = b"", "missing", "there is no such file"
     for name in ("loop", "gone"):
         (folder / f"{name}.txt").write_text("x")
-    with looked_at(str(folder), OPTIONS, 1) as table:
+    with looked_at(str(folder), IndexOptions(accepted=Accepted(own_suffix=True)), 1) as table:
         index = index_of(table)
     assert list(index.ids) == ["bom", "good"]
     assert index.captions[0] == "red"

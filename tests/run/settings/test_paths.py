@@ -130,6 +130,9 @@ def test_a_demo_that_is_still_to_be_drawn_is_no_problem(root: Path, tmp_path: Pa
     typo = {**folders, "folder": str(tmp_path / "tarin"), "demo": True}
     (problem,) = path_problems(settings(root, tmp_path / "out", data=typo))
     assert "tarin: there is no such folder" in problem
+    (tmp_path / "train").mkdir()
+    (problem,) = path_problems(settings(root, tmp_path / "out", data=typo))
+    assert f"tarin: there is no such folder; did you mean {tmp_path / 'train'}?; give one" in problem
 
 
 def test_a_resumed_run_has_its_networks_already(root: Path, trained: Path) -> None:

@@ -91,9 +91,35 @@ def test_demonstration_data_is_drawn_only_where_asked_and_absent(
     monkeypatch.setattr("refimpl.run.stage.write_demo_images", lambda folder, progress: drawn.append(folder))
     (tmp_path / "there" / "train").mkdir(parents=True)
     for name, demo in (("there", True), ("absent", False), ("absent", True)):
-        folder = str(tmp_path / name / "train")
-        write_demo_data(runs.config(tmp_path, tmp_path, data={"folder": folder, "demo": demo}).data)
+        folders = {
+            part: str(tmp_path / name / where)
+            for part, where in (("folder", "train"), ("heldout", "heldout"))
+        }
+        write_demo_data(runs.config(tmp_path, tmp_path, data={**folders, "demo": demo}).data)
     assert drawn == [tmp_path / "absent"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "heldout", "near"),
+    [
+        ("my-imagse", "demo-data/heldout", r"; did you mean .*/my-images\?"),
+        ("my-imagse/train", "demo-data/heldout", r"; did you mean .*/my-images/train\?"),
+        ("elsewhere/train", "demo-data/heldout", ";"),
+        ("my-images/trian", "my-images/heldout", r"; did you mean .*/my-images/train\?"),
+        ("elsewhere", "", ";"),
+    ],
+)
+def test_a_mistyped_folder_is_no_place_for_the_demonstration(
+    folder: str, heldout: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's images are not drawn beside the typing error."""
+    monkeypatch.setattr("refimpl.run.stage.write_demo_images", lambda *_, **__: pytest.fail("drawn"))
+    (tmp_path / "my-images" / "train").mkdir(parents=True)
+    places = {"folder": str(tmp_path / folder), "heldout": str(tmp_path / heldout) if heldout else ""}
+    settings = runs.config(tmp_path, tmp_path, data={**places, "demo": True}).data
+    with pytest.raises(InputError, match=rf"^data\.folder .*/{folder}: there is no such folder{near}"):
+        write_demo_data(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["my-images"]
 
 
 def test_a_run_that_never_started_leaves_no_folder(root: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from refimpl.data.index.layouts import tar as layout_tar
 from refimpl.data.index.record import IndexOptions, Item
 from refimpl.data.index.shard import Unit
 from refimpl.errors import InputError
+from refimpl.names import near_path
 
 
 def units(source: str, options: IndexOptions) -> list[Unit]:
@@ -26,8 +27,8 @@ def units(source: str, options: IndexOptions) -> list[Unit]:
         return found or folder_units(path, options)
     if not os.path.exists(path):
         raise InputError(
-            f"{source}: there is no such folder; give one of images with .txt captions, or a .jsonl, .json, "
-            ".parquet or .tar file"
+            f"{source}: there is no such folder{near_path(path)}; give one of images with .txt captions, or a "
+            ".jsonl, .json, .parquet or .tar file"
         )
     if not os.path.isfile(path):
         raise InputError(f"{source}: neither a folder nor a regular file")

@@ -1,0 +1,214 @@
+"""`refimpl push` against a stand-in of a hub on this machine: what arrives there, and what is said when it can't."""
+
+import json
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+
+from refimpl.commands.main import dispatch
+from refimpl.commands.train import parse
+from refimpl.errors import InputError
+from refimpl.interop import hub as hub_module
+from refimpl.interop.hub import check_repo
+from refimpl.interop.model_card import without_places
+from refimpl.interop.run.run_folder import load_model
+from tests.commands.files.hub_server import Hub, hub_running
+
+REPO = "alice/my-model"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub that takes large files over HTTP, and a token that it accepts."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with hub_running() as running:
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: running.token)
+        yield running
+
+
+def push(run: Path, *words: str) -> None:
+    dispatch(["push", str(run), *words])
+
+
+def test_a_run_arrives_private_with_its_card(
+    trained: Path, tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = sorted(run.iterdir())
+    push(run, REPO, "--endpoint", hub.endpoint, "--dtype", "fp32", "--license", "openrail++")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == f"pushed: {hub.endpoint}/{REPO} (private)"
+    assert hub.token not in said.out + said.err
+    assert hub.repos == {REPO: True}
+    assert hub.commits == ["refimpl: step 4 of run"]
+    assert sorted(run.iterdir()) == before  # the folder that was uploaded is gone
+    assert set(hub.files) >= {
+        "README.md",
+        "model_index.json",
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+    }
+
+    unet = load_tensors(hub.files["unet/diffusion_pytorch_model.safetensors"])
+    wanted = load_model(run)[0].unet.state_dict()
+    assert sum(tensor.numel() for tensor in unet.values()) == sum(
+        tensor.numel() for tensor in wanted.values()
+    )
+    assert torch.equal(unet["conv_in.weight"], wanted["input_blocks.0.0.weight"])
+
+    card = hub.files["README.md"].decode()
+    front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", card, re.DOTALL).groups()  # type: ignore[union-attr]
+    for line in ("library_name: diffusers", 'license: "openrail++"', "- v-prediction", "- zero-terminal-snr"):
+        assert line in front.splitlines()
+    for text in (
+        "trained for 4 steps with refimpl",
+        f"pipe = StableDiffusionXLPipeline.from_pretrained('{REPO}')",
+        "prediction_type='v_prediction', rescale_betas_zero_snr=True",
+        "rescaled to zero terminal SNR",
+        "0 to 999, where σ_edm is ∞",
+    ):
+        assert text in body, text
+    scheduler = json.loads(hub.files["scheduler/scheduler_config.json"])
+    assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    settings = json.loads(body.partition("```json\n")[2].partition("\n```")[0])
+    assert settings["train"]["steps"] == 4
+    assert settings["data"]["folder"] == "train"
+    assert str(trained.parent) not in card
+
+
+def test_a_dry_run_writes_what_diffusers_opens(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It needs no token, and nothing is sent."""
+    from diffusers import StableDiffusionXLPipeline
+
+    monkeypatch.setattr(hub_module, "upload", lambda *_: pytest.fail("uploaded"))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: pytest.fail("asked for a token"))
+    out = tmp_path / "folder"
+    push(trained, REPO, "--dry-run", "--out", str(out), "--dtype", "")
+    assert f"{out}: README.md and " in capsys.readouterr().out
+    assert not list(out.parent.glob(".*"))
+    pipe = StableDiffusionXLPipeline.from_pretrained(out)
+    assert pipe.scheduler.config["prediction_type"] == "v_prediction"
+    assert pipe.scheduler.config["rescale_betas_zero_snr"]
+    with pytest.raises(InputError, match="exists already; give another name with --out"):
+        push(trained, REPO, "--dry-run", "--out", str(out))
+
+
+def test_a_lora_arrives_as_a_file_with_the_scheduler_it_needs(
+    trained: Path, run: Callable[..., Path], hub: Hub, tmp_path: Path
+) -> None:
+    adapted = run(lora={"rank": 2}, train={"init_from": str(trained)})
+    push(adapted, REPO, "--endpoint", hub.endpoint, "--out", str(tmp_path / "kept"))
+    assert set(hub.files) == {"README.md", "my-model.safetensors"}
+    assert (tmp_path / "kept" / "my-model.safetensors").read_bytes() == hub.files["my-model.safetensors"]
+    card = hub.files["README.md"].decode()
+    assert f"pipe.load_lora_weights('{REPO}', weight_name='my-model.safetensors')" in card
+    assert "- lora" in card.splitlines()
+    assert (
+        "pipe.scheduler = Scheduler.from_config(pipe.scheduler.config, prediction_type='v_prediction'" in card
+    )
+
+
+def test_a_public_repository_must_be_asked_for(trained: Path, tmp_path: Path, hub: Hub) -> None:
+    hub.repos[REPO] = False
+    words = (REPO, "--endpoint", hub.endpoint, "--out")
+    with pytest.raises(InputError, match=f"{REPO} exists and is public; say --public"):
+        push(trained, *words, str(tmp_path / "1"))
+    assert hub.files == {}
+    push(trained, *words, str(tmp_path / "2"), "--public")
+    assert "README.md" in hub.files
+    assert hub.repos == {REPO: False}
+
+
+def test_no_finished_run_is_an_error(trained: Path, tmp_path: Path, hub: Hub) -> None:
+    with pytest.raises(InputError, match=r"nowhere does not exist"):
+        push(tmp_path / "nowhere", REPO)
+    with pytest.raises(InputError, match=r"holds no checkpoint"):
+        push(tmp_path, REPO)
+    early = trained / "checkpoints" / "step-00000002"
+    with pytest.raises(InputError, match=rf"2 of 4 steps; go on with `refimpl train --resume {trained}`"):
+        push(early, REPO)
+    assert hub.requests == []
+    push(early, REPO, "--unfinished", "--dry-run", "--out", str(tmp_path / "early"))
+    assert "trained for 2 steps" in (tmp_path / "early" / "README.md").read_text()
+
+
+def test_no_token_is_told_before_anything_is_written(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(InputError, match="no token for the hub: call `hf auth login`, or set HF_TOKEN"):
+        push(trained, REPO, "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_token_is_not_shown(
+    trained: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    with pytest.raises(InputError, match=rf"refuses the token for {REPO} \(401\)") as refused:
+        push(run, REPO, "--endpoint", hub.endpoint)
+    assert "hf_secret" not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert not (run / "hub").exists()
+
+
+def test_a_hub_that_is_not_there_is_one_line(trained: Path, tmp_path: Path, hub: Hub) -> None:
+    with socket.socket() as taken:  # bound and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"can't reach {nowhere} .*look at the network") as refused:
+            push(trained, REPO, "--endpoint", nowhere, "--out", str(tmp_path / "out"))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_hub_that_fails_midway_is_one_line(
+    trained: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's own tries
+    hub.failing = "/commit/"
+    with pytest.raises(InputError, match=f"refuses {REPO}") as refused:
+        push(trained, REPO, "--endpoint", hub.endpoint, "--out", str(tmp_path / "out"))
+    assert "\n" not in str(refused.value)
+    assert hub.files == {}
+
+
+def test_without_the_library_the_line_that_installs_it_is_told(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"pip install 'refimpl\[hub\]'"):
+        push(trained, REPO)
+    assert huggingface_hub
+
+
+@pytest.mark.parametrize("name", ["model", "a/b/c", "a b/c", "alice/", "/model", "alice/a..b", "https://x/y"])
+def test_names_that_no_hub_takes_are_told(name: str) -> None:
+    with pytest.raises(InputError, match="give USER/NAME"):
+        check_repo(name)
+
+
+def test_no_setting_tells_where_a_file_lies() -> None:
+    """Each setting of the configuration that names a place keeps its last part alone."""
+    place = "/home/alice/secret/thing"
+    config, _ = parse(
+        ["tiny", "--train.init-from", place, "--latents.scale-shift", place, "--data.folder", place]
+    )
+    from refimpl.tables import to_table
+
+    told = without_places(to_table(config))
+    assert (told["train"]["init_from"], told["data"]["folder"]) == ("thing", "thing")
+    assert "secret" not in json.dumps(told)
+    stages = without_places({"stages": [{"folder": place}, {"folder": "C:\\Users\\alice\\x"}]})
+    assert stages == {"stages": [{"folder": "thing"}, {"folder": "x"}]}
