@@ -140,5 +140,6 @@ ESTIMATED_SPEED = (
 MEASURED_MEMORY = (
     0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
 )
+PLANNED_STATE = 0.05  # of an optimizer: what docs/memory.md promises of the plan
 PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
 EARLY_LAYERS = 0.03  # share of the tiny network before its first residual block adds the embedding

@@ -26,6 +26,7 @@ CHANGEABLE = {
     "data.workers", "data.cache_megabytes", "data.digest", "data.worker_timeout", "data.verify_cache",
     "data.allow_outside",
     "train.max_bad_steps", "train.step_timeout", "train.sharding", "train.zero1", "train.ranks_per_node",
+    "train.step_in_backward",
 }  # fmt: skip
 
 
