@@ -15,12 +15,13 @@ nox.options.reuse_existing_virtualenvs = True
 
 BUILD = ["torch", "ninja", "pybind11", "setuptools>=77"]
 # k-diffusion asks for packages that its samplers do not use, torchvision among them, so its real needs are listed.
+# Of open_clip_torch, which asks for torchvision too, the tests load the tokenizer's file alone.
+ORACLES = ["k-diffusion", "torchsde", "torchdiffeq", "trampoline", "open_clip_torch"]
 # What ComfyUI and sd-scripts import besides; tests/peers/stand_ins.py stands in for torchvision and torchaudio.
 PEERS = ["einops", "aiohttp", "yarl", "pyyaml", "alembic", "sqlalchemy", "pydantic-settings", "psutil", "toml",
          "opencv-python-headless", "ftfy", "omegaconf"]  # fmt: skip
 KOHYA_TRANSFORMERS = ["transformers==4.54.1", "tokenizers>=0.21,<0.22", "huggingface-hub==0.34.3",
                       "diffusers==0.32.1", "accelerate==1.6.0"]  # fmt: skip  # as sd-scripts pins them
-ORACLES = ["k-diffusion", "torchsde", "torchdiffeq", "trampoline"]
 
 
 def install(session: nox.Session, *requirements: str) -> None:

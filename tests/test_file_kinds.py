@@ -105,7 +105,7 @@ def test_the_reader_of_images_says_what_it_was_given(name: str, tmp_path: Path) 
     path = tmp_path / "photo.png"
     path.write_bytes(content)
     for read in (decode, read_size):
-        with pytest.raises(BadImage, match=f"this is {what}, not an image of an accepted format"):
+        with pytest.raises(BadImage, match=f"not an image of an accepted format .*: it is {what}"):
             read(path)
 
 

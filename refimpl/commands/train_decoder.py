@@ -11,7 +11,7 @@ import tyro
 
 from refimpl.autoencoder.decoder_config import DecoderConfig
 from refimpl.errors import InputError
-from refimpl.tables import to_table
+from refimpl.tables import parsed_json, to_table
 
 if TYPE_CHECKING:
     from refimpl.data.index.data_set import Index
@@ -157,7 +157,7 @@ def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) 
         if not settings.is_file():
             raise InputError(f"--resume: {run} is not a run of train-decoder; name the folder with --out")
         try:
-            saved = dict(json.loads(settings.read_text(encoding="utf-8")))
+            saved = dict(parsed_json(settings.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{settings} cannot be read ({error}); choose another --out") from error
         changed = [

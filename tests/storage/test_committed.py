@@ -118,7 +118,7 @@ def test_what_is_no_checkpoint_is_refused(path: str, tmp_path: Path) -> None:
 def test_a_file_that_never_was_safetensors_is_named(tmp_path: Path) -> None:
     with committed.committed_folder(tmp_path / "folder") as temporary:
         (temporary / "a.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(InputError, match=r"a\.safetensors is not a whole safetensors file"):
+    with pytest.raises(InputError, match=r"a\.safetensors is a text file, not a safetensors file"):
         committed.read(tmp_path / "folder")
 
 

@@ -158,7 +158,8 @@ def load_components(
     scale_shift = ScaleShift.from_json((folder / "scale_shift.json").read_text(encoding="utf-8"))
     has_image_tower = (folder / IMAGE_TOWER).is_dir()
     image_tower = load_image_tower(folder / IMAGE_TOWER, text.pooled_dim) if has_image_tower else None
-    return Model(unet, vae, scale_shift, *load_towers(folder, text.has_l), text, diffusion, image_tower)
+    towers = load_towers(folder, text.has_l, clean=text.clean)
+    return Model(unet, vae, scale_shift, *towers, text, diffusion, image_tower)
 
 
 def load_autoencoder(path: Path, config: VAEConfig) -> VAE:

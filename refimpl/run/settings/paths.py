@@ -89,7 +89,8 @@ def _found(problem: str | None) -> Iterator[str]:
 
 def _cache(config: Config) -> Iterator[str]:
     if config.data.cache and not os.path.isdir(config.data.cache):
-        yield f"data.cache {config.data.cache}: there is no such folder; write it with `refimpl cache`"
+        near = near_path(config.data.cache)
+        yield f"data.cache {config.data.cache}: there is no such folder{near}; write it with `refimpl cache`"
 
 
 def _image_tower(config: Config) -> Iterator[str]:

@@ -8,7 +8,6 @@ however they share the tensors out, and each reads only the bytes of its own blo
 """
 
 import contextlib
-import json
 import math
 import re
 import shutil
@@ -28,6 +27,7 @@ from refimpl.storage.ranks.pieces import Piece
 from refimpl.storage.safetensors_file import Value
 from refimpl.storage.safetensors_header import Reader
 from refimpl.storage.streaming import Deferred
+from refimpl.tables import parsed_json
 
 SHARD = re.compile(r"shard-(\d{5,})-model-\d+-of-\d+\.safetensors")
 SHARDING = "DCP_SHARDING_INFO"
@@ -193,7 +193,7 @@ def _shards(folder: Path) -> Iterator[tuple[Path, dict[str, Tensor], dict[str, A
         if SHARD.fullmatch(path.name):
             tensors, metadata = safetensors_file.read(path, READER)
             try:
-                table = json.loads(metadata[SHARDING])
+                table = parsed_json(metadata[SHARDING])
                 yield path, tensors, {key: entry["saved_offsets"] for key, entry in table.items()}
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise InputError(

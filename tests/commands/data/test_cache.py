@@ -29,6 +29,7 @@ from refimpl.tables import from_table
 from refimpl.text.conditioning import encode_prompts
 from refimpl.text.encoders import tiny_encoders
 from refimpl.text.tokenizer import tiny_tokenizer
+from tests.data.lanczos import needs_lanczos
 from tests.tolerances import BFLOAT16_LATENT, NETWORK_FLOAT32, TWO_LEVELS_LATENT
 from tests.train import caches, runs
 from tests.train.processes import run_ranks
@@ -252,6 +253,7 @@ def test_tiles(config: str, data: Path, tmp_path: Path) -> None:
         assert not torch.equal(latent, other)
 
 
+@needs_lanczos
 def test_loader_processes_and_the_fast_decoder(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

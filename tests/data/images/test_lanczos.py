@@ -10,6 +10,7 @@ from refimpl.data.crop import cover_and_crop
 from refimpl.data.images import lanczos as module
 from refimpl.data.images.lanczos import check_torch_lanczos, lanczos
 from refimpl.errors import InputError
+from tests.data.lanczos import needs_lanczos
 from tests.tolerances import LANCZOS_LEVELS
 
 side = st.integers(1, 150)
@@ -23,6 +24,7 @@ def picture(kind: str, width: int, height: int) -> np.ndarray:
     return kinds[kind].astype(np.uint8)
 
 
+@needs_lanczos
 @pytest.mark.parametrize("kind", ["noise", "black or white", "ramp", "flat"])
 @given(width=side, height=side, across=side, down=side)
 def test_it_is_within_two_levels_of_pillows(
@@ -36,6 +38,7 @@ def test_it_is_within_two_levels_of_pillows(
     assert np.abs(scaled.astype(int) - np.asarray(expected)).max() <= LANCZOS_LEVELS
 
 
+@needs_lanczos
 @given(width=side, height=side, bucket=st.sampled_from([(8, 8), (24, 8), (64, 16)]), seed=st.integers(0, 99))
 def test_crops_agree_with_pillows_and_their_integers_are_the_same(
     width: int, height: int, bucket: tuple[int, int], seed: int
@@ -48,7 +51,9 @@ def test_crops_agree_with_pillows_and_their_integers_are_the_same(
     assert np.abs(cropped.astype(int) - expected).max() <= LANCZOS_LEVELS
 
 
+@needs_lanczos
 def test_arrays_that_cannot_be_written_to_or_are_strided_are_taken() -> None:
+    check_torch_lanczos()
     pixels = picture("noise", 20, 30)
     pixels.flags.writeable = False
     assert (lanczos(pixels, 10, 10) == lanczos(pixels.copy(), 10, 10)).all()
@@ -56,8 +61,6 @@ def test_arrays_that_cannot_be_written_to_or_are_strided_are_taken() -> None:
 
 
 def test_a_torch_without_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_torch_lanczos()
-
     def without(*arguments: object, **options: object) -> None:
         raise NotImplementedError
 

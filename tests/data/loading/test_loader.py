@@ -17,6 +17,7 @@ from refimpl.data.images.decode import BadImage, decode
 from refimpl.data.index.data_set import Index, read_folder
 from refimpl.data.loading.loader import Batch, ImageCache, SameBucket, load_batches
 from refimpl.errors import InputError
+from tests.data.lanczos import needs_lanczos
 from tests.tolerances import LANCZOS_LEVELS
 
 SIZES = [(40, 20), (20, 40), (33, 33), (50, 17), (8, 60), (16, 16)]
@@ -211,6 +212,7 @@ def test_a_bucket_of_bad_images_is_an_error_that_names_the_one_planned(index: In
             list(load_batches(index, [((16, 16), [item])], 0, Keyed(), substitutes=SameBucket(BUCKET_OF)))
 
 
+@needs_lanczos
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_fast_decoder_is_within_two_levels(workers: int, index: Index) -> None:
     slow = list(load_batches(index, BATCHES, 2, Keyed()))
@@ -220,6 +222,7 @@ def test_the_fast_decoder_is_within_two_levels(workers: int, index: Index) -> No
         assert (one.images.int() - other.images.int()).abs().max() <= LANCZOS_LEVELS
 
 
+@needs_lanczos
 def test_the_fast_decoder_has_no_cache(index: Index) -> None:
     with pytest.raises(InputError, match="holds images scaled by Pillow"):
         load_batches(index, BATCHES, 0, Keyed(), cache=ImageCache(1), decoder="fast")

@@ -132,7 +132,7 @@ def test_files_that_are_not_safetensors_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors")
     for name, message in (
         ("absent.safetensors", r"absent\.safetensors does not exist"),
-        ("text.safetensors", r"text\.safetensors is not a whole safetensors file"),
+        ("text.safetensors", r"text\.safetensors is a text file, not a safetensors file"),
         (".", "is not a regular file"),
     ):
         with pytest.raises(InputError, match=message):

@@ -17,7 +17,9 @@ from refimpl.interop.run import as_checkpoint as run_checkpoint
 from refimpl.interop.run.run_folder import load_model
 from refimpl.latents.scale_shift import SDXL_DEFAULT, ScaleShift
 from refimpl.model.pipeline import Model
+from refimpl.text.config import TextConfig
 from refimpl.text.tower_names import tower_parameters
+from refimpl.train.setup.init_from import open_start, start_towers
 from tests.train import runs
 
 Run = Callable[..., Path]
@@ -119,6 +121,19 @@ def test_another_scale_of_the_latents_is_said(
     folder = run(train=train, latents={"weights": "", "scale_shift": "sdxl"})
     assert load_model(folder)[0].scale_shift == SDXL_DEFAULT
     assert f"its latents were scaled by mean {SCALE_SHIFT.mean} and std" in capsys.readouterr().out
+
+
+def test_captions_are_cleaned_as_this_run_says(run: Run, places: Path) -> None:
+    """Whatever the checkpoint's run did: its tokenizer's files do not say."""
+    start = str(places / "single.safetensors")
+    for text in (TextConfig(towers="tiny", clean="openclip"), TextConfig(towers="tiny")):
+        assert start_towers(open_start(start), text, start)[0].clean == text.clean
+    folder = run(
+        **STILL, train={"init_from": start, "steps": 1}, latents={"weights": ""}, text={"clean": "openclip"}
+    )
+    tokenizer = load_model(folder)[0].tokenizer
+    assert tokenizer.clean == "openclip"
+    assert tokenizer.ids("“red” &amp; ＢＬＵＥ") == replace(tokenizer, clean="none").ids('"red" & blue')
 
 
 def test_a_start_is_resumed_without_the_checkpoint(run: Run, places: Path, tmp_path: Path) -> None:
