@@ -52,6 +52,7 @@ ANSWERS = [
     ("comfyui", "first_step.from_infinity", "rms 0.0124", ""),
     ("k-diffusion-clamped", "first_step.from_infinity", "", "0.003"),
     ("simpletuner", "size_ints.of_1217", "1217 → 1216", ""),
+    ("onetrainer", "size_ints.of_1217", "1217 → 1216", ""),
     ("novelai-bucketing", "assign.pruning", "prunes 900×100, keeps 100×900", ""),
     ("novelai-bucketing", "epoch.equal_shapes", "0 of 78 steps of equal shape on 8 ranks", ""),
     ("diffusers", "guide.flat_sample", "nan in 256 of 256", ""),
