@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refimpl.diffusion.preconditioner import PARITY_SIGMA_MAX
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
-from refimpl.sample.grids import scale_sigma_max
+from refimpl.sample.config import TERMINAL_NAMES
+from refimpl.sample.grids import scale_sigma_max, terminal_level
 
 # The stand-in for σ = ∞ where samplers need a finite number. A power of two, so that scaling noise up and down
 # again changes no bit. Samplers compute with its value only where the exact first step cannot apply (inpainting):
 # there Euler's float32 rounding costs σ·2⁻²⁴ and the finite start costs σ₁/σ of the estimate, hence this size.
 STAND_IN_FOR_INFINITY = 2.0**15
-TERMINAL = {"exact": math.inf, "20000": PARITY_SIGMA_MAX["novelai"]}  # N App. A.1; A.2, the trivial variant
+TERMINAL = {name: terminal_level(name) for name in TERMINAL_NAMES}  # N App. A.1; A.2; other tools' clamps
 SAME_FLOAT32 = (
     2.0**-23
 )  # relative distance within which a level that passed through float32 is the table's own
@@ -86,7 +86,8 @@ def levels_for(
 ) -> Levels:
     """The levels of a schedule for a canvas.
 
-    terminal   level of a zero-SNR end: "exact" for ∞, or "20000" (N App. A.2). A finite end is the schedule's own
+    terminal   level of a zero-SNR end: "exact" for ∞, "20000" (N App. A.2) or another of TERMINAL. A finite end is
+               the schedule's own
     sigma_min  lowest level; 0 takes the schedule's own
     canvas     (height, width) px that the upper end is scaled for, by √(H·W)/1024 (R; N §2.3); None leaves it.
                Pure noise is pure noise on every canvas: ∞ stays ∞

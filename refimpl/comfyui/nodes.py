@@ -54,7 +54,7 @@ class ZsnrVpredConditioningNode:
                 "width": number(1024, 16, LARGEST_SIDE, 8, f"width {side}"),
                 "height": number(1024, 16, LARGEST_SIDE, 8, f"height {side}"),
                 "terminal_sigma": choice(
-                    list(TERMINAL), "exact", f"how to treat σ = ∞; 20000 is N App. A.2. {SCHEDULERS_NOTE}"
+                    list(TERMINAL), "exact", f"how to treat σ = ∞; 20000: N App. A.2. {SCHEDULERS_NOTE}"
                 ),
             },
         }

@@ -24,7 +24,9 @@ CHANGEABLE = {
     "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
     "train.accumulate", "train.threads", "train.compile", "train.channels_last", "train.activation_checkpointing",
     "data.workers", "data.cache_megabytes", "data.digest", "data.worker_timeout", "data.verify_cache",
+    "data.allow_outside",
     "train.max_bad_steps", "train.step_timeout", "train.sharding", "train.zero1", "train.ranks_per_node",
+    "train.step_in_backward",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from refimpl.commands.data.stats import find_autoencoder
 from refimpl.errors import InputError
 from refimpl.interop import diffusers_folder, single_file
 from refimpl.interop.checkpoint import Checkpoint, Prediction
@@ -75,6 +76,28 @@ def test_network_autoencoder_and_towers_are_the_checkpoints(
     assert f"{name} ({kind}): it predicts eps on the plain schedule (" in printed
     assert "this run trains it to v on the zero-terminal-SNR one" in printed
     assert "its latents were scaled by" not in printed
+
+
+def test_a_presets_folder_of_latents_does_not_win_over_the_starts_autoencoder(
+    run: Run, places: Path, checkpoint: tuple[Checkpoint, Model], tmp_path: Path
+) -> None:
+    """A preset such as tiny may have trained an autoencoder there before; the UNet knows another."""
+    folder = tmp_path / "latents"
+    latents = {"weights": "", "folder": str(folder), "train_steps": 1, "train_batch": 2, "train_size": 32}
+    run("maker", train={"steps": 1}, latents=latents)
+    (made,) = (path.stat().st_mtime_ns for path in folder.glob("autoencoder.safetensors"))
+    train = {"init_from": str(places / "single.safetensors"), "steps": 1}
+    started = load_model(run("started", train=train, latents=latents))[0]
+    settings = runs.config(tmp_path, tmp_path, latents=latents)
+    encoder = find_autoencoder(settings.latents, settings.vae, train["init_from"], "")
+    assert checkpoint[0].vae is not None
+    for vae in (started.vae, encoder):
+        assert not runs.differing({"x": vae.state_dict()}, {"x": dict(checkpoint[0].vae)})
+    assert (folder / "autoencoder.safetensors").stat().st_mtime_ns == made
+    own = find_autoencoder(settings.latents, settings.vae, "", "")
+    assert runs.differing({"x": own.state_dict()}, {"x": dict(checkpoint[0].vae)})
+    run("absent", train=train, latents=latents | {"folder": str(tmp_path / "nowhere")})
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_lone_unet_needs_its_autoencoder_named(

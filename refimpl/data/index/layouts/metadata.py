@@ -1,4 +1,7 @@
-"""Metadata files beside the images: Hugging Face's `metadata.jsonl` and kohya's metadata JSON."""
+"""Metadata files beside the images: Hugging Face's `metadata.jsonl` and kohya's metadata JSON.
+
+What they name must lie in the data set's folder, unless the user allows otherwise: refimpl/data/index/inside.py.
+"""
 
 import json
 import os
@@ -67,9 +70,9 @@ def _jsonl_item(base: str, path: str, number: int, at: int, data: bytes) -> Item
         return BadImage(path, f"{where}: {error}", "metadata")
     folder = os.path.relpath(os.path.dirname(path), base)
     full = os.path.normpath(os.path.join(folder, name))
-    if os.path.isabs(name) or full.split(os.sep)[0] == ".." or "\0" in name:
-        return BadImage(path, f"{where}: {name!r} leaves the folder of its metadata file", "metadata")
-    return Item(identifier(full), full, None, record)
+    if "\0" in name:
+        return BadImage(path, f"{where}: image name {name!r} contains a NUL character", "metadata")
+    return Item(identifier(full), full, None, record, where)
 
 
 def kohya_units(path: str) -> Iterator[Unit]:
