@@ -34,6 +34,15 @@ BFLOAT16_ROUNDING = 2.0**-8  # relative error of one rounding to bfloat16 (8 sig
 SECOND_ORDER_GAIN = 3.3  # error ratio when steps double; 4 in the limit, less while the ends weigh in
 FIRST_ORDER_GAIN = 1.8  # error ratio when steps double; 2 in the limit
 PRINTED_PERCENT = 0.005  # half of the last place of a percentage printed with two decimals
+PINNED_FLOW = 1e-9  # a closed form, pinned to ten digits
+PINNED_SAMPLER = (
+    1e-6  # some tens of float64 steps, pinned to seven digits; Bayes' rule summed over 24,001 values
+)
+MIXTURE_MONTE_CARLO = 0.006  # three standard errors of a variance of order one from 2^14 keyed samples
+MEASURED_ORDER = 0.02  # of the exponent between 160 and 320 steps, against its limit for many
+SAME_END = (
+    0.005  # of a share of order one: a start from 20000 instead of ∞, or a value printed with three decimals
+)
 BLOCK_CORRELATION = 0.25  # 3.5 standard errors of a correlation of 3 · 64 independent values, printed to 0.01
 
 # --- networks ---
@@ -48,6 +57,17 @@ ATTENTION_ROUNDINGS = (
 )
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
+
+# --- the autoencoder in tiles ---
+TILED_FULL_SIZE = (
+    0.5  # rms of the difference, of the values' spread: group norms and attention see one tile alone
+)
+
+# --- decoder finetuning ---
+DECODER_STEP_SHARE = (
+    0.01  # of a few steps' length: AdamW makes a whole step of a gradient that is mere rounding
+)
+DECODER_LOSS = 1e-4  # relative, float32: the loss after weights that differ by that much
 
 # --- data ---
 LOG_ASPECT_ROUNDING = (
@@ -87,6 +107,7 @@ SAMPLED_FLOAT32 = (
     2e-5  # some tens of float32 steps whose first states are of size σ₁ = 56: roundings of 56 · 1.2e-7
 )
 EULER_FROM_STAND_IN = 2.0**-7  # roundings of states of size 2^15 in float32: 2^-9 each, some of them added
+ESTIMATE_IN_COMFYUI = 1e-6  # of the largest value of x0: some float32 operations (eps 1.2e-7) at any level
 SNAPPED_TIMESTEP = (
     4e-5  # a level within 2^-23 of the table's is taken for it; timesteps lie 0.0033 apart in log σ
 )

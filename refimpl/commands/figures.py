@@ -11,10 +11,13 @@ from refimpl.errors import InputError
 
 @dataclass(frozen=True)
 class FiguresCommand:
-    """Draws N Fig. 1, 5 and 8 with the functions that training uses, or those of a run or of `refimpl stats`."""
+    """Draws N Fig. 1, 5 and 8 with the functions that training uses, or those of a run or of `refimpl stats`.
+
+    With N's figures come grids.md and grids.json: what each grid and sampler makes of exactly known data.
+    """
 
     out: Path = Path("figures")
-    """Folder for the PNG files."""
+    """Folder for the files."""
     run: Path | None = None
     """Run folder or checkpoint: draws N Fig. 2, 3, 4, 6 and 7 as experiments on it, instead of the paper's
     figures."""
@@ -38,9 +41,21 @@ def figures_command(arguments: list[str], program: str = "refimpl figures") -> N
     elif command.statistics:
         paths = measured_figures(command.statistics, command.out)
     else:
-        paths = paper_figures(command.out)
+        paths = [*paper_figures(command.out), *grid_files(command.out)]
     for path in paths:
         print(path)
+
+
+def grid_files(folder: Path) -> list[Path]:
+    """Writes the tables of docs/grids.md and their numbers into a folder, which exists; returns the paths."""
+    from refimpl.paper.grid_page import grid_numbers, grid_tables
+    from refimpl.storage.atomic import replace_text
+
+    numbers = grid_numbers()
+    page = "\n\n".join(f"## {name}\n\n{table}" for name, table in grid_tables(numbers).items())
+    replace_text(folder / "grids.md", page + "\n")
+    replace_text(folder / "grids.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    return [folder / "grids.md", folder / "grids.json"]
 
 
 def run_figures(run: Path, folder: Path, weights: str = "ema") -> list[Path]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from refimpl.model.pipeline import Model
     from refimpl.sample.images.refiner import Refiner
 
 
@@ -49,7 +50,10 @@ class SampleCommand:
     steps: int | None = None
     """Sampling steps."""
     grid: str | None = None
-    """Noise levels: native, trailing, leading, karras, exponential, laplace or community_trainer."""
+    """Noise levels: native, trailing, leading, karras, exponential, canvas, laplace or community_trainer."""
+    terminal: str | None = None
+    """How the zero-SNR end is sampled: exact (σ = ∞), or a finite level in its place as other tools have it: 20000,
+    4518.7637 or 4096."""
     sampler: str | None = None
     """Sampler: euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc."""
     guidance: float | None = None
@@ -106,6 +110,7 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     given = {f.name: getattr(command, f.name, None) for f in fields(SampleConfig)}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     device = _device(command.device)
+    _say_what_is_lost(model, settings, command.start_sigma)
     images = draw_images(
         model.to(device),
         settings,
@@ -132,6 +137,19 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     }
     replace_text(command.out / "samples.json", json.dumps(summary, indent=1) + "\n")
     print(f"wrote {images.shape[0] * images.shape[1]} images and a grid to {command.out}")
+
+
+def _say_what_is_lost(model: Model, settings: SampleConfig, start_sigma: float | None) -> None:
+    """One line on stderr where the grid jumps over levels that the canvas' average needs (docs/grids.md)."""
+    from refimpl.paper.exact_posteriors import jump_note
+    from refimpl.sample.grids import grid_of_settings
+
+    factor = model.vae.config.factor
+    size = (-(-settings.height // factor), -(-settings.width // factor))
+    schedule = model.diffusion.schedule()
+    note = jump_note(settings, grid_of_settings(settings, schedule, size, start_sigma), schedule, size)
+    if note:
+        print(note, file=sys.stderr)
 
 
 def _refiner(command: SampleCommand, device: torch.device) -> Refiner | None:

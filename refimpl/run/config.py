@@ -93,6 +93,11 @@ class Config:
                 "sample.grid 'leading' skips t = 999, the one timestep that zero terminal SNR is about; "
                 "use native or trailing, or diffusion.zero_terminal_snr = false"
             )
+        if self.sample.terminal != "exact" and not self.diffusion.zero_terminal_snr:
+            raise InputError(
+                f"sample.terminal {self.sample.terminal} replaces σ = ∞, where a schedule without "
+                "diffusion.zero_terminal_snr does not end; use exact"
+            )
         for name in ("width", "height"):
             if getattr(self.sample, name) % factor:
                 raise InputError(

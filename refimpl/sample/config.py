@@ -6,8 +6,18 @@ from dataclasses import dataclass
 from refimpl.checks import check_at_least, check_choice, check_fraction, check_seed
 from refimpl.errors import InputError
 
-GRID_NAMES = ("native", "trailing", "leading", "karras", "exponential", "laplace", "community_trainer")
+GRID_NAMES = (
+    "native",
+    "trailing",
+    "leading",
+    "karras",
+    "exponential",
+    "canvas",
+    "laplace",
+    "community_trainer",
+)
 SAMPLER_NAMES = ("euler", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+TERMINAL_NAMES = ("exact", "20000", "4518.7637", "4096")  # N App. A.1; A.2; ComfyUI's last level; diffusers'
 DEFAULT_SCALE = 4.0  # of classifier-free guidance
 
 
@@ -24,8 +34,11 @@ class SampleConfig:
     steps: int = 28
     """Sampling steps."""
     grid: str = "native"
-    """Noise levels: native, trailing, leading, karras, exponential, laplace or community_trainer (the ten levels of
-    R)."""
+    """Noise levels: native, trailing, leading, karras, exponential, canvas (keeps the spread of the canvas' average
+    colour: docs/grids.md), laplace or community_trainer (the ten levels of R)."""
+    terminal: str = "exact"
+    """How the zero-SNR end is sampled: exact (σ = ∞, N App. A.1), or a finite level in its place as other tools have
+    it: 20000 (N App. A.2), 4518.7637 (ComfyUI) or 4096 (diffusers)."""
     sampler: str = "euler"
     """Sampler: euler, euler_ancestral, heun, ddim, dpmpp_2m, dpmpp_2m_sde or unipc."""
     guidance: float = DEFAULT_SCALE
@@ -54,6 +67,12 @@ class SampleConfig:
             check_at_least(f"sample.{name}", getattr(self, name), 1)
         check_seed("sample.seed", self.seed)
         check_choice("sample.grid", self.grid, GRID_NAMES)
+        check_choice("sample.terminal", self.terminal, TERMINAL_NAMES)
+        if self.terminal != "exact" and self.grid == "community_trainer":
+            raise InputError(
+                f"sample.terminal {self.terminal} replaces σ = ∞, which sample.grid community_trainer does not have: "
+                "its list starts at 20000; use exact"
+            )
         check_choice("sample.sampler", self.sampler, SAMPLER_NAMES)
         if not math.isfinite(self.guidance):
             raise InputError(f"sample.guidance {self.guidance} must be finite")

@@ -13,8 +13,9 @@ from torch import Tensor
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
 from refimpl.names import nearest
+from refimpl.sample.config import SampleConfig
 from refimpl.sample.grid_checks import as_levels, check_grid, check_positive, check_steps
-from refimpl.sample.sigma_grids import exponential, karras, laplace
+from refimpl.sample.sigma_grids import canvas, exponential, karras, laplace
 from refimpl.sample.timestep_grids import leading, native, trailing
 
 # R's "Progressive Steps", verbatim. R calls 20000 zero terminal SNR, but it is finite, and so is this grid's start.
@@ -82,35 +83,87 @@ def from_strength(sigmas: Tensor, strength: float) -> Tensor:
     return sigmas[n - steps :]
 
 
-GRIDS: dict[str, Callable[[NoiseSchedule, int], Tensor]] = {
+def terminal_level(terminal: str) -> float:
+    """The sigma_edm of one of config.TERMINAL_NAMES: ∞ for "exact", else the number itself."""
+    return math.inf if terminal == "exact" else float(terminal)
+
+
+def with_terminal(sigmas: Tensor, terminal: str) -> Tensor:
+    """A grid from ∞ that starts at a terminal level instead, as another tool's does (N App. A.2); "exact" leaves it.
+
+    The other levels stay: native's are then N's own recipe, 20000 and after it 56.178 for 28 steps.
+    Raises InputError when the grid does not start at ∞, or its next level is not below the terminal one.
+    """
+    sigmas = check_grid(sigmas)
+    if terminal == "exact":
+        return sigmas
+    level = terminal_level(terminal)
+    if sigmas[0] < math.inf:
+        raise InputError(
+            f"terminal {terminal} replaces σ = ∞, but the grid starts at {float(sigmas[0]):g}; use exact, or leave "
+            "the start (start_sigma, or a schedule without zero terminal SNR) out"
+        )
+    if sigmas[1] >= level:
+        raise InputError(
+            f"terminal {terminal} is not above the grid's next level, {float(sigmas[1]):g}; use exact or another grid"
+        )
+    return torch.cat([sigmas.new_tensor([level]), sigmas[1:]])
+
+
+GRIDS: dict[str, Callable[..., Tensor]] = {
     "native": native,
     "trailing": trailing,
     "leading": leading,
     "karras": karras,
     "exponential": exponential,
+    "canvas": canvas,
     "laplace": laplace,
     "community_trainer": community_trainer,
 }
+MOVABLE = ("native", "karras", "exponential", "canvas", "laplace")  # can start at any level
 
 
-def grid_by_name(name: str, schedule: NoiseSchedule, n: int, sigma_max: float | None = None) -> Tensor:
+def grid_by_name(
+    name: str,
+    schedule: NoiseSchedule,
+    n: int,
+    sigma_max: float | None = None,
+    latent_size: tuple[int, int] | None = None,
+) -> Tensor:
     """The grid of that name with its defaults, as configurations and the command line use it.
 
-    sigma_max  first level, for the grids that can start anywhere; None starts at the schedule's end
+    sigma_max    first level, for the grids that can start anywhere; None starts at the schedule's end
+    latent_size  (height, width) of the latent canvas, on which only the grid `canvas` depends; None is SDXL's 128²
     Raises InputError for an unknown name (naming the nearest), and as the grid itself does.
     """
     n = check_steps(n)
     if name not in GRIDS:
         raise InputError(f"grid {name!r} is unknown{_nearest(name, GRIDS)}")
+    size = (
+        dict(zip(("height", "width"), latent_size, strict=True)) if latent_size and name == "canvas" else {}
+    )
     if sigma_max is None:
-        return GRIDS[name](schedule, n)
-    movable = {"native": native, "karras": karras, "exponential": exponential, "laplace": laplace}
-    if name not in movable:
+        return GRIDS[name](schedule, n, **size)
+    if name not in MOVABLE:
         raise InputError(
             f"grid {name!r} has a fixed start, so sigma_max={sigma_max} cannot apply; use one of "
-            f"{', '.join(movable)}, or leave sigma_max out."
+            f"{', '.join(MOVABLE)}, or leave sigma_max out."
         )
-    return movable[name](schedule, n, sigma_max=sigma_max)
+    return GRIDS[name](schedule, n, sigma_max=sigma_max, **size)
+
+
+def grid_of_settings(
+    settings: SampleConfig,
+    schedule: NoiseSchedule,
+    latent_size: tuple[int, int],
+    start_sigma: float | None = None,
+) -> Tensor:
+    """The grid that images are drawn on: by name, for the canvas, from the terminal level asked for.
+
+    Arguments and errors as in `grid_by_name` and `with_terminal`; start_sigma is its sigma_max.
+    """
+    sigmas = grid_by_name(settings.grid, schedule, settings.steps, start_sigma, latent_size)
+    return with_terminal(sigmas, settings.terminal)
 
 
 def _nearest(name: str, known: dict) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from refimpl.errors import InputError
 from refimpl.names import nearest
+from refimpl.printable import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ def check_state(
     """
     problems = differences(expected, shapes_of(state))
     problems += [
-        f"integers  {key}: the file has {state[key].dtype}, weights are floating-point numbers"
+        f"integers  {one_line(key)}: the file has {state[key].dtype}, weights are floating-point numbers"
         for key in expected
         if key in state and key not in integers and not state[key].is_floating_point()
     ]
@@ -68,8 +69,8 @@ def differences(
     for count, key in enumerate(key for key in found if key not in expected):
         near = similar(key) if count < COMPARED else ()
         verb = "is" if len(near) == 1 else "are"
-        hint = f" (the nearest {verb} {', '.join(near)})" if near else ""
-        lines.append(f"unknown   {key} {list(found[key])}{hint}")
+        hint = f" (the nearest {verb} {', '.join(map(one_line, near))})" if near else ""
+        lines.append(f"unknown   {one_line(key)} {list(found[key])}{hint}")
     lines += [
         f"misshapen {key}: the file has {list(found[key])}, the network needs {list(shape)}"
         for key, shape in expected.items()

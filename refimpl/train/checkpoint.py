@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from refimpl.errors import InputError
+from refimpl.interop.run.base import base_digest, check_base
 from refimpl.interop.run.checkpoints import newest_whole, prune, remove_leftovers, step_folder
-from refimpl.interop.run.run_folder import base_digest, check_base, state_number
+from refimpl.interop.run.run_folder import state_number
 from refimpl.interop.run.trained_parts import file_name, fill_network
 from refimpl.run.config import Config, TrainConfig
 from refimpl.run.world import World

@@ -58,6 +58,8 @@ def test_levels_and_timesteps_are_inverse(t: float) -> None:
     [
         (ZERO_SNR, "20000", (1024, 1024), 20000.0),
         (ZERO_SNR, "20000", (2048, 2048), 40000.0),
+        (ZERO_SNR, "4518.7637", None, 4518.7637),
+        (ZERO_SNR, "4096", (2048, 2048), 8192.0),
         (ZERO_SNR, "20000", (832, 1216), 20000 * math.sqrt(832 * 1216) / 1024),
         (ZERO_SNR, "exact", (2048, 2048), STAND_IN_FOR_INFINITY),
         (PLAIN, "exact", None, 14.614641229333639),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,8 @@ def test_images_grid_and_summary_are_written(
         ["--sampler", "dpmpp_2m_sde"],
         ["--seed", "1"],
         ["--rescale", "1"],
+        ["--grid", "canvas"],
+        ["--terminal", "4096"],
     ],
 )
 def test_options_change_the_images(
@@ -80,6 +83,20 @@ def test_options_change_the_images(
     assert ending([*common, "--out", str(tmp_path / "a")], capsys)[0] == 0
     assert ending([*common, "--out", str(tmp_path / "b"), *options], capsys)[0] == 0
     assert (pixels(tmp_path / "a" / "grid.png") != pixels(tmp_path / "b" / "grid.png")).any()
+
+
+def test_a_grid_that_jumps_over_the_canvas_average_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [str(trained), *PROMPTS, "--steps", "4", "--terminal"]
+    _, _, said = ending([*common, "20000", "--out", str(tmp_path / "a")], capsys)
+    lines = [line for line in said.splitlines() if line.startswith("note: ")]
+    assert len(lines) == 1
+    assert "the grid native goes from 20000 to " in lines[0]
+    assert ", below 2·√(h·w) = 8 on this canvas" in lines[0]
+    assert json.loads((tmp_path / "a" / "samples.json").read_text())["settings"]["terminal"] == "20000"
+    _, _, said = ending([*common, "exact", "--grid", "canvas", "--out", str(tmp_path / "b")], capsys)
+    assert "note: " not in said
 
 
 @pytest.mark.parametrize("mode", ["sdedit", "last"])
@@ -118,6 +135,8 @@ def test_an_older_checkpoint_can_be_named(
         (["{run}", "--sampler", "eular"], "sample.sampler 'eular' is unknown; use euler"),
         (["{run}", "--grid", "natve"], "sample.grid 'natve' is unknown"),
         (["{run}", "--grid", "leading"], "leading"),
+        (["{run}", "--terminal", "2000"], "sample.terminal '2000' is unknown; use exact, 20000"),
+        (["{run}", "--terminal", "20000", "--start-sigma", "3"], "but the grid starts at 3; use exact"),
         (["{run}", "--steps", "0"], "sample.steps 0 must be at least 1"),
         (["{run}", "--seeds", "0"], "sample.seeds 0 must be at least 1"),
         (["{run}", "--seed", "-1"], "sample.seed -1 must lie in 0 … 2^63 − 1"),
@@ -222,7 +241,9 @@ def test_the_module_is_a_program(trained: Path, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "refimpl.sample", str(trained), "--out", "a", *PROMPTS, "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    # two steps leave out what the canvas' average needs, and nothing else is said
+    assert re.fullmatch(r"note: the grid native goes from ∞ to 0\.0292, [^\n]*\n", done.stderr), done.stderr
     assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
     images = draw_images(
         load_model(trained)[0], SampleConfig(("red circle", "dark"), seeds=2, steps=2, width=32, height=32)

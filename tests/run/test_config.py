@@ -89,6 +89,11 @@ BAD_FILES = {
     '[diffusion]\nparameterisation = "eps"': ["eps", "zero-terminal-SNR", "SNR is 0"],
     '[diffusion]\nloss_weight = "papre"': ["papre", "'paper'"],
     '[sample]\ngrid = "leading"': ["leading", "t = 999"],
+    '[sample]\nterminal = "2000"': ["sample.terminal '2000'", "the nearest is '20000'"],
+    '[sample]\nterminal = "4096"\n[diffusion]\nzero_terminal_snr = false': [
+        "sample.terminal 4096",
+        "use exact",
+    ],
     "[sample]\nwidth = 60": ["sample.width 60", "8"],
     "[unet]\nchannels = 1000000000000": ["UNetConfig.channels = 1000000000000", "above 1048576"],
     "[vae]\nchannels = 1000000000000000000000000": ["VAEConfig.channels", "above 1048576"],

@@ -8,15 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.errors import InputError
+from refimpl.sample.config import GRID_NAMES, TERMINAL_NAMES, SampleConfig
 from refimpl.sample.grids import (
     GRIDS,
+    canvas,
     community_trainer,
     explicit,
     from_strength,
     grid_by_name,
+    grid_of_settings,
     native,
     scale_sigma_max,
     start_at,
+    terminal_level,
+    with_terminal,
 )
 from tests.sample.schedules import PLAIN, ZERO_SNR
 from tests.strategies import grid_levels
@@ -50,7 +55,7 @@ def test_every_grid_by_its_name(name):
     assert torch.equal(grid_by_name(name, schedule, 10), GRIDS[name](schedule, 10))
 
 
-@pytest.mark.parametrize("name", ["native", "karras", "exponential", "laplace"])
+@pytest.mark.parametrize("name", ["native", "karras", "exponential", "canvas", "laplace"])
 def test_a_grid_can_start_at_a_given_level(name):
     for sigma_max in (14.6, 29.2):
         grid = grid_by_name(name, ZERO_SNR, 28, sigma_max=sigma_max)
@@ -91,6 +96,65 @@ def test_pure_noise_is_pure_on_every_canvas():
 def test_sizes_that_are_none_are_refused(arguments):
     with pytest.raises(InputError, match="positive finite"):
         scale_sigma_max(*arguments)
+
+
+@pytest.mark.parametrize("name", GRID_NAMES)
+def test_only_the_canvas_grid_depends_on_the_canvas(name):
+    schedule = PLAIN if name == "leading" else ZERO_SNR
+    small = grid_by_name(name, schedule, 10, latent_size=(8, 16))
+    assert torch.equal(small, grid_by_name(name, schedule, 10)) == (name != "canvas")
+    if name == "canvas":
+        assert torch.equal(small, canvas(ZERO_SNR, 10, 8, 16))
+
+
+@pytest.mark.parametrize("terminal", TERMINAL_NAMES[1:])
+def test_a_terminal_level_replaces_infinity_and_nothing_else(terminal):
+    """N App. A.2's recipe, and its like: --start-sigma 20000 would respace native, to 56.002 after it."""
+    grid = with_terminal(native(ZERO_SNR, 28), terminal)
+    assert float(grid[0]) == terminal_level(terminal) == float(terminal)
+    assert float(grid[1]) == 56.178238948721265
+    assert torch.equal(grid[1:], native(ZERO_SNR, 28)[1:])
+    assert float(native(ZERO_SNR, 28, sigma_max=20000.0)[1]) == pytest.approx(56.002, abs=PRINTED_SIGMA / 100)
+
+
+@given(grid_levels(from_infinity=True), st.sampled_from(TERMINAL_NAMES))
+def test_terminal_levels_of_any_grid(grid, terminal):
+    if terminal == "exact":
+        assert terminal_level(terminal) == math.inf
+        assert torch.equal(with_terminal(grid, terminal), grid)
+    elif grid[1] >= terminal_level(terminal):
+        with pytest.raises(InputError, match=f"terminal {terminal} is not above the grid's next level"):
+            with_terminal(grid, terminal)
+    else:
+        assert with_terminal(grid, terminal).tolist() == [float(terminal), *grid[1:].tolist()]
+
+
+def test_a_terminal_level_must_be_above_the_next():
+    for level, refused in ((4096.0, True), (math.nextafter(4096, 0), False)):
+        grid = torch.tensor([math.inf, level, 0.0], dtype=torch.float64)
+        if refused:
+            with pytest.raises(InputError, match="terminal 4096 is not above the grid's next level, 4096"):
+                with_terminal(grid, "4096")
+        else:
+            assert with_terminal(grid, "4096")[0] == 4096
+
+
+def test_a_grid_without_infinity_takes_no_terminal_level():
+    for grid in (native(PLAIN, 28), native(ZERO_SNR, 28, sigma_max=29.2), community_trainer(ZERO_SNR)):
+        assert torch.equal(with_terminal(grid, "exact"), grid)
+        with pytest.raises(InputError, match="terminal 20000 replaces σ = ∞, but the grid starts at"):
+            with_terminal(grid, "20000")
+
+
+def test_the_settings_choose_grid_terminal_and_canvas():
+    settings = SampleConfig(grid="canvas", terminal="4096", steps=12)
+    expected = with_terminal(canvas(ZERO_SNR, 12, 8, 16), "4096")
+    assert torch.equal(grid_of_settings(settings, ZERO_SNR, (8, 16)), expected)
+    assert torch.equal(grid_of_settings(SampleConfig(), ZERO_SNR, (8, 16)), native(ZERO_SNR, 28))
+    started = grid_of_settings(SampleConfig(), ZERO_SNR, (8, 16), start_sigma=14.6)
+    assert torch.equal(started, native(ZERO_SNR, 28, sigma_max=14.6))
+    with pytest.raises(InputError, match=r"terminal 4096 .* starts at 14\.6; use exact"):
+        grid_of_settings(settings, ZERO_SNR, (8, 16), start_sigma=14.6)
 
 
 @given(grid_levels(), st.floats(1e-9, 1e5))

@@ -10,7 +10,7 @@ from scipy import stats
 
 from refimpl.errors import InputError
 from refimpl.sample.grid_checks import check_grid
-from refimpl.sample.grids import exponential, karras, laplace
+from refimpl.sample.grids import canvas, exponential, karras, laplace
 from tests.conforming import conforms
 from tests.oracles import k_diffusion
 from tests.sample.schedules import PLAIN, ZERO_SNR
@@ -102,6 +102,54 @@ def test_laplace_clamps_to_the_schedule_and_leaves_no_empty_step():
 def test_laplace_centred_outside_the_schedule_is_still_a_grid(mu, schedule):
     for n in (1, 2, 3, 28):
         assert laplace(schedule, n, mu=mu).shape == (n + 1,)
+
+
+@given(
+    n=steps(),
+    height=st.sampled_from((1, 104, 128, 1e4)) | st.floats(0.1, 1e4),
+    width=st.sampled_from((1, 152, 128, 1e4)) | st.floats(0.1, 1e4),
+)
+def test_the_canvas_grid_starts_at_3_2_sides_of_the_canvas(n, height, width):
+    sigmas = canvas(ZERO_SNR, n, height, width)
+    assert sigmas.dtype == torch.float64
+    assert sigmas.shape == (n + 1,)
+    assert sigmas[0] == math.inf
+    if n > 1:
+        assert float(sigmas[1]) == pytest.approx(3.2 * math.sqrt(height * width), rel=FLOAT64_ROUNDING)
+    if n > 2:
+        assert sigmas[-2] == ZERO_SNR.sigma_edm[0]
+        ratios = sigmas[1:-2] / sigmas[2:-1]
+        torch.testing.assert_close(ratios, ratios[:1].expand(n - 2), rtol=FLOAT64_ROUNDING * n, atol=0)
+
+
+def test_the_canvas_grid_is_sdxls_unless_told_otherwise_and_exponential_from_a_finite_start():
+    assert torch.equal(canvas(ZERO_SNR, 28), canvas(ZERO_SNR, 28, 128, 128))
+    assert torch.equal(canvas(ZERO_SNR, 28)[1:], exponential(ZERO_SNR, 28, finite_max=409.6)[1:])
+    assert torch.equal(canvas(PLAIN, 28, 8, 8), exponential(PLAIN, 28))
+    assert torch.equal(canvas(ZERO_SNR, 28, sigma_max=29.2), exponential(ZERO_SNR, 28, sigma_max=29.2))
+    lower = canvas(ZERO_SNR, 28, sigma_min=0.1)
+    assert lower[-2] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"height": 0}, "canvas grid: height is 0"),
+        ({"height": math.nan}, "canvas grid: height is nan"),
+        ({"width": -8}, "canvas grid: width is -8"),
+        ({"width": math.inf}, "canvas grid: width is inf"),
+        ({"width": "wide"}, "canvas grid: width is wide"),
+        ({"height": 1e-4, "width": 1e-4}, "sigma_min 0.029.* is not below the highest finite level"),
+        ({"sigma_max": -1.0}, "sigma_max is -1.0"),
+    ],
+)
+def test_impossible_canvases_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        canvas(ZERO_SNR, 28, **arguments)
+    with pytest.raises(
+        InputError, match="canvas grid: sigma_max is inf, but the schedule does not end in zero"
+    ):
+        canvas(PLAIN, 28, sigma_max=math.inf)
 
 
 @FORMULAS

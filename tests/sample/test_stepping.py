@@ -10,20 +10,22 @@ from hypothesis import strategies as st
 from refimpl.conformance.checks.sampling.first_step import equation_18
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, philox4x32
 from refimpl.errors import InputError
-from refimpl.sample.grids import native
-from refimpl.sample.samplers import euler
+from refimpl.sample.grids import karras, native
+from refimpl.sample.samplers import SAMPLERS, euler, sample_by_name
 from refimpl.sample.stepping import (
+    JUMP_RATIO,
     LARGEST_SIGMA,
     Step,
     begin,
     check_eta,
     draw_noise,
+    is_jump,
     noise_source,
     sdedit_start,
 )
 from tests.conforming import conforms
 from tests.sample.gaussian import Gaussian
-from tests.sample.schedules import ZERO_SNR
+from tests.sample.schedules import FINITE_GRIDS, PLAIN, ZERO_SNR
 from tests.strategies import grid_levels, latents
 from tests.tolerances import FLOAT64_ROUNDING, STANDARD_ERRORS
 
@@ -59,11 +61,75 @@ def test_the_step_from_infinity_is_equation_18_to_the_bit(n, v, grid):
     assert run.steps == [Step(i, float(grid[i]), float(grid[i + 1])) for i in range(1, len(grid) - 1)]
 
 
-@given(latents(SHAPE), grid_levels(from_infinity=False))
+@given(latents(SHAPE), grid_levels(from_infinity=False).filter(lambda grid: not is_jump(*grid[:2].tolist())))
 def test_a_finite_start_scales_to_variance_exploding_and_asks_nothing(x, grid):
     run = begin(lambda *_: pytest.fail("no network call is due"), x, grid, None)
     torch.testing.assert_close(run.y, x * math.hypot(1, float(grid[0])), rtol=FLOAT64_ROUNDING, atol=0)
     assert len(run.steps) == len(grid) - 1
+
+
+@given(
+    latents(SHAPE),
+    st.sampled_from((JUMP_RATIO, 356.0, 1123.0)) | st.floats(JUMP_RATIO, 1e6),
+    st.floats(1e-3, 100),
+)
+def test_a_start_from_a_huge_level_is_an_eulers_step_outside_every_history(x, ratio, following):
+    data, sigma = Gaussian(0.7, 0.6), ratio * following
+    grid = torch.tensor([sigma, following, following / 2, 0.0], dtype=torch.float64)
+    seen = []
+    run = begin(data.predict_v, x, grid, lambda step, estimate: seen.append((step, estimate)))
+    assert run.steps == [Step(1, following, following / 2), Step(2, following / 2, 0.0)]
+    y = x.double() * math.hypot(1, sigma)
+    x0 = data.denoiser(y, torch.full((len(x),), sigma, dtype=torch.float64))
+    scale = 1 + float(x.abs().max())  # latents reach ±65504 here
+    assert [step for step, _ in seen] == [0]
+    assert ((seen[0][1] - x0).abs() <= FLOAT64_ROUNDING * scale * max(1, sigma)).all()
+    expected = x0 + following * (y - x0) / sigma
+    assert ((run.y - expected).abs() <= FLOAT64_ROUNDING * scale * max(1, sigma)).all()
+
+
+def test_what_is_a_jump():
+    assert is_jump(math.inf, 0.0)
+    assert is_jump(math.inf, 2254.0)
+    assert is_jump(JUMP_RATIO, 1.0)
+    assert not is_jump(math.nextafter(JUMP_RATIO, 0), 1.0)
+    assert not is_jump(3.0, 0.0)  # the last step: every sampler returns the denoised estimate
+    assert is_jump(20000.0, 56.178238948721265)
+    for grid in FINITE_GRIDS.values():  # on which the samplers are k-diffusion's
+        assert not is_jump(*grid[:2].tolist())
+    # Karras et al.'s 80 to 0.002 in four steps
+    assert not is_jump(*karras(PLAIN, 4, sigma_min=0.002, sigma_max=80.0)[:2].tolist())
+
+
+def test_why_a_jump_is_of_first_order():
+    """The docstring's numbers: the largest error of one step over Gaussians of all spreads, Euler's and Heun's."""
+    spread = torch.logspace(-3, 7, 20001, dtype=torch.float64)
+
+    def errors(ratio):
+        exact = torch.sqrt((spread**2 + 1) / (spread**2 + ratio**2))
+        euler = (spread**2 + ratio) / (spread**2 + ratio**2)
+        slopes = ratio / (spread**2 + ratio**2), euler / (spread**2 + 1)
+        heun = 1 + (1 - ratio) * sum(slopes) / 2
+        return float((1 - euler / exact).max()), float((heun / exact - 1).abs().max())
+
+    for ratio in (2.0, JUMP_RATIO, 356.0, 1123.0):
+        of_euler, _ = errors(ratio)
+        assert of_euler == pytest.approx(1 - 2 * math.sqrt(ratio) / (1 + ratio), abs=1e-4)
+    assert errors(8.6)[1] < 1 < errors(8.7)[1]
+    assert [round(errors(ratio)[1]) for ratio in (20000 / 56.178, 20000 / 17.8)] == [68, 215]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_from_a_huge_level_approach_those_from_infinity(name):
+    data, tail = Gaussian(0.7, 0.6), native(ZERO_SNR, 28)[1:]
+    n = keyed_normal(KEYS, (4, 6, 5)).double()
+    results = [
+        sample_by_name(name, data.predict_v, n, torch.cat([tail.new_tensor([start]), tail]), key=KEYS)
+        for start in (1e4, 1e6, math.inf)
+    ]
+    far, near = ((result - results[2]).abs().max() for result in results[:2])
+    assert near < far / 50
+    assert near < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

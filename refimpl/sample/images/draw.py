@@ -10,7 +10,7 @@ from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
 from refimpl.errors import InputError
 from refimpl.model.pipeline import Model
 from refimpl.sample.config import SampleConfig
-from refimpl.sample.grids import grid_by_name
+from refimpl.sample.grids import grid_of_settings
 from refimpl.sample.images.guided_network import guided_network
 from refimpl.sample.images.refiner import Refiner, check_same_latents, finished_by_refiner, refined
 from refimpl.sample.samplers import sample_by_name
@@ -45,9 +45,10 @@ def draw_images(
             f"an image of {config.width}×{config.height} px is not a multiple of the VAE's {factor}"
         )
     schedule = model.diffusion.schedule()
-    sigmas = grid_by_name(config.grid, schedule, config.steps, sigma_max=start_sigma)
+    latent_size = (config.height // factor, config.width // factor)
+    sigmas = grid_of_settings(config, schedule, latent_size, start_sigma)
     size = conditioning_at_inference(config.height, config.width)
-    latent_shape = (model.vae.config.latent_channels, config.height // factor, config.width // factor)
+    latent_shape = (model.vae.config.latent_channels, *latent_size)
     device = next(model.unet.parameters()).device
 
     # Allocated first, so that too many images for the memory fail before any is drawn.

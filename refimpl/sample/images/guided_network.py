@@ -1,5 +1,6 @@
 """A model and prompts as one function v(x; σ) under classifier-free guidance (N §5; S §2.5, §2.6)."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -13,6 +14,7 @@ from refimpl.errors import InputError
 from refimpl.model.attention_options import AttentionOptions, using_attention
 from refimpl.model.pipeline import Model
 from refimpl.sample.config import SampleConfig
+from refimpl.sample.grids import terminal_level
 from refimpl.sample.guidance import cfg, rescale
 from refimpl.sample.stepping import PredictV
 from refimpl.text.conditioning import encode_prompts, vector_conditioning
@@ -28,13 +30,14 @@ def guided_network(
 ) -> PredictV:
     """The network under classifier-free guidance, one row per prompt.
 
+    At a finite `config.terminal` the network is given the schedule's last timestep, as it is at ∞ (N App. A.2).
     image_prompt  [3, H, W] in −1 … 1, whose embedding replaces every prompt's pooled state (S §2.6)
     returns       predict_v(x [B, C, h, w] in VP form, sigma_edm scalar) → v [B, C, h, w]
     Raises InputError when an image prompt is given to a model without an image tower.
     """
     schedule, parameterisation = model.diffusion.schedule(), model.diffusion.parameterisation
     device, count = next(model.unet.parameters()).device, len(prompts)
-    cell = model.vae.config.factor
+    cell, end = model.vae.config.factor, terminal_level(config.terminal)
     attention = AttentionOptions(-(-config.attention_train_side // cell), -(-config.attention_window // cell))
     sizes = torch.tensor([size] * count, device=device)
     context, pooled = encode_prompts(
@@ -52,7 +55,8 @@ def guided_network(
         conditions.append((null_context, vector_conditioning(null_pooled.expand(count, -1), sizes, scores)))
 
     def predict_v(x: Tensor, sigma_edm: Tensor) -> Tensor:
-        t = schedule.sigma_edm_to_t(sigma_edm).to(device).expand(count)
+        level = torch.where(sigma_edm >= end, math.inf, sigma_edm)
+        t = schedule.sigma_edm_to_t(level).to(device).expand(count)
         alpha, sigma = alpha_sigma(sigma_edm)
         with using_attention(model.unet, attention) if attention != AttentionOptions() else nullcontext():
             outputs = [model.unet(x, t, *condition) for condition in conditions]

@@ -94,7 +94,9 @@ def refined(
     returns       [B, C, h, w]
     """
     schedule = refiner.model.diffusion.schedule()
-    sigmas = start_at(grid_by_name(config.grid, schedule, config.steps), refiner.sigma_edm)
+    height, width = x0.shape[-2:]
+    grid = grid_by_name(config.grid, schedule, config.steps, latent_size=(height, width))
+    sigmas = start_at(grid, refiner.sigma_edm)
     key = draw_key(config.seed, ids, numbers, Purpose.REFINER_NOISE)
     noise = keyed_normal(key, tuple(x0.shape[1:])).to(x0)
     predict_v = guided_network(refiner.model, prompts, size, config)

@@ -14,7 +14,7 @@ from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import load_model
 from refimpl.model.pipeline import Model
 from refimpl.sample.config import SampleConfig
-from refimpl.sample.grids import native
+from refimpl.sample.grids import canvas, native
 from refimpl.sample.guidance import cfg
 from refimpl.sample.images.draw import draw_images
 from refimpl.sample.images.guided_network import guided_network
@@ -130,6 +130,32 @@ def test_a_finite_start_hands_the_network_that_level(model: Model) -> None:
     torch.testing.assert_close(sigma, torch.full_like(sigma, 1.5))
 
 
+@pytest.mark.parametrize("terminal", ["20000", "4518.7637", "4096"])
+def test_a_terminal_level_is_the_last_timestep_at_that_level(terminal: str, model: Model) -> None:
+    """N App. A.2: the first network call is that of ∞ but for the level, all others are at the grid's own levels."""
+    seen = []
+    hook = lambda _, arguments: seen.append((arguments[0].clone(), arguments[1].clone()))  # noqa: E731
+    handle = model.unet.register_forward_pre_hook(hook)
+    exact = draw_images(model, CONFIG)
+    clamped = draw_images(model, replace(CONFIG, terminal=terminal))
+    handle.remove()
+    assert len(seen) == 12
+    assert not torch.equal(exact, clamped)
+    assert (seen[6][1] == 999).all()
+    torch.testing.assert_close(seen[6][0], seen[0][0], rtol=NETWORK_FLOAT32, atol=0)
+    assert [pair[1].tolist() for pair in seen[8:]] == [pair[1].tolist() for pair in seen[2:6]]
+
+
+def test_the_canvas_grid_follows_the_latent_canvas(model: Model) -> None:
+    timesteps = []
+    handle = model.unet.register_forward_pre_hook(lambda _, arguments: timesteps.append(arguments[1].clone()))
+    draw_images(model, replace(CONFIG, grid="canvas", guidance=1.0))
+    handle.remove()
+    sigmas = canvas(model.diffusion.schedule(), 3, 6, 4)[:-1]
+    expected = model.diffusion.schedule().sigma_edm_to_t(sigmas)
+    torch.testing.assert_close(torch.stack([t[0] for t in timesteps]), expected)
+
+
 def test_an_eps_network_is_read_as_one(model: Model) -> None:
     plain = replace(
         model, diffusion=replace(model.diffusion, parameterisation="eps", zero_terminal_snr=False)
@@ -146,6 +172,7 @@ def test_an_eps_network_is_read_as_one(model: Model) -> None:
         ({"grid": "leading"}, None, "leading"),
         ({"grid": "trailing"}, 14.6, r"has a fixed start, so sigma_max=14\.6 cannot apply"),
         ({"grid": "community_trainer"}, None, "3 steps asked for; it is a fixed list of 10"),
+        ({"terminal": "20000"}, 14.6, r"terminal 20000 replaces σ = ∞, but the grid starts at 14\.6"),
         ({}, -1.0, "-1"),
         ({}, float("nan"), "nan"),
     ],
