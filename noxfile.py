@@ -15,7 +15,13 @@ nox.options.reuse_existing_virtualenvs = True
 
 BUILD = ["torch", "ninja", "pybind11", "setuptools>=77"]
 # k-diffusion asks for packages that its samplers do not use, torchvision among them, so its real needs are listed.
-ORACLES = ["k-diffusion", "torchsde", "torchdiffeq", "trampoline"]
+# Of open_clip_torch, which asks for torchvision too, the tests load the tokenizer's file alone.
+ORACLES = ["k-diffusion", "torchsde", "torchdiffeq", "trampoline", "open_clip_torch"]
+# What ComfyUI and sd-scripts import besides; tests/peers/stand_ins.py stands in for torchvision and torchaudio.
+PEERS = ["einops", "aiohttp", "yarl", "pyyaml", "alembic", "sqlalchemy", "pydantic-settings", "psutil", "toml",
+         "opencv-python-headless", "ftfy", "omegaconf"]  # fmt: skip
+KOHYA_TRANSFORMERS = ["transformers==4.54.1", "tokenizers>=0.21,<0.22", "huggingface-hub==0.34.3",
+                      "diffusers==0.32.1", "accelerate==1.6.0"]  # fmt: skip  # as sd-scripts pins them
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -45,7 +51,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests except those marked slow, fuzz or faults, on all cores; `-- -n 0` runs them in one process."""
+    """All tests except those marked slow, fuzz, faults or peers, on all cores; `-- -n 0` runs them in one process."""
     install_project(session, "test")
     install(session, "--no-deps", *ORACLES)
     # Half of the tests to each of two processes, and from a busy one to one that has finished.
@@ -104,6 +110,25 @@ def faults(session: nox.Session) -> None:
     spread = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")
     session.run("pytest", "tests/faults", *spread, *session.posargs, env={"REFIMPL_FAULTS": str(counts)})
     session.run("python", "-m", "benchmarks.faults", str(counts))
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Our files and nodes in ComfyUI, sd-scripts, Forge and A1111: `nox -s peers -- DIR`, with checkouts in DIR.
+
+    tests/peers/checkouts.py names the commits; what is absent is skipped by name. One test needs 7 GB of disk.
+    """
+    if not session.posargs:
+        session.error("name the folder that holds the checkouts: nox -s peers -- DIR")
+    folder, *rest = session.posargs
+    install_project(session, "test")
+    install(session, "--no-deps", *ORACLES)
+    install(session, *PEERS)
+    older = Path(session.create_tmp()) / "kohya-transformers"
+    if not older.is_dir() and not isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
+        session.install("--no-deps", "--target", str(older), *KOHYA_TRANSFORMERS)
+    environment = {"REFIMPL_PEERS": str(Path(folder).resolve()), "REFIMPL_PEERS_TRANSFORMERS": str(older)}
+    session.run("pytest", "-m", "peers", "tests/peers", "-v", "-rs", "-s", *rest, env=environment)
 
 
 @nox.session

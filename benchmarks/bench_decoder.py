@@ -15,19 +15,22 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import write
-from refimpl.autoencoder.decoder import finetune_decoder, measure_decoder, without_jpeg_blocks
+from refimpl.autoencoder.decoder import finetune_decoder
 from refimpl.autoencoder.decoder_config import DecoderConfig
+from refimpl.autoencoder.decoder_measures import measure_decoder, without_jpeg_blocks
 from refimpl.autoencoder.training import train_autoencoder
 from refimpl.data.demo.data_set import write_demo_images
 from refimpl.data.index.data_set import Index, read_folder
 from refimpl.latents.config import LatentConfig
 from refimpl.latents.vae import VAE, VAEConfig
+from refimpl.run.world import World
 
 KINDS = ("gradient", "landscape", "photo")  # pictures whose tones change slowly, where blocks show
 SIDE = 64
 QUALITY = 5
 LIMIT = 1.3
 CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
 
 
 def cut_images(folder: Path) -> tuple[Index, Index, Index]:
@@ -83,10 +86,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         blocky, every, heldout = cut_images(Path(name))
         vae = train_autoencoder(blocky, VAEConfig.tiny(), first, 0, CPU)
-        before, encoder = measure_decoder(vae, heldout, SIDE, CPU), bits(vae)
-        clean, left_out = without_jpeg_blocks(every, LIMIT)
-        vae = finetune_decoder(vae, clean, config, Path(name) / "run", CPU)
-        after = measure_decoder(vae, heldout, SIDE, CPU)
+        before, encoder = measure_decoder(vae, heldout, SIDE, ALONE), bits(vae)
+        clean, left_out = without_jpeg_blocks(every, LIMIT, ALONE)
+        vae = finetune_decoder(vae, clean, config, Path(name) / "run", ALONE)
+        after = measure_decoder(vae, heldout, SIDE, ALONE)
     assert all(torch.equal(value, encoder[name]) for name, value in bits(vae).items())
     result = {
         "images": {

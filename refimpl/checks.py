@@ -8,6 +8,7 @@ from typing import Any
 from refimpl.errors import InputError
 from refimpl.names import nearest
 
+LARGEST_INTEGER = 2**63 - 1  # what torch, numpy and a file's header can hold
 LARGEST_SIDE = 2**20  # largest dimension in a network; the bytes of its square still fit in 64 bits
 
 
@@ -21,8 +22,15 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 def check_at_least(name: str, value: float, least: float) -> None:
     """Raises InputError unless value is finite and ≥ least."""
+    check_integer(name, value)
     if not (value >= least and math.isfinite(value)):
         raise InputError(f"{name} {value} must be at least {least}")
+
+
+def check_integer(name: str, value: float) -> None:
+    """Raises InputError for an integer of more than 64 bits, which no float conversion survives."""
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise InputError(f"{name} is an integer of {value.bit_length()} bits; it must lie within ±(2^63 − 1)")
 
 
 def check_at_most(name: str, value: float, most: float) -> None:
@@ -39,6 +47,7 @@ def check_seed(name: str, value: int) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Raises InputError unless value is finite and > 0."""
+    check_integer(name, value)
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{name} {value} must be positive and finite")
 

@@ -6,8 +6,10 @@ import types
 import typing
 from typing import Any, NamedTuple, TypeVar
 
+from refimpl.checks import check_integer
 from refimpl.errors import InputError
 from refimpl.names import nearest
+from refimpl.printable import one_line
 
 T = TypeVar("T")
 
@@ -30,6 +32,14 @@ def from_table(cls: type[T], table: Any, source: str) -> T:
     return built
 
 
+def parsed_json(text: str | bytes) -> Any:
+    """JSON as Python's values. Raises ValueError for anything else, and for what is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def to_table(value: Any) -> dict[str, Any]:
     """The dataclass as plain JSON values, from which `from_table` builds an equal one."""
     return json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
@@ -47,7 +57,7 @@ class Problem(NamedTuple):
 def _build(root: type, cls: type, table: Any, where: str, problems: list[Problem]) -> Any:
     """The dataclass, or None where its table adds to the problems."""
     if not isinstance(table, dict):
-        problems.append(Problem(f"{where.rstrip('.') or 'all of it'} must be a table, not {table!r}"))
+        problems.append(Problem(f"{where.rstrip('.') or 'all of it'} must be a table, not {table!r:.200}"))
         return None
     before = len(problems)
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
@@ -55,7 +65,7 @@ def _build(root: type, cls: type, table: Any, where: str, problems: list[Problem
     for key in table:
         if key not in known:
             near = _nearest(root, key, known, where)
-            problems.append(Problem(f"unknown key {where}{key}; did you mean {near}?"))
+            problems.append(Problem(f"unknown key {where}{one_line(key)}; did you mean {near}?"))
     values = {}
     for name, entry in known.items():
         if name in table:
@@ -67,10 +77,13 @@ def _build(root: type, cls: type, table: Any, where: str, problems: list[Problem
     if len(problems) > before:
         return None
     try:
-        return cls(**values)
+        built = cls(**values)  # first, as it knows the range of each
     except InputError as error:
         problems.append(Problem(str(error), is_whole=True))
         return None
+    for name, value in values.items():
+        _check_size(value, f"{where}{name}", problems)
+    return built
 
 
 def _value(root: type, hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
@@ -84,18 +97,20 @@ def _value(root: type, hint: Any, value: Any, where: str, problems: list[Problem
     if origin is tuple:
         return _tuple(root, arguments, value, where, problems)
     if hint is float and type(value) is int:
-        return float(value)
+        return float(value) if _check_size(value, where, problems) else value
     if origin is typing.Literal:
         if value not in arguments:
-            problems.append(Problem(f"{where} {value!r} is unknown; use {', '.join(map(str, arguments))}"))
+            problems.append(
+                Problem(f"{where} {value!r:.200} is unknown; use {', '.join(map(str, arguments))}")
+            )
     elif type(value) is not hint:
-        problems.append(Problem(f"{where} must be {hint.__name__}, not {value!r}"))
+        problems.append(Problem(f"{where} must be {hint.__name__}, not {value!r:.200}"))
     return value
 
 
 def _tuple(root: type, kinds: tuple[Any, ...], value: Any, where: str, problems: list[Problem]) -> Any:
     if not isinstance(value, list | tuple):
-        problems.append(Problem(f"{where} must be a list, not {value!r}"))
+        problems.append(Problem(f"{where} must be a list, not {value!r:.200}"))
         return value
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
@@ -104,6 +119,17 @@ def _tuple(root: type, kinds: tuple[Any, ...], value: Any, where: str, problems:
         return value
     pairs = zip(kinds, value, strict=True)
     return tuple(_value(root, kind, item, f"{where}[{i}]", problems) for i, (kind, item) in enumerate(pairs))
+
+
+def _check_size(value: Any, where: str, problems: list[Problem]) -> bool:
+    """Whether a value is anything but an integer of more than 64 bits, which adds to the problems."""
+    if type(value) is int:
+        try:
+            check_integer(where, value)
+        except InputError as error:
+            problems.append(Problem(str(error)))
+            return False
+    return True
 
 
 def _is_required(entry: dataclasses.Field) -> bool:

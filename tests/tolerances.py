@@ -58,6 +58,17 @@ ATTENTION_ROUNDINGS = (
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
 
+# --- the autoencoder in tiles ---
+TILED_FULL_SIZE = (
+    0.5  # rms of the difference, of the values' spread: group norms and attention see one tile alone
+)
+
+# --- decoder finetuning ---
+DECODER_STEP_SHARE = (
+    0.01  # of a few steps' length: AdamW makes a whole step of a gradient that is mere rounding
+)
+DECODER_LOSS = 1e-4  # relative, float32: the loss after weights that differ by that much
+
 # --- data ---
 LOG_ASPECT_ROUNDING = (
     2.0**-32
@@ -96,6 +107,7 @@ SAMPLED_FLOAT32 = (
     2e-5  # some tens of float32 steps whose first states are of size σ₁ = 56: roundings of 56 · 1.2e-7
 )
 EULER_FROM_STAND_IN = 2.0**-7  # roundings of states of size 2^15 in float32: 2^-9 each, some of them added
+ESTIMATE_IN_COMFYUI = 1e-6  # of the largest value of x0: some float32 operations (eps 1.2e-7) at any level
 SNAPPED_TIMESTEP = (
     4e-5  # a level within 2^-23 of the table's is taken for it; timesteps lie 0.0033 apart in log σ
 )
@@ -128,5 +140,6 @@ ESTIMATED_SPEED = (
 MEASURED_MEMORY = (
     0.05  # of torch.cuda.max_memory_allocated: workspaces of cuBLAS and cuDNN, rounding to blocks
 )
+PLANNED_STATE = 0.05  # of an optimizer: what docs/memory.md promises of the plan
 PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
 EARLY_LAYERS = 0.03  # share of the tiny network before its first residual block adds the embedding

@@ -1,15 +1,16 @@
 """Finetuning an autoencoder's decoder, its encoder frozen (N §4.4, S §2.4).
 
-crops → frozen encoder → latents → decoder → L1 + perceptual + adversarial → backward → AdamW → EMA
+crops → frozen encoder → latents → decoder → L1 + perceptual + adversarial → backward → mean over ranks → AdamW → EMA
 
-The encoder, and so the latents, do not change, so that a diffusion model trained on them stays valid.
+The encoder, and so the latents, do not change, so that a diffusion model trained on them stays valid. Several ranks
+share each batch: the mean of their gradients is the whole batch's, so that their number changes nothing but rounding.
 """
 
-import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,30 +18,41 @@ from torch import Tensor, nn
 
 from refimpl.autoencoder.decoder_config import DecoderConfig
 from refimpl.autoencoder.decoder_losses import Features, l1_loss, perceptual_loss
+from refimpl.autoencoder.decoder_state import DecoderState
 from refimpl.autoencoder.patch_discriminator import discriminator_loss, generator_loss, make_discriminator
 from refimpl.autoencoder.square_crops import square_crops
-from refimpl.autoencoder.training import centre_crops
-from refimpl.data.images.decode import BadImage, decode
+from refimpl.data.images.decode import BadImage
 from refimpl.data.index.data_set import Index
-from refimpl.data.loading.loader import ImageCache
+from refimpl.data.loading.loader import ImageCache, SameBucket
 from refimpl.errors import InputError
-from refimpl.interop.run.checkpoints import committed_steps, newest_whole, prune, step_folder
-from refimpl.interop.run.run_folder import state_number
-from refimpl.latents.image_quality import JPEG_BLOCK, SSIM_WINDOW, blockiness, psnr, ssim
+from refimpl.interop.run.checkpoints import committed_steps
+from refimpl.latents.image_quality import SSIM_WINDOW
 from refimpl.latents.pixels import from_pixels
 from refimpl.latents.vae import VAE
-from refimpl.progress import Progress, shown
-from refimpl.run.adamw import load_optimizer_state, optimizer_state
+from refimpl.progress import Progress
 from refimpl.run.ema import ema_start, ema_update
-from refimpl.storage import committed
-from refimpl.storage.key_report import check_state
-from refimpl.storage.streaming import load_state
-from refimpl.tables import to_table
+from refimpl.run.shared_work import gathered
+from refimpl.run.world import World
 
 CACHE_BYTES = 2**28  # of decoded images; a small data set is read many times
 CLIP_NORM = 1.0
 BETAS = (0.5, 0.9)  # of AdamW, as adversarial training has them
-MEASURED_BATCH = 8
+
+
+class Notes(Protocol):
+    """Where bad images are noted: `refimpl.train.quarantine.Quarantine`."""
+
+    def add(self, bad: Sequence[BadImage], images: int) -> None:
+        """Notes bad images of a data set of so many."""
+        ...
+
+    def has_news(self) -> bool:
+        """Whether this rank has noted images that it has not told the others of."""
+        ...
+
+    def share(self) -> None:
+        """Tells the other ranks; all must call it."""
+        ...
 
 
 def finetune_decoder(
@@ -48,19 +60,23 @@ def finetune_decoder(
     index: Index,
     config: DecoderConfig,
     run: Path,
-    device: torch.device,
+    world: World,
     features: Features | None = None,
+    notes: Notes | None = None,
 ) -> VAE:
     """Train the decoder and return the autoencoder, frozen, with the moving average as its decoder.
 
     vae       changed in place: `decoder` and `post_quant_conv`; `encoder` and `quant_conv` are left untouched
     index     training images
     run       folder of checkpoints/ and metrics.jsonl; resumed from its newest checkpoint if it has one
+    world     the ranks, which share each batch out, and the device; every rank calls it, and gets the same
     features  feature network of the perceptual term
+    notes     receives bad images, which other images replace; without it, a bad image is an error
     Data order and crops are functions of (seed, step), so a resumed run ends bitwise equal to an uninterrupted one.
     Raises InputError for settings that do not fit the images or the autoencoder, and when the loss is not finite.
     """
-    check_fits(vae, index, config, features, run)
+    check_fits(vae, index, config, features, run, world)
+    device = world.device
     vae.to(device).eval().requires_grad_(False)
     trained = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     trained.requires_grad_(True)
@@ -68,13 +84,16 @@ def finetune_decoder(
     judge = make_discriminator(config.seed).to(device)
     judge_optimizer = torch.optim.AdamW(judge.parameters(), config.learning_rate, BETAS, weight_decay=0.0)
     average = ema_start(trained)
-    state = _State(trained, optimizer, judge, judge_optimizer, average)
+    state = DecoderState(trained, optimizer, judge, judge_optimizer, average, world)
     start = state.load(config, run)
 
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
-    batches = square_crops(index, config.size, config.batch_size, config.seed, start, ImageCache(CACHE_BYTES))
-    progress = Progress(config.steps, "decoder", "steps", start)
+    batches = square_crops(
+        index, config.size, config.batch_size, config.seed, start, ImageCache(CACHE_BYTES),
+        SameBucket(np.zeros(len(index), np.int64)) if notes else None, (world.rank, world.size),
+    )  # fmt: skip
+    progress = Progress(config.steps, "decoder", "steps", start, is_shown=world.is_main)
     for step, batch in enumerate(batches, start):
         if step >= config.steps:
             break
@@ -90,13 +109,10 @@ def finetune_decoder(
                 judge.requires_grad_(False)
                 terms["adversarial"] = generator_loss(judge(restored))
         loss = torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()
-        if not torch.isfinite(loss):
-            names = ", ".join(str(index.ids[item]) for item in batch.items)
-            raise InputError(
-                f"step {step + 1}: the loss is not finite; lower decoder.learning_rate, or look at the images {names}"
-            )
+        _agree(loss, batch.items, batch.bad, index, step, notes, world)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        _average_gradients(trained, world)
         torch.nn.utils.clip_grad_norm_(trained.parameters(), CLIP_NORM)
         optimizer.step()
         ema_update(average, trained, step + 1, config.ema_decay)
@@ -107,12 +123,14 @@ def finetune_decoder(
                 terms["discriminator"] = discriminator_loss(judge(x), judge(restored.detach()))
             judge_optimizer.zero_grad(set_to_none=True)
             terms["discriminator"].backward()
+            _average_gradients(judge, world)
             judge_optimizer.step()
 
         done = step + 1
         progress.update()
         if done % config.log_every == 0 or done == config.steps:
-            write_row(run, done, {name: term.item() for name, term in terms.items()})
+            means = world.mean(torch.stack([term.detach().float() for term in terms.values()])).tolist()
+            world.on_main(lambda: write_row(run, done, dict(zip(terms, means, strict=True))))  # noqa: B023
         if done % config.checkpoint_every == 0 or done == config.steps:
             state.write(config, run, done)
     progress.close()
@@ -120,46 +138,38 @@ def finetune_decoder(
     return vae.requires_grad_(False)
 
 
-@torch.no_grad()
-def measure_decoder(vae: VAE, index: Index, size: int, device: torch.device) -> dict[str, float]:
-    """Means over the centre crops of all images: PSNR (dB), SSIM, and blockiness of the restored and the originals.
+def _agree(
+    loss: Tensor,
+    items: Sequence[int] | np.ndarray,
+    bad: Sequence[BadImage],
+    index: Index,
+    step: int,
+    notes: Notes | None,
+    world: World,
+) -> None:
+    """Shares what any rank has met. Raises InputError on all ranks when the loss of one is not finite."""
+    if notes is not None:
+        notes.add(bad, len(index))
+    has_news = notes is not None and notes.has_news()
+    mean, news = world.mean(torch.stack([loss.detach().float(), loss.new_tensor(float(has_news))])).tolist()
+    if not math.isfinite(mean):
+        rows = [row for part in gathered(world, [int(item) for item in items]) for row in part]
+        names = ", ".join(str(index.ids[row]) for row in rows)
+        raise InputError(
+            f"step {step + 1}: the loss is not finite; lower decoder.learning_rate, or look at the images {names}"
+        )
+    if notes is not None and news:
+        notes.share()
 
-    size  side of the square crops, px. Restored images are clamped to −1..1 before they are compared.
-    """
-    batches = [
-        ((size, size), np.arange(first, min(first + MEASURED_BATCH, len(index))))
-        for first in range(0, len(index), MEASURED_BATCH)
-    ]
-    values: dict[str, list[Tensor]] = {
-        "psnr": [], "ssim": [], "blockiness": [], "blockiness of the originals": []
-    }  # fmt: skip
-    for images in centre_crops(index, batches):
-        images = images.to(device)
-        restored = vae.decode(vae.encode(images)).clamp(-1, 1)
-        values["psnr"].append(psnr(restored, images))
-        values["ssim"].append(ssim(restored, images))
-        values["blockiness"].append(blockiness(restored))
-        values["blockiness of the originals"].append(blockiness(images))
-    return {name: torch.cat(parts).mean().item() for name, parts in values.items()}
 
-
-def without_jpeg_blocks(index: Index, limit: float) -> tuple[Index, dict[str, float]]:
-    """The images whose unscaled pixels have a blockiness of at most `limit`; and id → blockiness of the others.
-
-    Images that are too small to contain a block boundary, or that cannot be read, are kept and left to the loader.
-    """
-    found: dict[str, float] = {}
-    for name, path in zip(shown(index.ids, len(index), "blocks of JPEG", "images"), index.paths, strict=True):
-        with contextlib.suppress(BadImage):
-            image = decode(path)
-            if min(image.size) > JPEG_BLOCK:
-                pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-                value = blockiness(
-                    pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2).float()
-                ).item()
-                if value > limit:
-                    found[name] = value
-    return index.take([row for row, name in enumerate(index.ids) if name not in found]), found
+def _average_gradients(network: nn.Module, world: World) -> None:
+    """Replaces every gradient by its mean over the ranks, in one exchange."""
+    if world.size == 1:
+        return
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    means = world.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def write_row(run: Path, step: int, values: Mapping[str, float]) -> None:
@@ -174,61 +184,14 @@ def write_row(run: Path, step: int, values: Mapping[str, float]) -> None:
         raise InputError(f"could not write {path}: {error.strerror}; free space and resume") from error
 
 
-class _State:
-    """Everything in a checkpoint, kept together for writing and reading."""
-
-    def __init__(
-        self,
-        trained: nn.Module,
-        optimizer: torch.optim.AdamW,
-        judge: nn.Module,
-        judge_optimizer: torch.optim.AdamW,
-        average: dict[str, Tensor],
-    ) -> None:
-        self.networks = {"decoder": (trained, optimizer), "discriminator": (judge, judge_optimizer)}
-        self.average = average
-
-    def _used(self, config: DecoderConfig) -> list[str]:
-        return ["decoder", "discriminator"] if config.adversarial_weight else ["decoder"]
-
-    def write(self, config: DecoderConfig, run: Path, step: int) -> None:
-        """Commit the state after `step` steps; older checkpoints are removed once the new one is complete."""
-        tensors: dict[str, Mapping[str, Tensor]] = {"ema": self.average}
-        for name in self._used(config):
-            network, optimizer = self.networks[name]
-            tensors[name] = network.state_dict()
-            tensors[f"{name}_optimizer"] = optimizer_state(dict(network.named_parameters()), optimizer)
-        committed.write(
-            step_folder(run, step), tensors, {"config": to_table(config), "state": {"step": step}}
+def check_fits(
+    vae: VAE, index: Index, config: DecoderConfig, features: Features | None, run: Path, world: World
+) -> None:
+    """Raise InputError for settings that do not fit the images, the autoencoder, the ranks or the run's progress."""
+    if config.batch_size % world.size:
+        raise InputError(
+            f"{world.size} ranks do not share decoder.batch_size {config.batch_size} evenly; give a multiple"
         )
-        prune(run, 1)
-
-    def load(self, config: DecoderConfig, run: Path) -> int:
-        """Load the newest checkpoint's state and return its step; 0 when there is none."""
-        folder = newest_whole(run)
-        if folder is None:
-            return 0
-        tensors, documents = committed.read(folder)
-        for name in self._used(config):
-            network, optimizer = self.networks[name]
-            if name not in tensors:
-                raise InputError(
-                    f"{folder} has no {name}; the run was started without decoder.adversarial_weight"
-                )
-            load_state(network, tensors[name], f"{folder}/{name}.safetensors")
-            source = f"{folder}/{name}_optimizer.safetensors"
-            load_optimizer_state(
-                dict(network.named_parameters()), optimizer, tensors[f"{name}_optimizer"], source
-            )
-        shapes = {name: tuple(value.shape) for name, value in self.average.items()}
-        check_state(shapes, tensors["ema"], f"{folder}/ema.safetensors")
-        for name, value in tensors["ema"].items():
-            self.average[name].copy_(value)
-        return state_number(folder, documents, "step")
-
-
-def check_fits(vae: VAE, index: Index, config: DecoderConfig, features: Features | None, run: Path) -> None:
-    """Raise InputError for settings that do not fit the images, the autoencoder or the run's progress."""
     done = max(committed_steps(run), default=0)
     if done > config.steps:
         raise InputError(

@@ -13,7 +13,7 @@ class DecoderConfig:
     steps: int = 10_000
     """optimizer steps"""
     batch_size: int = 8
-    """images per step"""
+    """images per step, of all ranks together; they must share it evenly"""
     size: int = 256
     """side of the square crops, px; a multiple of the autoencoder's factor"""
     learning_rate: float = 1e-5

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from refimpl.autoencoder.vgg_features import SMALLEST_SIDE, load_vgg_features
 from refimpl.errors import InputError
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -35,14 +36,25 @@ def _unit(features: Tensor) -> Tensor:
     return torch.where(length > 0, features / length.where(length > 0, 1.0), 0.0)
 
 
-def load_features(path: Path, size: int, device: torch.device) -> Features:
-    """A frozen feature network from a TorchScript file; it is run once on an image of `size` px as a check.
+def load_features(path: Path, size: int, device: torch.device, trusts_code: bool = False) -> Features:
+    """A frozen feature network: VGG-16 from a safetensors file, or any network from a TorchScript file.
 
-    The network maps images [B, 3, H, W] in −1..1 to a tensor or a list of tensors [B, C, h, w].
-    Raises InputError when the file cannot be read, or the network returns anything else.
+    size         px; the network is run once on an image of this side as a check
+    trusts_code  whether the code in a TorchScript file may be run: torch.jit.load trusts the file, and so its author
+    A TorchScript network maps images [B, 3, H, W] in −1..1 to a tensor or a list of tensors [B, C, h, w].
+    Raises InputError when the file cannot be read or may not be trusted, or the network returns anything else.
     """
     if not path.is_file():
         raise InputError(f"feature network {path} does not exist")
+    if path.suffix == ".safetensors":
+        if size < SMALLEST_SIDE:
+            raise InputError(f"decoder.size {size} px is below VGG-16's smallest image, {SMALLEST_SIDE} px")
+        return load_vgg_features(path, device)
+    if not trusts_code:
+        raise InputError(
+            f"feature network {path} is taken for TorchScript, which brings code of its own that would be run; give "
+            "VGG-16 as .safetensors, or add --trust-perceptual if you trust whoever made the file"
+        )
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
         for parameter in module.parameters():

@@ -125,8 +125,8 @@ def check_cache(
     made_by = text.store.manifest.encoding
     if made_by != text_encoding(towers, config.pooling, str(made_by.get("dtype"))):
         raise InputError(
-            f"data.cache {where}: its text states were made by other towers, or with another text.pooling; run "
-            "`refimpl cache` again"
+            f"data.cache {where}: its text states were made by other towers, or with another text.pooling or "
+            "text.clean; run `refimpl cache` again"
         )
     for data in stages:
         lacking = np.flatnonzero(text.rows(list(data.index.captions)) < 0)

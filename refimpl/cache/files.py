@@ -39,16 +39,18 @@ def write_shard(
     encoding: dict[str, Any],
     tensors: dict[str, torch.Tensor],
     keys: bytes,
-) -> None:
-    """Writes <kind>-<group>-<hash of encoding and keys>.safetensors, whole or not at all.
+) -> Path:
+    """Writes <kind>-<group>-<hash of encoding and keys>.safetensors, whole or not at all; returns its path.
 
     Raises InputError when the disk refuses it.
     """
     made = fingerprint(encoding)
     name = hashlib.sha256(made.encode() + keys).hexdigest()[:16]
     data = shard_bytes(tensors, {"format": str(FORMAT), "group": group, ENCODING: made})
-    with replaced_file(folder / f"{kind}-{group}-{name}.safetensors") as path:
+    place = folder / f"{kind}-{group}-{name}.safetensors"
+    with replaced_file(place) as path:
         path.write_bytes(data)
+    return place
 
 
 def write_manifest(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from refimpl.data.loading.transfer import onto
 from refimpl.storage.store import Int64s, Store, find_rows, open_store
+from refimpl.text.cleaning import cleaning_identity
 from refimpl.text.states import TextStates
 from refimpl.text.towers import Towers
 
@@ -42,6 +43,7 @@ def text_encoding(towers: Towers, pooling: str, dtype: str) -> dict[str, object]
         "tokenizer": hashlib.sha256(vocabulary).hexdigest(),
         "pooling": pooling,
         "dtype": dtype,
+        **cleaning_identity(tokenizer.clean),
     }
 
 

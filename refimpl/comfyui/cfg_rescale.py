@@ -20,6 +20,7 @@ from refimpl.sample.guidance import cfg, rescale
 
 KARRAS_RHO = 7.0  # Karras et al. 2022, eq. 5: the scheduler's default
 # R's names, in its order. The last four schedulers are even in timesteps and differ only in how they end.
+POST = "sampler_post_cfg_function"  # ComfyUI's option with the functions that follow guidance
 METHODS = ["karras", "standard", "exponential", "sgm_uniform", "simple", "ddim_uniform", "normal"]
 
 
@@ -39,11 +40,29 @@ def strength(method: str, sigma: Tensor, sampling: Any) -> Tensor:
     return ((here - low) / (high - low)).clamp(0, 1)
 
 
+def patch_guidance(model: Any, method: str, multiplier: float) -> None:
+    """Make a cloned ComfyUI model rescale its guidance; replaces another guidance function, as such nodes do there.
+
+    ComfyUI subtracts what a guidance function returns from the state. In float32 that loses the estimate where the
+    state is 32768 times as large, so the function returns float64, and the estimate is converted to float32 before
+    anything else sees it.
+    """
+    model.set_model_sampler_cfg_function(rescaled_guidance(method, multiplier))
+    later = model.model_options.get(POST, [])
+    model.model_options[POST] = [as_state, *(function for function in later if function is not as_state)]
+
+
+def as_state(args: dict[str, Any]) -> Tensor:
+    """A function for ComfyUI's `sampler_post_cfg_function`: the denoised estimate in the dtype of the state."""
+    denoised: Tensor = args["denoised"]
+    return denoised.to(args["input"].dtype)
+
+
 def rescaled_guidance(method: str, multiplier: float) -> Callable[[dict[str, Any]], Tensor]:
     """A function for ComfyUI's `set_model_sampler_cfg_function`.
 
     It is given the denoised estimates D [B, ...] for both conditions and the state x at sigma [B], and returns x − D
-    for the guided estimate, in x's dtype. Guidance and std are computed on the network's output, v where σd = 1.
+    for the guided estimate, in float64. Guidance and std are computed on the network's output, v where σd = 1.
     Computes in float64, which the device must support.
     """
 
@@ -67,7 +86,7 @@ def rescaled_guidance(method: str, multiplier: float) -> Callable[[dict[str, Any
                 for i, factor in enumerate(factors.tolist())
             ]
         )
-        return x - (sigma_data * x0_from_v(x_t, v, alpha, noise)).to(x.dtype)
+        return x.double() - sigma_data * x0_from_v(x_t, v, alpha, noise)
 
     return guide
 

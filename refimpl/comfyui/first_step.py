@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from refimpl.comfyui.levels import Levels
+from refimpl.comfyui.scheduler_checks import check_levels
 from refimpl.errors import InputError
 
 KEY = "refimpl_first_step"
@@ -35,7 +36,8 @@ def first_step(levels: Levels) -> Callable[..., Tensor]:
 
     The sampler is given the remaining levels, the same noise, and the first estimate as the latent image: its own
     initial state, σ₁·n + latent, is then eq. 18. Inpainting uses the latent image for something else, so it is
-    left to the sampler, which starts from the finite stand-in.
+    left to the sampler, which starts from the finite stand-in. Levels that a scheduler placed badly are refused
+    (InputError), as `check_levels` does.
     """
 
     def sample(
@@ -49,6 +51,7 @@ def first_step(levels: Levels) -> Callable[..., Tensor]:
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
+        check_levels(levels, sigmas, noise, latent_image if denoise_mask is None else None)
         if denoise_mask is not None or len(sigmas) < 2 or not bool(levels.level(sigmas[0]).isinf()):
             return executor(
                 model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar

@@ -19,6 +19,9 @@ TERMINAL = {name: terminal_level(name) for name in TERMINAL_NAMES}  # N App. A.1
 SAME_FLOAT32 = (
     2.0**-23
 )  # relative distance within which a level that passed through float32 is the table's own
+# Relative distance below the stand-in within which a level is the stand-in: schedulers that compute its power or its
+# logarithm in float32 miss it by up to 5e-7. ComfyUI takes a level this near the largest for the largest, too.
+NEAR_THE_STAND_IN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,13 @@ class Levels:
 
     def level(self, sigma: Tensor) -> Tensor:
         """The noise level that a sampler's sigma represents: ∞ for its stand-in, else sigma itself."""
-        return torch.where(sigma >= self.sigma_max, math.inf, sigma) if self.exact else sigma
+        return torch.where(self._is_last(sigma), math.inf, sigma) if self.exact else sigma
 
     def sigma(self, t: Tensor) -> Tensor:
         """Timesteps [...], clamped to 0 … T−1, as sigma_edm [...] float64 within the ends; T−1 gives sigma_max."""
         t = t.double().clamp(0, self.schedule.timesteps - 1)
         inside = self.schedule.t_to_sigma_edm(t).clamp(self.sigma_min, self.sigma_max)
-        return torch.where(t == self.last_timestep, self.sigma_max, inside)
+        return torch.where((t == self.last_timestep) | self._is_last(inside), self.sigma_max, inside)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """sigma_edm [...] as timesteps [...] float64, whole where a level is the table's up to float32 rounding."""
@@ -60,13 +63,20 @@ class Levels:
         whole = t.round()
         near = self.schedule.t_to_sigma_edm(whole)
         t = torch.where(((sigma - near).abs() <= SAME_FLOAT32 * near) & near.isfinite(), whole, t)
-        return torch.where(sigma >= self.sigma_max, self.last_timestep, t)
+        return torch.where(self._is_last(sigma), self.last_timestep, t)
+
+    def _is_last(self, sigma: Tensor) -> Tensor:
+        return sigma >= self.sigma_max * ((1 - NEAR_THE_STAND_IN) if self.exact else 1.0)
+
+    @property
+    def largest_finite(self) -> float:
+        """The schedule's last level that is not ∞; between it and ∞ the schedule has none."""
+        return float(self.schedule.sigma_edm[self.schedule.sigma_edm.isfinite()][-1])
 
     @property
     def last_timestep(self) -> float:
         """The timestep of sigma_max: the schedule's last, or an earlier one if a small canvas lowers sigma_max."""
-        largest_finite = self.schedule.sigma_edm[self.schedule.sigma_edm.isfinite()][-1]
-        if self.sigma_max >= largest_finite:
+        if self.sigma_max >= self.largest_finite:
             return float(self.schedule.timesteps - 1)
         return float(self.schedule.sigma_edm_to_t(self.sigma_max))
 

@@ -6,11 +6,12 @@ an optional input, so that R's workflows load. Invalid inputs raise InputError, 
 
 from typing import Any
 
-from refimpl.comfyui.cfg_rescale import METHODS, rescaled_guidance
+from refimpl.comfyui.cfg_rescale import METHODS, patch_guidance
 from refimpl.comfyui.first_step import patch_first_step
 from refimpl.comfyui.inputs import MODEL_INPUT, TRUE_FALSE, checked, choice, number
 from refimpl.comfyui.levels import TERMINAL, Levels, levels_for
 from refimpl.comfyui.model_sampling import model_sampling
+from refimpl.comfyui.scheduler_checks import SCHEDULERS_NOTE
 from refimpl.comfyui.scheduler_nodes import LaplaceSchedulerNode, NAINativeSchedulerNode
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.min_snr import weight_mass
@@ -30,7 +31,8 @@ class ZsnrVpredConditioningNode:
     FUNCTION = "apply_conditioning"
     CATEGORY = "conditioning"
     DESCRIPTION = (
-        "Zero-terminal-SNR v-prediction: exact scalings, noise levels for the canvas, exact first step."
+        "Zero-terminal-SNR v-prediction: exact scalings, noise levels for the canvas, exact first step. "
+        f"{SCHEDULERS_NOTE}"
     )
 
     @classmethod
@@ -52,9 +54,7 @@ class ZsnrVpredConditioningNode:
                 "width": number(1024, 16, LARGEST_SIDE, 8, f"width {side}"),
                 "height": number(1024, 16, LARGEST_SIDE, 8, f"height {side}"),
                 "terminal_sigma": choice(
-                    list(TERMINAL),
-                    "exact",
-                    "how to treat σ = ∞; 20000: N App. A.2",
+                    list(TERMINAL), "exact", f"how to treat σ = ∞; 20000: N App. A.2. {SCHEDULERS_NOTE}"
                 ),
             },
         }
@@ -142,8 +142,7 @@ class CFGRescaleNode:
         )
         patched = model.clone()
         if inputs["rescale_cfg"] == "true":
-            guidance = rescaled_guidance(inputs["scale_method"], inputs["rescale_multiplier"])
-            patched.set_model_sampler_cfg_function(guidance)
+            patch_guidance(patched, inputs["scale_method"], inputs["rescale_multiplier"])
         return (patched,)
 
 

@@ -6,21 +6,26 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 from refimpl.data.loading.orphans import end_with_parent
 from refimpl.errors import BAD_INPUT, INTERRUPTED, LOST_PROCESS, OUT_OF_MEMORY, InputError, LostProcess
+from refimpl.printable import PrintableStream, printable
 from refimpl.run.threads import prepare_environment
 
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
 
 # The disk is full, the quota is used up, or the file system or the folder refuses writes.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+# The device or the mount below a file fails.
+FAILING = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO)
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
     """Runs a command and exits: with 0, or after one message with the code of what it raised.
 
+    What it prints passes through `printable`, as its message does: names and captions come from files.
     A rank of several says its message first and then exits at once, whatever it was raised by: taking down a process
     group can wait for operations that its peers will never join, and they in turn wait for this one.
     """
@@ -28,11 +33,13 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # the parent is torchrun's agent, which may be killed
         end_with_parent()
     try:
-        command()
-        sys.stdout.flush()
+        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            command()
+            sys.stdout.flush()
     except BaseException as error:
         ending = _ending(error)
         if ending is None and not is_one_of_several():
+            sys.excepthook = _say_traceback
             raise  # an error of this program: its traceback
         message, code = ending or (traceback.format_exc().rstrip(), 1)
         if isinstance(error, BrokenPipeError):  # so that flushing at exit says nothing
@@ -62,12 +69,21 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
         where = error.filename or "a file"
         reason = f"could not write {where}: {error.strerror}; free space or choose another folder"
         return f"error: {reason}", BAD_INPUT
+    if isinstance(error, OSError) and error.errno in FAILING:
+        where = error.filename or "a file"
+        reason = f"could not read or write {where}: {error.strerror}; its disk or mount fails, see the system's log"
+        return f"error: {reason}", BAD_INPUT
     if isinstance(error, MemoryError | RuntimeError):
         reason = (str(error) or "out of memory").splitlines()[0]
         if isinstance(error, MemoryError) or any(sign in reason for sign in OUT_OF_MEMORY):
             advice = "lower the batch, the images' size or the network's"
             return f"error: not enough memory for this; {advice} ({reason})", BAD_INPUT
     return None
+
+
+def _say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's traceback, in which a message may quote a file."""
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _of_exit(error: SystemExit) -> tuple[str, int]:
@@ -89,7 +105,7 @@ def _exit(code: int) -> NoReturn:
 
 def _say(message: str) -> None:
     """Prints lines above any remaining progress bar, in one write: other ranks may share the terminal."""
-    line = f"{message}\n"
+    line = f"{printable(message)}\n"
     if "tqdm" not in sys.modules:  # nobody can have drawn a bar
         sys.stderr.write(line)
         return

@@ -11,7 +11,7 @@ import tyro
 
 from refimpl.autoencoder.decoder_config import DecoderConfig
 from refimpl.errors import InputError
-from refimpl.tables import to_table
+from refimpl.tables import parsed_json, to_table
 
 if TYPE_CHECKING:
     from refimpl.data.index.data_set import Index
@@ -23,7 +23,11 @@ SETTINGS = "config.json"
 
 @dataclass(frozen=True)
 class TrainDecoderCommand:
-    """Finetunes the decoder of an autoencoder and writes the whole autoencoder as one file that other tools load."""
+    """Finetunes the decoder of an autoencoder and writes the whole autoencoder as one file that other tools load.
+
+    Several processes (torchrun --no-python --nproc-per-node=N refimpl train-decoder …) share each batch. A bad image
+    is named in quarantine.jsonl and replaced; more than 1 % of them end the run.
+    """
 
     weights: Annotated[str, tyro.conf.Positional]
     """Autoencoder to start from: its own safetensors file, or a single-file checkpoint or diffusers folder that
@@ -35,7 +39,12 @@ class TrainDecoderCommand:
     heldout: str = ""
     """Images to measure on, before and after; empty for those of `folder`."""
     perceptual: str = ""
-    """TorchScript file of a feature network, for decoder.perceptual_weight; empty for none."""
+    """Feature network for decoder.perceptual_weight: VGG-16 as .safetensors with torchvision's names, or any network
+    as TorchScript (see --trust-perceptual); empty for none."""
+    trust_perceptual: bool = False
+    """Run the code that a TorchScript file brings: do so only for a file that you trust."""
+    allow_outside: bool = False
+    """Also read images that links in `folder` and `heldout` lead to outside of them."""
     resume: bool = False
     """Continue the run in `out`."""
     device: str = "auto"
@@ -47,20 +56,17 @@ class TrainDecoderCommand:
 def train_decoder_command(arguments: list[str], program: str = "refimpl train-decoder") -> None:
     """Reads the autoencoder and the images, finetunes, measures before and after, writes the autoencoder."""
     command = tyro.cli(TrainDecoderCommand, args=arguments, prog=program)
-    from refimpl.autoencoder.decoder import (
-        check_fits,
-        finetune_decoder,
-        measure_decoder,
-        without_jpeg_blocks,
-        write_row,
-    )
+    from refimpl.autoencoder.decoder import check_fits, finetune_decoder, write_row
     from refimpl.autoencoder.decoder_losses import load_features
+    from refimpl.autoencoder.decoder_measures import measure_decoder, without_jpeg_blocks
+    from refimpl.data.images.decode import BadImage
     from refimpl.data.index.data_set import read_folder
     from refimpl.interop.network.architecture import architecture_of, noted
     from refimpl.latents.vae import VAE
-    from refimpl.run.world import join_world
+    from refimpl.run.world import join_world, leave_world, lost_peers_named
     from refimpl.storage import safetensors_file
     from refimpl.storage.streaming import load_into
+    from refimpl.train.quarantine import Quarantine
 
     config, run = command.decoder, command.out
     checkpoint = read_autoencoder(command.weights)
@@ -69,29 +75,48 @@ def train_decoder_command(arguments: list[str], program: str = "refimpl train-de
     assert architecture.vae is not None
     vae = VAE(architecture.vae)
     load_into(vae, checkpoint.vae, command.weights)
-    device = join_world(command.device).device
-    features = load_features(Path(command.perceptual), config.size, device) if command.perceptual else None
-    index = read_folder(str(command.folder))
-    heldout = read_folder(command.heldout) if command.heldout else index
-    if config.max_blockiness:
-        index, left_out = without_jpeg_blocks(index, config.max_blockiness)
-        for name, value in left_out.items():
-            print(f"left out {name}: blockiness {value:.2f} is above {config.max_blockiness}")
-    check_fits(vae, index, config, features, run)
-    _make_or_check(command, _told_by(vae, index))
+    world = join_world(command.device)
+    with lost_peers_named(world):
+        features = None
+        if command.perceptual:
+            path = Path(command.perceptual)
+            features = load_features(path, config.size, world.device, command.trust_perceptual)
+        index = read_folder(str(command.folder), allow_outside=command.allow_outside)
+        heldout = index
+        if command.heldout:
+            heldout = read_folder(command.heldout, allow_outside=command.allow_outside)
+        if config.max_blockiness:
+            index, left_out = without_jpeg_blocks(index, config.max_blockiness, world)
+            for name, value in left_out.items() if world.is_main else ():
+                print(f"left out {name}: blockiness {value:.2f} is above {config.max_blockiness}")
+        check_fits(vae, index, config, features, run, world)
+        world.on_main(lambda: _make_or_check(command, _told_by(vae, index)))
+        notes = Quarantine(run, world)
 
-    vae.to(device)
-    before = measure_decoder(vae, heldout, config.size, device)
-    vae = finetune_decoder(vae, index, config, run, device, features)
-    after = measure_decoder(vae, heldout, config.size, device)
-    for when, step, values in (("before", 0, before), ("after", config.steps, after)):
-        write_row(run, step, values)
-        print(f"{when:<6} " + "   ".join(f"{name} {value:.4f}" for name, value in values.items()))
-    state = {name: value.cpu().contiguous() for name, value in vae.state_dict().items()}
-    finished = run / "vae.safetensors"
-    # Without the prefix that a whole model's file has, as the VAE loaders of other tools expect.
-    safetensors_file.write(finished, state, noted(checkpoint.metadata, architecture))
-    print(f"wrote {finished}")
+        def measured(vae: VAE) -> dict[str, float]:
+            bad: list[BadImage] = []
+            values = measure_decoder(vae, heldout, config.size, world, bad)
+            notes.add(bad, len(heldout))
+            notes.share()
+            return values
+
+        vae.to(world.device)
+        before = measured(vae)
+        vae = finetune_decoder(vae, index, config, run, world, features, notes)
+        after = measured(vae)
+
+        def finish() -> None:
+            for when, step, values in (("before", 0, before), ("after", config.steps, after)):
+                write_row(run, step, values)
+                print(f"{when:<6} " + "   ".join(f"{name} {value:.4f}" for name, value in values.items()))
+            state = {name: value.cpu().contiguous() for name, value in vae.state_dict().items()}
+            finished = run / "vae.safetensors"
+            # Without the prefix that a whole model's file has, as the VAE loaders of other tools expect.
+            safetensors_file.write(finished, state, noted(checkpoint.metadata, architecture))
+            print(f"wrote {finished}")
+
+        world.on_main(finish)
+    leave_world(world)
 
 
 def read_autoencoder(weights: str) -> Checkpoint:
@@ -132,7 +157,7 @@ def _make_or_check(command: TrainDecoderCommand, told_by: dict[str, str | int]) 
         if not settings.is_file():
             raise InputError(f"--resume: {run} is not a run of train-decoder; name the folder with --out")
         try:
-            saved = dict(json.loads(settings.read_text(encoding="utf-8")))
+            saved = dict(parsed_json(settings.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{settings} cannot be read ({error}); choose another --out") from error
         changed = [

@@ -1,7 +1,6 @@
 """Which class a tag belongs to, and which tags follow from an image's metadata record (N §4.2, §4.3)."""
 
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from refimpl.data.captions import DEFAULT_TAG_CLASSES, Tags, parse_caption
 from refimpl.errors import InputError
+from refimpl.tables import parsed_json
 
 CLASS_OF_NUMBER = {
     0: "general",
@@ -187,7 +187,7 @@ def read_tag_table(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: the tag table can't be read ({error.strerror})") from error
     try:
         if path.suffix.lower() == ".json":
-            table = json.loads(text)
+            table = parsed_json(text)
             if not isinstance(table, dict):
                 raise ValueError("it is not a JSON object of tag: class")
             return {name: class_name(value) for name, value in table.items()}

@@ -8,7 +8,7 @@ that key.
 A word is a uint32; tensors hold it in int64, as torch supports little arithmetic on unsigned integers. The
 counter of block j of a key is (j low, j high, stream, 0):
 
-    stream 0  normals of the noise        stream 2  uniforms
+    stream 0  normals of the noise        stream 2  uniforms        stream 4  halves of words
     stream 1  normals of the offset noise stream 3  integers
 """
 
@@ -30,7 +30,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al., table 2
 WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in units of 2^-32
 ROUNDS = 10
 
-NOISE_STREAM, OFFSET_STREAM, UNIFORM_STREAM, INTEGER_STREAM = range(4)
+NOISE_STREAM, OFFSET_STREAM, UNIFORM_STREAM, INTEGER_STREAM, HALF_STREAM = range(5)
 
 Words = TypeVar("Words", int, Tensor)
 
@@ -48,6 +48,9 @@ class Purpose(IntEnum):
     REFINER_NOISE = 7  # what a refiner is given to take away again (SDEdit)
     LORA_DROPOUT = 8  # components of the adapters' rank that an image goes without
     TAG_DROPOUT = 9
+    ROUNDING = (
+        10  # of a parameter's new value; its sample is the parameter's name, its visit the optimizer step
+    )
 
 
 def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:
@@ -171,6 +174,20 @@ def keyed_uniform(key: Tensor, n: int) -> Tensor:
     return _open_unit(_words(key, n, UNIFORM_STREAM))
 
 
+def keyed_halves(key: Tensor, n: int, first: int = 0) -> Tensor:
+    """n integers of 16 random bits from each key, from number `first` on: each word's low half, then its high one.
+
+    key      [B, 2]  int64 holding uint32        first  a multiple of 8, the halves of a block
+    returns  [B, n]  int64, 0 to 65535
+    Raises InputError on a wrong key, a negative n, or a `first` that begins no block.
+    """
+    _check_key(key)
+    if first < 0 or first % 8:
+        raise InputError(f"first {first} must be a multiple of 8, the halves in a block of four words")
+    words = _words(key, -(-n // 2), HALF_STREAM, first // 8)
+    return torch.stack([words & 0xFFFF, words >> 16], dim=-1).flatten(1)[:, :n]
+
+
 class KeyedIntegers:
     """A sequence of integers from one key; stands in for a numpy Generator.
 
@@ -225,11 +242,11 @@ def _normals(key: Tensor, n: int, stream: int) -> Tensor:
     return torch.stack([r * torch.cos(phi), r * torch.sin(phi)], dim=-1).view(len(key), 2 * pairs)[:, :n]
 
 
-def _words(key: Tensor, n: int, stream: int) -> Tensor:
-    """The first n words [B, n] of each key's stream."""
+def _words(key: Tensor, n: int, stream: int, first_block: int = 0) -> Tensor:
+    """n words [B, n] of each key's stream, beginning with a block."""
     if n < 0:
         raise InputError(f"cannot draw {n} numbers")
-    block = torch.arange(-(-n // 4), device=key.device)
+    block = torch.arange(first_block, first_block - (-n // 4), device=key.device)
     counter = torch.stack(
         [block & WORD, block >> 32, torch.full_like(block, stream), torch.zeros_like(block)], dim=-1
     )

@@ -25,6 +25,8 @@ class Opened(NamedTuple):
     """the tokenizer of its text towers, or the folder that contains it; None if there is none"""
     zeros_for_empty: bool
     """whether the null condition is zeros, as SDXL was trained, rather than the empty prompt"""
+    path: Path
+    """the file or folder itself; of a run, the checkpoint that was read"""
 
 
 def kind_of(path: Path | str) -> str:
@@ -60,17 +62,18 @@ def load(
     path = Path(path)
     kind = kind_of(path)
     if kind == RUN:
-        checkpoint, model = run_checkpoint.load(path, weights)
+        checkpoint, beside = run_checkpoint.load(path, weights)
         if prediction is not None:
             raise InputError(
                 f"{path} is a run, whose configuration says what it predicts; leave out --prediction, --v-pred and "
                 "--ztsnr"
             )
-        return Opened(kind, checkpoint, model.tokenizer, model.text.null == "zeros")
+        return Opened(kind, checkpoint, beside.tokenizer, beside.text.null == "zeros", beside.folder)
     if kind == FOLDER:
         checkpoint = diffusers_folder.load(path, prediction)
         has_tokenizer = any((path / name).is_dir() for name in ("tokenizer", "tokenizer_2"))
         index = path / diffusers_folder.INDEX
         zeros = read_json(index).get("force_zeros_for_empty_prompt", True) if index.is_file() else True
-        return Opened(kind, checkpoint, path if has_tokenizer else None, bool(zeros))
-    return Opened(kind, single_file.load(path, prediction, use_ema, keep_unknown), None, True)
+        return Opened(kind, checkpoint, path if has_tokenizer else None, bool(zeros), path)
+    checkpoint = single_file.load(path, prediction, use_ema, keep_unknown)
+    return Opened(kind, checkpoint, None, True, path)

@@ -61,10 +61,11 @@ class LatentConfig:
     """The autoencoder's weights and the scale-and-shift of its latents (N App. B)."""
 
     folder: str = ""
-    """Folder with autoencoder.safetensors and scale_shift.json; made when absent and train_steps > 0."""
+    """Folder with autoencoder.safetensors and scale_shift.json; made when absent and train_steps > 0. Neither is
+    looked at when train.init_from has an autoencoder, which its UNet was trained with."""
     weights: str = ""
-    """Safetensors file of a trained autoencoder (with or without the prefix `first_stage_model.`), used instead of
-    training one. When this, `folder` and train_steps are all unset, the autoencoder of train.init_from is used."""
+    """Safetensors file of a trained autoencoder (with or without the prefix `first_stage_model.`), used in any case.
+    Without it, the autoencoder of train.init_from is used where there is one."""
     scale_shift: str = "sdxl"
     """Scale-and-shift of the latents: sdxl (0.13025), novelai_anime (N Fig. 8), measure (Welford over the data),
     checkpoint (the one that train.init_from was trained with), or the path of a JSON preset."""

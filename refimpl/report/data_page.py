@@ -7,6 +7,7 @@ from typing import Any
 from refimpl.data.bucket_sizes import Bucket
 from refimpl.data.survey.plan_survey import PlannedEpoch
 from refimpl.data.survey.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Survey, WeightSurvey
+from refimpl.printable import printable
 from refimpl.report import data_figures, figures
 from refimpl.report.page import Markup, image, page, paragraph, table
 from refimpl.report.style import png_bytes
@@ -21,7 +22,7 @@ def survey_lines(
     source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = (), no_plan: str = ""
 ) -> Iterator[str]:
     """The lines that `refimpl data check` prints. no_plan  why no plan could be made; empty where one was"""
-    yield f"{found.images} images in {shown(source)}"
+    yield f"{found.images} images in {printable(source, kept='')}"
     yield from _summary(found)
     for heading, header, rows in [*_tables(found, listed, no_plan), *_plan_tables(plans, found.buckets)]:
         yield ""
@@ -31,7 +32,7 @@ def survey_lines(
 
 def weight_lines(source: str, found: WeightSurvey) -> Iterator[str]:
     """The lines that `refimpl data tags` prints."""
-    yield f"{found.count} images in {shown(source)}; loss weights, mean 1:"
+    yield f"{found.count} images in {printable(source, kept='')}; loss weights, mean 1:"
     most = max([1, *found.images])
     for low, high, count in zip(found.edges, found.edges[1:], found.images, strict=False):
         yield f"  {low:8.5g} – {high:<8.5g} {'█' * math.ceil(BAR * count / most):<{BAR}} {count}"
@@ -45,7 +46,7 @@ def survey_page(
     source: str, found: Survey, listed: int, plans: Sequence[PlannedEpoch] = (), no_plan: str = ""
 ) -> str:
     """The survey as a self-contained HTML page. Raises InputError when matplotlib is missing."""
-    source = shown(source)
+    source = printable(source, kept="")
     density = data_figures.size_density(found.density, BIN_PIXELS, found.buckets)
     histogram = figures.bucket_histogram(found.buckets, found.bucket_counts, found.mean_error)
     errors = data_figures.aspect_errors(found.errors, found.mean_error)
@@ -70,18 +71,13 @@ def survey_page(
 
 def weight_page(source: str, found: WeightSurvey) -> str:
     """The weights as a self-contained HTML page. Raises InputError when matplotlib is missing."""
-    source = shown(source)
+    source = printable(source, kept="")
     histogram = data_figures.weight_histogram(found.edges, found.images)
     drawn = [
         ("Loss weights", [_figure(histogram, "images by loss weight", "Images by loss weight (N §4.3).")])
     ]
     opening = [paragraph(f"{found.count} images in {source}")]
     return page(f"Tags of {source}", [*drawn, *_sections(_weight_tables(found))], opening)
-
-
-def shown(text: str) -> str:
-    """Text safe for a terminal: if it isn't printable it is escaped, so that a name can't inject control codes."""
-    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()
 
 
 def _sections(parts: Sequence[Part]) -> list[tuple[str, list[Markup]]]:
@@ -195,7 +191,7 @@ def _more(entries: Sequence[object], listed: int) -> list[tuple[str]]:
 
 
 def _aligned(rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    cells = [[shown(str(cell)) for cell in row] for row in rows]
+    cells = [[printable(str(cell), kept="") for cell in row] for row in rows]
     wide = max(map(len, cells))
     widths = [max(len(row[column]) for row in cells if len(row) == wide) for column in range(wide)]
     for row in cells:

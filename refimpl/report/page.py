@@ -4,6 +4,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from refimpl.printable import printable
+
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2126; --soft: #5b6570; --page: #fbfbfa;
   --line: #dcdfe3; --good: #0a6b4b; --bad: #b3341a; }
@@ -45,8 +47,8 @@ class Markup(str):
 
 
 def text(value: object) -> Markup:
-    """Data as HTML: escaped, including quotes, unless it is already Markup."""
-    return value if isinstance(value, Markup) else Markup(escape(str(value), quote=True))
+    """Data as HTML: escaped, including quotes and what is not printable, unless it is already Markup."""
+    return value if isinstance(value, Markup) else Markup(escape(printable(str(value)), quote=True))
 
 
 def paragraph(value: object) -> Markup:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,22 +19,33 @@ def make_adamw(parts: Iterable[tuple[float, Iterable[Tensor]]], config: Optimize
     parts  (own peak learning rate, trained parameters, or what this rank holds of them); a peak of 0 means the
            stage's, see `set_rates`
     """
+    betas, groups = (config.beta1, config.beta2), parameter_groups(parts, config)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def parameter_groups(
+    parts: Iterable[tuple[float, Iterable[Tensor]]], config: OptimizerConfig
+) -> list[dict[str, Any]]:
+    """The groups of an optimizer: of each part the tensors that decay, and its vectors, which do not."""
     groups = []
     for peak, parameters in parts:
         trained = list(parameters)
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups.append({"params": matrices, "weight_decay": config.weight_decay, "peak": peak})
         groups.append({"params": vectors, "weight_decay": 0.0, "peak": peak})
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+    return groups
 
 
 def set_rates(
-    optimizer: torch.optim.AdamW, config: OptimizerConfig, stage_peak: float, step: int, steps: int
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, stage_peak: float, step: int, steps: int
 ) -> float:
     """Sets every group's learning rate for optimizer step `step`, and returns the rate for the stage's peak."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, group["peak"] or stage_peak, step, steps)
+        rate = learning_rate(config, group["peak"] or stage_peak, step, steps)
+        if isinstance(group["lr"], Tensor):  # as torchao keeps it, so that a compiled step takes any rate
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
     return learning_rate(config, stage_peak, step, steps)
 
 
@@ -133,9 +145,10 @@ def _moments_of(optimizer: torch.optim.AdamW, parameter: Tensor) -> dict[str, Te
     """A parameter's moments and step count, zeros before its first step as torch makes them."""
     state = optimizer.state[parameter]
     if not state:
+        dtype = torch.promote_types(parameter.dtype, torch.float32)  # of bfloat16 weights too
         state["step"] = torch.zeros((), device=parameter.device)
-        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
     return state
 
 

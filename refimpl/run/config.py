@@ -12,7 +12,7 @@ from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig, VAEConfig
 from refimpl.model.config import UNetConfig
 from refimpl.model.lora.config import LoRAConfig
-from refimpl.run.optimizer_config import OptimizerConfig
+from refimpl.run.optimizer_config import OptimizerConfig, check_together
 from refimpl.run.train_config import TrainConfig
 from refimpl.sample.config import SampleConfig
 from refimpl.text.config import ImagePromptConfig, TextConfig
@@ -64,7 +64,7 @@ class Config:
     tag_weights: TagWeightConfig
     """Loss weight by tags (N §4.3)."""
     optimizer: OptimizerConfig
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
     train: TrainConfig
     """The training loop."""
     sample: SampleConfig
@@ -131,6 +131,12 @@ class Config:
                 )
 
         self._check_what_trains()
+        check_together(self.optimizer, self.train)
+        if self.optimizer.kind == "prodigy" and self.text.is_trained:
+            raise InputError(
+                "optimizer.kind 'prodigy' estimates one rate for all that trains; leave text.learning_rate_l and "
+                "text.learning_rate_g at 0, or use another kind"
+            )
 
     def _check_what_trains(self) -> None:
         """Refuses ways of training that contradict each other."""

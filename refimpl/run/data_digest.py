@@ -17,6 +17,7 @@ from refimpl.run.shared_work import gathered
 from refimpl.run.stage import StageData
 from refimpl.run.world import World
 from refimpl.storage.atomic import replace_text
+from refimpl.tables import parsed_json
 
 DATA = "data.json"
 MOST_STAMPED = (
@@ -121,7 +122,7 @@ def _changed_files(old: Digest, new: Digest) -> list[str]:
 
 def _read(path: Path) -> list[Digest]:
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = parsed_json(path.read_text(encoding="utf-8"))
         return [
             {key: entry[key] for key in ("images", "ids", "sizes", "captions")}
             | {key: entry[key] for key in ("bytes", "times", "pixels") if key in entry}

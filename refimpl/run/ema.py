@@ -4,7 +4,7 @@ ema ← decay·ema + (1 − decay)·weights after every optimizer step, with the
 first thousand steps are not an average with the random initialisation.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 from refimpl.storage.local_tensors import local
+
+COPIED = 64 * 2**20  # bytes of float32 copies of weights at a time
 
 
 class HasState(Protocol):
@@ -61,14 +63,28 @@ def ema_update(
     share = 1 - ema_decay(step, decay)
     lerp_ = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
     weights = module.state_dict()
-    targets = [local(target) for target in average.values()]
-    values = [local(weights[name]).float() for name in average]
-    if not targets:
-        return
-    if skipped is None:
-        lerp_(targets, values, share)
-    else:
-        lerp_(targets, values, share_of_each(targets, share * (1 - skipped)))
+    for names in _in_turns(average, weights):
+        targets = [local(average[name]) for name in names]
+        values = [local(weights[name]).float() for name in names]
+        if skipped is None:
+            lerp_(targets, values, share)
+        else:
+            lerp_(targets, values, share_of_each(targets, share * (1 - skipped)))
+
+
+def _in_turns(average: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """The names, all together where no weight has to be copied to be float32, else as many as COPIED bytes allow."""
+    turn: list[str] = []
+    copied = 0
+    for name, target in average.items():
+        size = 0 if weights[name].dtype == torch.float32 else local(target).nbytes
+        if copied and copied + size > COPIED:
+            yield turn
+            turn, copied = [], 0
+        turn.append(name)
+        copied += size
+    if turn:
+        yield turn
 
 
 def share_of_each(targets: Sequence[Tensor], share: Tensor) -> list[Tensor]:

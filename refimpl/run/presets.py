@@ -27,7 +27,7 @@ def load_config(name_or_path: str) -> Config:
     """
     if name_or_path not in preset_names():
         path = Path(name_or_path)
-        if not path.is_file():
+        if not _is_file(path):
             is_path = path.suffix == ".toml" or len(path.parts) > 1
             near = f"the nearest preset is {nearest(name_or_path, preset_names())[0]!r}"
             raise InputError(
@@ -39,6 +39,13 @@ def load_config(name_or_path: str) -> Config:
         return from_table(Config, table, name_or_path)
     text = (resources.files("refimpl") / "configs" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     return from_table(Config, tomllib.loads(text), name_or_path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise InputError(f"could not read {path}: {error.strerror}") from error
 
 
 def preset_label(name_or_path: str) -> str:

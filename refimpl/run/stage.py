@@ -71,7 +71,9 @@ def read_stage(
     is_told      whether the images that are left out or pruned are listed; one rank is enough
     Raises InputError when the stage names no folder, or its folder cannot be read.
     """
-    index = read_source(folder_of(stage), tag_classes(config.data, config.text), config.data.allow_missing)
+    data = config.data
+    classes = tag_classes(data, config.text)
+    index = read_source(folder_of(stage), classes, data.allow_missing, data.allow_outside)
     left_out = [str(bad) for bad in index.quarantined]
     index, known = _without(index, quarantined or {})
     left_out += known

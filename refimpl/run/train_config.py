@@ -52,6 +52,14 @@ class TrainConfig:
     precision: str = "tf32"
     """Arithmetic: tf32 (float32 with TF32 matmuls, N §4), fp32, or bf16 (autocast for the UNet; the autoencoder and
     frozen towers compute as under tf32)."""
+    weight_dtype: str = "fp32"
+    """What the UNet's matrices and kernels are kept in: fp32 (N §4), or bf16, for half the memory of weights and
+    gradients: 8 significant bits, trained with float32 moments and rounded at random after every step, so that small
+    updates arrive on average. Its vectors, adapters and the moving average stay float32. Needs precision bf16."""
+    step_in_backward: bool = False
+    """Step each bucket of parameters in the backward pass, as soon as its gradients are whole, and free them: less
+    memory by nearly all gradients, the same bits. Rules out clipping, several micro-batches in a step, and several
+    ranks; and a gradient that isn't finite ends the run, as part of its step was taken: max_bad_steps must be 1."""
     attention: str = "auto"
     """Kernel of the UNet's attention: math, efficient (memory-efficient, in float32 three TF32 products for one),
     flash or cudnn (both in bfloat16, in a tf32 run too), or flex (compiled, TF32). auto is efficient in tf32 and fp32
@@ -129,6 +137,7 @@ class TrainConfig:
         check_choice("train.backend", self.backend, ("reference", "kernel"))
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("train.precision", self.precision, ("tf32", "fp32", "bf16"))
+        check_choice("train.weight_dtype", self.weight_dtype, ("fp32", "bf16"))
         check_choice("train.reduction", self.reduction, ("fast", "ordered"))
         check_choice("train.sharding", self.sharding, ("replicate", "shard", "hybrid"))
         if self.zero1 and self.sharding != "replicate":

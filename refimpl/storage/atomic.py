@@ -2,6 +2,10 @@
 
 What is written gets a temporary name next to its destination, is fsynced, and is moved there in one rename. It gets
 the permissions that the umask leaves, whatever library wrote it.
+
+A symbolic link at the destination is replaced like any other name: the new file stands in its place, and what the
+link pointed to stays as it was. Following it would write to a place that the user did not name, and no rename reaches
+across file systems.
 """
 
 import contextlib

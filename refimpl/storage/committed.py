@@ -27,6 +27,7 @@ from refimpl.storage.ranks import sharded_state
 from refimpl.storage.ranks.layout import layout
 from refimpl.storage.ranks.peers import ALONE, Peers
 from refimpl.storage.ranks.pieces import Piece, State, pieces_of
+from refimpl.tables import parsed_json
 
 
 class Contents(NamedTuple):
@@ -170,7 +171,7 @@ def read_document(folder: Path, name: str) -> Any:
     """A JSON document of a committed folder, not verified. Raises InputError when it is not valid JSON."""
     path = folder / f"{name}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"checkpoint file {path} is not valid JSON: {error}") from error
 

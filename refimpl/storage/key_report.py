@@ -1,11 +1,12 @@
 """What differs between the tensors a network needs and those a file holds, with the nearest name for each."""
 
 from bisect import bisect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from refimpl.errors import InputError
 from refimpl.names import nearest
+from refimpl.printable import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,16 +27,23 @@ def shapes_of(state: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def check_state(expected: Shapes, state: Mapping[str, "Tensor"], source: str) -> None:
+def check_state(
+    expected: Shapes, state: Mapping[str, "Tensor"], source: str, integers: Container[str] = ()
+) -> None:
     """Raises InputError listing every tensor that is missing, unknown, or of the wrong shape or dtype for a module.
 
-    expected  names and shapes of the module's parameters
+    expected  names and shapes of the module's parameters        integers  names that must hold integers
     """
     problems = differences(expected, shapes_of(state))
     problems += [
-        f"integers  {key}: the file has {state[key].dtype}, weights are floating-point numbers"
+        f"integers  {one_line(key)}: the file has {state[key].dtype}, weights are floating-point numbers"
         for key in expected
-        if key in state and not state[key].is_floating_point()
+        if key in state and key not in integers and not state[key].is_floating_point()
+    ]
+    problems += [
+        f"fractions {key}: the file has {state[key].dtype}, these codes are integers"
+        for key in expected
+        if key in state and key in integers and state[key].is_floating_point()
     ]
     refuse(problems, f"{source} does not fit this model", CONFIGURATION)
 
@@ -61,8 +69,8 @@ def differences(
     for count, key in enumerate(key for key in found if key not in expected):
         near = similar(key) if count < COMPARED else ()
         verb = "is" if len(near) == 1 else "are"
-        hint = f" (the nearest {verb} {', '.join(near)})" if near else ""
-        lines.append(f"unknown   {key} {list(found[key])}{hint}")
+        hint = f" (the nearest {verb} {', '.join(map(one_line, near))})" if near else ""
+        lines.append(f"unknown   {one_line(key)} {list(found[key])}{hint}")
     lines += [
         f"misshapen {key}: the file has {list(found[key])}, the network needs {list(shape)}"
         for key, shape in expected.items()

@@ -61,11 +61,30 @@ def divided_like(held: Tensor, part: Tensor) -> Tensor:
 
 @torch.no_grad()
 def exchange(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Exchanges the values of two tensors, pair by pair; what each process holds of both is alike."""
+    """Exchanges the values of two tensors, pair by pair; what each process holds of both is alike.
+
+    Where the first is bfloat16 and the second float32, the first takes the second's values rounded to nearest, ties
+    away from zero, and the second values that round to the first's: it keeps the bits that are cut off. A second
+    exchange undoes the first, bit for bit.
+    """
     for first, second in pairs:
-        kept = local(first).clone()
-        local(first).copy_(local(second))
-        local(second).copy_(kept)
+        held, other = local(first), local(second)
+        if held.dtype == torch.bfloat16 and other.dtype == torch.float32:
+            _exchange_upper_halves(held, other)
+        else:
+            kept = held.clone()
+            held.copy_(other)
+            other.copy_(kept)
+
+
+def _exchange_upper_halves(low: Tensor, wide: Tensor) -> None:
+    """Exchanges bfloat16 values and the upper halves of float32 values, as bits; the lower halves stay."""
+    bits, stored = wide.view(torch.int32), low.view(torch.int16)
+    cut = bits & 0xFFFF
+    carried = cut >> 15  # 1 where at least half of the last place is cut off: rounding goes up
+    upper = (bits >> 16) + carried
+    bits.copy_(((stored.int() - carried) << 16) | cut)
+    stored.copy_(upper)
 
 
 def _divided(tensor: Tensor) -> "DTensor":

@@ -14,6 +14,7 @@ from typing import Any
 from refimpl.errors import InputError
 from refimpl.storage.ranks.peers import ALONE, Peers
 from refimpl.storage.ranks.sharded_state import SHARD
+from refimpl.tables import parsed_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -47,7 +48,7 @@ def read_manifest(folder: Path) -> Entries:
     if not path.is_file():
         raise Damaged(f"{folder} is not a checkpoint: it has no {MANIFEST}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parsed_json(path.read_text(encoding="utf-8"))
         version, files = manifest["format"], manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{path} is not a checkpoint manifest") from error

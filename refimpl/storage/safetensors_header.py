@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from refimpl.errors import InputError
 from refimpl.file_kinds import PEEK, kind_of
+from refimpl.printable import one_line
 
 ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -24,6 +25,9 @@ ITEM_SIZES = {
 }  # fmt: skip
 LENGTH = 8  # bytes of the header's length
 MAX_HEADER = 100_000_000  # bytes; the safetensors package's own limit
+MAX_NAMES = 50_000  # tensors and entries of metadata; SDXL with its moving average has 5,000
+QUOTES = 10  # quotation marks of a tensor's entry: its name, dtype and what that is, shape, data_offsets
+CHUNK = 1 << 20  # bytes of a header looked at before it is parsed
 MAX_DIMENSIONS = 8  # no weight has more than 5
 MAX_ELEMENTS = 2**62  # of a tensor, ignoring sides of 0, so that strides stay within int64
 
@@ -96,6 +100,7 @@ def read_header(file: BinaryIO, source: str, reader: Reader = CHECKPOINT) -> Hea
     _refuse_other_kinds(file, begin, size, source, reader)
     try:
         length = _header_length(begin, size)
+        _check_names(file, length)
         entries, metadata = _parse(file.read(length), size - LENGTH - length)
     except _Malformed as error:
         raise InputError(f"{source} is not a whole {reader.kind}: {error}; {reader.remedy}") from error
@@ -109,8 +114,13 @@ def write_container(
 
     source   the file's name, for messages
     tensors  written widest dtype first, so that each begins at a multiple of its item size; otherwise in order
-    Raises InputError when the header would be longer than readers accept.
+    Raises InputError when the header would be longer, or have more names, than readers accept.
     """
+    if len(tensors) + len(metadata) > MAX_NAMES:
+        raise InputError(
+            f"{source}: {len(tensors) + len(metadata)} tensors and entries of metadata, above {MAX_NAMES}; write "
+            "several files"
+        )
     ordered = sorted(tensors, key=lambda name: -ITEM_SIZES[tensors[name].dtype])
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -164,6 +174,26 @@ def _header_length(begin: bytes, size: int) -> int:
     return length
 
 
+def _check_names(file: BinaryIO, length: int) -> None:
+    """Refuses a header of too many names before it is parsed, which takes a microsecond and 700 bytes for each.
+
+    Quotation marks are counted, without those that a string escapes (metadata often holds JSON); one that follows
+    an escaped backslash is not counted either, at most half of them.
+    """
+    left, quotes = length, 0
+    while left > 0:
+        chunk = file.read(min(left, CHUNK))
+        if not chunk:
+            break
+        left -= len(chunk)
+        quotes += chunk.count(b'"') - chunk.count(b'\\"')
+        if quotes > QUOTES * MAX_NAMES:
+            raise _Malformed(
+                f"its header has more than {QUOTES * MAX_NAMES // 2} strings, too many for a model"
+            )
+    file.seek(LENGTH)
+
+
 def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
     """Checks a header against the number of bytes that follow it; name → Entry, and the metadata."""
     try:
@@ -191,7 +221,9 @@ def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
     for key, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != end_before:
             how = "overlaps the tensor before it" if begin < end_before else "leaves a gap before it"
-            raise _Malformed(f"tensor {key} at bytes {begin} … {end} {how} (that ends at {end_before})")
+            raise _Malformed(
+                f"tensor {one_line(key)} at bytes {begin} … {end} {how} (that ends at {end_before})"
+            )
         end_before = end
     if end_before != size:
         raise _Malformed(
@@ -202,21 +234,23 @@ def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
 
 def _entry(key: str, value: Any) -> Entry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise _Malformed(f"tensor {key} needs dtype, shape and data_offsets, and has {value!r:.200}")
+        raise _Malformed(
+            f"tensor {one_line(key)} needs dtype, shape and data_offsets, and has {value!r:.200}"
+        )
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        raise _Malformed(f"tensor {key} has dtype {dtype!r:.80}; known are {', '.join(ITEM_SIZES)}")
+        raise _Malformed(f"tensor {one_line(key)} has dtype {dtype!r:.80}; known are {', '.join(ITEM_SIZES)}")
     whole = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
     if not whole or len(shape) > MAX_DIMENSIONS or math.prod(max(s, 1) for s in shape) > MAX_ELEMENTS:
-        raise _Malformed(f"tensor {key} has the impossible shape {shape!r:.200}")
+        raise _Malformed(f"tensor {one_line(key)} has the impossible shape {shape!r:.200}")
     whole = isinstance(offsets, list) and len(offsets) == 2 and all(type(at) is int for at in offsets)
     if not whole or not 0 <= offsets[0] <= offsets[1]:
-        raise _Malformed(f"tensor {key} has the impossible data_offsets {offsets!r:.200}")
+        raise _Malformed(f"tensor {one_line(key)} has the impossible data_offsets {offsets!r:.200}")
     begin, end = offsets
     needed = math.prod(shape) * ITEM_SIZES[dtype]
     if needed != end - begin:
         raise _Malformed(
-            f"tensor {key} {shape} of {dtype} takes {needed} bytes, its data_offsets hold {end - begin}"
+            f"tensor {one_line(key)} {shape} of {dtype} takes {needed} bytes, its data_offsets hold {end - begin}"
         )
     return Entry(dtype, tuple(shape), begin, end)
 

@@ -21,7 +21,7 @@ import torch
 
 from refimpl.errors import InputError
 from refimpl.storage.shards import Shard, map_shard
-from refimpl.tables import from_table
+from refimpl.tables import from_table, parsed_json
 
 FORMAT = 1
 MANIFEST = "cache.json"
@@ -70,7 +70,7 @@ def open_store(folder: Path) -> Store:
     """
     path = folder / MANIFEST
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parsed_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no finished cache ({MANIFEST} is missing); write it, or continue it, with "

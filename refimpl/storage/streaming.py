@@ -1,9 +1,11 @@
-"""Loads weights into networks without a second copy: reads, converts and stores one piece after another."""
+"""Weights without a second copy: into networks piece by piece, into files from tensors computed when used."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from refimpl.storage.key_report import CONFIGURATION, check_state, differences, refuse, shapes_of
 from refimpl.storage.safetensors_file import CHUNK, Scratch
@@ -55,3 +57,39 @@ def _copy(target: Tensor, source: Tensor, name: str, scratch: Scratch) -> None:
     given, filled = source.contiguous().view(-1), target.view(-1)
     for begin in range(0, len(given), CHUNK):
         scratch.convert(given[begin : begin + CHUNK], filled[begin : begin + CHUNK], name)
+
+
+class Deferred(Tensor):
+    """A tensor whose shape and dtype are known and whose values are not held: each operation computes them anew.
+
+    Writers read `shape`, `dtype` and sizes without computing anything, and one tensor's values after another.
+    `detach()` gives the values as an ordinary tensor.
+    """
+
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+    compute: Callable[[], Tensor]
+
+    @staticmethod
+    def __new__(cls, shape: Sequence[int], dtype: torch.dtype, compute: Callable[[], Tensor]) -> "Deferred":
+        """compute  gives the values, [shape] of `dtype` on the CPU, the same ones each time."""
+        made = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype)
+        made.compute = compute
+        return made
+
+    def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  Tensor's prints values
+        """Shape and dtype; nothing is computed."""
+        return f"Deferred({list(self.shape)}, {self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation on the values."""
+        with torch.no_grad():
+            args, kwargs = tree_map_only(Deferred, lambda tensor: tensor.compute(), (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """The tensor itself if it is float32, else one that is converted when it is used."""
+    if tensor.dtype == torch.float32:
+        return tensor
+    return Deferred(tensor.shape, torch.float32, tensor.float)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refimpl.checks import check_at_least, check_choice, check_seed
 from refimpl.errors import InputError
+from refimpl.text.cleaning import CLEANINGS
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig
@@ -47,6 +48,9 @@ class TextConfig:
     null: str = "zeros"
     """Condition used for a dropped caption and for the unconditional half of guidance: zeros, or empty (the empty
     prompt)."""
+    clean: str = "none"
+    """What is done to a caption, in training and sampling, before it is tokenised: none, as in ComfyUI and diffusers,
+    or openclip, as when bigG was trained (ftfy's repairs, HTML entities, white space; needs ftfy)."""
     cached_prompts: int = 512
     """Number of encoded prompts kept in memory, as long as the towers are frozen and a caption's states never
     change."""
@@ -60,6 +64,7 @@ class TextConfig:
         check_choice("text.vector", self.vector, tuple(VECTORS))
         check_choice("text.pooling", self.pooling, POOLINGS)
         check_choice("text.null", self.null, NULL_KINDS)
+        check_choice("text.clean", self.clean, CLEANINGS)
         check_seed("text.seed", self.seed)
         check_at_least("text.cached_prompts", self.cached_prompts, 1)
         for name in ("learning_rate_l", "learning_rate_g"):
@@ -116,13 +121,14 @@ class TextConfig:
 
         if self.is_tiny:
             encoder_l, encoder_g = tiny_encoders(self.seed)
-            return tiny_tokenizer(), (encoder_l if self.has_l else None), encoder_g
+            tokenizer = replace(tiny_tokenizer(), clean=self.clean)
+            return tokenizer, (encoder_l if self.has_l else None), encoder_g
         if not self.folder:
             raise InputError(
                 "text.folder is empty; name a folder with tokenizer/, text_encoder/ and text_encoder_2/ "
                 "(a diffusers SDXL folder has them)"
             )
-        return load_towers(Path(self.folder), self.has_l, self.tokenizer)
+        return load_towers(Path(self.folder), self.has_l, self.tokenizer, self.clean)
 
 
 @dataclass(frozen=True)

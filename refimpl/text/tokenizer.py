@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPTokenizerFast, PreTrainedTokenizerBase
 
 from refimpl.errors import InputError
+from refimpl.text.cleaning import cleaned
 from refimpl.text.tiny_vocabulary import write_tiny_vocabulary
 
 CHUNK_TOKENS = 75
@@ -30,7 +31,10 @@ Chunk = tuple[int, ...]
 class Tokenizer:
     """A CLIP vocabulary with the special ids that the two text encoders expect.
 
-    CLIP-L pads with EOS (49407 in CLIP's vocabulary), bigG with id 0; that is the only difference between them.
+    CLIP-L pads with EOS (49407 in CLIP's vocabulary), bigG with id 0; that is the only difference between them. Both
+    read an exclamation mark as the word that it is, id 256: only diffusers' second tokenizer makes it padding.
+
+    clean  what is done to a text first: none, or openclip (see refimpl.text.cleaning)
     """
 
     clip: PreTrainedTokenizerBase
@@ -39,12 +43,13 @@ class Tokenizer:
     pad_l_id: int
     pad_g_id: int
     vocabulary_size: int
+    clean: str = "none"
 
     def ids(self, text: str) -> list[int]:
         """All token ids of a text, without BOS and EOS.
 
         A special token spelled out in the text (`<|endoftext|>`) becomes that token, as in CLIP.
-        Raises InputError when text is not a str, or contains an unpaired surrogate.
+        Raises InputError when text is not a str, or contains an unpaired surrogate, or can't be cleaned.
         """
         if not isinstance(text, str):
             raise InputError(f"prompt: expected a str, got {type(text).__name__}: {text!r}")
@@ -52,6 +57,7 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"prompt: {text!r} is not valid Unicode ({error}); fix its encoding") from error
+        text = cleaned(text, self.clean)
         return self.clip(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def chunks(self, text: str) -> list[Chunk]:
@@ -97,7 +103,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     if not has_files:
         raise InputError(f"tokenizer folder {folder}: {files} not found; give a CLIP tokenizer's folder")
     try:
-        clip = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        clip = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         plain_ids = clip(string.printable, add_special_tokens=False, verbose=False)["input_ids"]
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
         raise InputError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -14,12 +15,13 @@ Towers = tuple[Tokenizer, CLIPTextModel | None, CLIPTextModelWithProjection]
 """Tokenizer, CLIP-L (None where bigG encodes alone) and bigG."""
 
 
-def load_towers(folder: Path, has_l: bool = True, tokenizer: str = "") -> Towers:
+def load_towers(folder: Path, has_l: bool = True, tokenizer: str = "", clean: str = "none") -> Towers:
     """Tokenizer and towers from the subfolders of a diffusers SDXL folder; without CLIP-L as its refiner's has them.
 
     tokenizer  its folder, instead of tokenizer/ or tokenizer_2/
+    clean      what it does to a prompt first, text.clean
     """
-    found = load_tokenizer(tokenizer or tokenizer_in(folder) or folder / "tokenizer")
+    found = replace(load_tokenizer(tokenizer or tokenizer_in(folder) or folder / "tokenizer"), clean=clean)
     with without_progress_bars():
         encoder_l = load_encoder(CLIPTextModel, folder / "text_encoder") if has_l else None
         encoder_g = load_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2")

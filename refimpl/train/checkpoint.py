@@ -1,11 +1,12 @@
 """Checkpoints of a run: checkpoints/step-NNNNNNNN, each whole or absent (refimpl.storage.committed).
 
-The state is the weights, their moving average, AdamW's moments and the step. Data order and every draw are functions
-of (seed, epoch, id), so no generator state exists and resuming continues the same batches with the same noise.
+The state is the weights, their moving average, the optimizer's state and the step. Data order and every draw are
+functions of (seed, epoch, id), so no generator state exists, and resuming continues the same batches with the same
+noise.
 """
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,22 +14,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from refimpl.errors import InputError
+from refimpl.interop.run.base import base_digest, check_base
 from refimpl.interop.run.checkpoints import newest_whole, prune, remove_leftovers, step_folder
-from refimpl.interop.run.run_folder import base_digest, check_base, state_number
+from refimpl.interop.run.run_folder import state_number
 from refimpl.interop.run.trained_parts import file_name, fill_network
-from refimpl.run.adamw import moment_shapes, moments_to_fill, optimizer_state
 from refimpl.run.config import Config, TrainConfig
 from refimpl.run.world import World
 from refimpl.storage import committed
 from refimpl.storage.background import Background
-from refimpl.storage.key_report import Shapes, check_state, shapes_of
+from refimpl.storage.key_report import check_state, shapes_of
 from refimpl.storage.ranks.layout import own_pieces
 from refimpl.storage.ranks.peers import Peers
 from refimpl.storage.ranks.pieces import State
 from refimpl.tables import to_table
 from refimpl.train.batches.shares import micro_batches
+from refimpl.train.optimizer.states import check_optimizer_state, named_state, take_estimate
 from refimpl.train.setup.trainable import Averages, Part
 
 SAVE_PATIENCE = datetime.timedelta(hours=1)  # for rank 0, which may have tens of gigabytes to put together
@@ -64,7 +67,7 @@ def write_checkpoint(
     step: int,
     parts: Sequence[Part],
     ema: Averages,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     saving: Saving,
 ) -> Path:
     """Commits the state after `step` optimizer steps and deletes what the settings no longer keep.
@@ -81,7 +84,7 @@ def write_checkpoint(
         weights, average, moments = (file_name(part.name, kind) for kind in ("weights", "ema", "optimizer"))
         tensors[weights] = part.state_dict()
         tensors[average] = ema.get(part.name, {})
-        tensors[moments] = optimizer_state(part.parameters(), optimizer)
+        tensors[moments] = named_state(part.parameters(), optimizer, config.optimizer.kind)
         whole += [weights, average] if step == settings.steps else []
     count = micro_batches(settings, peers.size)
     state: dict[str, int | str] = {"step": step, "ranks": peers.size, "micro_batches": count}
@@ -107,7 +110,7 @@ def load_checkpoint(
     run: Path,
     parts: Sequence[Part],
     ema: Averages,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     saving: Saving,
 ) -> int:
     """Loads a run's newest whole checkpoint into the given objects and returns its step; 0 when there is none yet.
@@ -123,12 +126,15 @@ def load_checkpoint(
     documents = {"state": committed.read_document(folder, "state")}
     if config.lora.rank:
         check_base(run, folder, documents["state"])
-    _check_fit(folder, parts, saving.peers)
+    kind = config.optimizer.kind
+    _check_fit(folder, parts, kind, saving.peers)
     for part in parts:
         weights, average, moments = (file_name(part.name, kind) for kind in ("weights", "ema", "optimizer"))
         fill_network(part.module, partial(committed.fill, folder, weights), str(folder))
         committed.fill(folder, average, ema.get(part.name, {}))
-        committed.fill(folder, moments, moments_to_fill(part.parameters(), optimizer))
+        state = named_state(part.parameters(), optimizer, kind)
+        committed.fill(folder, moments, state)
+        take_estimate(optimizer, state)
     step = state_number(folder, documents, "step")
     if folder != step_folder(run, step):
         raise InputError(f"{folder}/state.json says step {step}, but its folder's name says {folder.name}")
@@ -142,19 +148,19 @@ def load_checkpoint(
     return step
 
 
-def _check_fit(folder: Path, parts: Sequence[Part], peers: Peers) -> None:
+def _check_fit(folder: Path, parts: Sequence[Part], kind: str, peers: Peers) -> None:
     """Raises InputError, before anything is loaded, listing every tensor that this network does not have so."""
-    expected: dict[str, Shapes] = {}
+    checks: dict[str, Callable[[Mapping[str, Tensor], str], None]] = {}
     for part in parts:
-        weights = shapes_of(part.state_dict())
-        expected[file_name(part.name, "weights")] = expected[file_name(part.name, "ema")] = weights
-        expected[file_name(part.name, "optimizer")] = moment_shapes(part.parameters())
-    found = peers.on_first(lambda: committed.catalogue(folder, list(expected)))
-    for name, shapes in expected.items():
+        weights = partial(check_state, shapes_of(part.state_dict()))
+        checks[file_name(part.name, "weights")] = checks[file_name(part.name, "ema")] = weights
+        checks[file_name(part.name, "optimizer")] = partial(check_optimizer_state, part.parameters(), kind)
+    found = peers.on_first(lambda: committed.catalogue(folder, list(checks)))
+    for name, check in checks.items():
         state = {
             key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in found[name].items()
         }
-        check_state(shapes, state, str(committed.place(folder, name)))
+        check(state, str(committed.place(folder, name)))
 
 
 def _check_same_ranks(folder: Path, documents: Mapping[str, Any], count: int, ranks: int) -> None:

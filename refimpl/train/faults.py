@@ -138,9 +138,12 @@ class Faults:
         what = self._report(reading)
         self._bad.append(what)
         if len(self._bad) >= self._settings.max_bad_steps:
+            taken = "no step of them was taken"
+            if self._settings.step_in_backward:
+                taken = "part of it was taken in the backward pass, so go on from the newest checkpoint"
             raise InputError(
                 f"{'; '.join(self._bad)}. That makes {len(self._bad)} in a row, which train.max_bad_steps allows no "
-                f"more of; no step of them was taken. Lower optimizer.learning_rate, or look at the images; all are "
+                f"more of; {taken}. Lower optimizer.learning_rate, or look at the images; all are "
                 f"listed in {self._path}"
             )
         return stop
@@ -159,7 +162,8 @@ class Faults:
         more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
         what = f"step {reading.step}: the {cause} is not finite, for the images {shown}{more}"
         if self._world.is_main:
-            tqdm.write(f"{what}; the step is skipped")
+            ending = "ends the run" if self._settings.step_in_backward else "is skipped"
+            tqdm.write(f"{what}; the step {ending}")
             append_row(self._path, {"step": reading.step, "not_finite": cause, "images": named})
         return what
 

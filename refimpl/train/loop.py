@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refimpl.model.lora.dropout import rank_dropout
 from refimpl.ops import load_ops
-from refimpl.run.adamw import make_adamw, set_rates
+from refimpl.run.adamw import set_rates
 from refimpl.run.config import Config
 from refimpl.run.world import World
 from refimpl.train.batches.micro_batch import MicroBatch
@@ -23,6 +23,8 @@ from refimpl.train.faults import Faults
 from refimpl.train.gradients import make_gradients
 from refimpl.train.log import RunLog
 from refimpl.train.metrics.drift import ema_drift
+from refimpl.train.optimizer.kinds import make_optimizer
+from refimpl.train.optimizer.stepping import make_stepping
 from refimpl.train.placement import in_precision, resolve, set_arithmetic
 from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
@@ -48,9 +50,10 @@ def train(
     settings, model, parts, sharding = config.train, prepared.model, prepared.parts, prepared.sharding
     set_arithmetic(settings)
     ops = load_ops(settings.backend)
-    optimizer = make_adamw(rates_and_tensors(sharding, parts), config.optimizer)
+    optimizer = make_optimizer(rates_and_tensors(sharding, parts), config.optimizer)
     averages, saving = sharding.averages(parts), begin_saving(settings, world)
     start = load_checkpoint(config, run, parts, averages, optimizer, saving)
+    stepping = make_stepping(optimizer, config, parts, sharding, start)
     gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
     network = in_precision(gradients.network, settings, world.device)
     log = RunLog(config, run, start, world)
@@ -88,7 +91,7 @@ def train(
         steps.load_next()
         norm = update(
             optimizer, parts, averages, config.optimizer.clip_norm, settings.ema_decay, done, settings.backend,
-            sharding, settings.reduction, faults.agree,
+            sharding, settings.reduction, faults.agree, stepping,
         )  # fmt: skip
         is_stopping, loss_sum = faults.settle(), gradients.total(step_losses)
         log.step(done, step, loss_sum, rate, norm, started, drift)

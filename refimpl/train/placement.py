@@ -10,6 +10,7 @@ from refimpl.errors import InputError
 from refimpl.model.attention import Attention
 from refimpl.model.dot_product import check_attention, dot_product, resolve_attention
 from refimpl.model.pipeline import Model
+from refimpl.model.unet import UNet
 from refimpl.run.config import Config, TrainConfig
 from refimpl.train.setup.compiled_blocks import check_compiler, compile_blocks, training_sizes
 from refimpl.train.step import Network
@@ -27,6 +28,7 @@ class Placement(NamedTuple):
     device: torch.device
     backend: str  # of refimpl.ops
     precision: str
+    weight_dtype: str
     attention: str  # a kernel of refimpl.model.dot_product
     memory_format: torch.memory_format
     compile: str
@@ -45,6 +47,7 @@ class Placement(NamedTuple):
                 f"device {device}",
                 f"backend {self.backend}",
                 f"precision {self.precision}",
+                *(["weights kept in bf16"] if self.weight_dtype == "bf16" else []),
                 f"attention {self.attention}",
                 "channels last" if last else "channels first",
                 f"compile {self.compile}",
@@ -61,6 +64,7 @@ def resolve(settings: TrainConfig, device: torch.device, ranks: int = 1) -> Plac
         device,
         settings.backend,
         settings.precision,
+        settings.weight_dtype,
         resolve_attention(settings.attention, device, settings.precision, settings.deterministic),
         torch.channels_last if last else torch.contiguous_format,
         settings.compile,
@@ -106,6 +110,33 @@ def place(model: Model, config: Config, device: torch.device) -> None:
             module.dot_product = dot_product(placement.attention)
     if placement.compile == "blocks":
         compile_blocks(model.unet, training_sizes(config))
+
+
+def set_weight_dtype(unet: UNet, settings: TrainConfig) -> None:
+    """Rounds the UNet's matrices and kernels to what they are kept in, before adapters are added to it.
+
+    A UNet that keeps bfloat16 computes under autocast wherever it is called, in validation and sampling too.
+    """
+    if settings.weight_dtype != "bf16":
+        return
+    keep_in_bfloat16(unet)
+    written = unet.forward
+
+    def forward(x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return written(x, t, context, vector)
+
+    unet.forward = forward
+
+
+def keep_in_bfloat16(unet: UNet) -> None:
+    """Rounds the matrices and kernels to nearest, in place.
+
+    Vectors stay float32: norms are computed in float32, and they are a thousandth of the weights.
+    """
+    for parameter in unet.parameters():
+        if parameter.ndim >= 2:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def set_arithmetic(settings: TrainConfig) -> None:

@@ -12,6 +12,7 @@ from refimpl.data.index.data_set import MAX_BAD_SHARE
 from refimpl.errors import InputError
 from refimpl.run.shared_work import gathered
 from refimpl.run.world import World
+from refimpl.tables import parsed_json
 
 FILE = "quarantine.jsonl"
 
@@ -92,5 +93,5 @@ def _noted(text: str) -> set[str]:
     found = set()
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            found.add(json.loads(line)["path"])
+            found.add(parsed_json(line)["path"])
     return found

@@ -1,4 +1,7 @@
-"""What follows the gradient: clip, AdamW, moving average (S §2.5, N §4). Nothing here waits for the device."""
+"""What follows the gradient: clip, AdamW, moving average (S §2.5, N §4). Nothing here waits for the device.
+
+Other optimizers, weights kept in bfloat16 and steps within the backward pass are `refimpl.train.optimizer`'s.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,6 +11,7 @@ from torch import Tensor
 from refimpl.run.adamw import step_by_definition, step_in_one_pass
 from refimpl.run.ema import ema_decay, ema_update
 from refimpl.storage.local_tensors import local
+from refimpl.train.optimizer.stepping import Stepping
 from refimpl.train.setup.trainable import Averages, Part
 from refimpl.train.sharding.kinds import Replicated, Sharding
 from refimpl.train.sharding.norms import gradient_norm
@@ -21,7 +25,7 @@ def is_not_finite(norm: Tensor) -> Tensor:
 
 
 def update(
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     parts: Sequence[Part],
     averages: Averages,
     clip_norm: float,
@@ -31,6 +35,7 @@ def update(
     sharding: Sharding | None = None,
     reduction: str = "fast",
     agree: Callable[[Tensor], Tensor] = is_not_finite,
+    stepping: Stepping | None = None,
 ) -> Tensor:
     """Takes one optimizer step with the gradients in every parameter's `.grad`, which it then clears.
 
@@ -46,10 +51,17 @@ def update(
     reduction  "fast", or "ordered": the same bits under any sharding, which costs `gradient_norm` its traffic and the
                backend "reference" its fused step
     agree      the gradient's norm → 1 to skip the step, 0 to take it: a scalar on the device, the same on all ranks
+    stepping   how an optimizer steps that isn't AdamW on float32 weights; it may have begun in the backward pass
     returns    the gradient's norm before clipping, a scalar on the device
     """
     sharding = sharding or Replicated()
     trained = [parameter for part in parts for parameter in part.parameters().values()]
+    if stepping is not None:
+        norm, skipped = stepping.finish(trained, clip_norm, agree)
+        _move_averages(parts, averages, step, decay, skipped)
+        sharding.spread(parts)
+        return norm
+    assert isinstance(optimizer, torch.optim.AdamW)
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     norm = gradient_norm(gradients, reduction)
     skipped = agree(norm)
@@ -61,13 +73,19 @@ def update(
         take_step(optimizer, kept, _scale(norm, clip_norm), skipped, ema_decay(step, decay))
     else:
         _step_by_torch(optimizer, held, norm, skipped, clip_norm)
-        for part in parts:
-            if part.name in averages:
-                ema_update(averages[part.name], part, step, decay, skipped)
+        _move_averages(parts, averages, step, decay, skipped)
     for tensor in (*trained, *held):
         tensor.grad = None
     sharding.spread(parts)
     return norm
+
+
+def _move_averages(
+    parts: Sequence[Part], averages: Averages, step: int, decay: float, skipped: Tensor
+) -> None:
+    for part in parts:
+        if part.name in averages:
+            ema_update(averages[part.name], part, step, decay, skipped)
 
 
 def _with_gradients(own: Mapping[str, Mapping[str, Tensor]]) -> list[Tensor]:

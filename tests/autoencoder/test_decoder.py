@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from refimpl.autoencoder.decoder import finetune_decoder, measure_decoder, without_jpeg_blocks
+from refimpl.autoencoder.decoder import finetune_decoder
 from refimpl.autoencoder.decoder_config import DecoderConfig
+from refimpl.autoencoder.decoder_measures import measure_decoder, without_jpeg_blocks
 from refimpl.commands.train_decoder import train_decoder_command
 from refimpl.data.index.data_set import Index, read_folder
 from refimpl.errors import InputError
@@ -21,9 +22,11 @@ from refimpl.interop.network.architecture import Architecture, noted
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.storage import safetensors_file
 from refimpl.tables import from_table
-from tests.train import runs
+from tests.tolerances import DECODER_LOSS, DECODER_STEP_SHARE
+from tests.train import caches, runs
+from tests.train.processes import run_ranks
 
-CPU = torch.device("cpu")
+CPU = runs.ALONE
 VAE_CONFIG = from_table(VAEConfig, runs.VAE_TABLE, "test")
 
 
@@ -105,7 +108,7 @@ def test_jpeg_degraded_images_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "degraded.jpg").write_bytes(file.getvalue())
     for name in ("clean", "degraded"):
         (tmp_path / f"{name}.txt").write_text("ramp")
-    kept, left_out = without_jpeg_blocks(read_folder(str(tmp_path)), 1.5)
+    kept, left_out = without_jpeg_blocks(read_folder(str(tmp_path)), 1.5, CPU)
     assert list(kept.ids) == ["clean"]
     assert list(left_out) == ["degraded"]
     assert left_out["degraded"] > 1.5
@@ -184,6 +187,55 @@ def test_the_command_writes_an_autoencoder_that_is_read_back(
     assert [row["step"] for row in rows] == [3, 0, 3]
     assert rows[1].keys() == {"step", "psnr", "ssim", "blockiness", "blockiness of the originals"}
     assert "before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.2])
+def test_ranks_share_a_batch_and_change_rounding_alone(
+    adversarial: float, weights: Path, root: Path, tmp_path: Path
+) -> None:
+    written, rows = [], []
+    for ranks in (1, 2):
+        run = tmp_path / f"{ranks}"
+        arguments = [
+            str(weights), "--folder", str(root / "train"), "--out", str(run), "--device", "cpu", "--decoder.steps",
+            "3", "--decoder.batch-size", "4", "--decoder.size", "32", "--decoder.log-every", "1",
+            "--decoder.adversarial-weight", str(adversarial),
+        ]  # fmt: skip
+        assert run_ranks(arguments, ranks, tmp_path / f"{ranks}-output", train_decoder_command) == [0] * ranks
+        written.append(load_file(str(run / "vae.safetensors")))
+        rows.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
+    first = load_file(str(weights))
+    apart, moved = (
+        sum(float((a[name] - b[name]).square().sum()) for name in first) ** 0.5
+        for a, b in ((written[0], written[1]), (written[0], first))
+    )
+    assert moved > 0
+    assert apart <= DECODER_STEP_SHARE * moved
+    for one, two in zip(*rows, strict=True):
+        assert one.keys() == two.keys()
+        assert all(one[name] == pytest.approx(two[name], rel=DECODER_LOSS) for name in one)
+
+
+def test_ranks_that_cannot_share_a_batch_are_refused(weights: Path, root: Path, tmp_path: Path) -> None:
+    arguments = [str(weights), "--folder", str(root / "train"), "--out", str(tmp_path / "run"), "--device", "cpu",
+                 "--decoder.size", "32", "--decoder.batch-size", "3"]  # fmt: skip
+    assert run_ranks(arguments, 2, tmp_path / "output", train_decoder_command) == [2, 2]
+    said = (tmp_path / "output" / "rank0.txt").read_text()
+    assert "2 ranks do not share decoder.batch_size 3 evenly; give a multiple" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_breaks_is_named_and_replaced(weights: Path, root: Path, tmp_path: Path) -> None:
+    """As in training: one of 101 images, whose header is whole and whose pixels are not."""
+    images, _ = caches.write_one_damaged(tmp_path / "data", root)
+    run = tmp_path / "run"
+    command(weights, tmp_path / "data", run, "--heldout", str(images), "--decoder.steps", "26")
+    (line,) = (run / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(images / "050.png")
+    assert (run / "vae.safetensors").is_file()
+    (images / "051.png").write_bytes((images / "051.png").read_bytes()[:-30])
+    with pytest.raises(InputError, match="2 bad images, more than 1% of the 101"):
+        command(weights, tmp_path / "data", tmp_path / "second", "--heldout", str(images))
 
 
 def test_the_command_refuses_what_it_cannot_do(weights: Path, root: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_gradient_reaches_the_restored_picture_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_network_is_read_from_a_file(tmp_path: Path) -> None:
-    features = load_features(save(Edges(), tmp_path / "edges.pt"), 8, CPU)
+    features = load_features(save(Edges(), tmp_path / "edges.pt"), 8, CPU, trusts_code=True)
     assert [m.shape for m in features(FIRST)] == [(2, 3, 4, 3), (2, 3, 3, 4)]
 
 
@@ -63,6 +63,18 @@ def test_files_that_are_no_such_network_are_named(tmp_path: Path) -> None:
         load_features(tmp_path / "none.pt", 8, CPU)
     (tmp_path / "text.pt").write_text("not a network")
     with pytest.raises(InputError, match=r"text\.pt cannot be used on images of 8 px"):
-        load_features(tmp_path / "text.pt", 8, CPU)
+        load_features(tmp_path / "text.pt", 8, CPU, trusts_code=True)
     with pytest.raises(InputError, match=r"must return a tensor or a list of tensors \[B, C, h, w\]"):
-        load_features(save(Numbers(), tmp_path / "numbers.pt"), 8, CPU)
+        load_features(save(Numbers(), tmp_path / "numbers.pt"), 8, CPU, trusts_code=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_code_in_a_file_is_run_only_where_the_user_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(Edges(), tmp_path / "edges.pt")
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("the file was loaded"))
+    with pytest.raises(
+        InputError, match=r"edges\.pt is taken for TorchScript, which brings code .* --trust-perceptual"
+    ):
+        load_features(path, 8, CPU)

@@ -177,6 +177,7 @@ def test_another_decoder_is_refused(data: Path, tmp_path: Path, cache: Path) -> 
 
 def test_other_captions_and_towers_are_refused(data: Path, tmp_path: Path, cache: Path) -> None:
     refused(data, tmp_path, cache, "its text states were made by other towers", text={"seed": 1})
+    refused(data, tmp_path, cache, "or with another text.pooling or text.clean", text={"clean": "openclip"})
     (data / "train" / "005.txt").write_text("a caption that is new")
     refused(data, tmp_path, cache, r"lacks the captions of 1 images, which are new or have changed: 005; run")
 

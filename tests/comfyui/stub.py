@@ -121,7 +121,12 @@ class ModelPatcher:
     def clone(self) -> "ModelPatcher":
         other = ModelPatcher(self.model)
         wrappers = {kind: dict(by_key) for kind, by_key in self.model_options["wrappers"].items()}
-        other.model_options = {**self.model_options, "wrappers": wrappers}
+        post = list(self.model_options.get("sampler_post_cfg_function", []))
+        other.model_options = {
+            **self.model_options,
+            "wrappers": wrappers,
+            "sampler_post_cfg_function": post,
+        }
         other.object_patches = dict(self.object_patches)
         return other
 
@@ -133,6 +138,10 @@ class ModelPatcher:
 
     def set_model_sampler_cfg_function(self, function: Callable[[dict], Tensor]) -> None:
         self.model_options["sampler_cfg_function"] = function
+
+    def set_model_sampler_post_cfg_function(self, function: Callable[[dict], Tensor]) -> None:
+        earlier = self.model_options.get("sampler_post_cfg_function", [])
+        self.model_options["sampler_post_cfg_function"] = [*earlier, function]
 
     def add_wrapper_with_key(self, kind: str, key: str, wrapper: Callable[..., Any]) -> None:
         self.model_options["wrappers"].setdefault(kind, {}).setdefault(key, [])
@@ -154,22 +163,23 @@ class Guider:
         # at scale 1 the unconditional prediction is not computed
         alone = math.isclose(self.scale, 1.0)
         uncond = torch.zeros_like(cond) if alone else model.apply_model(x, timestep, "negative")
-        if "sampler_cfg_function" not in model_options:
-            return uncond + (cond - uncond) * self.scale
-        return x - model_options["sampler_cfg_function"](
-            {
-                "cond": x - cond,
-                "uncond": x - uncond,
-                "cond_denoised": cond,
-                "uncond_denoised": uncond,
-                "cond_scale": self.scale,
-                "timestep": timestep,
-                "sigma": timestep,
-                "input": x,
-                "model": model,
-                "model_options": model_options,
-            }
-        )
+        known = {
+            "cond_denoised": cond,
+            "uncond_denoised": uncond,
+            "cond_scale": self.scale,
+            "sigma": timestep,
+            "input": x,
+            "model": model,
+            "model_options": model_options,
+        }
+        if "sampler_cfg_function" in model_options:
+            given = {**known, "cond": x - cond, "uncond": x - uncond, "timestep": timestep}
+            denoised = x - model_options["sampler_cfg_function"](given)
+        else:
+            denoised = uncond + (cond - uncond) * self.scale
+        for function in model_options.get("sampler_post_cfg_function", []):
+            denoised = function({**known, "denoised": denoised, "cond": [], "uncond": []})
+        return denoised
 
 
 def euler(model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any) -> Tensor:

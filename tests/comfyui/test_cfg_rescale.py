@@ -4,17 +4,26 @@ import math
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from refimpl.comfyui.cfg_rescale import METHODS, strength
-from refimpl.comfyui.nodes import CFGRescaleNode, NAINativeSchedulerNode, ZsnrVpredConditioningNode
+from refimpl.comfyui.model_sampling import noise_level
+from refimpl.comfyui.nodes import (
+    CFGRescaleNode,
+    LaplaceSchedulerNode,
+    NAINativeSchedulerNode,
+    ZsnrVpredConditioningNode,
+)
+from refimpl.diffusion.preconditioner import scalings
 from refimpl.sample.grids import native
 from refimpl.sample.guidance import cfg, rescale
 from refimpl.sample.samplers import euler
 from tests.comfyui import stub
 from tests.comfyui.gaussian_model import DATA, model, network, noise, zsnr_model
 from tests.sample.schedules import PLAIN, ZERO_SNR
-from tests.tolerances import FLOAT64_ROUNDING, SAMPLED_FLOAT32
+from tests.tolerances import ESTIMATE_IN_COMFYUI, FLOAT64_ROUNDING, SAMPLED_FLOAT32
 
 SHAPE = (2, 4, 6, 5)
 
@@ -125,3 +134,102 @@ def test_each_sample_is_rescaled_for_its_own_level(method: str, sigma_data: floa
         v = factor[i] * v * v_cond.std() / v.std() + (1 - factor[i]) * v
         expected = sampling.calculate_denoised(sigma[i], v[None], x[i : i + 1])
         assert (denoised[i] - expected[0]).abs().max() <= FLOAT64_ROUNDING * x[i].abs().max()
+
+
+def guided_estimate(
+    sampling, sigma: Tensor, x: Tensor, outputs: dict[str, Tensor], scale: float, factor: float
+):
+    """x0 in float64 from what the network said of a state: eq. 1 with the guided, rescaled v."""
+    v, v_uncond = outputs["positive"].double(), outputs.get("negative", outputs["positive"]).double()
+    v = rescale(cfg(v, v_uncond, scale), v, factor)
+    level = noise_level(sampling, sigma).double()
+    c_skip, c_out, _ = scalings(level, float(sampling.sigma_data))
+    return c_skip * x.double() + c_out * v
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    method=st.sampled_from([None, *METHODS]),
+    own_sampling=st.booleans(),
+    rescale_first=st.booleans(),
+    laplace=st.booleans(),
+    size=st.floats(0.01, 30),
+    scale=st.sampled_from([1.0, 4.5, 12.0, -3.0]),
+)
+@example(
+    seed=1, method="standard", own_sampling=False, rescale_first=False, laplace=False, size=1.0, scale=5.0
+)
+@example(seed=2, method=None, own_sampling=False, rescale_first=False, laplace=False, size=1.0, scale=5.0)
+@example(seed=3, method="karras", own_sampling=True, rescale_first=True, laplace=True, size=1.0, scale=5.0)
+def test_the_estimate_is_right_at_every_step(
+    seed: int,
+    method: str | None,
+    own_sampling: bool,
+    rescale_first: bool,
+    laplace: bool,
+    size: float,
+    scale: float,
+) -> None:
+    """x0 in float32 against the formula in float64, for any network, every node, and at the first step as well."""
+    generator = torch.Generator().manual_seed(seed)
+    said: list[dict[str, Tensor]] = []
+
+    def predict(x: Tensor, t: Tensor, condition: str) -> Tensor:
+        if condition == "positive":
+            said.append({})
+        said[-1][condition] = size * torch.randn(x.shape, generator=generator)
+        return said[-1][condition]
+
+    patched = model(stub.plain_sampling(zsnr=True), predict)
+    if method is not None and rescale_first:
+        patched = rescaled(patched, method, 0.8)
+    if not own_sampling:
+        inputs = ("true", "true", 0.0, 1.0, 5.0, "true")
+        patched, _ = ZsnrVpredConditioningNode().apply_conditioning(patched, *inputs)
+    if method is not None and not rescale_first:
+        patched = rescaled(patched, method, 0.8)
+    sampling = patched.get_model_object("model_sampling")
+    if laplace:
+        (sigmas,) = LaplaceSchedulerNode().apply_scheduler(patched, 0.0, 0.5, steps=7)
+    else:
+        (sigmas,) = NAINativeSchedulerNode().apply_scheduler(patched, 7)
+    seen: list[tuple[Tensor, Tensor]] = []
+    n = torch.randn(SHAPE, generator=generator)
+    stub.sample(patched, n, sigmas, scale=scale, callback=lambda i, x0, x, total: seen.append((x0, x)))
+    assert len(seen) == len(said) == 7
+    for step, ((x0, x), outputs) in enumerate(zip(seen, said, strict=True)):
+        assert x0.dtype == x.dtype == torch.float32
+        factor = 0.8 * float(strength(method, sigmas[step : step + 1], sampling)) if method else 0.0
+        expected = guided_estimate(sampling, sigmas[step], x, outputs, scale, factor)
+        error = (x0.double() - expected).abs().max() / expected.abs().max()
+        assert error <= ESTIMATE_IN_COMFYUI, f"step {step}: {error:.1e}"
+
+
+def test_other_functions_see_the_estimate_in_float32_and_keep_their_order() -> None:
+    """A function that another node put after guidance, before or after this node was applied."""
+    seen: list[torch.dtype] = []
+
+    def doubled(args: dict) -> Tensor:
+        seen.append(args["denoised"].dtype)
+        return 2 * args["denoised"]
+
+    (sigmas,), n = NAINativeSchedulerNode().apply_scheduler(zsnr_model(), 1), noise(*SHAPE)
+    plain = stub.sample(rescaled(zsnr_model()), n, sigmas, scale=4.0)
+    for theirs_first in (True, False):
+        patched = zsnr_model()
+        if theirs_first:
+            patched.set_model_sampler_post_cfg_function(doubled)
+        patched = rescaled(rescaled(patched))
+        if not theirs_first:
+            patched.set_model_sampler_post_cfg_function(doubled)
+        assert len(patched.model_options["sampler_post_cfg_function"]) == 2
+        assert torch.equal(stub.sample(patched, n, sigmas, scale=4.0), 2 * plain)
+    assert seen == [torch.float32] * 2
+
+
+def test_another_guidance_function_set_later_replaces_this_one() -> None:
+    (sigmas,), n = NAINativeSchedulerNode().apply_scheduler(zsnr_model(), 3), noise(*SHAPE)
+    plain, replaced = zsnr_model(), rescaled(zsnr_model())
+    for patched in (plain, replaced):
+        patched.set_model_sampler_cfg_function(lambda args: args["input"] - 0.5 * args["cond_denoised"])
+    assert torch.equal(*(stub.sample(patched, n, sigmas, scale=4.0) for patched in (plain, replaced)))

@@ -89,6 +89,14 @@ def test_a_configuration_that_is_none_ends_with_2(name: str, capsys: pytest.Capt
             2,
             "error: could not write out/a.png: Permission denied; free space or choose another folder\n",
         ),
+        (
+            OSError(errno.EIO, "Input/output error", "data/a.png"),
+            2,
+            "error: could not read or write data/a.png: Input/output error; its disk or mount fails, see the "
+            "system's log\n",
+        ),
+        (InputError("tensor \x1b[2J\u202e\r\nx"), 2, "error: tensor \\x1b[2J\\u202e\\r\nx\n"),
+        (SystemExit("\x1b[2J"), 1, "\\x1b[2J\n"),
         (MemoryError(), 2, NO_MEMORY + "(out of memory)\n"),
         (
             RuntimeError("[1] DefaultCPUAllocator: can't allocate memory: 9 bytes\nat a.cpp"),
@@ -127,6 +135,31 @@ def test_a_fault_of_the_program_is_not_hidden() -> None:
         run_command(lambda: print(1 / 0))
     with pytest.raises(RuntimeError, match="sizes differ"):
         run_command(lambda: raise_("sizes differ"))
+
+
+def test_what_a_command_prints_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    stdout = sys.stdout
+
+    def command() -> None:
+        print("a\x1b[2J\tb\u202e")
+        tqdm.write("\x9b日本語 é")
+
+    with pytest.raises(SystemExit):
+        run_command(command)
+    assert capsys.readouterr().out == "a\\x1b[2J\tb\\u202e\n\\x9b日本語 é\n"
+    assert sys.stdout is stdout
+
+
+def test_a_traceback_is_printable_too(tmp_path: Path) -> None:
+    """A fault of this program may quote a file in its message."""
+    throw = r"(_ for _ in ()).throw(TypeError('\x1b[2J\u202e'))"
+    raising = f"from refimpl.commands.terminal import run_command\nrun_command(lambda: {throw})"
+    done = subprocess.run(
+        [sys.executable, "-c", raising], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("TypeError: \\x1b[2J\\u202e\n")
+    assert done.stderr.startswith("Traceback")
 
 
 def raise_(message: str) -> None:

@@ -18,6 +18,7 @@ from refimpl.diffusion.philox import (
     draw_key,
     draw_key_of,
     draw_keys,
+    keyed_halves,
     keyed_normal,
     keyed_uniform,
     philox4x32,
@@ -349,5 +350,20 @@ def test_keys_of_several_purposes_are_those_of_each() -> None:
         assert keys.shape == (3, 3, 2)
         for key, purpose in zip(keys, purposes, strict=True):
             assert torch.equal(key, draw_key(-3, ids, visit, purpose))
-    with pytest.raises(ValueError, match="10"):
-        draw_keys(0, ids, 0, (Purpose.NOISE, 10))
+    with pytest.raises(ValueError, match="11"):
+        draw_keys(0, ids, 0, (Purpose.NOISE, 11))
+
+
+def test_halves_are_the_words_low_half_first() -> None:
+    """Of a block's four words eight halves, whichever block the draw begins with."""
+    key = keys(3)
+    counter = torch.tensor([[0, 0, 4, 0], [1, 0, 4, 0]])
+    words = philox4x32(counter, key[:, None, :]).flatten(1)
+    wanted = torch.stack([words % 2**16, words // 2**16], dim=-1).flatten(1)
+    assert torch.equal(keyed_halves(key, 16), wanted)
+    assert torch.equal(keyed_halves(key, 5), wanted[:, :5])
+    assert torch.equal(keyed_halves(key, 5, first=8), wanted[:, 8:13])
+    assert keyed_halves(key, 0).shape == (3, 0)
+    for first in (-8, 4):
+        with pytest.raises(InputError, match=f"first {first} must be a multiple of 8"):
+            keyed_halves(key, 1, first)

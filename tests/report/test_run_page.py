@@ -203,3 +203,8 @@ def test_licences_of_the_demo_photographs_have_a_row_each():
     shown = Reader(render_report(ReportContent("t", licences=licences))).visible
     for licence in licences:
         assert {licence.name, licence.author, licence.licence, licence.source} <= set(shown)
+
+
+def test_what_is_not_printable_is_spelled_out() -> None:
+    assert text("a\x1b[2J\u202e\n<b>") == "a\\x1b[2J\\u202e\n&lt;b&gt;"
+    assert text(Markup("<b>\u202e</b>")) == "<b>\u202e</b>"

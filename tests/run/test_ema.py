@@ -1,5 +1,7 @@
 """The moving average of the weights (S §2.5)."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,3 +88,29 @@ def test_decay_outside_0_to_1_is_refused(decay: float) -> None:
     module = torch.nn.Linear(1, 1)
     with pytest.raises(InputError, match=f"EMA decay {decay} is outside"):
         ema_update(ema_start(module), module, 1, decay)
+
+
+@pytest.mark.parametrize("skipped", [None, 0.0, 1.0])
+def test_weights_of_bfloat16_are_averaged_in_float32(
+    skipped: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As float32 weights of the same values are, however many are copied at a time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        wide = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 7), torch.nn.Linear(7, 2))
+    low = copy.deepcopy(wide)
+    for parameter in low.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.bfloat16()
+    for parameter, value in zip(wide.parameters(), low.parameters(), strict=True):
+        parameter.data.copy_(value.data)
+    averages = []
+    for module, copied in ((wide, 2**26), (low, 2**26), (low, 1), (low, 70)):
+        monkeypatch.setattr("refimpl.run.ema.COPIED", copied)
+        average = {name: torch.zeros_like(value) for name, value in ema_start(module).items()}
+        flag = None if skipped is None else torch.tensor(skipped)
+        ema_update(average, module, 3, 0.9, flag)
+        assert all(value.dtype == torch.float32 for value in average.values())
+        averages.append(average)
+    for average in averages[1:]:
+        assert all(torch.equal(average[name], value) for name, value in averages[0].items())

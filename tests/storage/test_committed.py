@@ -342,3 +342,16 @@ def _kill_at(call: str, count: int) -> None:
         return original(*arguments, **options)
 
     setattr(os, call, killing)
+
+
+@pytest.mark.parametrize("is_dangling", [False, True])
+def test_a_link_is_replaced_and_what_it_points_to_stays(is_dangling: bool, tmp_path: Path) -> None:
+    target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    if not is_dangling:
+        target.write_text("kept")
+    link.symlink_to(target)
+    atomic.replace_text(link, "new")
+    assert not link.is_symlink()
+    assert link.read_text() == "new"
+    assert [path.read_text() for path in target.parent.iterdir()] == ([] if is_dangling else ["kept"])

@@ -225,3 +225,26 @@ def test_other_files_are_told_from_weights(start: bytes, message: str, tmp_path:
 def test_every_dtype_has_one_name() -> None:
     assert len(set(DTYPES.values())) == len(DTYPES)
     assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEM_SIZES
+
+
+# --- many names ---
+
+
+def test_metadata_that_holds_json_is_no_crowd_of_names(tmp_path: Path) -> None:
+    """kohya's metadata counts every tag of the data set, as JSON within a string."""
+    counts = json.dumps({f"tag {number}": number for number in range(260_000)})
+    safetensors_file.write(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {"ss_tag_frequency": counts})
+    assert safetensors_file.read(tmp_path / "a.safetensors")[1] == {"ss_tag_frequency": counts}
+
+
+def test_the_largest_model_is_read_and_a_larger_one_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors_header, "MAX_NAMES", 500)
+    tensors = {f'"{number}\\': torch.zeros(0) for number in range(500)}
+    safetensors_file.write(tmp_path / "a.safetensors", tensors)
+    assert set(safetensors_file.read(tmp_path / "a.safetensors")[0]) == set(tensors)
+    with pytest.raises(
+        InputError, match="501 tensors and entries of metadata, above 500; write several files"
+    ):
+        safetensors_file.write(tmp_path / "b.safetensors", tensors, {"a": "b"})

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from refimpl.errors import InputError
+from refimpl.text.cleaning import CLEANINGS
 from refimpl.text.conditioning import encode_prompts
 from refimpl.text.config import TOWERS, TextConfig
 from refimpl.text.tower_names import freeze_unused, tower_parameters
@@ -68,6 +69,13 @@ def test_a_tokenizer_can_be_named(folder: Path, tmp_path: Path) -> None:
     assert tokenizer.ids("red") == load_towers(folder)[0].ids("red")
 
 
+def test_cleaning_is_the_configurations(folder: Path) -> None:
+    for clean in CLEANINGS:
+        for config in (TextConfig(towers="tiny", clean=clean), TextConfig(folder=str(folder), clean=clean)):
+            assert config.load()[0].clean == clean
+    assert load_towers(folder)[0].clean == "none"
+
+
 def test_names_have_their_prefix_and_what_is_unused_is_frozen() -> None:
     _, encoder_l, encoder_g = TextConfig(towers="tiny").load()
     assert encoder_l is not None
@@ -89,6 +97,7 @@ def test_names_have_their_prefix_and_what_is_unused_is_frozen() -> None:
     [
         ({"towers": "clip"}, "text.towers 'clip' is unknown; use sdxl, bigg, tiny, tiny_bigg"),
         ({"vector": "none"}, "text.vector 'none' is unknown; use sizes, score"),
+        ({"clean": "ftfy"}, "text.clean 'ftfy' is unknown; use none, openclip"),
         ({"learning_rate_g": float("nan")}, "text.learning_rate_g nan must be at least 0"),
         ({"learning_rate_l": float("inf")}, "text.learning_rate_l inf must be at least 0"),
         ({"towers": "bigg", "learning_rate_l": 1e-5}, "trains CLIP-L, which towers 'bigg' do not have"),

@@ -89,6 +89,12 @@ def write_until_killed(arguments: Sequence[str], at: str, count: int) -> None:
     cache_command(list(arguments))
 
 
+def write_in_larger_shards(config: str, out: Path, *options: str) -> Path:
+    """The same with several captions in a shard, and all images of a bucket."""
+    cache_command([config, "--out", str(out), "--device", "cpu", "--shard-megabytes", "0.1", *options])
+    return out
+
+
 def killed_write(config: str, out: Path, at: str, count: int, *options: str) -> int:
     """Exit code of `write_until_killed` in a process of its own."""
     arguments = [config, "--out", str(out), "--device", "cpu", *SMALL_SHARDS, *options]

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from refimpl.errors import InputError
-from refimpl.interop.run.run_folder import base_digest, load_model
+from refimpl.interop.run.base import base_digest, base_state
+from refimpl.interop.run.run_folder import load_model
 from refimpl.interop.run.trained_parts import add_adapters
 from refimpl.model.lora.adapters import load_lora_state, merge_lora
 from refimpl.model.lora.config import LoRAConfig
@@ -61,8 +62,8 @@ def test_a_checkpoint_holds_adapters_alone_and_a_note_of_what_they_adapt(
     modules = {key.removesuffix(".alpha") for key in checkpoint["unet"] if key.endswith(".alpha")}
     assert {name.rsplit(".", 1)[-1] for name in modules} == {"to_q", "to_k", "proj_in"}
     assert all(key.startswith("text_model.encoder.layers.") for key in checkpoint["text_l"])
-    base = load_file(adapted / "components" / "unet.safetensors")
-    assert not runs.differing({"x": base}, {"x": runs.checkpoint(trained, 4)["ema"]})
+    assert not (adapted / "components" / "unet.safetensors").exists()
+    assert not runs.differing({"x": base_state(adapted)}, {"x": runs.checkpoint(trained, 4)["ema"]})
     state = json.loads((adapted / "checkpoints" / "step-00000004" / "state.json").read_text())
     assert state["base"] == base_digest(adapted)
     assert len(state["base"]) == 64
@@ -78,12 +79,12 @@ def test_every_adapter_that_can_learn_does(adapted: Path) -> None:
         assert len(ups) > len(unused)
 
 
-def test_a_model_is_the_base_with_the_averages_merged(adapted: Path) -> None:
+def test_a_model_is_the_base_with_the_averages_merged(adapted: Path, trained: Path) -> None:
     for weights, file in (("ema", "ema"), ("unet", "unet")):
         model, table, step = load_model(adapted, weights)
         assert step == 4
         unet = UNet(model.unet.config)
-        unet.load_state_dict(load_file(adapted / "components" / "unet.safetensors"))
+        unet.load_state_dict(runs.checkpoint(trained, 4)["ema"])
         add_adapters("unet", unet, from_table(LoRAConfig, table["lora"], "test"))
         load_lora_state(unet, runs.checkpoint(adapted, 4)[file], "test")
         merge_lora(unet)
@@ -144,9 +145,7 @@ def test_adapters_of_another_network_are_refused(
     other = run("other", **sections(older))
     shutil.rmtree(other / "checkpoints")
     shutil.copytree(adapted / "checkpoints", other / "checkpoints")
-    with pytest.raises(
-        InputError, match=r"holds adapters of a UNet other than .*components/unet\.safetensors"
-    ):
+    with pytest.raises(InputError, match=r"holds adapters of a UNet other than .*/base\.json"):
         load_model(other)
 
 

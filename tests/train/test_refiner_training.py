@@ -110,7 +110,7 @@ def test_a_score_that_is_no_number_names_the_image(
 
 def test_a_refiner_starts_from_its_single_file(run: Run, refiner_run: Path, tmp_path: Path) -> None:
     """One tower, under the refiner's keys, and the autoencoder come from the file; the tokenizer lies beside it."""
-    found, model = run_checkpoint.load(refiner_run)
+    found, model = run_checkpoint.load(refiner_run)[0], load_model(refiner_run)[0]
     single_file.save(found, tmp_path / "refiner.safetensors")
     sections = SECTIONS | {"latents": {"weights": "", "scale_shift": "checkpoint"}}
     still = {"learning_rate": 1e-30, "weight_decay": 0.0}

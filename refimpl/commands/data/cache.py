@@ -61,6 +61,9 @@ class CacheCommand:
     """Compare the SHA-256 of every image, even if its size and modification time have not changed."""
     verify: bool = False
     """First read every shard and compare it with its SHA-256."""
+    prune: bool = False
+    """Then remove what this configuration does not use: entries of images that are gone or have changed, of crops
+    above K, and of other settings. Not while a run is training from the cache."""
     folder: str = ""
     """Images to encode instead of the configuration's; empty for the configuration's."""
     weights: str = ""
@@ -103,6 +106,8 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
     from refimpl.cache.latents import KIND, encoding_of
     from refimpl.cache.made_for import made_for
     from refimpl.cache.plan import pictures_of
+    from refimpl.cache.prune import prune
+    from refimpl.cache.text_states import KIND as TEXT
     from refimpl.cache.text_states import text_encoding
     from refimpl.data.images.fast_jpeg import check_fast
     from refimpl.run.stage import read_stage, write_demo_data
@@ -132,6 +137,8 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
     counts = write_latents(
         command.out, pictures, encoding, encoder, cell_bytes, config.vae.factor, options, world
     )
+    if command.prune:
+        counts |= world.on_main(lambda: prune(command.out / KIND))
     _say(world, {"kind": KIND, **counts, "out": str(command.out)})
     if not command.text:
         return
@@ -148,7 +155,9 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
     told = write_text(
         command.out, captions, towers, made_by, size, command.text_rows or None, command.verify, world
     )
-    _say(world, {"kind": "text", **told, "out": str(command.out)})
+    if command.prune:
+        told |= world.on_main(lambda: prune(command.out / TEXT))
+    _say(world, {"kind": TEXT, **told, "out": str(command.out)})
 
 
 @contextlib.contextmanager

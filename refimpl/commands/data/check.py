@@ -64,6 +64,8 @@ class CheckCommand:
     own_suffix: bool = False
     """For other sources: refuse files whose suffix is that of another format, such as a JPEG named .png, which are
     otherwise taken for what their bytes are."""
+    allow_outside: bool = False
+    """For other sources: also read files outside their folder, which metadata files and links may name."""
     listed: int = 5
     """Number of problems and tags of each kind to list by name."""
     processes: int = 0
@@ -83,7 +85,8 @@ class CheckCommand:
         from refimpl.data.index.record import IndexOptions
         from refimpl.data.tag_rules import TagRules
 
-        return IndexOptions(TagRules(tag_classes), Accepted(own_suffix=self.own_suffix), self.verify)
+        accepted = Accepted(own_suffix=self.own_suffix)
+        return IndexOptions(TagRules(tag_classes), accepted, self.verify, allow_outside=self.allow_outside)
 
 
 @dataclass(frozen=True)
@@ -155,20 +158,22 @@ def _check_stages(command: CheckCommand, config: Config) -> None:
 
     write_demo_data(config.data)
     stages, classes = config.all_stages(), tag_classes(config.data, config.text)
+    allowed = command.allow_outside or config.data.allow_outside
     problems: list[str] = []
     for number, stage in enumerate(stages):
         html = command.html
         if html is not None and len(stages) > 1:
             html = html.with_name(f"{html.stem}-{number}{html.suffix}")
         try:
-            asked = _of_stage(command, config, stage, command.options(classes), html)
+            options = replace(command.options(classes), allow_outside=allowed)
+            asked = _of_stage(command, config, stage, options, html)
             print(
                 f"stage {number} from step {stage.from_step}: {_batch_of(asked)}; data.plan = {config.data.plan!r}"
             )
             _look(command, asked, is_planned=command.batch_size is not None)
             if asked.no_batch:
                 problems.append(asked.no_batch)
-            index = read_source(stage.folder, classes, config.data.allow_missing)
+            index = read_source(stage.folder, classes, config.data.allow_missing, allowed)
             if config.text.vector == "score":
                 take_scores(index, config.data.score_class, config.data.default_score)
         except InputError as error:

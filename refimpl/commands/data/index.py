@@ -71,6 +71,8 @@ class IndexCommand:
     own_suffix: bool = False
     """Refuse files whose suffix is that of another format, such as a JPEG named .png, which are otherwise taken for
     what their bytes are."""
+    allow_outside: bool = False
+    """Also read images and captions outside their data set's folder, which metadata files and links may name."""
     tags: TagArguments = field(default_factory=TagArguments)
     """Captions and tags."""
 
@@ -95,7 +97,7 @@ class IndexCommand:
             tuple(_bound(text) for text in tags.quality),
         )
         accepted = Accepted(max_pixels=self.max_pixels, own_suffix=self.own_suffix)
-        return IndexOptions(rules, accepted, self.verify, self.sha256)
+        return IndexOptions(rules, accepted, self.verify, self.sha256, self.allow_outside)
 
 
 def _bound(text: str) -> tuple[float, str]:

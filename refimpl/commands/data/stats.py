@@ -152,12 +152,12 @@ def find_autoencoder(settings: LatentConfig, shape: VAEConfig, init_from: str, g
     from refimpl.train.setup.init_from import open_start, start_vae
 
     weights, made = given or settings.weights, Path(settings.folder) / "autoencoder.safetensors"
-    if not weights and settings.folder and made.is_file():
-        weights = str(made)
     if weights:
         return load_autoencoder(Path(weights), shape)
     start = open_start(init_from)
     vae = start_vae(start, shape, init_from) if start is not None else None
-    if vae is None:
-        raise InputError("no autoencoder to encode with; name its safetensors file with --weights")
-    return vae
+    if vae is not None:
+        return vae
+    if settings.folder and made.is_file():
+        return load_autoencoder(made, shape)
+    raise InputError("no autoencoder to encode with; name its safetensors file with --weights")

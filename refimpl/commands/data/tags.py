@@ -26,6 +26,8 @@ class TagsCommand:
     """Number of images and tags of each kind to list by name."""
     processes: int = 0
     """Number of processes that read at once; 0 for one per core."""
+    allow_outside: bool = False
+    """Also read files outside the source's folder, which metadata files and links may name."""
 
     def __post_init__(self) -> None:
         check_at_least("--listed", self.listed, 1)
@@ -43,6 +45,8 @@ def tags_command(arguments: list[str], program: str = "refimpl data tags") -> No
 
     settings = command.weights
     counts = TagCounts(settings.beta, settings.least, settings.most)
-    with looked_at(command.source, IndexOptions(), command.processes or cores()) as table:
+    with looked_at(
+        command.source, IndexOptions(allow_outside=command.allow_outside), command.processes or cores()
+    ) as table:
         found = weight_survey(table, counts, listed=command.listed)
     show(weight_lines(command.source, found), lambda: weight_page(command.source, found), command.html)

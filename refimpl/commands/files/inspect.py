@@ -13,6 +13,7 @@ import tyro
 
 from refimpl.latents.config import VAEConfig
 from refimpl.model.config import UNetConfig
+from refimpl.printable import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,5 +136,5 @@ def as_text(facts: Mapping[str, Any]) -> str:
     if facts["folded_scale_shift"]:
         lines.append(f"folded into the autoencoder: {facts['folded_scale_shift']}")
     lines.append(f"markers: {', '.join(facts['markers']) or 'none'}")
-    lines += [f"  {key}: {value:.200}" for key, value in sorted(facts["metadata"].items())]
+    lines += [f"  {one_line(key)}: {one_line(value)}" for key, value in sorted(facts["metadata"].items())]
     return "\n".join(lines)

@@ -24,7 +24,8 @@ class MergeLoRACommand(Output):
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A .safetensors file, a diffusers folder or a run."""
     lora: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LORA")]
-    """A LoRA from kohya's trainer or PEFT: its .safetensors file, or a folder with adapter_model.safetensors."""
+    """A LoRA from kohya's trainer or PEFT, or a LoHa or LoKr from LyCORIS: its .safetensors file, or a folder with
+    adapter_model.safetensors."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """File or folder to write."""
     strength: float = 1.0
@@ -45,9 +46,8 @@ def merge_lora_command(arguments: list[str], program: str = "refimpl merge-lora"
         raise InputError(f"{command.out} is both the LoRA and what would be written; give another name")
     from refimpl.interop import any_checkpoint
     from refimpl.interop.lora import files as lora_files
-    from refimpl.interop.lora.merge import merge_into_checkpoint
+    from refimpl.interop.lora.merge import by_module, merge_into_checkpoint
     from refimpl.interop.network.architecture import architecture_of
-    from refimpl.model.lora.adapters import DOWN
 
     single = check_paths(command.checkpoint, command.out, command.format)
     opened = any_checkpoint.load(command.checkpoint)
@@ -55,7 +55,7 @@ def merge_lora_command(arguments: list[str], program: str = "refimpl merge-lora"
     lora = lora_files.load(command.lora, architecture)
     merged = merge_into_checkpoint(opened.checkpoint, lora, command.strength, str(command.lora))
     for part, state in lora.parts().items():
-        print(f"{part}: {sum(key.endswith(DOWN) for key in state)} modules merged at {command.strength:g}")
+        print(f"{part}: {len(by_module(state))} modules merged at {command.strength:g}")
     _note_prediction(lora, opened.checkpoint)
     write_opened(command, opened._replace(checkpoint=merged), command.checkpoint, command.out, single)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refimpl.checks import check_choice
+from refimpl.commands.files.notes import say_cleaning, say_for_diffusers
 from refimpl.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def write_opened(command: Output, opened: Opened, source: Path, out: Path, singl
     from refimpl.interop import diffusers_folder, single_file
     from refimpl.latents.scale_shift import SDXL_DEFAULT
 
-    checkpoint, dtype = opened.checkpoint, dtype_named(command.dtype)
+    checkpoint, dtype, tokenizer = opened.checkpoint, dtype_named(command.dtype), None
     if single:
         single_file.save(checkpoint, out, dtype)
         if checkpoint.scale_shift != SDXL_DEFAULT:
@@ -91,6 +92,8 @@ def write_opened(command: Output, opened: Opened, source: Path, out: Path, singl
         print(f"{out}: predicts {prediction.kind}{end} ({prediction.reason})")
     else:
         print(f"{out}: written")
+    say_for_diffusers(out, checkpoint, single, has_tokenizer=tokenizer is not None)
+    say_cleaning(opened.tokenizer)
 
 
 def _tokenizer(given: str, opened: Opened, source: Path) -> Tokenizer | Path | None:

@@ -12,6 +12,7 @@ from refimpl.data.demo.drawings import draw, kinds
 from refimpl.data.demo.photographs import PHOTOGRAPHS, Licence, photograph_crops
 from refimpl.errors import InputError
 from refimpl.storage.atomic import renamed_folder
+from refimpl.tables import parsed_json
 
 DEMO_TAG_CLASSES = ("colour", "shape", "background", "style", "subject")
 ILLUSTRATIONS = 360  # for training; every HELDOUT_EVERY-th of a kind is held out beside them
@@ -99,7 +100,7 @@ def read_demo_manifest(folder: str | os.PathLike[str]) -> DemoManifest:
     """The manifest of a demo data folder. Raises InputError when it is missing or can't be read."""
     path = Path(folder) / MANIFEST
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parsed_json(path.read_text(encoding="utf-8"))
         fields["licences"] = tuple(Licence(**licence) for licence in fields["licences"])
         return DemoManifest(**fields)
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from refimpl.data.images.colour import to_srgb
 from refimpl.data.images.webp_header import webp_size
 from refimpl.errors import InputError
 from refimpl.file_kinds import PEEK, kind_of
+from refimpl.printable import printable
 
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -52,7 +53,7 @@ class BadImage(InputError):
 
     def __init__(self, path: ImageSource, reason: str, kind: str = "damaged") -> None:
         name = os.fspath(path)
-        shown = name if name.isprintable() else name.encode("unicode_escape").decode()
+        shown = printable(name, kept="")
         super().__init__(f"{shown}: {reason}")
         self.path = Path(path)
         self.reason = reason

@@ -94,11 +94,13 @@ def read_source(
     source: str | os.PathLike[str],
     tag_classes: Collection[str] = DEFAULT_TAG_CLASSES,
     allow_missing: bool = False,
+    allow_outside: bool = False,
 ) -> Index:
     """A data set by its path: an index file, a folder with sidecars, or any other layout of `layouts.units`.
 
     tag_classes    classes that a tag may name as its prefix
     allow_missing  give an image without a caption an empty one
+    allow_outside  also read files outside the data set's folder; an index file has been made with its own choice
     Raises InputError as `read_index` and `read_folder` do, and for an index that was made without one of the classes.
     """
     if is_index(source):
@@ -112,8 +114,8 @@ def read_source(
             )
         return index_of(table)
     if os.path.isdir(source) and not jsonl_files(os.fspath(source)):
-        return read_folder(source, tag_classes, allow_missing)
-    options = IndexOptions(TagRules(tuple(tag_classes)))
+        return read_folder(source, tag_classes, allow_missing, allow_outside=allow_outside)
+    options = IndexOptions(TagRules(tuple(tag_classes)), allow_outside=allow_outside)
     name = os.fspath(source)
     return _read(name, layouts.units(name, options), options, allow_missing, MAX_BAD_SHARE)
 
@@ -125,6 +127,7 @@ def read_folder(
     max_bad_share: float = MAX_BAD_SHARE,
     accepted: Accepted = DEFAULT_ACCEPTED,
     verify: bool = False,
+    allow_outside: bool = False,
 ) -> Index:
     """Index a folder of images, each with its caption beside it: `name.jpg`, `name.txt` or `name.caption`.
 
@@ -135,6 +138,7 @@ def read_folder(
     max_bad_share  largest share of files that may be quarantined as unusable, each with its reason
     accepted       which image files are accepted
     verify         decode every image in full, to find all damage now
+    allow_outside  also read files behind links that lead out of the folder
     Raises InputError if there is no such folder, no image or no caption in it, a caption is missing, an id occurs
     twice, or the share of bad files is too large.
     """
@@ -143,7 +147,7 @@ def read_folder(
         raise InputError(
             f"{root}: there is no such folder{near_path(root)}; give one of images with .txt captions"
         )
-    options = IndexOptions(TagRules(tuple(tag_classes)), accepted, verify)
+    options = IndexOptions(TagRules(tuple(tag_classes)), accepted, verify, allow_outside=allow_outside)
     index = _read(str(root), layouts.folder_units(str(root), options), options, allow_missing, max_bad_share)
     lists = {name: list(getattr(index, name)) for name in ("ids", "paths", "captions", "tags")}
     return replace(index, **lists)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from refimpl.errors import InputError
 from refimpl.storage.atomic import replaced_file
 from refimpl.storage.safetensors_header import Entry, Header, Pieces, Reader, opened, write_container
+from refimpl.tables import parsed_json
 
 FORMAT, VERSION = "refimpl-index", 1
 RELEASE_EVERY = 1024  # entries read; the system maps some 64 KiB around each, so at most 200 MB stay mapped
@@ -161,7 +162,7 @@ def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
                 f"{name} is an index of version {int(metadata['version'])}, from a newer refimpl; this one reads "
                 f"version {VERSION}: update it, or index the images again"
             )
-        facts = json.loads(metadata["facts"])
+        facts = parsed_json(metadata["facts"])
         arrays = {
             column: _mapped(memory.map, header.start, entry) for column, entry in header.entries.items()
         }

@@ -15,7 +15,7 @@ from refimpl.data.index.builder import Gathered, source_name
 from refimpl.data.index.columns import string_at, strings
 from refimpl.data.index.index_file import Table, read_table, write_table
 from refimpl.data.index.layouts import detect as layouts
-from refimpl.data.index.record import IndexOptions, Item, read_item
+from refimpl.data.index.record import IndexOptions, Item, cached_realpath, read_item
 from refimpl.data.index.shard import Unit
 from refimpl.errors import InputError
 from refimpl.progress import Progress
@@ -29,13 +29,13 @@ _options = IndexOptions()  # of this worker process
 def read_unit(unit: Unit, options: IndexOptions) -> Table:
     """Read every image of a piece; those that can't be used become the table's problems."""
     root = layouts.archive_root(unit)
-    gathered = Gathered(root)
+    gathered, real = Gathered(root), cached_realpath()
     for item in layouts.items(unit):
         if isinstance(item, BadImage):
             gathered.refuse(item)
             continue
         try:
-            gathered.add(read_item(root, item, options))
+            gathered.add(read_item(root, item, options, real))
         except BadImage as error:
             gathered.refuse(error)
     return gathered.table({})

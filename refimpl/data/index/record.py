@@ -1,5 +1,6 @@
 """Reading one image of a data set for the index: its size from the header, its caption and its tags."""
 
+import functools
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from refimpl.data.captions import Tags
 from refimpl.data.images.archives import ImageSource, Packed, ParquetCell, TarMember
 from refimpl.data.images.decode import DEFAULT_ACCEPTED, Accepted, BadImage, decode, read_size
 from refimpl.data.index.builder import Row, source_name
+from refimpl.data.index.inside import Real, refuse_outside
 from refimpl.data.tag_rules import TagRules
 
 READ_BYTES = 2**18  # of a file that is hashed
@@ -31,6 +33,8 @@ class IndexOptions:
     """decode every image in full, to find all damage at indexing time"""
     sha256: bool = False
     """store the SHA-256 of every image's bytes"""
+    allow_outside: bool = False
+    """also read images and sidecars that lie outside the data set's folder, or behind links that lead out of it"""
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,25 @@ class Item:
     source  a path relative to the data set's root, or a place in an archive
     sidecar the same for the caption, if any; a file whose name ends in .json holds a metadata record
     record  the image's record in a metadata file, if any
+    where   what in the metadata file names it, for messages
     """
 
     id: str
     source: str | Packed
     sidecar: str | TarMember | None = None
     record: Mapping[str, Any] | None = None
+    where: str = ""
 
 
-def read_item(root: str, item: Item, options: IndexOptions) -> Row:
-    """Read one image's size, caption and tags. Raises BadImage saying what is wrong with it or its caption."""
+def read_item(root: str, item: Item, options: IndexOptions, real: Real = os.path.realpath) -> Row:
+    """Read one image's size, caption and tags. Raises BadImage saying what is wrong with it or its caption.
+
+    real  os.path.realpath, or a cache of it where many images are read
+    """
     source = source_name(root, item.source)
+    for path in (item.source, item.sidecar):
+        if isinstance(path, str) and not options.allow_outside:
+            refuse_outside(root, path, item.where, real)
     if not item.id.isprintable():
         raise BadImage(source, "the name is not UTF-8, or contains control characters; rename it", "name")
     caption, tags, captioned = _caption(root, item, options.rules)
@@ -60,6 +72,11 @@ def read_item(root: str, item: Item, options: IndexOptions) -> Row:
         width, height = read_size(source, options.accepted)
     digest = hashed(source) if options.sha256 else None
     return Row(item.id, item.source, _size(source), width, height, caption, tags, captioned, digest)
+
+
+def cached_realpath() -> Real:
+    """os.path.realpath that looks at each folder once; for the time in which one piece of a data set is read."""
+    return functools.lru_cache(maxsize=4096)(lambda folder: os.path.realpath(folder))
 
 
 def _caption(root: str, item: Item, rules: TagRules) -> tuple[str, Tags, bool]:

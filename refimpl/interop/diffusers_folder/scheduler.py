@@ -103,3 +103,20 @@ def _sigma(table: Mapping[str, Any], name: str, source: str) -> float | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise InputError(f"{source}: {name} is {value!r:.80}, not a number; {OVERRIDE}")
     return None if value is None else float(value)
+
+
+def lines_for_single_file(prediction: Prediction) -> list[str]:
+    """Python that gives a pipeline of diffusers' `from_single_file` a prediction's scheduler; empty if it has it.
+
+    That loader takes its scheduler from SDXL's published settings, eps on the plain schedule, whatever the file says.
+    """
+    published, table = scheduler_table(Prediction("eps", False, "")), scheduler_table(prediction)
+    changed = {name: value for name, value in table.items() if published.get(name) != value}
+    kind = table["_class_name"]
+    given = ", ".join(f"{name}={value!r}" for name, value in changed.items() if not name.startswith("_"))
+    if not given:
+        return []
+    return [
+        f"from diffusers import {kind}",
+        f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, {given})",
+    ]

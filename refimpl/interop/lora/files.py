@@ -1,7 +1,7 @@
 """Reading and writing LoRA files of other trainers (Hu et al. 2021, §4.1).
 
 Files are written with kohya's key names, which ComfyUI, A1111, Forge and diffusers all read, and are read with
-kohya's and PEFT's (`refimpl.interop.lora.keys`).
+kohya's and PEFT's (`refimpl.interop.lora.keys`). LyCORIS's LoHa and LoKr are read too, and not written.
 """
 
 import functools
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 from refimpl.interop.lora.keys import Place, check_kind, other_network, spell, spellings, take_apart
+from refimpl.interop.lora.lycoris import SLOTS, fault_of, is_lycoris
+from refimpl.interop.lora.lycoris import fits as lycoris_fits
 from refimpl.interop.lora.peft_config import read_alphas
 from refimpl.interop.network.architecture import Architecture
 from refimpl.model.config import UNetConfig
@@ -35,7 +37,8 @@ class LoRAFile:
     """The adapters of each network, as `lora_state` returns them, and the file's metadata."""
 
     unet: Mapping[str, Tensor] = field(default_factory=dict)
-    """{module}.lora_down.weight, {module}.lora_up.weight and {module}.alpha, with the UNet's module names"""
+    """{module}.lora_down.weight, {module}.lora_up.weight and {module}.alpha, with the UNet's module names; or the
+    tensors of a LoHa or LoKr, as `refimpl.interop.lora.lycoris` names them"""
     text_l: Mapping[str, Tensor] = field(default_factory=dict)
     """the same for CLIP-L, with the prefix `text_model.`"""
     text_g: Mapping[str, Tensor] = field(default_factory=dict)
@@ -50,7 +53,7 @@ class LoRAFile:
 
 
 def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile:
-    """Read a LoRA with kohya's or PEFT's key names.
+    """Read a LoRA, LoHa or LoKr with kohya's or PEFT's key names.
 
     path          the file, or a folder with one of FOLDER_FILES; PEFT's adapter_config.json is read from beside it
     architecture  shapes of the networks it is for; SDXL's by default
@@ -75,14 +78,18 @@ def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile
             problems.append(f"unknown   {key} {list(tensor.shape)}: not a tensor of a LoRA")
     nearest = nearest_names(meanings)
     states: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    places: dict[Place, str] = {}
     for name, slots in modules.items():
         fault = _fault(name, slots, meanings, nearest)
         if fault:
             problems.append(fault)
             continue
         place = next(place for place in meanings[name] if _fits(slots, place.shape))
-        if f"{place.module}.{DOWN}" in states[place.part]:
+        if places.setdefault(place, name) != name:
             problems.append(f"repeated  {name}: another name in the file is the same module")
+        if is_lycoris(slots):
+            states[place.part] |= {f"{place.module}.{slot}": tensor for slot, tensor in slots.items()}
+            continue
         down, up = slots[DOWN], slots[UP]
         if ALPHA not in slots:
             slots[ALPHA] = torch.tensor(alphas(name, len(down)), dtype=torch.float32)
@@ -93,7 +100,8 @@ def load(path: Path | str, architecture: Architecture | None = None) -> LoRAFile
         }
     if not modules:
         raise InputError(
-            f"{path} holds no LoRA: none of its {len(tensors)} tensors is named lora_down or lora_A; give another"
+            f"{path} holds no LoRA: none of its {len(tensors)} tensors is named lora_down or lora_A, nor as "
+            "LyCORIS names LoHa's and LoKr's; give another"
         )
     if problems:
         raise InputError(_report(str(path), problems, tensors))
@@ -105,11 +113,15 @@ def save(lora: LoRAFile, path: Path | str, dtype: torch.dtype | None = None) -> 
 
     dtype  dtype of the down and up matrices; by default each keeps its own. Alphas always keep theirs.
     ss_network_dim and ss_network_alpha are added to the metadata if it lacks them.
-    Raises InputError when there is nothing to write, the file exists, or it cannot be written.
+    Raises InputError when there is nothing to write, or a LoHa or LoKr, when the file exists, or cannot be written.
     """
     tensors, dtypes, ranks, alphas = {}, {}, set(), set()
     for part, state in lora.parts().items():
         for key, tensor in state.items():
+            if key.endswith(SLOTS):
+                raise InputError(
+                    f"{path}: {key} is a LoHa's or LoKr's, and only plain LoRA is written; merge it"
+                )
             slot = next(slot for slot in (DOWN, UP, ALPHA) if key.endswith("." + slot))
             name = f"{spell(part, key.removesuffix('.' + slot))}.{slot}"
             tensors[name] = tensor
@@ -153,7 +165,7 @@ def _fault(
     """What is wrong with one module of a file; empty if nothing is."""
     if name not in meanings:
         return f"unknown   {name}; the nearest are {', '.join(nearest(name)) or 'not listed'}"
-    absent = [slot for slot in (DOWN, UP) if slot not in slots]
+    absent = [] if is_lycoris(slots) else [slot for slot in (DOWN, UP) if slot not in slots]
     if absent:
         return f"missing   {name}: the file has no {' and no '.join(absent)} for it"
     for slot, tensor in slots.items():
@@ -161,6 +173,9 @@ def _fault(
             return f"unusable  {name}.{slot} is of {tensor.dtype}"
     if ALPHA in slots and not (slots[ALPHA].numel() == 1 and bool(slots[ALPHA].double().isfinite().all())):
         return f"unusable  {name}.{ALPHA} {list(slots[ALPHA].shape)} is not one finite number"
+    if is_lycoris(slots):
+        fault = fault_of(slots, [place.shape for place in meanings[name]])
+        return f"misshapen {name}: {fault}" if fault else ""
     if not any(_fits(slots, place.shape) for place in meanings[name]):
         shapes = " or ".join(str(list(place.shape)) for place in meanings[name])
         have = f"down {list(slots[DOWN].shape)} and up {list(slots[UP].shape)}"
@@ -169,7 +184,9 @@ def _fault(
 
 
 def _fits(slots: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
-    """Whether up · down has the weight's shape; a Linear's matrices may be stored as 1×1 convolutions."""
+    """Whether the update has the weight's shape; a Linear's matrices may be stored as 1×1 convolutions."""
+    if is_lycoris(slots):
+        return lycoris_fits(slots, shape)
     down, up = tuple(slots[DOWN].shape), tuple(slots[UP].shape)
     rank = down[0] if down else 0
     narrow = {shape[1:], (*shape[1:], 1, 1)} if len(shape) == 2 else {shape[1:]}

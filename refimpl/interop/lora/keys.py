@@ -5,6 +5,7 @@ kohya   lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.wei
         with diffusers' module names too: lora_unet_down_blocks_1_attentions_0_…
 PEFT    unet.down_blocks.1.attentions.0.….lora_A.weight, .lora_B.weight; text_encoder.…, text_encoder_2.…;
         base_model.model.… if a single network was wrapped
+LyCORIS's LoHa and LoKr have kohya's names of modules, and tensors of their own (`refimpl.interop.lora.lycoris`).
 
 An underscore may mean a dot or itself, so the spellings of every module are listed and looked up, never parsed.
 """
@@ -19,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from refimpl.errors import InputError
 from refimpl.interop.diffusers_folder.unet_keys import unet_modules
+from refimpl.interop.lora.lycoris import LOHA, LOKR, MAGNITUDE, SLOTS
 from refimpl.interop.network.architecture import Architecture
 from refimpl.interop.network.renaming import renamed_keys
 from refimpl.model.lora.adapters import ALPHA, DOWN, UP, adaptable_layers
@@ -29,15 +31,14 @@ PEFT_PREFIXES = {"unet": ("unet.", ""), "text_l": ("text_encoder.", ""), "text_g
 WRAPPED = "base_model.model."  # what PEFT puts before the names of a network it has wrapped
 
 TENSOR = re.compile(
-    r"(?P<module>.+?)\.(?:(?P<down>lora_down|lora_A(?:\.\w+)?)\.weight|(?P<up>lora_up|lora_B(?:\.\w+)?)\.weight|alpha)",
+    r"(?P<module>.+?)\.(?:(?P<down>lora_down|lora_A(?:\.\w+)?)\.weight|(?P<up>lora_up|lora_B(?:\.\w+)?)\.weight|alpha"
+    rf"|(?P<lycoris>{'|'.join(SLOTS)}))",
     re.DOTALL,
 )
 
-# Adapters other than plain LoRA, by what only their keys contain.
+# Adapters other than LoRA, LoHa and LoKr, by what only their keys contain.
 OTHER_KINDS = {
     "DoRA": r"\.dora_scale|\.lora_magnitude_vector",
-    "LoHa": r"\.hada_",
-    "LoKr": r"\.lokr_",
     "IA3": r"\.ia3_|\.on_input$",
     "OFT": r"\.oft_|\.boft_",
     "LoCon with a Tucker core": r"\.lora_mid\.",
@@ -70,7 +71,7 @@ class Place:
 
 
 class Spelled(NamedTuple):
-    """A key split into the module's name in the file, and which of DOWN, UP and ALPHA it is."""
+    """A key split into the module's name in the file, and which of DOWN, UP, ALPHA and LyCORIS's SLOTS it is."""
 
     module: str
     slot: str
@@ -118,18 +119,24 @@ def take_apart(key: str) -> Spelled | None:
     found = TENSOR.fullmatch(key)
     if not found:
         return None
-    slot = DOWN if found["down"] else UP if found["up"] else ALPHA
+    slot = DOWN if found["down"] else UP if found["up"] else found["lycoris"] or ALPHA
     return Spelled(found["module"].removeprefix(WRAPPED), slot)
 
 
 def check_kind(keys: Iterable[str], source: str) -> None:
-    """Raise InputError, naming the kind, if a file holds an adapter other than plain LoRA."""
+    """Raise InputError, naming the kind, if a file holds an adapter other than LoRA, LoHa and LoKr."""
+    keys = list(keys)
+    lycoris = {key.rpartition(".")[0] for key in keys if key.endswith((*LOHA, *LOKR))}
     for key in keys:
+        module, _, slot = key.rpartition(".")
+        if slot == MAGNITUDE and module in lycoris:
+            continue
         for kind, pattern in OTHER_KINDS.items():
             if re.search(pattern, key):
                 raise InputError(
                     f"{source} holds {kind}: tensor {key[:200]}; only plain LoRA is read, a down and an up "
-                    "matrix per module. Merge it into its base with the tool that made it, and use the result."
+                    "matrix per module, and LyCORIS's LoHa and LoKr. Merge it into its base with the tool that made "
+                    "it, and use the result."
                 )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from refimpl.errors import InputError
+from refimpl.printable import printable
 from refimpl.storage import committed
 from refimpl.storage.atomic import fsync
 from refimpl.storage.manifest import MANIFEST, Damaged, verify
@@ -58,11 +59,11 @@ def read_checkpoint(path: Path, states: dict[str, str]) -> tuple[Path, dict[str,
         try:
             found = _read(folder, states)
         except Damaged as error:
-            tqdm.write(f"passed over: {error}", file=sys.stderr)
+            tqdm.write(printable(f"passed over: {error}"), file=sys.stderr)
             first = first or error
         else:
             if first is not None:
-                tqdm.write(f"used instead: {folder}", file=sys.stderr)
+                tqdm.write(printable(f"used instead: {folder}"), file=sys.stderr)
             return found
     raise first or _none_in(path)
 

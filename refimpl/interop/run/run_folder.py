@@ -1,8 +1,8 @@
 """A run folder: the settings, the frozen parts and the checkpoints that together make a model.
 
 config.json              the run's configuration
-components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, when training starts;
-                         for runs that train adapters, also the UNet that they adapt
+components/              autoencoder, scale-and-shift, text towers, tokenizer: written once, when training starts
+base.json                for runs that train adapters, which UNet they adapt, and where it lies (base.py)
 checkpoints/step-N/      the trained weights, their moving average, optimizer state (trained_parts.py, checkpoints.py)
 metrics.jsonl, samples/  the run's logs
 """
@@ -10,10 +10,13 @@ metrics.jsonl, samples/  the run's logs
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
+from refimpl.interop.run.base import COPY, check_base, load_base
 from refimpl.interop.run.checkpoints import read_checkpoint
 from refimpl.interop.run.trained_parts import add_adapters, file_name, load_network_state
 from refimpl.latents.config import VAEConfig
@@ -27,7 +30,7 @@ from refimpl.model.unet import UNet
 from refimpl.storage import committed, safetensors_file
 from refimpl.storage.atomic import replace_text
 from refimpl.storage.ranks.peers import ALONE, Peers
-from refimpl.storage.streaming import load_into, load_state
+from refimpl.storage.streaming import load_state
 from refimpl.tables import from_table
 from refimpl.text.config import TextConfig
 from refimpl.text.image_tower import load_image_tower, save_image_tower
@@ -36,22 +39,72 @@ from refimpl.text.towers import load_towers, save_towers
 CONFIG = "config.json"
 SINGLE_FILE_VAE = "first_stage_model."
 WEIGHTS = ("ema", "unet")
-IMAGE_TOWER, BASE_UNET = "image_encoder", "unet.safetensors"
+IMAGE_TOWER, AUTOENCODER = "image_encoder", "autoencoder.safetensors"
 
 
 def save_components(run: Path, model: Model, with_unet: bool = False) -> None:
     """Commit the networks that a run starts from to `run`/components.
 
-    with_unet  also save the UNet, which checkpoints of adapters do not contain
+    with_unet  also save a copy of the UNet, which checkpoints of adapters do not contain
     """
     with committed.committed_folder(run / "components") as folder:
-        committed.write_state(folder / "autoencoder.safetensors", model.vae.state_dict())
+        committed.write_state(folder / AUTOENCODER, model.vae.state_dict())
         (folder / "scale_shift.json").write_text(model.scale_shift.to_json(), encoding="utf-8")
         save_towers(folder, (model.tokenizer, model.encoder_l, model.encoder_g))
         if model.image_tower is not None:
             save_image_tower(model.image_tower, folder / IMAGE_TOWER)
         if with_unet:
-            committed.write_state(folder / BASE_UNET, model.unet.state_dict())
+            committed.write_state(folder / COPY, model.unet.state_dict())
+
+
+class Found(NamedTuple):
+    """A checkpoint of a run, read and verified, and the settings that say what it is."""
+
+    folder: Path
+    documents: dict[str, Any]
+    table: dict[str, Any]
+    """The run's configuration."""
+    states: dict[str, dict[str, Tensor]]
+    """Part → what the checkpoint holds of it, memory-mapped; a part that is not trained is left out."""
+    files: dict[str, str]
+    """Part → the name of its file."""
+    unet: UNetConfig
+    vae: VAEConfig
+    text: TextConfig
+    diffusion: DiffusionConfig
+    lora: LoRAConfig
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.folder.resolve().parent.parent  # "." inside checkpoints/step-N has no parent in its name
+
+    def source(self, part: str) -> str:
+        """The file of a part, for messages."""
+        return str(self.folder / f"{self.files[part]}.safetensors")
+
+
+def read_run(path: Path, weights: str = "ema") -> Found:
+    """Reads a checkpoint; arguments and errors are those of `load_model`, but no network is built."""
+    if weights not in WEIGHTS:
+        raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
+    states = {part: file_name(part, "ema" if weights == "ema" else "weights") for part in PARTS}
+    folder, files, (tensors, documents) = read_checkpoint(path, states)
+    table, where = documents["config"], f"{folder}/{CONFIG}"
+    if not isinstance(table, dict):
+        raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")
+    return Found(
+        folder,
+        documents,
+        table,
+        {part: tensors[file] for part, file in files.items()},
+        files,
+        from_table(UNetConfig, table.get("unet"), f"{where} [unet]"),
+        from_table(VAEConfig, table.get("vae"), f"{where} [vae]"),
+        from_table(TextConfig, table.get("text"), f"{where} [text]"),
+        from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]"),
+        from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]"),
+    )
 
 
 def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any], int]:
@@ -62,33 +115,20 @@ def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any],
     returns  the model on the CPU in eval mode, the run's configuration as a table, the checkpoint's step
     Raises InputError when something is missing, damaged, or does not fit, listing every tensor that differs.
     """
-    if weights not in WEIGHTS:
-        raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
-    states = {part: file_name(part, "ema" if weights == "ema" else "weights") for part in PARTS}
-    folder, files, (tensors, documents) = read_checkpoint(Path(path), states)
-    run = folder.resolve().parent.parent  # resolved: "." inside checkpoints/step-N has no parent in its name
-    table = documents["config"]
-    where = f"{folder}/{CONFIG}"
-    if not isinstance(table, dict):
-        raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")
-    unet_config = from_table(UNetConfig, table.get("unet"), f"{where} [unet]")
-    text = from_table(TextConfig, table.get("text"), f"{where} [text]")
-    diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
-    vae_config = from_table(VAEConfig, table.get("vae"), f"{where} [vae]")
-    lora = from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]")
-    unet = UNet(unet_config)
-    if lora.rank:
-        check_base(run, folder, documents["state"])
-        load_base(run, unet)
-    model = load_components(run, unet, vae_config, text, diffusion)
-    for part, file in files.items():
+    found = read_run(Path(path), weights)
+    unet = UNet(found.unet)
+    if found.lora.rank:
+        check_base(found.run, found.folder, found.documents["state"])
+        load_base(found.run, unet)
+    model = load_components(found.run, unet, found.vae, found.text, found.diffusion)
+    for part, state in found.states.items():
         network = model.parts()[part]
-        if lora.rank:
-            add_adapters(part, network, lora)
-        load_network_state(network, tensors[file], str(folder / f"{file}.safetensors"))
+        if found.lora.rank:
+            add_adapters(part, network, found.lora)
+        load_network_state(network, state, found.source(part))
         merge_lora(network)
         network.eval().requires_grad_(False)
-    return model, table, state_number(folder, documents, "step")
+    return model, found.table, state_number(found.folder, found.documents, "step")
 
 
 def state_number(folder: Path, documents: Mapping[str, Any], name: str) -> int:
@@ -114,34 +154,12 @@ def load_components(
     """
     folder = run / "components"
     committed.verify(folder, peers=peers)
-    vae = load_autoencoder(folder / "autoencoder.safetensors", vae_config)
+    vae = load_autoencoder(folder / AUTOENCODER, vae_config)
     scale_shift = ScaleShift.from_json((folder / "scale_shift.json").read_text(encoding="utf-8"))
     has_image_tower = (folder / IMAGE_TOWER).is_dir()
     image_tower = load_image_tower(folder / IMAGE_TOWER, text.pooled_dim) if has_image_tower else None
-    return Model(unet, vae, scale_shift, *load_towers(folder, text.has_l), text, diffusion, image_tower)
-
-
-def load_base(run: Path, unet: UNet) -> None:
-    """Load the weights that a run's adapters adapt into the UNet, without a second copy in memory.
-
-    Raises InputError when the file is missing, or listing every tensor that does not fit.
-    """
-    path = run / "components" / BASE_UNET
-    load_into(unet, safetensors_file.read(path)[0], str(path))
-
-
-def base_digest(run: Path) -> str:
-    """SHA-256 of the UNet that a run's adapters adapt, from the components' manifest."""
-    return committed.read_manifest(run / "components").get(BASE_UNET, {}).get("sha256", "")
-
-
-def check_base(run: Path, folder: Path, state: Mapping[str, Any]) -> None:
-    """Raise InputError when a checkpoint's adapters were trained on a different UNet than the run's."""
-    if state.get("base") != base_digest(run):
-        raise InputError(
-            f"{folder} holds adapters of a UNet other than {run}/components/{BASE_UNET} (its state.json says "
-            f"{state.get('base')!r}); put the checkpoint back into its own run folder"
-        )
+    towers = load_towers(folder, text.has_l, clean=text.clean)
+    return Model(unet, vae, scale_shift, *towers, text, diffusion, image_tower)
 
 
 def load_autoencoder(path: Path, config: VAEConfig) -> VAE:

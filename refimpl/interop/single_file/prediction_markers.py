@@ -2,18 +2,19 @@
 
 Sources: the empty tensors `v_pred` and `ztsnr`; the numbers `edm_vpred.sigma_max` and `edm_vpred.sigma_min` (CosXL);
 the metadata `modelspec.prediction_type`, `modelspec.predict_key` (ComfyUI's) and `refimpl.zero_terminal_snr` (this
-program's); a file of the same name ending in .yaml, of which the lines `parameterization:`, `zero_terminal_snr:` and
-the name of the denoiser's scaling are read. v-prediction and zero terminal SNR are independent facts: the schedule of
-a v-prediction model need not end in pure noise.
+program's); a file of the same name ending in .yaml, of which the keys `parameterization`, `zero_terminal_snr` and the
+`target` that names the denoiser's scaling are read, at any depth, in block or in flow style. v-prediction and zero
+terminal SNR are independent facts: the schedule of a v-prediction model need not end in pure noise.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import yaml
 from torch import Tensor
 
 from refimpl.errors import InputError
@@ -35,7 +36,7 @@ SPELLINGS = {
 }  # fmt: skip
 SCALINGS = {"VScaling": "v", "EpsScaling": "eps"}
 
-LARGEST_YAML = 1_000_000  # bytes
+LARGEST_YAML = 100_000  # bytes; the published ones have 3,000
 OVERRIDE = (
     "say what it is: `refimpl convert` with --prediction eps, v or x0 (and --ztsnr) writes a file that says so, and "
     "in Python there is the argument `prediction`"
@@ -102,34 +103,56 @@ def _metadata(metadata: Mapping[str, str], path: Path) -> list[Said]:
     return said
 
 
-def _sidecar(yaml: Path) -> list[Said]:
-    if not yaml.is_file():
+def _sidecar(path: Path) -> list[Said]:
+    if not path.is_file():
         return []
-    try:
-        if yaml.stat().st_size > LARGEST_YAML:
-            raise InputError(
-                f"{yaml} is larger than {LARGEST_YAML} bytes, so it is not a model's settings; move it away"
-            )
-        text = yaml.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{yaml} beside the checkpoint cannot be read: {error}; move it away") from error
     said = []
-    for line in text.splitlines():
-        setting = re.fullmatch(
-            r"\s*(parameterization|zero_terminal_snr)\s*:\s*[\"']?([\w-]+)[\"']?\s*(#.*)?", line
-        )
-        if setting and setting[1] == "parameterization":
-            if setting[2].lower() not in SPELLINGS:
-                raise InputError(
-                    f"{yaml}: parameterization {setting[2]!r:.80} is not eps, v or x0; {OVERRIDE}"
-                )
-            said.append(Said(f"{yaml.name} parameterization {setting[2]}", SPELLINGS[setting[2].lower()]))
-        elif setting:
-            said.append(_truth(f"{yaml.name} zero_terminal_snr", setting[2], yaml))
-        scaling = re.match(r"\s*target\s*:.*denoiser_scaling\.(\w+)", line)
-        if scaling and scaling[1] in SCALINGS:
-            said.append(Said(f"{yaml.name} {scaling[1]}", SCALINGS[scaling[1]]))
+    for key, value in _settings(_read_yaml(path)):
+        # YAML 1.1 makes a truth value of true, and numbers and nothing at all of other bare words.
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        scaling = re.search(r"denoiser_scaling\.(\w+)$", text) if key == "target" else None
+        if key == "parameterization":
+            if text.lower() not in SPELLINGS:
+                raise InputError(f"{path}: parameterization {text!r:.80} is not eps, v or x0; {OVERRIDE}")
+            said.append(Said(f"{path.name} parameterization {text}", SPELLINGS[text.lower()]))
+        elif key == "zero_terminal_snr":
+            said.append(_truth(f"{path.name} zero_terminal_snr", text, path))
+        elif scaling and scaling[1] in SCALINGS:
+            said.append(Said(f"{path.name} {scaling[1]}", SCALINGS[scaling[1]]))
     return said
+
+
+def _read_yaml(path: Path) -> object:
+    if path.stat().st_size > LARGEST_YAML:
+        raise InputError(
+            f"{path} is larger than {LARGEST_YAML} bytes, so it is not a model's settings; move it away"
+        )
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} beside the checkpoint is not YAML: {reason:.300}; move it away") from error
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, or no date such as 2000-13-01
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path} beside the checkpoint cannot be read: {reason}; move it away") from error
+
+
+def _settings(document: object) -> Iterator[tuple[str, object]]:
+    """Every setting of a document, at any depth, in the file's order; one that an anchor repeats is given once."""
+    waiting, met = [document], set()
+    while waiting:
+        table = waiting.pop()
+        if id(table) in met or not isinstance(table, dict | list):
+            continue
+        met.add(id(table))
+        children = table.values() if isinstance(table, dict) else table
+        if isinstance(table, dict):
+            yield from ((str(key), value) for key, value in table.items())
+        waiting += reversed(list(children))
 
 
 def _truth(where: str, text: str, path: Path) -> Said:

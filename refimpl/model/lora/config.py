@@ -26,7 +26,13 @@ class LoRAConfig:
     dropout: float = 0.0
     """Fraction of the rank's components dropped for each image in training; applies to the UNet's adapters."""
 
+    copy_base: bool = False
+    """Copy the UNet of train.init_from into the run folder (10 GB for SDXL); otherwise the run names that checkpoint
+    and its SHA-256, and needs it whenever it is resumed, sampled from or exported."""
+
     def __post_init__(self) -> None:
+        if self.copy_base and not self.rank:
+            raise InputError("lora.copy_base copies what adapters adapt; give lora.rank, or leave it out")
         if self.rank != 0:
             check_rank_and_alpha(self.rank, self.alpha, "lora.")
             if not (self.targets or self.text_targets):

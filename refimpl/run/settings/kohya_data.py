@@ -37,7 +37,7 @@ def merged_data(fields: Mapping[str, Any], folder: str) -> dict[str, Any]:
             return found
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"dataset_config {path} is not valid TOML: {error}") from error
     general = table.get("general")
     found |= general if isinstance(general, Mapping) else {}

@@ -1,6 +1,5 @@
 """Whose configuration a file is: refimpl's own, kohya's sd-scripts' or OneTrainer's."""
 
-import json
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from refimpl.run.settings.kohya_fields import MARKERS as KOHYAS
 from refimpl.run.settings.onetrainer import ONETRAINER, from_onetrainer
 from refimpl.run.settings.onetrainer_fields import MARKERS as ONETRAINERS
 from refimpl.run.settings.translated import Translation
+from refimpl.tables import parsed_json
 
 LEAST = 2  # fields of another trainer that tell its configuration
 TRANSLATORS: dict[str, Callable[[Mapping[str, Any], str], Translation]] = {
@@ -61,13 +61,14 @@ def read_table(path: Path) -> dict[str, Any]:
     is_json = path.suffix.lower() == ".json"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        table = json.loads(text) if is_json else tomllib.loads(text)
+        table = parsed_json(text) if is_json else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"could not read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text; give a TOML or JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
+    except (ValueError, RecursionError) as error:  # a ValueError also for an integer of thousands of digits
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path} is not valid {'JSON' if is_json else 'TOML'}: {reason}") from error
     if not isinstance(table, dict):
         raise InputError(f"{path} holds no table of settings")
     return table

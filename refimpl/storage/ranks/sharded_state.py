@@ -8,13 +8,12 @@ however they share the tensors out, and each reads only the bytes of its own blo
 """
 
 import contextlib
-import json
 import math
 import re
 import shutil
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,8 @@ from refimpl.storage.ranks.peers import Peers
 from refimpl.storage.ranks.pieces import Piece
 from refimpl.storage.safetensors_file import Value
 from refimpl.storage.safetensors_header import Reader
+from refimpl.storage.streaming import Deferred
+from refimpl.tables import parsed_json
 
 SHARD = re.compile(r"shard-(\d{5,})-model-\d+-of-\d+\.safetensors")
 SHARDING = "DCP_SHARDING_INFO"
@@ -124,11 +125,16 @@ def put_together(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """Every tensor as a whole, in memory unless a single shard holds all of it."""
-    values = joined(folder)
+    """Every tensor as a whole, mapped where a single shard holds all of it, and joined when used where several do."""
     return {
-        key: value if isinstance(value, Tensor) else torch.cat(list(value)) for key, value in values.items()
+        key: value if isinstance(value, Tensor) else _joined_when_used(value)
+        for key, value in joined(folder).items()
     }
+
+
+def _joined_when_used(parts: Sequence[Tensor]) -> Tensor:
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    return Deferred(shape, parts[0].dtype, lambda: torch.cat(list(parts)))
 
 
 def _wholes(folder: Path) -> dict[str, tuple[tuple[int, ...], list[Block]]]:
@@ -187,7 +193,7 @@ def _shards(folder: Path) -> Iterator[tuple[Path, dict[str, Tensor], dict[str, A
         if SHARD.fullmatch(path.name):
             tensors, metadata = safetensors_file.read(path, READER)
             try:
-                table = json.loads(metadata[SHARDING])
+                table = parsed_json(metadata[SHARDING])
                 yield path, tensors, {key: entry["saved_offsets"] for key, entry in table.items()}
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise InputError(

@@ -22,6 +22,8 @@ from refimpl.run.config import Config
 from refimpl.text.tokenizer import ROW_TOKENS, tiny_tokenizer
 from refimpl.train.budget.as_on_cuda import AsOnCuda
 from refimpl.train.budget.live_memory import COUNTED_BATCH, Timeline, count_inference, count_training
+from refimpl.train.optimizer.memory import states_bytes, step_bytes, waiting_bytes
+from refimpl.train.placement import keep_in_bfloat16
 from refimpl.train.setup.trainable import Part, make_trainable
 from refimpl.train.sharding.block_inputs import sharded_modules
 from refimpl.train.validate import BATCH, TIMESTEPS
@@ -64,6 +66,16 @@ class Counted:
     """The UNet's forward and backward pass, with those of trained towers."""
     measuring: dict[str, int]
     """What a run measures between steps, and the bytes that it needs meanwhile."""
+    optimizer: str = "adamw"
+    """The kind of optimizer."""
+    state: int = 0
+    """The optimizer's state."""
+    towers_state: int = 0
+    """Of the optimizer's state, the text towers'."""
+    working: int = 0
+    """What the optimizer's step holds besides weights, gradients and state."""
+    waiting: int = 0
+    """Gradients held at once where the backward pass steps the parameters."""
 
 
 def networks(config: Config) -> tuple[Model, list[Part]]:
@@ -87,6 +99,8 @@ def networks(config: Config) -> tuple[Model, list[Part]]:
     model.unet.set_ops(load_ops(config.train.backend))
     for network in (model.unet, model.vae):
         lay_out(network, config.train.channels_last != "off")  # "auto" is on, on a GPU
+    if config.train.weight_dtype == "bf16":
+        keep_in_bfloat16(model.unet)
     return model, make_trainable(model, config)
 
 
@@ -100,23 +114,29 @@ def count(config: Config, bucket: tuple[int, int]) -> Counted:
     """Counts a configuration's training step at a bucket (width, height), in px. Raises as `networks` does."""
     model, parts = networks(config)
     frozen = (model.vae, model.encoder_l, model.encoder_g, model.image_tower)
-    trained = [parameter.nbytes for part in parts for parameter in part.parameters().values()]
-    averages = {part.name: sum(FLOAT32 * v.numel() for v in part.state_dict().values()) for part in parts}
+    trained = [parameter for part in parts for parameter in part.parameters().values()]
     towers = [part for part in parts if part.module is not model.unet]
+    towers_trained = [parameter for part in towers for parameter in part.parameters().values()]
+    averages = {part.name: sum(FLOAT32 * v.numel() for v in part.state_dict().values()) for part in parts}
     *blocks, root = gathered_together(model.unet)
     return Counted(
         unet=_bytes(model.unet),
         frozen=sum(_bytes(network) for network in frozen if network is not None),
-        trained=sum(trained),
-        largest=max(trained),
+        trained=sum(parameter.nbytes for parameter in trained),
+        largest=max(parameter.nbytes for parameter in trained),
         average=sum(averages.values()),
-        towers_trained=sum(p.nbytes for part in towers for p in part.parameters().values()),
+        towers_trained=sum(parameter.nbytes for parameter in towers_trained),
         towers_average=sum(averages[part.name] for part in towers),
         root=root,
         block=max(blocks),
         encoding=_count_encoding(config, model, bucket),
         step=_count_step(config, model, bucket),
         measuring=_count_measuring(config, model),
+        optimizer=config.optimizer.kind,
+        state=states_bytes(config.optimizer, trained),
+        towers_state=states_bytes(config.optimizer, towers_trained),
+        working=step_bytes(config.optimizer, trained),
+        waiting=waiting_bytes(trained),
     )
 
 
@@ -148,7 +168,7 @@ def _run_unet(unet: UNet, height: int, width: int, context: Tensor, on_cuda: AsO
         x = x.contiguous(memory_format=torch.channels_last)
     t = torch.empty(COUNTED_BATCH, dtype=torch.int64, device=META)
     vector = torch.empty(COUNTED_BATCH, unet.config.vector_dim, device=META)
-    if bf16:
+    if bf16 or first.dtype == torch.bfloat16:
         on_cuda.start_autocast()
     output = unet(x, t, context, vector)
     on_cuda.end_forward()

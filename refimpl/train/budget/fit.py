@@ -30,8 +30,14 @@ def largest_batch(counted: Counted, work: Work, card: Card) -> int:
 
 
 def smaller_batch(counted: Counted, work: Work, card: Card) -> Work | None:
-    """The largest micro-batch below `work`'s that fits, with as many images in a step; None where none does."""
+    """The largest micro-batch below `work`'s that fits, with as many images in a step; None where none does.
+
+    Where the backward pass steps the parameters, a step has fewer images.
+    """
     images = work.batch * work.accumulate
+    if work.in_backward:
+        batch = largest_batch(counted, work, card)  # of a step too, which is one micro-batch
+        return replace(work, batch=batch) if 0 < batch < work.batch else None
     for batch in range(work.batch - 1, 0, -1):
         if images % batch == 0:
             smaller = replace(work, batch=batch, accumulate=images // batch)
@@ -62,7 +68,8 @@ def checked_plan(config: Config, ranks: int, card: Card) -> tuple[Counted, Work,
     remedy = (
         "and not even one image fits with these settings"
         if smaller is None
-        else f"and the largest batch that fits is {smaller.batch}: {batch_settings(smaller)} keep the global batch"
+        else f"and the largest batch that fits is {smaller.batch}: {batch_settings(smaller)}"
+        + ("" if work.in_backward else " keep the global batch")
     )
     width, height = work.bucket
     raise InputError(

@@ -49,7 +49,8 @@ def levers(config: Config, counted: Counted, work: Work, card: Card) -> list[Lev
     """
     now = config.train
     level = [value for value, _ in LEVELS].index(now.activation_checkpointing)
-    undivided = work.ranks > 1 and work.divided == 1 and not work.zero1
+    undivided = work.ranks > 1 and work.divided == 1 and not work.zero1 and counted.optimizer == "adamw"
+    undivided &= now.weight_dtype == "fp32"
     found = []
     for precision, (value, again), (division, sent) in itertools.product(
         dict.fromkeys((now.precision, "bf16")), LEVELS[level:], DIVISIONS if undivided else DIVISIONS[:1]
@@ -80,7 +81,11 @@ def levers(config: Config, counted: Counted, work: Work, card: Card) -> list[Lev
             plan = plan_step(changed, batch)
             settings.append(batch_settings(batch))
             held = f"{changed.trained / GIB:.1f} GiB of gradients held between them"
-            costs.append(f"{batch.accumulate} smaller micro-batches a step, {held}")
+            costs.append(
+                f"{batch.batch} images a step, not {work.batch}"
+                if work.in_backward
+                else f"{batch.accumulate} smaller micro-batches a step, {held}"
+            )
         if settings:
             found.append(Lever("; ".join(settings), "; ".join(costs), plan))
     return found

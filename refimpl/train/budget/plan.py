@@ -1,7 +1,8 @@
 """The memory plan of a run: what it holds throughout, what each moment of a step adds, and the reserve.
 
 The moments do not add up: the autoencoder's working memory is free again when the UNet runs. So the peak is what is
-held throughout plus the largest moment. Fused AdamW and clipping in place need no memory of their own.
+held throughout plus the largest moment. Fused AdamW and clipping in place need no memory of their own; what other
+optimizers and weights of bfloat16 need is counted in `refimpl.train.optimizer.memory`.
 """
 
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Work:
     """Ranks among which the UNet's weights, and what belongs to them, are divided."""
     zero1: bool = False
     """`train.zero1`, with several ranks."""
+    in_backward: bool = False
+    """`train.step_in_backward`."""
     setting: str = "train.batch_size"
     """The setting that gives the batch."""
 
@@ -92,6 +95,7 @@ def largest_work(config: Config, ranks: int = 1) -> Work:
                     train.reduction,
                     ranks_per_node(train, ranks),
                     train.zero1 and ranks > 1,
+                    train.step_in_backward,
                     setting,
                 )
     assert largest is not None  # a stage without buckets is refused when its settings are read
@@ -114,7 +118,7 @@ def plan_step(counted: Counted, work: Work) -> Plan:
     moments = {
         "encoding": counted.encoding.peak(work.batch) + encoding,
         "forward and backward": passes,
-        "update": update,
+        "update": update + (0 if work.in_backward else counted.working),
         **counted.measuring,
     }
     peak = sum(held.values()) + max(moments.values())
@@ -123,11 +127,13 @@ def plan_step(counted: Counted, work: Work) -> Plan:
 
 def _held(counted: Counted, work: Work) -> dict[str, int]:
     """What a rank holds throughout: rank 0 if the averages are its alone."""
-    stepped = _share(counted.trained, counted.towers_trained, work, work.zero1)
+    moment = _share(
+        counted.state // 2, counted.towers_state // 2, work, work.zero1
+    )  # of AdamW's two, each divided
     held = {
         "weights of the UNet": _share(counted.unet, 0, work),
         "autoencoder and towers": counted.frozen,
-        "moments of AdamW": 2 * stepped,
+        "moments of AdamW" if counted.optimizer == "adamw" else f"state of {counted.optimizer}": 2 * moment,
         "moving average": _share(counted.average, counted.towers_average, work, work.zero1),
     }
     if work.divided > 1:
@@ -149,6 +155,9 @@ def _share(total: int, whole: int, work: Work, zero1: bool = False) -> int:
 def _gradients(counted: Counted, work: Work) -> tuple[int, int, int]:
     """Bytes while the next micro-batch is encoded, in its two passes (with what these need), and in the update."""
     trained, alone = counted.trained, work.ranks == 1
+    if work.in_backward:
+        waiting, passes = counted.waiting, counted.step.peak(work.batch, with_gradients=False)
+        return 0, passes + waiting + counted.working, waiting + counted.working
     kept = _share(trained, counted.towers_trained, work)
     summed = trained if work.accumulate > 1 else 0
     passes = counted.step.peak(work.batch, with_gradients=False)
@@ -198,6 +207,6 @@ def unet_step(
     counted = Counted(
         unet=total, frozen=0, trained=total, largest=max(sizes), average=average * total,
         towers_trained=0, towers_average=0, root=root, block=max(blocks), encoding=Timeline(), step=step,
-        measuring={},
+        measuring={}, state=2 * total, waiting=total,
     )  # fmt: skip
     return plan_step(counted, Work((width, height), batch, accumulate))

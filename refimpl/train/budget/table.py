@@ -41,9 +41,9 @@ def lever_table(levers: list[Lever], counted: Counted, card: Card) -> str:
         verdict = "fits" if fits(lever.plan, card) else "does not fit"
         lines.append(f"  {lever.settings}\n    {lever.plan.needed / GIB:.1f} GiB, {verdict}; {lever.cost}")
     if not any(fits(lever.plan, card) for lever in levers):
-        trained = counted.trained / GIB
+        trained, state = counted.trained / GIB, counted.state / GIB
         lines += [
-            f"  None fits: what is trained needs {trained:.1f} GiB of gradients, {2 * trained:.1f} of moments and",
+            f"  None fits: what is trained needs {trained:.1f} GiB of gradients, {state:.1f} of moments and",
             "    its place in the moving average; train adapters alone (lora.rank), or use a larger card.",
         ]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The estimates for a cluster as a human-readable table (docs/scale.md explains it)."""
 
+from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.train.budget.cards import GIB, Card, peak_flops
 from refimpl.train.budget.counted import Counted
@@ -13,7 +14,16 @@ GB = 1e9
 
 
 def step_of(config: Config, counted: Counted, batch: MicroBatch, card: Card) -> Work | None:
-    """One optimizer step of a rank on a card; None where the card's peak or the share of it to expect isn't known."""
+    """One optimizer step of a rank on a card; None where the card's peak or the share of it to expect isn't known.
+
+    Raises InputError for an optimizer or weights whose state is not counted here.
+    """
+    kind, weights = config.optimizer.kind, config.train.weight_dtype
+    if (kind, weights) != ("adamw", "fp32"):
+        raise InputError(
+            f"--nodes estimates adamw on fp32 weights alone, not optimizer.kind {kind!r} on train.weight_dtype "
+            f"{weights!r}; leave it out"
+        )
     precision = config.train.precision
     peak, share = peak_flops(card.name, precision), SHARES.get(precision)
     if peak is None or share is None:

@@ -1,4 +1,8 @@
-"""The frozen autoencoder and scale-and-shift of a run: read, trained and measured, or its start's (N App. B)."""
+"""The frozen autoencoder and scale-and-shift of a run: read, trained and measured, or its start's (N App. B).
+
+A UNet knows only the latents that it was trained on. So a run that starts from a checkpoint takes that checkpoint's
+autoencoder, whatever a preset would have it train or read, unless the settings name a file of weights.
+"""
 
 import json
 from pathlib import Path
@@ -24,9 +28,9 @@ from refimpl.train.setup.init_from import say_scale_shift, start_vae
 def frozen_parts(
     config: Config, data: StageData, device: torch.device, start: Opened | None = None
 ) -> tuple[VAE, ScaleShift, dict[str, Tensor]]:
-    """The autoencoder and its scale-and-shift: read, or made from the data and kept in `latents.folder`.
+    """The autoencoder and its scale-and-shift: read, the start's, or made from the data and kept in `latents.folder`.
 
-    start    what train.init_from names: its autoencoder is used where the settings neither name nor train one
+    start    what train.init_from names: its autoencoder, if it has one, comes before `latents.folder` and training
     returns  both, and the measured statistics (count, mean, std) where they were measured
     """
     settings, source = config.latents, config.train.init_from
@@ -34,8 +38,11 @@ def frozen_parts(
     made_from = _made_from(config.vae, settings, config.train.seed, data)
     chosen = _chosen_scale_shift(settings.scale_shift, config.vae.latent_channels, start)
     statistics: dict[str, Tensor] = {}
+    of_start = start_vae(start, config.vae, source) if start is not None and not settings.weights else None
     if settings.weights:
         vae = load_autoencoder(Path(settings.weights), config.vae)
+    elif of_start is not None:
+        vae = of_start
     elif folder and (folder / committed.MANIFEST).is_file():
         contents = committed.read(folder)
         if contents.documents["made_from"] != made_from:
@@ -53,12 +60,10 @@ def frozen_parts(
     elif settings.train_steps:
         vae = train_autoencoder(data.index, config.vae, settings, config.train.seed, device)
     else:
-        vae = start_vae(start, config.vae, source) if start is not None else None
-        if vae is None:
-            raise InputError(
-                "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or "
-                "start from a checkpoint that has one (train.init_from)"
-            )
+        raise InputError(
+            "no autoencoder: give latents.weights (a safetensors file), or latents.train_steps to train one, or "
+            "start from a checkpoint that has one (train.init_from)"
+        )
     if chosen is None:
         chosen, welford = measure_scale_shift(
             vae.to(device), data.index, data.buckets, data.bucket_of, device
@@ -66,7 +71,7 @@ def frozen_parts(
         statistics = {"count": torch.tensor(welford.count), "mean": welford.mean, "std": welford.std}
     if start is not None:
         say_scale_shift(start, chosen)
-    if folder and settings.train_steps and not settings.weights:
+    if folder and settings.train_steps and not settings.weights and of_start is None:
         tensors = {"autoencoder": vae.state_dict(), "statistics": statistics}
         documents = {"scale_shift": json.loads(chosen.to_json()), "made_from": made_from}
         committed.write(folder, tensors, documents)

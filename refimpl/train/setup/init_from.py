@@ -1,5 +1,6 @@
 """Where a run starts from: another run, or a checkpoint of any tool (N §2.1: SDXL, uptrained to v-prediction)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -103,7 +104,8 @@ def start_towers(opened: Opened | None, text: TextConfig, source: str) -> Towers
     for name, tower, architecture in (("CLIP-L", encoder_l, wanted_l), ("bigG", encoder_g, wanted_g)):
         if tower is not None and architecture is not None:
             _check_tower(name, tower.float().config, architecture, source)
-    return _tokenizer(opened, text, source), (encoder_l if text.has_l else None), encoder_g
+    tokenizer = replace(_tokenizer(opened, text, source), clean=text.clean)
+    return tokenizer, (encoder_l if text.has_l else None), encoder_g
 
 
 def _check_tower(name: str, found: CLIPTextConfig, wanted: CLIPTextConfig, source: str) -> None:

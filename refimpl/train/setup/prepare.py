@@ -17,10 +17,10 @@ from refimpl.cache.verified import verify_latents, verify_text
 from refimpl.data.images.fast_jpeg import check_fast
 from refimpl.errors import InputError
 from refimpl.interop.any_checkpoint import Opened
+from refimpl.interop.run.base import BASE, load_base, refer_to_base
 from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.interop.run.run_folder import (
     CONFIG,
-    load_base,
     load_components,
     save_components,
     write_config,
@@ -34,10 +34,12 @@ from refimpl.run.shared_work import peers_of
 from refimpl.run.stage import StageData, read_stage, write_demo_data
 from refimpl.run.world import World
 from refimpl.tables import to_table
+from refimpl.text.cleaning import check_cleaning
 from refimpl.text.image_tower import load_image_tower
 from refimpl.text.states import TextStates
 from refimpl.train.metrics.loggers import check_loggers
-from refimpl.train.placement import check_placement, place
+from refimpl.train.optimizer.kinds import check_library
+from refimpl.train.placement import check_placement, place, set_weight_dtype
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.init_from import fill_unet, open_start, say_start, start_towers
 from refimpl.train.setup.resumed import record_settings
@@ -70,8 +72,10 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     check_sharding(config.train, world.size)
     check_placement(config, world.device)
     check_loggers(config.train)
+    check_library(config.optimizer)
     if config.data.decoder == "fast":
         check_fast()
+    check_cleaning(config.text.clean)
     check_targets(config)
     world.on_main(lambda: write_demo_data(config.data))
     cache = open_cache(config.data, config.image_prompt)
@@ -97,6 +101,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     world.on_main(lambda: record_settings(config, run))
     if config.lora.rank:
         load_base(run, unet)
+    set_weight_dtype(unet, config.train)
     peers = peers_of(world)
     model = load_components(run, unet, config.vae, config.text, config.diffusion, peers).to(world.device)
     model.unet.set_ops(ops)
@@ -139,8 +144,11 @@ def _write_frozen_parts(
     if is_new:
         write_config(run, to_table(config))
     try:
-        save_components(run, model, with_unet=config.lora.rank > 0)
+        if start is not None and config.lora.rank and not config.lora.copy_base:
+            refer_to_base(run, start.path, unet)
+        save_components(run, model, with_unet=config.lora.copy_base)
     except InputError:
+        (run / BASE).unlink(missing_ok=True)
         if is_new:
             (run / CONFIG).unlink()
         raise

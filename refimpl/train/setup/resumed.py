@@ -1,7 +1,6 @@
 """The settings of a run that is continued: its own, and what may be changed on the way."""
 
 import contextlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from refimpl.run.adamw import learning_rate
 from refimpl.run.config import Config
 from refimpl.run.world import World
 from refimpl.storage.committed import MANIFEST
-from refimpl.tables import from_table, to_table
+from refimpl.tables import from_table, parsed_json, to_table
 from refimpl.train.batches.shares import micro_batches
 
 # What defines no part of the result, or is checked elsewhere. All other settings define the run.
@@ -25,7 +24,9 @@ CHANGEABLE = {
     "train.validate_every", "train.sample_every", "train.log_every", "train.tensorboard", "train.wandb_project",
     "train.accumulate", "train.threads", "train.compile", "train.channels_last", "train.activation_checkpointing",
     "data.workers", "data.cache_megabytes", "data.digest", "data.worker_timeout", "data.verify_cache",
+    "data.allow_outside",
     "train.max_bad_steps", "train.step_timeout", "train.sharding", "train.zero1", "train.ranks_per_node",
+    "train.step_in_backward",
 }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def own_settings(run: Path, asked_by: str = "train.resume") -> Config:
     if (run / MANIFEST).exists():
         raise InputError(f"{asked_by}: {run} is a checkpoint; name its run, {run.parent.parent}")
     try:
-        table = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        table = parsed_json((run / CONFIG).read_text(encoding="utf-8"))
         # Through a Config, so that a run of an earlier version gets the defaults of settings added since.
         saved = from_table(Config, table, str(run / CONFIG))
     except (OSError, ValueError) as error:
@@ -106,7 +107,7 @@ def check_changes(config: Config, run: Path, is_deliberate: bool) -> list[str]:
 
 def record_settings(config: Config, run: Path) -> None:
     """Makes the settings that a run goes on with its own, so that the next `--resume` begins from them."""
-    saved = from_table(Config, json.loads((run / CONFIG).read_text(encoding="utf-8")), str(run / CONFIG))
+    saved = from_table(Config, parsed_json((run / CONFIG).read_text(encoding="utf-8")), str(run / CONFIG))
     train = replace(config.train, out=saved.train.out, resume=False, accept_data=False)
     if replace(config, train=train) != saved:
         write_config(run, to_table(replace(config, train=train)))
@@ -135,7 +136,7 @@ def _of_checkpoints(run: Path) -> int:
     """The micro-batches of a step by which a run's checkpoints were made; 0 where none tells."""
     for step in reversed(committed_steps(run)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads((step_folder(run, step) / "state.json").read_text(encoding="utf-8"))
+            state = parsed_json((step_folder(run, step) / "state.json").read_text(encoding="utf-8"))
             return int(state.get("micro_batches") or state["ranks"] * state["accumulate"])
     return 0
 

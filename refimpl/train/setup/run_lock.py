@@ -21,6 +21,7 @@ from tqdm import tqdm
 from refimpl.errors import InputError
 from refimpl.run.world import World
 from refimpl.storage.atomic import remove_unfinished
+from refimpl.tables import parsed_json
 
 LOCK = ".lock"
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -101,7 +102,7 @@ def _describe(descriptor: int) -> None:
 
 def _in_use(run: Path, owner: bytes) -> str:
     try:
-        entries = json.loads(owner)
+        entries = parsed_json(owner)
         who = f"process {entries['pid']} on {entries['host']}, since {entries['since']}"
     except (ValueError, KeyError, TypeError):  # it has the lock, but has not yet said who it is
         who = "another process"

@@ -27,6 +27,11 @@ def ranks_per_node(settings: TrainConfig, size: int) -> int:
 
 def check_sharding(settings: TrainConfig, size: int) -> None:
     """Raises InputError when `size` ranks cannot be divided as the settings say; one rank divides nothing."""
+    if settings.step_in_backward and size > 1:
+        raise InputError(
+            f"train.step_in_backward steps a rank's own gradients, before those of {size} ranks could be summed; use "
+            "one rank, or leave it off"
+        )
     if settings.sharding != "hybrid" or size == 1:
         return
     ranks = ranks_per_node(settings, size)

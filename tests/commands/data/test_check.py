@@ -254,6 +254,8 @@ def test_hostile_names_stay_text() -> None:
         assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
         assert HOSTILE in "".join(reader.visible)
         markup.encode()
+        assert all(letter.isprintable() or letter in "\n\t" for letter in markup)
+    assert r"\x1b[31mred\x07" in weight_page("", weights)
     for line in (*survey_lines(HOSTILE, found, 5), *weight_lines("\x1b", weights)):
         assert line.isprintable()
 

@@ -237,8 +237,6 @@ def test_every_module_of_sdxl_comes_back_from_its_file(tmp_path):
 KINDS = {
     "DoRA": f"{LDM_KEY}.dora_scale",
     "DoRA ": "unet.down_blocks.1.attentions.0.proj_in.lora_magnitude_vector",
-    "LoHa": f"{LDM_KEY}.hada_w1_a",
-    "LoKr": f"{LDM_KEY}.lokr_w2",
     "IA3": f"{LDM_KEY}.on_input",
     "IA3 ": "base_model.model.unet.mid_block.attentions.0.proj_in.ia3_l",
     "OFT": f"{LDM_KEY}.oft_blocks",

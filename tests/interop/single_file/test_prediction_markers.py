@@ -86,6 +86,20 @@ def test_sigmas_are_read() -> None:
         ("parameterization: eps", "eps", False),
         ("parameterization: 'v'\nzero_terminal_snr: true", "v", True),
         ("# parameterization: v\nother: [1, 2]\n", "eps", False),
+        ("{model: {params: {parameterization: v, zero_terminal_snr: true}}}", "v", True),
+        ('model: {"params": {"parameterization":"v"}}', "v", False),
+        (
+            "model:\n  params:\n    parameterization:\n      v\n    zero_terminal_snr:   # so\n      True",
+            "v",
+            True,
+        ),
+        (
+            "model: {denoiser: {scaling_config: {target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling}}}",
+            "v",
+            False,
+        ),
+        ("text: |\n  parameterization: v\n", "eps", False),
+        ("a: &x {parameterization: v}\nb: *x\nc: [*x, [*x]]", "v", False),
         ("", "eps", False),
     ],
 )
@@ -114,6 +128,7 @@ def test_a_sidecar_is_read(text: str, kind: str, zero_snr: bool, tmp_path: Path)
         ({}, {"modelspec.prediction_type": "flow"}, "", "is 'flow', not epsilon, v or sample"),
         (V, {"modelspec.predict_key": "epsilon"}, "", "marker v_pred against modelspec.predict_key epsilon"),
         ({}, {}, "parameterization: mu", "'mu' is not eps, v or x0"),
+        ({}, {}, "{a: {parameterization: v}, b: {parameterization: eps}}", "v against model.yaml param"),
         ({}, {}, "zero_terminal_snr: maybe", "'maybe', not true or false"),
         ({"edm_mean": EMPTY}, {}, "", "edm_mean marks an EDM model"),
         ({"edm_vpred.sigma_max": torch.ones(2)}, {}, "", r"must be one number, not \[2\]"),
@@ -143,8 +158,19 @@ def test_unreadable_sidecars_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.yaml beside the checkpoint cannot be read"):
         detect({}, {}, path)
     yaml.write_bytes(b" " * (LARGEST_YAML + 1))
-    with pytest.raises(InputError, match="not a model's settings"):
+    with pytest.raises(
+        InputError, match=r"model\.yaml is larger than 100000 bytes, so it is not a model's settings"
+    ):
         detect({}, {}, path)
+    for text, message in (
+        ("{model: {params: ", r"model\.yaml beside the checkpoint is not YAML: while parsing a flow"),
+        ("a: !!python/object/apply:os.system [exit]", "is not YAML: could not determine a constructor"),
+        ("[" * 5000, "is nested too deep"),
+        ("a: 2000-13-01", "cannot be read: month must be in"),
+    ):
+        yaml.write_text(text)
+        with pytest.raises(InputError, match=message):
+            detect({}, {}, path)
     yaml.unlink()
     yaml.mkdir()
     assert detect({}, {}, path) == EPS_BY_DEFAULT

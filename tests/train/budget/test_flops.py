@@ -83,7 +83,7 @@ def test_more_of_anything_is_more_work(config: UNetConfig, height: int, width: i
 def test_a_run_counts_its_bucket(name: str) -> None:
     config = load_config(name)
     bucket = config.all_stages()[-1].buckets.sizes()[0]
-    everything = not config.image_prompt.folder
+    everything = not (config.image_prompt.folder or config.lora.rank)
     assert bucket_flops(config, bucket) == step_flops(
         config.unet, bucket[1] // 8, bucket[0] // 8, trains_weights=everything
     )

@@ -23,6 +23,7 @@ from tests.train.budget.networks import counted, small
 UNET_BYTES = 4 * 2_567_463_684
 RANKS = 256  # the design point of N §4
 GLOBAL_BATCH = 8  # images in a step of one rank, in the presets of real sizes
+IMAGES_IN_A_STEP = {"finetune_24gb": 2}  # whose step is one micro-batch, on a small card
 works = st.builds(
     Work,
     bucket=st.just((64, 64)),
@@ -45,7 +46,13 @@ def test_every_preset_fits_80_gigabytes_as_shipped(name: str) -> None:
 def test_presets_of_real_sizes(name: str) -> None:
     train = load_config(name).train
     assert train.backend == "kernel"
-    assert train.batch_size * train.accumulate == GLOBAL_BATCH
+    assert train.batch_size * train.accumulate == IMAGES_IN_A_STEP.get(name, GLOBAL_BATCH)
+
+
+@pytest.mark.parametrize("name", ["lora_24gb", "finetune_24gb"])
+def test_presets_for_24_gigabytes_fit_them(name: str) -> None:
+    config = load_config(name)
+    assert fits(plan_step(counted(config), largest_work(config)), CARDS["rtx4090"])
 
 
 def test_sdxl_without_recomputation() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from refimpl.commands.train import parse
+from refimpl.errors import InputError
 from refimpl.train.budget.cards import find_card
 from refimpl.train.budget.counted import Counted
 from refimpl.train.budget.live_memory import Timeline
@@ -41,6 +42,19 @@ def test_a_step_is_its_images_arithmetic(root: Path, tmp_path: Path) -> None:
     assert four.seconds == pytest.approx(4 * one.seconds, rel=FLOAT64_ROUNDING)
     assert (one.weights, one.trained, four.accumulate) == (10, 8, 2)
     assert step_of(config, counted, MicroBatch((32, 32), 2, 1), find_card("24GB")) is None
+
+
+def test_other_optimizers_are_not_estimated(root: Path, tmp_path: Path) -> None:
+    counted = Counted(10, 0, 8, 1, 8, 0, 0, 1, 1, Timeline(), Timeline(), {})
+    for sections in (
+        {"optimizer": {"kind": "adafactor"}},
+        {"train": {"weight_dtype": "bf16", "precision": "bf16"}},
+    ):
+        config = runs.config(root, tmp_path, **sections)
+        with pytest.raises(
+            InputError, match=r"--nodes estimates adamw on fp32 weights alone, not optimizer\.kind"
+        ):
+            step_of(config, counted, MicroBatch((32, 32), 2, 1), find_card("h100"))
 
 
 def recipes() -> list[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from refimpl.commands.data.stats import find_autoencoder
 from refimpl.errors import InputError
 from refimpl.interop import diffusers_folder, single_file
 from refimpl.interop.checkpoint import Checkpoint, Prediction
@@ -16,7 +17,9 @@ from refimpl.interop.run import as_checkpoint as run_checkpoint
 from refimpl.interop.run.run_folder import load_model
 from refimpl.latents.scale_shift import SDXL_DEFAULT, ScaleShift
 from refimpl.model.pipeline import Model
+from refimpl.text.config import TextConfig
 from refimpl.text.tower_names import tower_parameters
+from refimpl.train.setup.init_from import open_start, start_towers
 from tests.train import runs
 
 Run = Callable[..., Path]
@@ -75,6 +78,28 @@ def test_network_autoencoder_and_towers_are_the_checkpoints(
     assert "its latents were scaled by" not in printed
 
 
+def test_a_presets_folder_of_latents_does_not_win_over_the_starts_autoencoder(
+    run: Run, places: Path, checkpoint: tuple[Checkpoint, Model], tmp_path: Path
+) -> None:
+    """A preset such as tiny may have trained an autoencoder there before; the UNet knows another."""
+    folder = tmp_path / "latents"
+    latents = {"weights": "", "folder": str(folder), "train_steps": 1, "train_batch": 2, "train_size": 32}
+    run("maker", train={"steps": 1}, latents=latents)
+    (made,) = (path.stat().st_mtime_ns for path in folder.glob("autoencoder.safetensors"))
+    train = {"init_from": str(places / "single.safetensors"), "steps": 1}
+    started = load_model(run("started", train=train, latents=latents))[0]
+    settings = runs.config(tmp_path, tmp_path, latents=latents)
+    encoder = find_autoencoder(settings.latents, settings.vae, train["init_from"], "")
+    assert checkpoint[0].vae is not None
+    for vae in (started.vae, encoder):
+        assert not runs.differing({"x": vae.state_dict()}, {"x": dict(checkpoint[0].vae)})
+    assert (folder / "autoencoder.safetensors").stat().st_mtime_ns == made
+    own = find_autoencoder(settings.latents, settings.vae, "", "")
+    assert runs.differing({"x": own.state_dict()}, {"x": dict(checkpoint[0].vae)})
+    run("absent", train=train, latents=latents | {"folder": str(tmp_path / "nowhere")})
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_lone_unet_needs_its_autoencoder_named(
     run: Run, places: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +121,19 @@ def test_another_scale_of_the_latents_is_said(
     folder = run(train=train, latents={"weights": "", "scale_shift": "sdxl"})
     assert load_model(folder)[0].scale_shift == SDXL_DEFAULT
     assert f"its latents were scaled by mean {SCALE_SHIFT.mean} and std" in capsys.readouterr().out
+
+
+def test_captions_are_cleaned_as_this_run_says(run: Run, places: Path) -> None:
+    """Whatever the checkpoint's run did: its tokenizer's files do not say."""
+    start = str(places / "single.safetensors")
+    for text in (TextConfig(towers="tiny", clean="openclip"), TextConfig(towers="tiny")):
+        assert start_towers(open_start(start), text, start)[0].clean == text.clean
+    folder = run(
+        **STILL, train={"init_from": start, "steps": 1}, latents={"weights": ""}, text={"clean": "openclip"}
+    )
+    tokenizer = load_model(folder)[0].tokenizer
+    assert tokenizer.clean == "openclip"
+    assert tokenizer.ids("“red” &amp; ＢＬＵＥ") == replace(tokenizer, clean="none").ids('"red" & blue')
 
 
 def test_a_start_is_resumed_without_the_checkpoint(run: Run, places: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Metadata files beside the images: Hugging Face's `metadata.jsonl` and kohya's metadata JSON."""
+"""Metadata files beside the images: Hugging Face's `metadata.jsonl` and kohya's metadata JSON.
+
+What they name must lie in the data set's folder, unless the user allows otherwise: refimpl/data/index/inside.py.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ from refimpl.data.index.layouts.folder import identifier
 from refimpl.data.index.record import Item
 from refimpl.data.index.shard import Unit
 from refimpl.errors import InputError
+from refimpl.tables import parsed_json
 
 JSONL = "metadata.jsonl"
 UNIT_BYTES = 2**19  # of a JSONL file in one unit of work: about two thousand images
@@ -54,7 +58,7 @@ def jsonl_items(unit: Unit) -> Iterator[Item | BadImage]:
 def _jsonl_item(base: str, path: str, number: int, at: int, data: bytes) -> Item | BadImage:
     where = f"line {number}"
     try:
-        record = json.loads(data.removeprefix(b"\xef\xbb\xbf").decode())
+        record = parsed_json(data.removeprefix(b"\xef\xbb\xbf").decode())
         if not isinstance(record, dict):
             raise ValueError("it is not a JSON object")
         name = next((record[key] for key in NAME_FIELDS if isinstance(record.get(key), str)), None)
@@ -62,13 +66,13 @@ def _jsonl_item(base: str, path: str, number: int, at: int, data: bytes) -> Item
             raise ValueError(f"it names no image (in a field {' or '.join(NAME_FIELDS)})")
     except UnicodeDecodeError as error:
         return BadImage(path, f"{where}: not UTF-8 at byte {at + error.start} of the file", "metadata")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return BadImage(path, f"{where}: {error}", "metadata")
     folder = os.path.relpath(os.path.dirname(path), base)
     full = os.path.normpath(os.path.join(folder, name))
-    if os.path.isabs(name) or full.split(os.sep)[0] == ".." or "\0" in name:
-        return BadImage(path, f"{where}: {name!r} leaves the folder of its metadata file", "metadata")
-    return Item(identifier(full), full, None, record)
+    if "\0" in name:
+        return BadImage(path, f"{where}: image name {name!r} contains a NUL character", "metadata")
+    return Item(identifier(full), full, None, record, where)
 
 
 def kohya_units(path: str) -> Iterator[Unit]:
@@ -78,12 +82,12 @@ def kohya_units(path: str) -> Iterator[Unit]:
     """
     try:
         with open(path, "rb") as file:
-            table = json.loads(file.read().removeprefix(b"\xef\xbb\xbf").decode())
+            table = parsed_json(file.read().removeprefix(b"\xef\xbb\xbf").decode())
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"{path}: the metadata can't be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); give kohya's metadata or a folder") from error
     if not isinstance(table, dict) or not all(isinstance(record, dict) for record in table.values()):
         raise InputError(f"{path}: not kohya's metadata, a JSON object of image path → {{caption, tags}}")

@@ -1,4 +1,4 @@
-"""Parquet files: one row per image, given as a path relative to the file or as bytes inside it."""
+"""Parquet files: one row per image, given as bytes inside it or as a path relative to the file, in its folder."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def items(unit: Unit) -> Iterator[Item | BadImage]:
             )
             yield Item(unicodedata.normalize("NFC", f"{shard}/{key}"), cell, None, record)
         elif isinstance(path, str) and path and "\0" not in path:
-            yield Item(identifier(os.path.normpath(path)), path, None, record)
+            yield Item(identifier(os.path.normpath(path)), path, None, record, f"row {row}")
         else:
             yield BadImage(unit.root, f"row {row} has neither the bytes nor the path of an image", "metadata")
 

@@ -1,0 +1,48 @@
+"""The autoencoder at its full size, on a photograph of 1.5 megapixels: whole and in tiles (S §2.4)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.bench_vae import CASES, PHOTOGRAPH, SIDE, TILE, distance, measured, photograph, random_vae
+from refimpl.storage import safetensors_file
+from tests.tolerances import TILED_FULL_SIZE
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "vae.json"
+
+
+@pytest.mark.slow
+def test_tiles_are_as_near_the_whole_as_is_stated_and_take_less_memory(tmp_path: Path) -> None:
+    """A smaller square than the benchmark's, so that it takes minutes: 768 px in tiles of 256."""
+    found = {case: measured(case, 768, 256, tmp_path) for case in CASES}
+    for what in ("encode", "decode"):
+        whole, tiled = (
+            safetensors_file.read(tmp_path / f"{what} {how}")[0]["x"] for how in ("whole", "tiled")
+        )
+        apart = distance(whole, tiled)
+        assert apart["rms_difference"] <= TILED_FULL_SIZE * apart["spread"]
+        working = {how: found[f"{what} {how}"]["peak_bytes"] for how in ("whole", "tiled")}
+        assert working["tiled"] < 0.6 * working["whole"]
+
+
+@pytest.mark.slow
+def test_a_tile_that_covers_the_picture_gives_the_wholes_bits() -> None:
+    vae, x = random_vae(), photograph(256)
+    with torch.no_grad():
+        latents = vae.encode(x)
+        assert torch.equal(vae.encode(x, 256), latents)
+        assert torch.equal(vae.decode(latents, 256), vae.decode(latents))
+
+
+def test_the_published_figures_are_of_this_size() -> None:
+    table = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert (table["side"], table["tile"], table["photograph"]) == (SIDE, TILE, PHOTOGRAPH)
+    assert 1.45e6 < SIDE**2 < 1.55e6
+    rows = table["rows"]
+    assert "encode tiled" in rows
+    for what in {case.split()[0] for case in rows}:
+        apart = rows[f"{what} tiled"]
+        assert apart["rms_difference"] <= TILED_FULL_SIZE * apart["spread"]
+        assert rows[f"{what} tiled"]["peak_bytes"] < rows[f"{what} whole"]["peak_bytes"]
