@@ -58,11 +58,6 @@ ATTENTION_ROUNDINGS = (
 LORA_ROUNDINGS = 3  # in bfloat16: the layer's output, its update, their sum
 LORA_AUTOCAST_ROUNDINGS = 8  # the same, and the factors and results of the update's two maps
 
-# --- the autoencoder in tiles ---
-TILED_FULL_SIZE = (
-    0.5  # rms of the difference, of the values' spread: group norms and attention see one tile alone
-)
-
 # --- decoder finetuning ---
 DECODER_STEP_SHARE = (
     0.01  # of a few steps' length: AdamW makes a whole step of a gradient that is mere rounding
