@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizerFast, PreTrainedTokenizerBase
+from transformers import (
+    CLIPTokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]  # of transformers 5, an alias
+    PreTrainedTokenizerBase,
+)
 
 from refimpl.errors import InputError
 from refimpl.text.cleaning import cleaned

@@ -26,7 +26,7 @@ COMPARED = {
 
 
 def main() -> None:
-    """What ComfyUI takes the file for, what it misses, and whether values are the file's."""
+    """How ComfyUI classifies the file, what it misses, and whether values are the file's."""
     folder, path, lora = sys.argv[1:4]
     log = begin(folder)
     import comfy.sd

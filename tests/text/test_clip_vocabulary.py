@@ -100,6 +100,12 @@ def test_cleaning_is_noted_where_states_are_kept(how: str) -> None:
     assert cleaned("  A&amp;amp;B\n“c” ", how) == ("  A&amp;amp;B\n“c” " if how == "none" else 'a&b "c"')
 
 
+def test_entities_are_resolved_twice_where_ftfy_leaves_them() -> None:
+    """It leaves those of a text with a tag in it."""
+    text = "<b>&amp;amp;amp;"
+    assert cleaned(text, "openclip") == open_clip_tokenizer().get_clean_fn("lower")(text) == "<b>&amp;"
+
+
 def test_without_ftfy_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "ftfy", None)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from refimpl.run.optimizer_config import KINDS
 from refimpl.run.settings.kohya_data import DATA_RULES, merged_data
 from refimpl.run.settings.kohya_fields import WITHOUT
 from refimpl.run.settings.kohya_networks import NETWORK_FIELDS, translate_networks
@@ -76,6 +77,18 @@ def _warmup(t: Translation, name: str, value: Any) -> None:
             return
         value = round(value * steps)
     t.set(name, "optimizer.warmup_steps", value)
+
+
+def _optimizer(t: Translation, name: str, value: Any) -> None:
+    if str(value).lower() in KINDS:  # as sd-scripts compares them
+        t.set(name, "optimizer.kind", str(value).lower())
+    else:
+        t.left[name] = f"{value!r}: refimpl has {', '.join(KINDS)} (optimizer.kind)"
+
+
+def _adamw8bit(t: Translation, name: str, value: Any) -> None:
+    if value is True:
+        t.set(name, "optimizer.kind", "adamw8bit")
 
 
 def _optimizer_arguments(t: Translation, name: str, value: Any) -> None:
@@ -163,7 +176,10 @@ RULES: dict[str, Rule] = {
         "optimizer.decay", {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine"},
         "the rate stays constant or falls by a cosine; optimizer.decay says which",
     ),
-    "optimizer_type": same("it is AdamW here too", ("AdamW", "adamw"), "refimpl takes AdamW; set optimizer yourself"),
+    "optimizer_type": _optimizer,
+    "use_8bit_adam": _adamw8bit,
+    "full_bf16": chosen("train.weight_dtype", {True: "bf16", False: "fp32"}, SWITCH),
+    "fused_backward_pass": leave("train.step_in_backward does so; it rules out clipping and accumulation"),
     "optimizer_args": _optimizer_arguments,
     "max_grad_norm": to("optimizer.clip_norm"),
     "v_parameterization": chosen("diffusion.parameterisation", {True: "v", False: "eps"}, SWITCH),

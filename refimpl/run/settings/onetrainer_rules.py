@@ -84,6 +84,15 @@ def _loss_weight(t: Translation, name: str, value: Any) -> None:
         t.same["loss_weight_strength"] = f"{value} does not use it"
 
 
+def _weight_dtype(t: Translation, name: str, value: Any) -> None:
+    if value == "BFLOAT_16" and t.fields.get("train_dtype") == "BFLOAT_16":
+        t.set(name, "train.weight_dtype", "bf16")
+    elif value in ("FLOAT_32", "NONE"):
+        t.same[name] = FLOAT32
+    else:
+        t.left[name] = f"{value!r}: {FLOAT32}, or in bf16 with train_dtype BFLOAT_16"
+
+
 def _noising(setting: str, less: int) -> Rule:
     """A share of the schedule as a timestep."""
     return lambda t, name, value: t.set(name, setting, max(0, round(1000 * float(value)) - less))
@@ -97,6 +106,7 @@ def _backups(t: Translation, name: str, value: Any) -> None:
         t.same[name] = "rolling_backup is off"
 
 
+OPTIMIZERS = {"ADAMW": "adamw", "ADAMW_8BIT": "adamw8bit", "ADAFACTOR": "adafactor", "PRODIGY": "prodigy"}
 PRECISIONS = {"BFLOAT_16": "bf16", "FLOAT_32": "fp32", "TFLOAT_32": "tf32"}
 RULES: dict[str, Rule] = {
     "__version": same("it numbers the layout of its file"),
@@ -115,7 +125,7 @@ RULES: dict[str, Rule] = {
         "optimizer.decay", {"CONSTANT": "constant", "COSINE": "cosine"}, "the rate is constant or falls by a cosine",
     ),
     "clip_grad_norm": to("optimizer.clip_norm"),
-    "optimizer.optimizer": same("it is AdamW here too", ("ADAMW",), "refimpl takes AdamW; set optimizer yourself"),
+    "optimizer.optimizer": chosen("optimizer.kind", OPTIMIZERS, f"refimpl has {', '.join(OPTIMIZERS.values())}"),
     "optimizer.beta1": to("optimizer.beta1"),
     "optimizer.beta2": to("optimizer.beta2"),
     "optimizer.eps": to("optimizer.epsilon"),
@@ -124,9 +134,10 @@ RULES: dict[str, Rule] = {
     "ema_decay": same("taken where ema is on"),
     "train_dtype": chosen("train.precision", PRECISIONS, "float16 needs a scale for its gradients; use bf16 or tf32"),
     **dict.fromkeys(
-        ("weight_dtype", "unet.weight_dtype", "vae.weight_dtype", "text_encoder.weight_dtype",
+        ("weight_dtype", "vae.weight_dtype", "text_encoder.weight_dtype",
          "text_encoder_2.weight_dtype", "lora_weight_dtype"), same(FLOAT32, ("FLOAT_32", "NONE"), FLOAT32),
     ),
+    "unet.weight_dtype": _weight_dtype,
     "unet.gradient_checkpointing": chosen(
         "train.activation_checkpointing", {True: "full", "ON": "full", "CPU_OFFLOADED": "full", False: "none",
                                            "OFF": "none"}, SWITCH,

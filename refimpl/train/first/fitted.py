@@ -78,7 +78,9 @@ def _reasons(config: Config, plan: Plan, card: Card) -> Reasons:
 def _refusal(plan: Plan, config: Config, card: Card) -> InputError:
     largest = max(plan.held, key=lambda name: plan.held[name])
     remedy = (
-        "take a larger card" if config.lora.rank else "train a LoRA (--train lora), or take a larger card"
+        "take a larger card"
+        if config.lora.rank
+        else "train a LoRA (--train lora), begin with the preset finetune_24gb, or take a larger card"
     )
     return InputError(
         f"this does not fit {card.name}: with one image at a time, bf16 and every block computed again it needs "

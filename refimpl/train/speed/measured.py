@@ -29,7 +29,8 @@ from refimpl.text.states import TextStates
 from refimpl.text.tokenizer import tiny_tokenizer
 from refimpl.train.budget.counted import image_tower_config
 from refimpl.train.loop import train
-from refimpl.train.placement import check_placement, place
+from refimpl.train.optimizer.kinds import check_library
+from refimpl.train.placement import check_placement, place, set_weight_dtype
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.resumed import settled
 from refimpl.train.setup.trainable import make_trainable
@@ -92,6 +93,7 @@ def _first_stage(config: Config, folder: Path) -> Config:
 def _prepared(config: Config, world: World) -> Prepared:
     """What `refimpl.train.setup.prepare` makes, without reading or writing any weights."""
     check_placement(config, world.device)
+    check_library(config.optimizer)
     cache = open_cache(config.data, config.image_prompt)
     (stage,) = config.all_stages()
     data = read_stage(config, stage, None if cache is None else cache.quarantined)
@@ -103,6 +105,7 @@ def _prepared(config: Config, world: World) -> Prepared:
         torch.manual_seed(config.train.seed)
         model = _networks(config)
     model.unet.set_ops(load_ops(config.train.backend))
+    set_weight_dtype(model.unet, config.train)
     parts = make_trainable(model, config)
     towers = (model.tokenizer, model.encoder_l, model.encoder_g)
     states = TextStates(towers, config.text.pooling, config.text.cached_prompts, config.text.is_trained)

@@ -79,4 +79,6 @@ def test_nothing_fits_a_card_that_is_too_small() -> None:
         fitted(settings(), Card("a stamp", 2**20))
     message = str(error.value)
     assert message.startswith("this does not fit a stamp: with one image at a time")
-    assert "train a LoRA (--train lora), or take a larger card" in message
+    assert (
+        "train a LoRA (--train lora), begin with the preset finetune_24gb, or take a larger card" in message
+    )
