@@ -86,6 +86,13 @@ def matrix(session: nox.Session, torch: str) -> None:
 
 
 @nox.session
+def optimizers(session: nox.Session) -> None:
+    """The tests of the optimizers, the slow ones too, with torchao, which every process would import in `tests`."""
+    install_project(session, "test,optimizers")
+    session.run("pytest", "tests/train/optimizer", "-m", "not fuzz and not faults", *session.posargs)
+
+
+@nox.session
 def slow(session: nox.Session) -> None:
     """The tests that need full-size models or many minutes."""
     install_project(session, "test")

@@ -110,7 +110,7 @@ def _new_state(kind: str, parameter: Tensor) -> dict[str, Any]:
     """The state that the library would make before a parameter's first step, for a float32 copy of it."""
     state: dict[str, Any] = {"step": torch.zeros(())}
     if kind == "adamw8bit" and is_quantized(parameter.numel()):
-        from torchao.optim.subclass_8bit import OptimState8bit
+        from torchao.optim.subclass_8bit import OptimState8bit  # pyright: ignore[reportMissingImports]
 
         for name, signed in (("exp_avg", True), ("exp_avg_sq", False)):
             state[name] = OptimState8bit.zeros(
@@ -132,7 +132,7 @@ def _adafactor(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.o
 
 
 def _adamw8bit(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    from torchao.optim import AdamW8bit
+    from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
     betas = (config.beta1, config.beta2)
     return AdamW8bit(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, block_size=BLOCK)
