@@ -56,10 +56,9 @@ def train(
     stepping = make_stepping(optimizer, config, parts, sharding, start)
     gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
     network = in_precision(gradients.network, settings, world.device)
-    log = RunLog(config, run, start, world)
+    log, faults = RunLog(config, run, start, world), Faults(settings, run, world, asked)
     log.placement(resolve(settings, world.device, world.size))
     log.weight_mass(config.diffusion)
-    faults = Faults(settings, run, world, asked)
     if start == 0:
         log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))
 

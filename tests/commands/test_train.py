@@ -52,9 +52,7 @@ BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], list[str]]] = {
     ),
     "no folder": (nothing, {"data": {"folder": ""}}, ["data.folder is empty; name a folder of images"]),
     "no captions": (without_captions, {}, ["18 images but no captions", "000.txt or 000.caption"]),
-    "undecodable": (
-        undecodable, {}, ["{data}/train/005.png: this is a text file, not an image", "1 of 18", "repair or remove"],
-    ),
+    "undecodable": (undecodable, {}, ["{data}/train/005.png: not an image", "1 of 18", "repair or remove"]),
     "bad held-out image": (
         damaged_heldout, {"data": {"heldout": "{data}/heldout"}}, ["{data}/heldout/001.png: the file is empty"],
     ),
@@ -230,7 +228,9 @@ def test_bad_command_lines(
 def test_help_lists_presets_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ending(["--help"], capsys)
     assert code == 0
-    assert "image_prompt, novelai_v3, sdxl_base, sdxl_refiner, tiny" in " ".join(out.split())
+    assert "finetune_24gb, image_prompt, lora_24gb, novelai_v3, sdxl_base, sdxl_refiner, tiny" in " ".join(
+        out.split()
+    )
     code, out, _ = ending(["tiny", "--help"], capsys)
     assert code == 0
     assert "--train.batch-size" in out

@@ -106,13 +106,19 @@ def test_a_slow_method_ends_its_check_in_time() -> None:
         ("chunks.framed", "chunks", 3, "not the rows of two"),
         ("markers.both", "markers", ("v",), "not a name and a truth value"),
         ("size_ints.order", "size_ints", [1, 2], r"shape \[2\], not \[6\]"),
-        ("noised.keeps_dtype", "noised", torch.zeros(1, 4, 2, 2, dtype=torch.int8), "torch.int8 for arguments"),
-    ],
+        ],
 )  # fmt: skip
 def test_results_of_another_form_are_said(check: str, method: str, value: Any, text: str) -> None:
     outcome = run_check(CHECKS[check], plant(**{method: lambda *_: value}), QUICK)
     assert outcome.status == "deviates"
     assert re.search(text, outcome.text), outcome.text
+
+
+def test_results_of_integers_are_said() -> None:
+    whole = plant(noised=lambda x0, *_: torch.zeros(x0.shape, dtype=torch.int8))
+    outcome = run_check(CHECKS["noised.keeps_dtype"], whole, QUICK)
+    assert outcome.status == "deviates"
+    assert "torch.int8 for arguments" in outcome.text
 
 
 def test_arrays_and_lists_are_tensors_too() -> None:

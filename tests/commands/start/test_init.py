@@ -118,10 +118,10 @@ def test_return_takes_every_default(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked("\n\n", ["init", str(root / "train")], monkeypatch)
-    on_terminal = Path("train.toml").read_text().partition("\n")[2]
+    on_terminal = Path("train.toml").read_text().partition("# images:")[2]
     Path("train.toml").unlink()
     ending(["init", str(root / "train"), "--yes"], capsys)
-    assert Path("train.toml").read_text().partition("\n")[2] == on_terminal
+    assert Path("train.toml").read_text().partition("# images:")[2] == on_terminal
 
 
 def full_size(path: str) -> object:
