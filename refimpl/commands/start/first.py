@@ -7,6 +7,7 @@ from refimpl.commands.start.questions import Questions, one_of, whole_number
 from refimpl.commands.start.written import Written
 from refimpl.errors import InputError
 from refimpl.run.config import Config
+from refimpl.run.presets import load_config
 from refimpl.run.settings.paths import check_paths
 from refimpl.train.budget.cards import GIB, Card
 from refimpl.train.first.card import AUTO, backend_here, planned_card
@@ -43,7 +44,8 @@ def first_settings(wishes: Wishes, questions: Questions) -> Written:
 
     Raises InputError where a run could not be made of it, saying what would help.
     """
-    images = look_at_images(wishes.folder)
+    asked = "data.allow_outside" in wishes.fixed and wishes.overridden(load_config("tiny")).data.allow_outside
+    images = look_at_images(wishes.folder, allow_outside=asked)
     start = look_at_checkpoint(wishes.checkpoint) if wishes.checkpoint else None
     card = _card(wishes.gpu, start, questions)
     if start is None:

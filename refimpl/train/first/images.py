@@ -34,12 +34,14 @@ class Images:
         return float(np.mean(self.widths * self.heights >= area))
 
 
-def look_at_images(source: str, prompts: int = 4) -> Images:
+def look_at_images(source: str, prompts: int = 4, allow_outside: bool = False) -> Images:
     """Reads a data set as training will: sizes from the files' headers, and captions, which may be missing.
 
+    prompts        the most captions to keep
+    allow_outside  also read files outside the data set's folder
     Raises InputError as training would: for no images, too many that can't be used, or two of one name.
     """
-    index = read_source(source, DataConfig().tag_classes, allow_missing=True)
+    index = read_source(source, DataConfig().tag_classes, allow_missing=True, allow_outside=allow_outside)
     captions = list(index.captions)
     different = dict.fromkeys(text for text in captions if text and len(text) <= MOST_PROMPT)
     return Images(

@@ -124,6 +124,21 @@ def test_return_takes_every_default(
     assert Path("train.toml").read_text().partition("# images:")[2] == on_terminal
 
 
+def test_images_behind_links_are_read_where_that_is_asked(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in sorted((root / "train").iterdir()):
+        (links / path.name).symlink_to(path)
+    code, _, error = ending(["init", str(links), "--yes"], capsys)
+    assert code == 2
+    assert "data.allow_outside = true" in error
+    code, _, error = ending(["init", str(links), "--yes", "--data.allow-outside"], capsys)
+    assert (code, error) == (0, "")
+    assert load_config("links.toml").data.allow_outside
+
+
 def full_size(path: str) -> object:
     from tests.train.first.test_choose import SDXL
 
