@@ -138,14 +138,15 @@ def test_numbers_that_json_does_not_know_are_not_written() -> None:
 
 def test_everything_that_is_wrong_is_listed_at_once() -> None:
     table = {
-        "neeeded": 1, "inner": {"size": "x", "naem": 1}, "mode": "c", "pair": [1], "many": [{}, {"sizee": 1}],
-        "flag": 0,
+        "neeeded": 1, "modde": 1, "inner": {"size": "x", "naem": 1}, "mode": "c", "pair": [1],
+        "many": [{}, {"sizee": 1}], "flag": 0,
     }  # fmt: skip
     with pytest.raises(InputError) as error:
         from_table(Outer, table, "a.toml")
     assert str(error.value).splitlines() == [
-        "a.toml: 8 settings are wrong",
+        "a.toml: 9 settings are wrong",
         "  unknown key neeeded; did you mean needed?",
+        "  unknown key modde; did you mean mode?",
         "  needed is missing",
         "  unknown key inner.naem; did you mean inner.name?",
         "  inner.size must be int, not 'x'",

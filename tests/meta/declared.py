@@ -27,6 +27,8 @@ class Mutant:
     """number of the place, counted from 1; 0 where there is only one"""
     rebuild: tuple[str, ...] = ()
     """C++ sources that are compiled again; of a .cpp itself, unless others are named"""
+    slow: bool = False
+    """whether its tests take more than ten seconds to notice it: tried with --slow or --only"""
     equivalent: str = ""
     """why no test can notice it; empty where one must"""
 

@@ -51,9 +51,15 @@ def main() -> int:
     """Exit status: 0 when enough mutants are killed, 1 when not, 2 when nothing can be said."""
     parser = argparse.ArgumentParser(prog="run_mutants", description=__doc__)
     parser.add_argument("--only", default="", help="mutants whose id or file contains this")
+    parser.add_argument("--slow", action="store_true", help="also those that take more than ten seconds each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants tried at once")
     options = parser.parse_args()
     mutants = [m for m in read_mutants() if options.only in m.id or options.only in m.file]
+    if not (options.slow or options.only):
+        print(
+            f"{sum(m.slow for m in mutants)} of {len(mutants)} are slow and left out; --slow tries them too"
+        )
+        mutants = [m for m in mutants if not m.slow]
     if not mutants or options.jobs < 1:
         parser.error(f"there is nothing to do for --only {options.only!r} and --jobs {options.jobs}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies and processes go with this one
