@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.meta.declared import ROOT, Mutant, read_mutants
 from tests.meta.extension import EXTENSION, compile_source, cpu_sources, link
-from tests.meta.processes import Outcome, in_parallel, names_of, run_tests
+from tests.meta.processes import Outcome, in_parallel, run_tests
 from tests.ops.emulator.build import OBJECTS
 
 UNCHANGED_TIMEOUT = 900.0  # seconds that the tests of one file may take without a mutant
@@ -78,7 +78,7 @@ def main() -> int:
             outcomes[mutant.id] = outcome
             print(f"{verdict(outcome):<13}{outcome.seconds:6.1f} s  {mutant.id}", flush=True)
         print(f"{time.monotonic() - started:.0f} s: now the tests that failed, without a mutant", flush=True)
-        if fail_unchanged({test for mutant in mutants for test in killers(mutant, outcomes)}, copies):
+        if not pass_unchanged({test for mutant in mutants for test in killers(mutant, outcomes)}, copies):
             return 2
     return report(mutants, outcomes, time.monotonic() - started)
 
@@ -134,21 +134,21 @@ def killers(mutant: Mutant, outcomes: dict[str, Outcome]) -> tuple[str, ...]:
     return () if outcome.code in (0, -2) else outcome.failed or mutant.tests
 
 
-def fail_unchanged(tests: set[str], copies: Sequence[Path]) -> set[str]:
-    """Those of the tests, by node id or file, that fail without any mutant, which therefore have noticed nothing."""
+def pass_unchanged(tests: set[str], copies: Sequence[Path]) -> bool:
+    """Whether tests, by node id or file, pass without any mutant; those that do not have noticed nothing."""
     by_file: dict[str, set[str]] = {}
     for test in tests:
         by_file.setdefault(test.partition("::")[0], set()).add(test)
-    failing: set[str] = set()
+    passed = True
 
     def run(copy: Path, file: str) -> Outcome:
         return run_tests(copy, [file], UNCHANGED_TIMEOUT, frozenset(by_file[file]))
 
     for file, outcome in in_parallel(run, sorted(by_file, key=lambda file: -len(by_file[file])), copies):
         if outcome.code:
-            failing |= by_file[file] & set().union(*map(names_of, outcome.failed)) or by_file[file]
+            passed = False
             print(f"without any mutant, {file} ends in {outcome.code}:\n{outcome.log}", flush=True)
-    return failing
+    return passed
 
 
 def try_mutant(copy: Path, mutant: Mutant) -> Outcome:

@@ -41,11 +41,8 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "write_checkpoint", interrupted)
 
 
-@pytest.mark.parametrize("kind", RUNS)
-def test_a_run_stopped_and_resumed_is_the_run_never_stopped(
-    kind: str, run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = {**RUNS[kind], "data": {"heldout": str(root / "heldout"), "horizontal_flip": True}}
+def whole_and_in_parts(run: Run, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Path:
+    """Asserts that a run stopped after 2 of its 4 steps and continued is the one never stopped; returns that one."""
     whole = run("whole", **settings)
     stop_after(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -54,6 +51,15 @@ def test_a_run_stopped_and_resumed_is_the_run_never_stopped(
     parts = run("parts", **{**settings, "train": {**settings.get("train", {}), "resume": True}})
     assert not runs.differing(runs.checkpoint(whole, 4), runs.checkpoint(parts, 4))
     assert runs.rows(whole) == runs.rows(parts)
+    return whole
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_stopped_and_resumed_is_the_run_never_stopped(
+    kind: str, run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"heldout": str(root / "heldout"), "horizontal_flip": True}
+    whole_and_in_parts(run, monkeypatch, **RUNS[kind], data=data)
 
 
 def test_resuming_works_across_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

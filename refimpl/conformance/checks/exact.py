@@ -22,6 +22,12 @@ def exact_schedule(zero_snr: bool) -> NoiseSchedule:
     return zero_terminal_snr(sdxl_schedule()) if zero_snr else sdxl_schedule()
 
 
+def coefficients(t: list[int]) -> tuple[Tensor, Tensor]:
+    """alpha and sigma [B, 1, 1, 1] of latents at these timesteps, on the rescaled schedule."""
+    alpha, sigma = exact_schedule(True).at(torch.tensor(t))
+    return alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+
+
 def sigma_edm_of(abar: Tensor) -> Tensor:
     """sigma / alpha of a table of abar; ∞ where abar is 0."""
     return ((1 - abar) / abar).sqrt()

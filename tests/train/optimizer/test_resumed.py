@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.train import runs
-from tests.train.test_resume import stop_after
+from tests.train.test_resume import whole_and_in_parts
 
 Run = Callable[..., Path]
 
@@ -45,14 +45,7 @@ def test_a_run_stopped_and_resumed_is_the_run_never_stopped(
     kind: str, run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs_library(kind)
-    settings = {**RUNS[kind], "unet": WIDER, "data": {"heldout": str(root / "heldout")}}
-    whole = run("whole", **settings)
-    stop_after(2, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run("parts", **settings)
-    monkeypatch.undo()
-    parts = run("parts", **{**settings, "train": {**settings.get("train", {}), "resume": True}})
-    assert not runs.differing(runs.checkpoint(whole, 4), runs.checkpoint(parts, 4))
-    assert runs.rows(whole) == runs.rows(parts)
+    data = {"heldout": str(root / "heldout")}
+    whole = whole_and_in_parts(run, monkeypatch, **RUNS[kind], unet=WIDER, data=data)
     first, last = runs.checkpoint(whole, 2)["unet"], runs.checkpoint(whole, 4)["unet"]
     assert any(not torch.equal(first[name], last[name]) for name in first)

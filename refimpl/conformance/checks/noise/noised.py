@@ -6,7 +6,7 @@ import torch
 
 from refimpl.conformance.check import Measured, check
 from refimpl.conformance.checks import draws
-from refimpl.conformance.checks.exact import LAST, LOW_PRECISION, exact_schedule, largest
+from refimpl.conformance.checks.exact import LAST, LOW_PRECISION, coefficients, exact_schedule, largest
 from refimpl.conformance.guarded import Guarded
 from refimpl.conformance.returned import number
 
@@ -37,7 +37,7 @@ def mixes(peer: Guarded, x0: list[float], eps: list[float], t: list[int]) -> flo
     """x_t is alpha·x0 + sigma·eps, each sample at its own timestep, in float32."""
     clean, noise = latent(x0, len(t)), latent(eps, len(t))
     found = peer.noised(clean, noise, torch.tensor(t))
-    alpha, sigma = (part.view(-1, 1, 1, 1) for part in exact_schedule(True).at(torch.tensor(t)))
+    alpha, sigma = coefficients(t)
     return largest((found - alpha * clean - sigma * noise).abs()) / scale_of(x0, eps)
 
 

@@ -4,7 +4,7 @@ import torch
 
 from refimpl.conformance.check import check
 from refimpl.conformance.checks import draws
-from refimpl.conformance.checks.exact import LAST, exact_schedule, largest
+from refimpl.conformance.checks.exact import LAST, coefficients, largest
 from refimpl.conformance.checks.noise.noised import latent, scale_of
 from refimpl.conformance.guarded import Guarded
 
@@ -23,7 +23,7 @@ def velocity(peer: Guarded, x0: list[float], eps: list[float], t: list[int]) -> 
     """The target is alpha·eps − sigma·x0, each sample at its own timestep."""
     clean, noise = latent(x0, len(t)), latent(eps, len(t))
     found = peer.target(clean, noise, torch.tensor(t))
-    alpha, sigma = (part.view(-1, 1, 1, 1) for part in exact_schedule(True).at(torch.tensor(t)))
+    alpha, sigma = coefficients(t)
     return largest((found - alpha * noise + sigma * clean).abs()) / scale_of(x0, eps)
 
 
