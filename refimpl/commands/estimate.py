@@ -93,11 +93,11 @@ def _measured(config: Config, work: "Work") -> "Speed":
     """The speed of this machine's GPU, or of its CPU where torch sees none."""
     from refimpl.run.world import join_world
     from refimpl.train.speed.estimated import Speed
-    from refimpl.train.speed.measured import MEASURED, WARM_UP, measured_speed
+    from refimpl.train.speed.measured import MEASURED, measured_speed
 
     world = join_world(config.train.device)
     what = "GPU" if world.device.type == "cuda" else "CPU"
-    how = f"measured on this machine's {what} over {MEASURED} steps after {WARM_UP} of warm-up, with random weights"
+    how = f"measured on this machine's {what} over {MEASURED} steps after a warm-up, with random weights"
     return Speed(measured_speed(config, world), work.bucket, how)
 
 

@@ -130,7 +130,7 @@ def test_measured_here(
     assert code == 0
     speed, end = out.splitlines()[-2:]
     assert re.fullmatch(
-        r"speed: [\d.]+ images/s, measured on this machine's CPU over 5 steps after 5 of warm-up, with random "
+        r"speed: [\d.]+ images/s, measured on this machine's CPU over 5 steps after a warm-up, with random "
         r"weights",
         speed,
     )

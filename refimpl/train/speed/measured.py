@@ -22,7 +22,7 @@ from refimpl.model.pipeline import Model
 from refimpl.model.unet import UNet
 from refimpl.ops import load_ops
 from refimpl.run.config import Config
-from refimpl.run.stage import read_stage, write_demo_data
+from refimpl.run.stage import StageData, read_stage, write_demo_data
 from refimpl.run.threads import use_threads
 from refimpl.run.world import World
 from refimpl.text.states import TextStates
@@ -35,10 +35,13 @@ from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.resumed import settled
 from refimpl.train.setup.trainable import make_trainable
 from refimpl.train.sharding.kinds import divide
-from refimpl.train.speed.remembered import is_remembered, some_of
+from refimpl.train.speed.remembered import is_remembered
 from refimpl.train.step_plan import stage_steps
 
 WARM_UP = 5  # steps, in which kernels are chosen and memory is allocated
+LONGEST_WARM_UP = (
+    200  # steps of a first epoch, in which a run that remembers its images meets every one and every shape
+)
 MEASURED = 20  # steps
 EACH = 5  # steps of a row of the log
 NEVER = 2**40  # steps
@@ -49,7 +52,9 @@ class _EnoughSteps(Exception):
 
 
 def measured_speed(config: Config, world: World) -> float:
-    """Images per second of one process on this machine, over MEASURED steps of the first stage after WARM_UP.
+    """Images per second of one process on this machine, over MEASURED steps of the first stage after its warm-up.
+
+    The warm-up is WARM_UP steps, and where later epochs find images and captions in memory the first epoch.
 
     Raises InputError where the images can't be read, or this machine can't run the settings.
     """
@@ -57,20 +62,28 @@ def measured_speed(config: Config, world: World) -> float:
     with tempfile.TemporaryDirectory(prefix="refimpl-speed-") as folder, redirect_stdout(stderr):
         config = settled(_first_stage(config, Path(folder)), world)
         prepared = _prepared(config, world)
-        taken = 0
+        warm_up, taken = _warm_up(config, prepared.stages[0], world), 0
 
         def enough() -> bool:  # asked once a step, when the rows of the steps before it are written
             nonlocal taken
             taken += 1
-            if taken > WARM_UP + MEASURED:
+            if taken > warm_up + MEASURED:
                 raise _EnoughSteps
             return False
 
         try:
             train(config, Path(folder), prepared, world, enough)
         except _EnoughSteps:
-            return _rate(Path(folder) / "metrics.jsonl")
-    raise InputError(f"the run ended before step {WARM_UP + MEASURED}, so that its speed was not measured")
+            return _rate(Path(folder) / "metrics.jsonl", warm_up)
+    raise InputError(f"the run ended before step {warm_up + MEASURED}, so that its speed was not measured")
+
+
+def _warm_up(config: Config, data: StageData, world: World) -> int:
+    """Steps before those that are measured, in whole rows of the log."""
+    if not is_remembered(config, data):
+        return WARM_UP
+    epoch, _ = stage_steps(config.data, config.train, data, world)
+    return min(max(WARM_UP, -(-epoch // EACH) * EACH), LONGEST_WARM_UP)
 
 
 def _first_stage(config: Config, folder: Path) -> Config:
@@ -83,8 +96,8 @@ def _first_stage(config: Config, folder: Path) -> Config:
         write_demo_data(data)
     data = replace(data, heldout="")
     training = replace(
-        config.train, out=str(folder), resume=False, steps=WARM_UP + MEASURED + 1, batch_size=stage.batch_size,
-        log_every=EACH, checkpoint_every=NEVER, validate_every=NEVER, sample_every=0,
+        config.train, out=str(folder), resume=False, steps=LONGEST_WARM_UP + MEASURED + 1,
+        batch_size=stage.batch_size, log_every=EACH, checkpoint_every=NEVER, validate_every=NEVER, sample_every=0,
         save_async=False, tensorboard=False, wandb_project="",
     )  # fmt: skip
     return replace(config, stages=(), data=data, buckets=stage.buckets, train=training)
@@ -99,8 +112,6 @@ def _prepared(config: Config, world: World) -> Prepared:
     data = read_stage(config, stage, None if cache is None else cache.quarantined)
     latents = None if cache is None else find_latents(cache, data, config.data.cache, world)
     stage_steps(config.data, config.train, data, world)
-    if is_remembered(config, data):
-        data = some_of(config, data, WARM_UP)  # so that the warm-up has seen them all
     with torch.random.fork_rng(), torch.device(world.device):
         torch.manual_seed(config.train.seed)
         model = _networks(config)
@@ -135,8 +146,8 @@ def _networks(config: Config) -> Model:
     return Model(UNet(config.unet, config.train.activation_checkpointing), *frozen, tower)
 
 
-def _rate(path: Path) -> float:
+def _rate(path: Path, warm_up: int) -> float:
     """Images per second over the measured rows; every step has equally many images."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rates = [row["images_per_second"] for row in rows if WARM_UP < row["step"] <= WARM_UP + MEASURED]
+    rates = [row["images_per_second"] for row in rows if warm_up < row["step"] <= warm_up + MEASURED]
     return len(rates) / sum(1 / rate for rate in rates)

@@ -12,8 +12,8 @@ from refimpl.run.config import Config
 from refimpl.run.presets import load_config
 from refimpl.run.stage import read_stage, write_demo_data
 from refimpl.run.threads import use_threads
-from refimpl.train.speed.measured import measured_speed
-from refimpl.train.speed.remembered import is_remembered, some_of
+from refimpl.train.speed.measured import _warm_up, measured_speed
+from refimpl.train.speed.remembered import is_remembered
 from tests.tolerances import ESTIMATED_SPEED
 from tests.train import runs
 
@@ -57,10 +57,14 @@ def test_a_small_data_set_is_remembered(root: Path, tmp_path: Path) -> None:
     assert not is_remembered(replace(config, data=replace(config.data, workers=1)), data)
     bare = runs.config(root, tmp_path)
     assert not is_remembered(bare, read_stage(bare, bare.all_stages()[0]))
-    some = some_of(config, data, 2)
-    assert len(some.index) == len(some.bucket_of) == len(some.draw_ids) == len(some.tag_weights) == 8
-    assert set(some.index.ids) < set(data.index.ids)
-    assert some_of(config, data, 5) is data
+
+
+def test_the_warm_up_is_an_epoch_of_what_is_remembered(root: Path, tmp_path: Path) -> None:
+    config = runs.config(root, tmp_path, data={"cache_megabytes": 16}, train={"batch_size": 2})
+    data = read_stage(config, config.all_stages()[0])
+    assert _warm_up(config, data, runs.ALONE) == 10  # 18 images, 2 a step, in rows of 5 steps
+    bare = runs.config(root, tmp_path, train={"batch_size": 2})
+    assert _warm_up(bare, read_stage(bare, bare.all_stages()[0]), runs.ALONE) == 5
 
 
 def tiny(folder: Path) -> Config:
