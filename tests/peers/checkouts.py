@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from refimpl.conformance.adapters.checkouts.checkout import Checkout
+from refimpl.conformance.adapters.checkouts.checkout import FOLDER, Checkout
 from refimpl.errors import InputError
 
 COMMITS = {
@@ -19,6 +20,8 @@ COMMITS = {
     "lllyasviel/huggingface_guess": "84826248b49bb7ca754c73293299c4d4e23a548d",
     "AUTOMATIC1111/stable-diffusion-webui": "82a973c04367123ae98bd9abdf80d9eda9b910e2",
 }
+A1111_DEVELOPMENT = "5865da28d1800eea27b3a14979e788b17e010afe"
+"""A1111's branch `dev` of October 2024, which reads the markers; its release 1.10.1 does not."""
 OTHER_TRANSFORMERS = "REFIMPL_PEERS_TRANSFORMERS"
 """Names a folder with the version of transformers that kohya pins, and what it needs (`pip install --target`)."""
 SECONDS = 1800
@@ -31,6 +34,24 @@ def checkout(repository: str) -> Checkout:
         return Checkout(repository, COMMITS[repository])
     except InputError as error:
         pytest.skip(str(error))
+
+
+def at_commit(repository: str, commit: str, files: Iterable[str], folder: Path) -> Checkout:
+    """Some files of a checkout as another commit has them, written to a folder; skipped where git has no such commit.
+
+    Git must have the commit's branch: a clone of the whole repository does.
+    """
+    place = folder / repository.partition("/")[2]
+    for file in files:
+        command = ["git", "-C", str(checkout(repository).path), "show", f"{commit}:{file}"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)
+        if shown.returncode:
+            pytest.skip(f"{repository} is not cloned with its commit {commit}: {shown.stderr.strip()}")
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(shown.stdout)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
+        return Checkout(repository, commit)
 
 
 def other_transformers() -> str:
