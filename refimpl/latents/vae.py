@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from refimpl.errors import InputError
 from refimpl.latents.config import VAEConfig
-from refimpl.latents.tiling import tiled
+from refimpl.latents.strips import decode_in_strips, encode_in_strips
 from refimpl.latents.vae_blocks import NORM_EPS, Level, Middle
 
 LOGVAR_RANGE = (-30.0, 20.0)  # of the posterior, as in the published autoencoder: exp stays finite
@@ -35,6 +35,10 @@ class Encoder(nn.Module):
             h = level(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
+    def in_strips(self, images: Tensor, rows: int) -> Tensor:
+        """The same in strips of `rows` rows (a multiple of the factor f); see refimpl.latents.strips."""
+        return encode_in_strips(self.conv_in, self.down, self.mid, self.norm_out, self.conv_out, images, rows)
+
 
 class Decoder(nn.Module):
     """Latent after post_quant_conv → picture: [B, latent, h, w] → [B, 3, f·h, f·w]."""
@@ -60,6 +64,12 @@ class Decoder(nn.Module):
             h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
+    def in_strips(self, latents: Tensor, rows: int) -> Tensor:
+        """The same in strips of `rows` rows; see refimpl.latents.strips."""
+        return decode_in_strips(
+            self.conv_in, self.mid, reversed(self.up), self.norm_out, self.conv_out, latents, rows
+        )
+
 
 class VAE(nn.Module):
     """Pictures in [−1, 1] ↔ latents, a factor f smaller on each side and unscaled (scale_shift scales them).
@@ -80,17 +90,18 @@ class VAE(nn.Module):
         """Mean and log-variance of the posterior of each latent value.
 
         images   [B, 3, H, W]  float in [−1, 1]; H, W multiples of the factor
-        tile     px, a multiple of the factor and at least twice it: encodes in overlapping, blended tiles of that
-                 side. Uses less memory, but group norms and attention see only one tile at a time. Bitwise equal
-                 to no tiling when one tile covers the picture
+        tile     px, a multiple of the factor and at least twice it: every layer is applied to tiles as wide as the
+                 picture and this high, which takes less memory and no more time (refimpl.latents.strips). The result
+                 is that of the whole picture but for the order in which sums are rounded, and bitwise equal to it
+                 when one tile covers the picture
         returns  mean, logvar  [B, 4, H/f, W/f]; logvar clamped to −30..20
 
-        Raises InputError for other shapes, integer pixels, float16.
+        Raises InputError for other shapes, integer pixels, float16, and for tiles where a gradient is wanted.
         """
         factor = self.config.factor
         self._check("images", images, self.config.image_channels, factor)
         x = images.to(self._dtype())
-        both = self._tiled(lambda part: self.quant_conv(self.encoder(part)), x, tile, factor, 1)
+        both = self.quant_conv(self._tiled(self.encoder, x, tile, x.shape[2]))
         mean, logvar = both.to(images.dtype).chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
@@ -110,19 +121,25 @@ class VAE(nn.Module):
         """
         self._check("latents", latents, self.config.latent_channels, 1)
         z = latents.to(self._dtype())
-        images = self._tiled(
-            lambda part: self.decoder(self.post_quant_conv(part)), z, tile, 1, self.config.factor
-        )
+        images = self._tiled(self.decoder, self.post_quant_conv(z), tile, z.shape[2] * self.config.factor)
         return images.to(latents.dtype)
 
-    def _tiled(self, function, x: Tensor, tile: int | None, cell_in: int, cell_out: int) -> Tensor:
+    def _tiled(self, network: Encoder | Decoder, x: Tensor, tile: int | None, height: int) -> Tensor:
+        """The network's output for x; height is the picture's, px."""
         if tile is None:
-            return function(x)
+            return network(x)
         factor = self.config.factor
         if type(tile) is not int or tile % factor or tile < 2 * factor:
             raise InputError(f"VAE: tile = {tile!r} px must be a multiple of {factor}, at least {2 * factor}")
-        cells = tile // factor
-        return tiled(function, x, cells, max(cells // 4, 1), cell_in, cell_out)
+        if tile >= height:
+            return network(x)
+        if torch.is_grad_enabled() and (
+            x.requires_grad or any(weight.requires_grad for weight in network.parameters())
+        ):
+            raise InputError(
+                f"VAE: tile = {tile} px keeps nothing for a gradient; call it under torch.no_grad()"
+            )
+        return network.in_strips(x, tile)
 
     def _dtype(self) -> torch.dtype:
         return self.quant_conv.weight.dtype
