@@ -31,7 +31,7 @@ class FittingEncoder:
 
     vae           in float32; moved to the device and cast to `dtype`
     dtype         "float32" (without TF32) or "bfloat16"
-    tile          px, 0 for off
+    tile          px, as `VAE.encode` takes it; 0 for off
     batch_pixels  most px in one batch; halved, permanently, whenever memory does not suffice
     """
 
@@ -59,7 +59,7 @@ class FittingEncoder:
                 if len(batch) == 1:
                     raise InputError(
                         f"not enough memory to encode one image of {images.shape[3]}x{images.shape[2]}; use --tile, "
-                        f"such as 512 ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
+                        f"such as 64 ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
                     ) from error
                 self.batch_pixels = len(batch) // 2 * pixels
                 if self._device.type == "cuda":

@@ -43,7 +43,7 @@ def encoding_of(
 
     vae    in float32; only its encoder counts, so a finetuned decoder (S §2.4) leaves a cache valid
     dtype  float32 or bfloat16: the dtype of the network's arithmetic and of the stored latents
-    tile   px, as `VAE.encode` takes it; 0 for off
+    tile   px, as `VAE.encode` takes it; 0 for off. Tiles were once blended, under a plain number: those differ
     seed   seed of the crops
     background, decoder  as `refimpl.data.loading.loader.load_batches` takes them
     """
@@ -51,7 +51,7 @@ def encoding_of(
         "kind": KIND,
         "encoder": encoder_fingerprint(vae),
         "dtype": dtype,
-        "tile": tile,
+        "tile": f"{tile} rows" if tile else 0,
         "seed": seed,
         "background": list(background),
         "decoder": decoder,

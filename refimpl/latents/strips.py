@@ -3,8 +3,9 @@
 Not from a paper. Tiles that pass through the whole network one by one are another network: a group norm takes its
 statistics from one tile, and attention sees no other. Here every layer is finished before the next begins. A 3×3
 convolution is given the row above and the row below its strip, so its rows are those of the whole picture; a group
-norm's mean and variance are merged over all strips, in float64; the middle, with the attention, works at the latents'
-resolution and is applied whole. What is left to differ is the order in which sums are rounded.
+norm's mean and variance are merged over all strips, in float64; the middle works at the latents' resolution and is
+applied whole, but its attention answers some of the queries at a time, each with all of the keys. What is left to
+differ is the order in which sums are rounded.
 
 Memory: between layers lie the maps of one residual block, its input and its output, and nothing else of the
 picture's size. That is at most 2 · channels values per pixel while encoding and 3 · channels while decoding, where
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from refimpl.latents.vae_blocks import Level, Middle, ResnetBlock
 from refimpl.latents.welford import merge_moments
 
+QUERIES = 1024  # pixels of the latents that attention answers at once: their logits are 4 KiB for each pixel of them
 Layer = Callable[[Tensor, int], Tensor]  # a map and the rows of a strip → the next map
 
 
@@ -76,9 +78,10 @@ def group_scale_shift(norm: nn.GroupNorm, x: Tensor, rows: int) -> tuple[Tensor,
     """What a group norm multiplies a map [B, C, H, W] by and adds to it: [B, C, 1, 1] each, float32 or wider."""
     count, mean, m2 = 0, x.new_zeros((), dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
     for first, last in spans(x.shape[2], rows):
-        values = x[:, :, first:last].double().reshape(x.shape[0], norm.num_groups, -1)
-        variance, own = torch.var_mean(values, 2, correction=0)
-        count, mean, m2 = merge_moments(count, mean, m2, values.shape[2], own, variance * values.shape[2])
+        values = x[:, :, first:last].double().unflatten(1, (norm.num_groups, -1)).flatten(2)
+        own = values.mean(2)
+        deviations = (values - own[:, :, None]).square().sum(2)
+        count, mean, m2 = merge_moments(count, mean, m2, values.shape[2], own, deviations)
     rstd = torch.rsqrt(m2 / count + norm.eps).repeat_interleave(x.shape[1] // norm.num_groups, 1)
     scale = rstd * norm.weight.double()
     shift = norm.bias.double() - mean.repeat_interleave(x.shape[1] // norm.num_groups, 1) * scale
@@ -124,8 +127,8 @@ def _convolved(convolution: nn.Conv2d) -> Layer:
     return partial(in_strips, convolution, halo=1)
 
 
-def _whole(module: nn.Module) -> Layer:
-    return lambda x, rows: module(x)
+def _whole(mid: Middle) -> Layer:
+    return lambda x, rows: mid(x, QUERIES)
 
 
 def _normed(norm: nn.GroupNorm, convolution: nn.Conv2d) -> Layer:

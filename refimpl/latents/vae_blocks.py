@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,11 +40,15 @@ class AttnBlock(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """queries: how many are answered at once, which bounds a matrix of logits; all of them when None."""
         h = self.norm(x)
         q, k, v = (_pixels(conv(h)) for conv in (self.q, self.k, self.v))
         # softmax(q kᵀ / √C) v
-        h = F.scaled_dot_product_attention(q, k, v)
+        if queries is None:
+            h = F.scaled_dot_product_attention(q, k, v)
+        else:
+            h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(queries, 2)], 2)
         h = h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
         return x + self.proj_out(h)
 
@@ -106,5 +111,6 @@ class Middle(nn.Module):
         self.attn_1 = AttnBlock(channels, groups)
         self.block_2 = ResnetBlock(channels, channels, groups)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(h)))
+    def forward(self, h: Tensor, queries: int | None = None) -> Tensor:
+        """queries: as in AttnBlock."""
+        return self.block_2(self.attn_1(self.block_1(h), queries))

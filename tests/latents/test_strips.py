@@ -22,7 +22,7 @@ from tests.tolerances import (
 )
 
 SMALL = VAEConfig(channels=4, channel_mult=(1, 2, 2), res_blocks=1, groups=2)
-SDXL_SIDE = 1024
+SIDE = 512
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -36,16 +36,16 @@ def test_strips_cover_every_row_once(height: int, rows: int) -> None:
     assert all(last - first == rows for first, last in found[:-1])
 
 
-@settings(max_examples=40)
-@given(vae_configs(), st.integers(1, 9), st.integers(1, 5), st.integers(2, 9), st.integers(1, 2), st.data())
+@settings(max_examples=25)
+@given(vae_configs(), st.integers(1, 9), st.integers(1, 4), st.integers(2, 9), st.data())
 def test_any_size_in_any_strips_is_the_whole(
-    config: VAEConfig, height: int, width: int, cells: int, batch: int, data: st.DataObject
+    config: VAEConfig, height: int, width: int, cells: int, data: st.DataObject
 ) -> None:
     """Values as well as sizes: zeros, constants and huge ones among them."""
     torch.manual_seed(0)
     vae, factor = VAE(config).double(), config.factor
-    images = data.draw(latents((batch, config.image_channels, height * factor, width * factor)))
-    z = data.draw(latents((batch, config.latent_channels, height, width)))
+    images = data.draw(latents((2, config.image_channels, height * factor, width * factor)))
+    z = data.draw(latents((2, config.latent_channels, height, width)))
     with torch.no_grad():
         for whole, strips in zip(
             (*vae.moments(images), vae.decode(z)),
@@ -151,7 +151,7 @@ def test_a_convolution_in_strips_is_itself(
 
     def function(part: torch.Tensor) -> torch.Tensor:
         if down == 2:
-            return F.conv2d(F.pad(part, (0, 1, 0, 1)), weight, stride=(2, 1))
+            return F.conv2d(F.pad(part, (1, 1, 0, 1)), weight, stride=(2, 1))
         return F.conv2d(part.repeat_interleave(up, 2), weight, padding=1)
 
     assert torch.equal(in_strips(function, x, rows, 2 if down == 2 else 1, up, down), function(x))
@@ -187,18 +187,18 @@ def test_a_block_reads_each_row_before_it_overwrites_it(out: int) -> None:
 
 @pytest.mark.parametrize(("what", "maps"), [("encode", 2), ("decode", 3)])
 def test_memory_is_that_of_two_maps_and_of_strips(what: str, maps: int) -> None:
-    """SDXL's autoencoder, counted to the byte without computing: maps of the picture's size, and what a strip needs."""
+    """SDXL's autoencoder, counted to the byte without computing: maps of the picture's size, and a strip's needs."""
     with torch.device("meta"):
         vae = VAE(VAEConfig.sdxl())
-        side = SDXL_SIDE if what == "encode" else SDXL_SIDE // 8
+        side = SIDE if what == "encode" else SIDE // 8
         x = torch.empty(COUNTED_BATCH, 3 if what == "encode" else 4, side, side)
     peaks = {
         tile: count_inference([vae], lambda tile=tile: getattr(vae, what)(x, tile)).peak(1)
-        for tile in (None, 64, 128)
+        for tile in (None, 32, 64)
     }
-    pixels = SDXL_SIDE**2
+    pixels = SIDE**2
     bound = maps * 128 * 4 * pixels
-    strip = peaks[128] - peaks[64]  # 64 rows more
+    strip = peaks[64] - peaks[32]  # 32 rows more
     assert strip > 0
-    assert bound <= peaks[64] <= bound + 2 * strip
-    assert peaks[64] < 0.6 * peaks[None]
+    assert bound <= peaks[32] <= bound + 2 * strip
+    assert peaks[32] < 0.6 * peaks[None]

@@ -184,17 +184,6 @@ def test_one_tile_gives_the_same_bits(tile: int) -> None:
         assert torch.equal(vae.decode(latents, tile=tile), vae.decode(latents))
 
 
-def test_away_from_its_neighbours_a_tile_is_what_it_would_be_alone() -> None:
-    vae = VAE(SMALL)
-    images = normal(1, 3, 32, 64)  # tiles of 32 px, 8 cells, sharing 2 and more: columns 0..7, 4..11, 8..15
-    with torch.no_grad():
-        latents = vae.encode(images)
-        assert torch.equal(vae.encode(images, tile=32)[..., :4], vae.encode(images[..., :32])[..., :4])
-        assert torch.equal(vae.encode(images, tile=32)[..., 12:], vae.encode(images[..., 32:])[..., 4:])
-        assert torch.equal(vae.decode(latents, tile=32)[..., :16], vae.decode(latents[..., :8])[..., :16])
-        assert not torch.equal(vae.encode(images, tile=32), latents)
-
-
 @pytest.mark.parametrize("tile", [0, -8, 4, 6, 63, 16.0])
 def test_impossible_tiles_are_refused(tile: int) -> None:
     with pytest.raises(InputError, match=f"tile = {tile}"):

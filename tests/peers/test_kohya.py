@@ -32,9 +32,12 @@ NOT_ADAPTED = {
 def loras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A LoRA of every layer, 1059 modules, and one of the default targets, 986."""
     folder = tmp_path_factory.mktemp("lora")
-    counts = {name: sum(write_lora(folder / name, name == "every").values()) for name in ("every", "default")}
+    counts = {
+        name: sum(write_lora(folder / f"{name}.safetensors", name == "every").values())
+        for name in ("every", "default")
+    }
     assert counts == {"every": 1059, "default": 986}
-    return {name: folder / name for name in counts}
+    return {name: folder / f"{name}.safetensors" for name in counts}
 
 
 def cause(module: str, tower_names: str) -> str:

@@ -236,7 +236,7 @@ def test_other_buckets_encode_what_moves(
 
 
 def test_tiles(config: str, data: Path, tmp_path: Path) -> None:
-    """A tile that covers every bucket changes no bit; smaller ones are what the autoencoder makes of them."""
+    """A tile that covers every bucket changes no bit; smaller ones give the whole's latents but for rounding."""
     whole = caches.entries(caches.write(config, tmp_path / "whole", *LATENTS))
     covered = caches.entries(caches.write(config, tmp_path / "covered", *LATENTS, "--tile", "64"))
     assert all(torch.equal(covered[key], latent) for key, latent in whole.items())
@@ -248,9 +248,11 @@ def test_tiles(config: str, data: Path, tmp_path: Path) -> None:
         picture, _ = cover_and_crop(image, bucket, draws.crop_source(name, 0))
         x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
         (latent,) = (value for key, value in tiled.items() if key[0] == sample_id(name))
-        torch.testing.assert_close(latent, vae.encode(x, tile=32)[0], rtol=0, atol=NETWORK_FLOAT32)
+        with torch.no_grad():
+            expected = vae.encode(x, tile=32)[0]
+        torch.testing.assert_close(latent, expected, rtol=0, atol=NETWORK_FLOAT32)
         (other,) = (value for key, value in whole.items() if key[0] == sample_id(name))
-        assert not torch.equal(latent, other)
+        assert (latent - other).abs().max() <= NETWORK_FLOAT32 * other.abs().max()
 
 
 @needs_lanczos
