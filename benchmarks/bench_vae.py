@@ -5,7 +5,7 @@ python -m benchmarks.bench_vae [--tile 64] [--side 1224]         writes results/
 Every case runs in a process of its own, on one thread, so that its peak of memory is its own. The weights are random,
 83,653,863 of them, scaled so that every map keeps the variance: what is measured is the arithmetic, which does not
 depend on their values. A tile is as wide as the picture; layers are applied to one tile after another, and what
-comes out must be the whole's result within the bound of float32 networks, or its bits where a tile covers the picture.
+comes out must be the whole's result within the bound of float32 networks, and its bits where one tile covers it.
 """
 
 import argparse

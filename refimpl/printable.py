@@ -5,9 +5,12 @@ could say something other than what is there.
 """
 
 import io
+import re
+from itertools import zip_longest
 from typing import TextIO
 
 LAYOUT = "\n\t"
+STYLE = re.compile(r"\x1b\[[0-9;]*m")  # colours and weights, and nothing that moves, clears or names
 LONGEST_NAME = 200  # characters of a name that a message shows
 
 
@@ -31,7 +34,7 @@ def one_line(name: str) -> str:
 
 
 class PrintableStream(io.TextIOBase):
-    """A terminal's or a pipe's text stream that is given `printable` text alone; it takes no colours."""
+    """A terminal's or a pipe's text stream that is given `printable` text alone; it takes no styles."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -60,3 +63,25 @@ class PrintableStream(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         """The stream's encoding."""
         return self.stream.encoding
+
+
+class StyledStream(PrintableStream):
+    """The same for text whose every style is this program's own: the caller knows that no data in it holds an escape.
+
+    is_styled  whether the styles are written, which a terminal shows; if not, they are left out
+    """
+
+    def __init__(self, stream: TextIO, is_styled: bool) -> None:
+        super().__init__(stream)
+        self.is_styled = is_styled
+
+    def isatty(self) -> bool:
+        """Whether styles are welcome."""
+        return self.is_styled
+
+    def write(self, text: str, /) -> int:
+        """Writes the text, with its styles or without."""
+        styles = STYLE.findall(text) if self.is_styled else []
+        for plain, style in zip_longest(STYLE.split(text), styles, fillvalue=""):
+            self.stream.write(printable(plain) + style)
+        return len(text)

@@ -3,10 +3,11 @@
 import io
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.printable import LAYOUT, LONGEST_NAME, PrintableStream, one_line, printable
+from refimpl.printable import LAYOUT, LONGEST_NAME, PrintableStream, StyledStream, one_line, printable
 
 
 @given(st.text())
@@ -58,3 +59,15 @@ def test_a_stream_writes_what_is_printable() -> None:
     stream.close()
     del stream
     assert below.getvalue() == "\\x1b[31mred\n"
+
+
+@pytest.mark.parametrize("is_styled", [True, False])
+def test_a_styled_stream_lets_styles_through_and_nothing_else(is_styled: bool) -> None:
+    """Or leaves them out; what moves the cursor, clears or names the window is no style."""
+    below = io.StringIO()
+    stream = StyledStream(below, is_styled)
+    assert stream.isatty() == is_styled
+    others = "\x1b[2J\x1b]0;title\x07\x1b[1A\u202e\x1b[0;31mred\x1b[m\x9b31m"
+    assert stream.write("\x1b[1mbold\x1b[0m" + others) == len("\x1b[1mbold\x1b[0m" + others)
+    red, plain = ("\x1b[0;31mred\x1b[m", "\x1b[1mbold\x1b[0m") if is_styled else ("red", "bold")
+    assert below.getvalue() == f"{plain}\\x1b[2J\\x1b]0;title\\x07\\x1b[1A\\u202e{red}\\x9b31m"

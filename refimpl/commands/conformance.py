@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 
 
@@ -37,7 +38,7 @@ class ConformanceCommand:
 
 def conformance_command(arguments: list[str], program: str = "refimpl conformance") -> None:
     """Runs the checks, prints what they found, and writes the files asked for."""
-    command = tyro.cli(ConformanceCommand, args=arguments, prog=program)
+    command = parsed(ConformanceCommand, arguments, program)
     if not command.adapter:
         raise InputError(f"{program}: name an adapter: package.module:Adapter, or refimpl (see --help)")
     if command.examples < 1 or not command.seconds > 0:

@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
@@ -59,7 +58,7 @@ class DemoCommand:
 
 def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     """Runs the demo; leaves report.html, metrics.json, metrics.jsonl, the checkpoint and all samples."""
-    command = tyro.cli(DemoCommand, args=arguments, prog=program)
+    command = parsed(DemoCommand, arguments, program)
     import torch
 
     from refimpl.autoencoder.training import heldout_psnr

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 
-import tyro
+from refimpl.commands.terminal import parsed
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class DoctorCommand:
 
 def doctor_command(arguments: list[str], program: str = "refimpl doctor") -> None:
     """Prints the report of `refimpl.ops.doctor`."""
-    tyro.cli(DoctorCommand, args=arguments, prog=program)
+    parsed(DoctorCommand, arguments, program)
     from refimpl.ops.doctor import report
 
     lines, healthy = report()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from refimpl.checks import check_at_least
+from refimpl.commands.terminal import parsed, parsed_in_part
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
@@ -53,10 +54,8 @@ class EstimateCommand:
 
 def estimate_command(arguments: list[str], program: str = "refimpl estimate") -> None:
     """Prints the table, and what would make a run fit that does not."""
-    command, overrides = tyro.cli(EstimateCommand, args=arguments, prog=program, return_unknown_args=True)
-    config = tyro.cli(
-        Config, default=load_config(command.config), args=overrides, prog=f"{program} {command.config}"
-    )
+    command, overrides = parsed_in_part(EstimateCommand, arguments, program)
+    config = parsed(Config, overrides, f"{program} {command.config}", load_config(command.config))
     if command.measure:
         refuse(image_problems(config))
     from refimpl.train.budget.counted import count

@@ -4,8 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 
 
@@ -30,7 +29,7 @@ class FiguresCommand:
 
 def figures_command(arguments: list[str], program: str = "refimpl figures") -> None:
     """Writes the figures and prints their paths."""
-    command = tyro.cli(FiguresCommand, args=arguments, prog=program)
+    command = parsed(FiguresCommand, arguments, program)
     if command.run and command.statistics:
         raise InputError("--run and --statistics name two kinds of figures; give one of them")
     from refimpl.report.measured_latents import measured_figures

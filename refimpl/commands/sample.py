@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from refimpl.commands.terminal import run_command
+from refimpl.commands.terminal import parsed, run_command
 from refimpl.errors import InputError
 from refimpl.sample.config import SampleConfig
 from refimpl.tables import from_table, to_table
@@ -88,7 +88,7 @@ class SampleCommand:
 
 def sample_command(arguments: list[str], program: str = "python -m refimpl.sample") -> None:
     """Draws the images; writes grid.png (one row per prompt), promptNN-NN.png for each image, and samples.json."""
-    command = tyro.cli(SampleCommand, args=arguments, prog=program)
+    command = parsed(SampleCommand, arguments, program)
     if command.batch_size < 1:
         raise InputError(f"--batch-size {command.batch_size} must be at least 1")
     _check_out(command.out)

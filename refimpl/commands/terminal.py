@@ -1,19 +1,22 @@
-"""How every command ends: 0, or one message on stderr and the exit code of what went wrong (docs/faults.md)."""
+"""How every command begins and ends: its arguments; 0, or a message on stderr and an exit code (docs/faults.md)."""
 
 import contextlib
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from refimpl.data.loading.orphans import end_with_parent
 from refimpl.errors import BAD_INPUT, INTERRUPTED, LOST_PROCESS, OUT_OF_MEMORY, InputError, LostProcess
-from refimpl.printable import PrintableStream, printable
+from refimpl.printable import LAYOUT, PrintableStream, StyledStream, printable
 from refimpl.run.threads import prepare_environment
 
+Settings = TypeVar("Settings")
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
 
 # The disk is full, the quota is used up, or the file system or the folder refuses writes.
@@ -48,6 +51,75 @@ def run_command(command: Callable[[], None]) -> NoReturn:
             _say(message)
         _exit(code)
     _exit(0)
+
+
+def parsed(
+    kind: type[Settings],
+    arguments: Sequence[str],
+    program: str,
+    default: Settings | None = None,
+    description: str = "",
+) -> Settings:
+    """The command line as a dataclass; default gives the fields that it leaves out. Exits as command lines do.
+
+    Help and errors are styled where a terminal shows it, unless NO_COLOR is set, or an argument or a default, which
+    may come from a file, holds what is not printable: then no style can be told from data, and all are spelled out.
+    """
+    import tyro
+
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    with _styled(all(_is_plain(text) for text in _texts([list(arguments), program, description, default]))):
+        return tyro.cli(kind, args=arguments, prog=program, description=description or None, **given)
+
+
+def parsed_in_part(
+    kind: type[Settings], arguments: Sequence[str], program: str
+) -> tuple[Settings, list[str]]:
+    """As `parsed`, and the words of the command line that are none of its fields."""
+    import tyro
+
+    with _styled(all(_is_plain(text) for text in _texts([list(arguments), program]))):
+        return tyro.cli(kind, args=arguments, prog=program, return_unknown_args=True)
+
+
+@contextlib.contextmanager
+def _styled(is_plain: bool) -> Iterator[None]:
+    """Makes stdout and stderr take styles of this program, where their terminal does and no data can hold one."""
+    out, error = (getattr(stream, "stream", stream) for stream in (sys.stdout, sys.stderr))
+    if not is_plain:
+        with (
+            contextlib.redirect_stdout(PrintableStream(out)),
+            contextlib.redirect_stderr(PrintableStream(error)),
+        ):
+            yield
+        return
+    streams = [StyledStream(stream, _takes_styles(stream)) for stream in (out, error)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        yield
+
+
+def _takes_styles(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that shows them; https://no-color.org says what NO_COLOR is."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and (os.environ.get("TERM") or "dumb") != "dumb"
+
+
+def _is_plain(text: str) -> bool:
+    return all(letter.isprintable() or letter in LAYOUT for letter in text)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in settings, lists and tables."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def is_one_of_several() -> bool:

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from refimpl.commands.terminal import run_command
+from refimpl.commands.terminal import parsed, run_command
 from refimpl.commands.train_help import essentials, usage
 from refimpl.errors import STOPPED, InputError
 from refimpl.run.config import Config
@@ -81,9 +81,8 @@ def _parse_resume(arguments: list[str], program: str) -> tuple[Config, str]:
 
 def _overridden(default: Config, arguments: list[str], called: str, description: str) -> Config:
     """The configuration changed by the options given. Exits as command lines do."""
-    import tyro
 
-    return tyro.cli(Config, default=default, args=arguments, prog=called, description=description)
+    return parsed(Config, arguments, called, default, description)
 
 
 def train_command(arguments: list[str], program: str = "python -m refimpl.train") -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from refimpl.autoencoder.decoder_config import DecoderConfig
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 from refimpl.tables import parsed_json, to_table
 
@@ -55,7 +56,7 @@ class TrainDecoderCommand:
 
 def train_decoder_command(arguments: list[str], program: str = "refimpl train-decoder") -> None:
     """Reads the autoencoder and the images, finetunes, measures before and after, writes the autoencoder."""
-    command = tyro.cli(TrainDecoderCommand, args=arguments, prog=program)
+    command = parsed(TrainDecoderCommand, arguments, program)
     from refimpl.autoencoder.decoder import check_fits, finetune_decoder, write_row
     from refimpl.autoencoder.decoder_losses import load_features
     from refimpl.autoencoder.decoder_measures import measure_decoder, without_jpeg_blocks

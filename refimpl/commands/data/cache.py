@@ -14,6 +14,7 @@ import tyro
 
 from refimpl.checks import check_at_least, check_positive, check_seed
 from refimpl.commands.data.stats import find_autoencoder
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
@@ -83,7 +84,7 @@ class CacheCommand:
 
 def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
     """Writes or continues a cache, and prints what it holds; every process of a torchrun calls it."""
-    command = tyro.cli(CacheCommand, args=arguments, prog=program)
+    command = parsed(CacheCommand, arguments, program)
     config = load_config(command.config)
     if command.folder:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))

@@ -12,6 +12,7 @@ import tyro
 from refimpl.checks import check_at_least, check_seed
 from refimpl.commands.data.index import cores, looked_at
 from refimpl.commands.data.printed import check_page, show
+from refimpl.commands.terminal import parsed
 from refimpl.data.bucket_sizes import Bucket, Metric
 from refimpl.data.captions import DEFAULT_TAG_CLASSES
 from refimpl.data.config import BucketConfig
@@ -111,7 +112,7 @@ def is_configuration(source: str) -> bool:
 
 def check_command(arguments: list[str], program: str = "refimpl data check") -> None:
     """Prints the survey, and writes the page where asked."""
-    command = tyro.cli(CheckCommand, args=arguments, prog=program)
+    command = parsed(CheckCommand, arguments, program)
     check_page(command.html)
     if not is_configuration(command.source):
         _check_data_set(command)

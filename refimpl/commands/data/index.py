@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from refimpl.checks import check_at_least, check_fraction
+from refimpl.commands.terminal import parsed
 from refimpl.data.captions import DEFAULT_TAG_CLASSES
 from refimpl.data.config import MAX_BAD_SHARE, MAX_PIXELS
 from refimpl.errors import InputError
@@ -112,7 +113,7 @@ def _bound(text: str) -> tuple[float, str]:
 
 def index_command(arguments: list[str], program: str = "refimpl data index") -> None:
     """Writes the index and says what is in it."""
-    command = tyro.cli(IndexCommand, args=arguments, prog=program)
+    command = parsed(IndexCommand, arguments, program)
     if command.out.exists() and not command.replace:
         raise InputError(f"{command.out} exists; choose another name, or write over it with --replace")
     from refimpl.data.index.data_set import index_of

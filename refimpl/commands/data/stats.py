@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from refimpl.checks import check_seed
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig, VAEConfig
 from refimpl.run.presets import load_config
@@ -56,7 +57,7 @@ class StatsCommand:
 
 def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
     """Measures, prints the table of N Fig. 8 for this data set, and writes the preset."""
-    command = tyro.cli(StatsCommand, args=arguments, prog=program)
+    command = parsed(StatsCommand, arguments, program)
     if command.out.exists():
         raise InputError(f"--out {command.out} exists; choose another name")
     if not command.config and not command.cache:

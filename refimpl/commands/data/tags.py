@@ -9,6 +9,7 @@ import tyro
 from refimpl.checks import check_at_least
 from refimpl.commands.data.index import cores, looked_at
 from refimpl.commands.data.printed import check_page, show
+from refimpl.commands.terminal import parsed
 from refimpl.data.config import TagWeightConfig
 
 
@@ -36,7 +37,7 @@ class TagsCommand:
 
 def tags_command(arguments: list[str], program: str = "refimpl data tags") -> None:
     """Prints the weights, and writes the page where asked."""
-    command = tyro.cli(TagsCommand, args=arguments, prog=program)
+    command = parsed(TagsCommand, arguments, program)
     check_page(command.html)
     from refimpl.data.index.record import IndexOptions
     from refimpl.data.survey.survey import weight_survey

@@ -10,6 +10,7 @@ import tyro
 
 from refimpl.checks import check_choice
 from refimpl.commands.files.output import Output, check_paths, write_opened
+from refimpl.commands.terminal import parsed
 from refimpl.diffusion.config import PARAMETERISATIONS
 from refimpl.errors import InputError
 
@@ -64,7 +65,7 @@ class ConvertCommand(Output):
 
 def convert_command(arguments: list[str], program: str = "refimpl convert") -> None:
     """Reads a checkpoint in one format and writes it in another."""
-    command = tyro.cli(ConvertCommand, args=arguments, prog=program)
+    command = parsed(ConvertCommand, arguments, program)
     single = check_paths(command.source, command.out, command.format)
     from refimpl.interop import any_checkpoint
     from refimpl.interop.single_file.folded import folded

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from refimpl.commands.files.output import Output, check_paths, write_opened
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 
 
@@ -26,7 +27,7 @@ class ExportCommand(Output):
 
 def export_command(arguments: list[str], program: str = "refimpl export") -> None:
     """Writes a run's checkpoint in a format that other tools read."""
-    command = tyro.cli(ExportCommand, args=arguments, prog=program)
+    command = parsed(ExportCommand, arguments, program)
     single = check_paths(command.run, command.out, command.format)
     from refimpl.interop import any_checkpoint
     from refimpl.interop.any_checkpoint import RUN

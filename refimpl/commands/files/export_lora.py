@@ -8,6 +8,7 @@ import tyro
 
 from refimpl.checks import check_choice
 from refimpl.commands.files.output import DTYPES, dtype_named
+from refimpl.commands.terminal import parsed
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ExportLoRACommand:
 
 def export_lora_command(arguments: list[str], program: str = "refimpl export-lora") -> None:
     """Reads the run's checkpoint and writes the LoRA file."""
-    command = tyro.cli(ExportLoRACommand, args=arguments, prog=program)
+    command = parsed(ExportLoRACommand, arguments, program)
     from refimpl.interop.lora import files as lora_files
     from refimpl.interop.run import lora as run_lora
     from refimpl.model.lora.adapters import DOWN

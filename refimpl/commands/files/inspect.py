@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from refimpl.commands.terminal import parsed
 from refimpl.latents.config import VAEConfig
 from refimpl.model.config import UNetConfig
 from refimpl.printable import one_line
@@ -37,7 +38,7 @@ class InspectCommand:
 
 def inspect_command(arguments: list[str], program: str = "refimpl inspect") -> None:
     """Opens what `path` names and describes it."""
-    command = tyro.cli(InspectCommand, args=arguments, prog=program)
+    command = parsed(InspectCommand, arguments, program)
     from refimpl.interop import any_checkpoint
 
     opened = any_checkpoint.load(command.path, keep_unknown=command.keep_unknown)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from refimpl.commands.files.output import Output, check_paths, write_opened
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class MergeLoRACommand(Output):
 
 def merge_lora_command(arguments: list[str], program: str = "refimpl merge-lora") -> None:
     """Reads the checkpoint and the LoRA, checks that they fit, merges them and writes the result."""
-    command = tyro.cli(MergeLoRACommand, args=arguments, prog=program)
+    command = parsed(MergeLoRACommand, arguments, program)
     if not command.lora.exists():
         raise InputError(f"{command.lora} does not exist; name a LoRA's .safetensors file")
     if command.out.exists() and command.out.samefile(command.lora):

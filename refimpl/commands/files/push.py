@@ -12,6 +12,7 @@ import tyro
 
 from refimpl.checks import check_choice
 from refimpl.commands.files.output import DTYPES
+from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 
 CARD = "README.md"
@@ -53,7 +54,7 @@ class PushCommand:
 
 def push_command(arguments: list[str], program: str = "refimpl push") -> None:
     """Writes the folder and uploads it; whatever fails, nothing half-written stays."""
-    command = tyro.cli(PushCommand, args=arguments, prog=program)
+    command = parsed(PushCommand, arguments, program)
     from refimpl.interop.hub import check_repo, find_token, upload
 
     check_repo(command.repo)

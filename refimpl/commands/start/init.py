@@ -12,6 +12,7 @@ import tyro
 from refimpl.commands.start.questions import Questions, one_of
 from refimpl.commands.start.toml_text import toml_text
 from refimpl.commands.start.written import Written
+from refimpl.commands.terminal import parsed, parsed_in_part
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_names
@@ -75,10 +76,10 @@ class InitCommand:
 
 def init_command(arguments: list[str], program: str = "refimpl init") -> None:
     """Writes the file, and says what it holds and what to call next. Nothing is written where anything is wrong."""
-    command, words = tyro.cli(InitCommand, args=arguments, prog=program, return_unknown_args=True)
+    command, words = parsed_in_part(InitCommand, arguments, program)
 
     def overridden(config: Config) -> Config:
-        return tyro.cli(Config, default=config, args=words, prog=program)
+        return parsed(Config, words, program, config)
 
     given = _settings_in(words)
     if not set(given) <= set(setting_names()):
