@@ -10,7 +10,7 @@ from torch import nn
 from refimpl.errors import InputError
 from refimpl.latents.strips import group_scale_shift, in_strips, residual_in_strips, spans
 from refimpl.latents.vae import VAE, VAEConfig
-from refimpl.latents.vae_blocks import ResnetBlock
+from refimpl.latents.vae_blocks import AttnBlock, ResnetBlock
 from refimpl.train.budget.live_memory import COUNTED_BATCH, count_inference
 from tests.strategies import latents, vae_configs
 from tests.tolerances import (
@@ -172,6 +172,14 @@ def test_a_group_norm_has_the_statistics_of_the_whole_map(
         size = (x * scale).abs().max() + shift.abs().max()  # of the terms, which may cancel
         assert ((x * scale + shift) - norm(x)).abs().max() <= FLOAT64_ROUNDING * max(size.item(), 1)
     assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("queries", [1, 7, 12, 100])
+def test_attention_answers_some_of_the_queries_at_a_time(queries: int) -> None:
+    torch.manual_seed(0)
+    block = AttnBlock(6, 2).double().requires_grad_(False)
+    x = torch.randn(2, 6, 4, 3, dtype=torch.float64)
+    assert relative_error(block(x, queries), block(x)) <= NETWORK_FLOAT64
 
 
 @pytest.mark.parametrize("out", [4, 6])

@@ -314,7 +314,7 @@ def test_a_tokenizer_is_found_beside_the_weights(folder: Path, copy: Path, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-# --- refusals ---
+# --- writing ---
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(folder: Path, tmp_path: Path) -> None:

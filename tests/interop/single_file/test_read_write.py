@@ -273,7 +273,7 @@ def test_a_prediction_given_by_hand_wins(changed, tmp_path: Path) -> None:
     assert single_file.load(tmp_path / "mended.safetensors").prediction.kind == "v"
 
 
-# --- what is refused ---
+# --- what is kept and written ---
 
 
 def test_what_comfyui_says_of_a_prediction_is_not_left_against_another(whole: Path, tmp_path: Path) -> None:
