@@ -8,7 +8,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from refimpl.errors import InputError
@@ -60,7 +60,10 @@ def read_manifest(folder: Path) -> Entries:
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format {version!r}; this version reads format {FORMAT_VERSION}")
     if not isinstance(files, dict):
-        raise Damaged(f"{path} is not a checkpoint manifest: its files are {files!r}")
+        raise Damaged(f"{path} is not a checkpoint manifest: its files are {files!r:.200}")
+    for name in files:
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise Damaged(f"{path} is not a checkpoint manifest: it lists {name!r:.200}, outside of {folder}")
     return files
 
 

@@ -84,6 +84,9 @@ def open_store(folder: Path) -> Store:
             f"{path} has format {version!r}, but this version reads {FORMAT}; write the cache again, to a new folder"
         )
     manifest = from_table(Manifest, table, str(path))
+    for name in (*manifest.shards, manifest.lookup):
+        if Path(name).name != name:  # else a cache from elsewhere could have any file of this machine read
+            raise InputError(f"{path} names {name!r:.200}, which is no file name; write the cache again")
     lookup = map_shard(folder / manifest.lookup)
     return Store(folder, manifest, {name: tensor.numpy() for name, tensor in lookup.tensors.items()})
 

@@ -12,20 +12,23 @@ from refimpl.commands.terminal import run_command
 from refimpl.errors import InputError
 from refimpl.storage import safetensors_file
 from tests.hostile.corpus import CANARY, CORPUS, inspected, many
+from tests.hostile.crafted import CRAFTED
+
+EVERY = CORPUS | CRAFTED
 
 REFUSAL_SECONDS, REFUSAL_BYTES = 1.0, 100e6  # of a header of a million names
 SECONDS = 10.0  # of one input, on a busy machine; the slowest takes a second
 
 
 def test_the_corpus_is_large() -> None:
-    assert len(CORPUS) >= 35
+    assert len(EVERY) == len(CORPUS) + len(CRAFTED) >= 100
 
 
-@pytest.mark.parametrize("name", CORPUS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_hostile_input_is_refused_in_words(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hostile = CORPUS[name]
+    hostile = EVERY[name]
     (tmp_path / "input").mkdir()
     words = hostile.build(tmp_path / "input")
     monkeypatch.chdir(tmp_path)

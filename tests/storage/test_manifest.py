@@ -98,3 +98,11 @@ def test_each_rank_gets_about_as_many_bytes() -> None:
     assert sorted(name for share in shares for name in share) == sorted(sizes)
     assert [sum(sizes[name] for name in share) for share in shares] == [21, 21]
     assert manifest._shares(entries, 8)[5:] == [[], [], []]
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret"])
+def test_a_manifest_lists_files_of_its_folder_alone(name: str, tmp_path: Path) -> None:
+    """Or a checkpoint from elsewhere could have any file of this machine read, and say whether it is there."""
+    (tmp_path / manifest.MANIFEST).write_text(manifest_text({name: {"sha256": "", "size": 0}}))
+    with pytest.raises(Damaged, match="outside of"):
+        verify(tmp_path)

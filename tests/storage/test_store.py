@@ -1,6 +1,7 @@
 """Shards, lookups and manifests: what is written is read, and what is damaged is named."""
 
 import contextlib
+import json
 import struct
 from pathlib import Path
 
@@ -115,4 +116,14 @@ def test_a_folder_without_a_manifest_and_one_that_is_none(tmp_path: Path) -> Non
         '{"format": 1, "encoding": {}, "shards": [], "lookup": "l", "details": {}}'
     )
     with pytest.raises(InputError, match="run `refimpl cache` again, which replaces it"):
+        open_store(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["shards", "lookup"])
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "", ".", ".."])
+def test_a_manifest_names_files_of_its_folder_alone(field: str, name: str, tmp_path: Path) -> None:
+    table = {"format": 1, "encoding": {}, "shards": [], "lookup": "lookup.safetensors", "details": {}}
+    table[field] = [name] if field == "shards" else name
+    (tmp_path / MANIFEST).write_text(json.dumps(table))
+    with pytest.raises(InputError, match="which is no file name; write the cache again"):
         open_store(tmp_path)

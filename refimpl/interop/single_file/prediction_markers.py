@@ -109,7 +109,11 @@ def _sidecar(path: Path) -> list[Said]:
     said = []
     for key, value in _settings(_read_yaml(path)):
         # YAML 1.1 makes a truth value of true, and numbers and nothing at all of other bare words.
-        text = str(value).lower() if isinstance(value, bool) else str(value)
+        # What holds others is not spelled out: with anchors, a kilobyte of it may be a billion words.
+        is_plain = not isinstance(value, dict | list)
+        text = (
+            (str(value).lower() if isinstance(value, bool) else str(value)) if is_plain else "a table or list"
+        )
         scaling = re.search(r"denoiser_scaling\.(\w+)$", text) if key == "target" else None
         if key == "parameterization":
             if text.lower() not in SPELLINGS:

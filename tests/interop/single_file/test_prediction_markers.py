@@ -1,5 +1,9 @@
 """What a file says it predicts: every source, every contradiction, and what is written."""
 
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -210,3 +214,28 @@ def test_two_facts_are_two_markers(prediction: Prediction, keys: set[str]) -> No
     assert tensors.keys() == keys
     assert tensors.get("v_pred", stale["v_pred"]) is stale["v_pred"]  # as the file had it
     assert "edm_vpred.sigma_max" not in keys or tensors["edm_vpred.sigma_max"] == 120
+
+
+def test_a_sidecar_of_aliases_is_not_spelled_out(tmp_path: Path) -> None:
+    """Six anchors, each of ten of the one before: to write them out takes a million words, and here none."""
+    lines = ["a: &a [word]"]
+    lines += [f"{now}: &{now} [{', '.join([f'*{before}'] * 10)}]" for before, now in pairwise("abcdefg")]
+    (tmp_path / "model.yaml").write_text("\n".join([*lines, "target: *g", "parameterization: v"]))
+    with tracked_peak() as peak:
+        assert detect({}, {}, tmp_path / "model.safetensors").kind == "v"
+    assert peak() < 1e6
+    (tmp_path / "model.yaml").write_text("parameterization: [v]")
+    with pytest.raises(InputError, match="'a table or list' is not eps, v or x0"):
+        detect({}, {}, tmp_path / "model.safetensors")
+
+
+@contextmanager
+def tracked_peak() -> Iterator[Callable[[], int]]:
+    """Within it, Python's memory is traced; afterwards the function says how many bytes there were at most."""
+    found = [0]
+    tracemalloc.start()
+    try:
+        yield lambda: found[0]
+        found[0] = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
