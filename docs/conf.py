@@ -1,0 +1,56 @@
+"""The documentation site: `nox -s docs` builds it into docs/_build/html, offline and with warnings as errors."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from ext import docstrings  # noqa: E402
+
+import refimpl  # noqa: E402
+
+project = "refimpl"
+author = "the refimpl authors"
+release = version = refimpl.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "ext.mathml",
+    "ext.generated",
+    "ext.source",
+    "ext.claims",
+]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
+add_module_names = False
+
+# Every reference within the site must have its target; what others document is named, not linked.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!refimpl\.).*"),
+    ("py:class", r"refimpl\..*\.(_\w+|T|Item|Picture|Result|Value|Encoder)"),  # private; type variables
+]
+
+html_theme = "furo"
+html_title = f"refimpl {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+copybutton_selector = "div:not(.shapes) > div.highlight > pre"
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app):  # noqa: ANN001, ANN201, D103
+    app.connect("autodoc-process-docstring", docstrings.rewrite)

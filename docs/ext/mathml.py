@@ -1,0 +1,31 @@
+"""Equations as MathML, which browsers draw themselves: no script, no font and no server is needed."""
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+
+def inline(translator: HTML5Translator, node: nodes.math) -> None:
+    """Writes an equation within a line."""
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """Writes a displayed equation, with its number where it has a label, into a box that scrolls by itself."""
+    number = ""
+    if node.get("number"):
+        label = translator.builder.config.numfig_format.get("equation", "({number})")
+        number = f'<span class="eqno">{label.format(number=node["number"])}</span>'
+    equation = tex2mathml(node.astext().strip(), as_block=True)
+    attributes = {"ids": node.get("ids", [])}
+    translator.body.append(translator.starttag(node, "div", CLASS="equation", **attributes))
+    translator.body.append(f"{number}{equation}</div>\n")
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Makes MathML the renderer `mathml` of html_math_renderer."""
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
