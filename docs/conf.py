@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path.insert(0, str(HERE.parent))  # of docs.ext, and of refimpl as it is here
 
-from ext import docstrings  # noqa: E402
+from docs.ext import docstrings  # noqa: E402
 
 import refimpl  # noqa: E402
 
@@ -16,12 +16,12 @@ release = version = refimpl.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
-    "ext.mathml",
-    "ext.generated",
-    "ext.source",
-    "ext.claims",
+    "docs.ext.mathml",
+    "docs.ext.generated",
+    "docs.ext.source",
+    "docs.ext.claims",
+    "docs.ext.typenames",
 ]
 exclude_patterns = ["_build"]
 
@@ -35,10 +35,10 @@ python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
 add_module_names = False
 
-# Every reference within the site must have its target; what others document is named, not linked.
+# Every reference within the site must have its target.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(?!refimpl\.).*"),
+    ("py:.*", r"(?!refimpl\.).*"),  # what others document
     ("py:class", r"refimpl\..*\.(_\w+|T|Item|Picture|Result|Value|Encoder)"),  # private; type variables
 ]
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ext.api_pages import api_pages
-from ext.drawn import DRAWN
-from ext.settings_page import settings_page
+from docs.ext.api_pages import api_pages
+from docs.ext.drawn import DRAWN
+from docs.ext.settings_page import settings_page
 from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parents[1]

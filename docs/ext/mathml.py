@@ -1,14 +1,29 @@
 """Equations as MathML, which browsers draw themselves: no script, no font and no server is needed."""
 
+import html
+
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
+
+LOG = logging.getLogger(__name__)
+
+
+def as_mathml(node: nodes.math | nodes.math_block, as_block: bool) -> str:
+    """The equation as MathML; one that can't be read is a warning, and stands as it was written."""
+    try:
+        return tex2mathml(node.astext().strip(), as_block=as_block)
+    except MathError as error:
+        LOG.warning("equation: %s", error, location=node)
+        return html.escape(node.astext())
 
 
 def inline(translator: HTML5Translator, node: nodes.math) -> None:
     """Writes an equation within a line."""
-    translator.body.append(tex2mathml(node.astext()))
+    translator.body.append(as_mathml(node, as_block=False))
     raise nodes.SkipNode
 
 
@@ -18,7 +33,7 @@ def block(translator: HTML5Translator, node: nodes.math_block) -> None:
     if node.get("number"):
         label = translator.builder.config.numfig_format.get("equation", "({number})")
         number = f'<span class="eqno">{label.format(number=node["number"])}</span>'
-    equation = tex2mathml(node.astext().strip(), as_block=True)
+    equation = as_mathml(node, as_block=True)
     attributes = {"ids": node.get("ids", [])}
     translator.body.append(translator.starttag(node, "div", CLASS="equation", **attributes))
     translator.body.append(f"{number}{equation}</div>\n")
