@@ -48,6 +48,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 copybutton_selector = "div:not(.shapes) > div.highlight > pre"
 copybutton_exclude = ".linenos, .gp, .go"
 

@@ -24,7 +24,7 @@ def as_rst(lines: Sequence[str]) -> list[str]:
     written: list[str] = []
     for kind, block in _blocks(lines):
         if kind == "shapes":
-            written += [".. code-block:: text", "   :class: shapes", "", *(f"   {line}" for line in block)]
+            written += [".. code-block:: text", "   :class: shapes", "", *(f"   {line}" for line in _joined(block))]
         elif kind == "items":
             written += [_item(line) for line in block]
         else:
@@ -53,9 +53,20 @@ def _kind(line: str, before: str) -> str:
     is_indented = line.startswith(" ")
     if ITEM.match(line) or (before == "items" and is_indented):
         return "items"
-    if is_indented or COLUMNS.search(line):
-        return "shapes"
-    return "prose"
+    goes_on = before == "shapes" and line[0].islower()  # the sentence of the line above
+    return "shapes" if is_indented or goes_on or COLUMNS.search(line) else "prose"
+
+
+def _joined(block: list[str]) -> list[str]:
+    """Lines of shapes, each with what goes on below it, so that a narrow page breaks it elsewhere."""
+    joined = block[:1]
+    for line in block[1:]:
+        goes_on = not block[0].startswith(" ") and not COLUMNS.search(line.strip())
+        if goes_on and (line.startswith(" ") or line[0].islower()):
+            joined[-1] += f" {line.strip()}"
+        else:
+            joined.append(line)
+    return joined
 
 
 def _item(line: str) -> str:

@@ -11,6 +11,7 @@ from refimpl.run.config import Config, Stage
 from refimpl.run.presets import load_config, preset_names
 from refimpl.tables import to_table
 
+PLURALS = {str: "texts", int: "integers", float: "numbers", bool: "booleans"}
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 HEAD = """\
 # Settings
@@ -40,15 +41,13 @@ def _section(name: str, doc: str, settings: type, presets: dict[str, dict[str, A
     for entry in dataclasses.fields(settings):
         default = default_of(entry)
         facts = [type_name(hints[entry.name]), "required" if default is _REQUIRED else _shown(default)]
-        plain = to_plain(default)
-        others = [
-            f"{preset} {_shown(table[entry.name])}"
-            for preset, table in presets.items()
-            if table[entry.name] != plain
-        ]
-        lines += [f"### {name}.{entry.name}", "", f"{facts[0]}; {_default(facts[1])}", ""]
-        lines += [" ".join(docs[entry.name].split()), ""]
-        lines += [f"In presets: {'; '.join(others)}.", ""] if others else []
+        others: dict[str, list[str]] = {}  # which presets have a value of their own
+        for preset, table in presets.items():
+            if table[entry.name] != to_plain(default):
+                others.setdefault(_shown(table[entry.name]), []).append(f"`{preset}`")
+        own = [f"{value} in {', '.join(names)}" for value, names in others.items()]
+        lines += [f"### {name}.{entry.name}", "", " ".join(docs[entry.name].split()), ""]
+        lines += ["; ".join([facts[0], _default(facts[1]), *own]) + ".", ""]
     return lines
 
 
@@ -79,8 +78,9 @@ def type_name(hint: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return " or ".join(type_name(kind) for kind in arguments if kind is not type(None)) + ", or left out"
     if origin is tuple:
-        kinds = dict.fromkeys(type_name(kind) for kind in arguments if kind is not Ellipsis)
-        return f"list of {' and '.join(kinds)}" + ("" if Ellipsis in arguments else f", {len(arguments)} of them")
+        kinds = dict.fromkeys(kind for kind in arguments if kind is not Ellipsis)
+        many = " and ".join(PLURALS.get(kind) or f"{type_name(kind)}s" for kind in kinds)
+        return f"list of {many}" if Ellipsis in arguments else f"pair of {many}"
     return f"table of {hint.__name__}"
 
 
