@@ -175,7 +175,16 @@ def docs(session: nox.Session) -> None:
     # The package is imported from here, and its kernels are not needed.
     install(session, *requirements("docs"))
     session.run(
-        "python", "-m", "sphinx", "-W", "--keep-going", "-j", "auto", *session.posargs, "docs", "docs/_build/html"
+        "python",
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-j",
+        "auto",
+        *session.posargs,
+        "docs",
+        "docs/_build/html",
     )
     session.log("open docs/_build/html/index.html")
 

@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # of docs.ext, and of refimpl as it is here
 
-from docs.ext import docstrings  # noqa: E402
-
 import refimpl  # noqa: E402
+from docs.ext import docstrings  # noqa: E402
 
 project = "refimpl"
 author = "the refimpl authors"
@@ -53,5 +54,6 @@ copybutton_selector = "div:not(.shapes) > div.highlight > pre"
 copybutton_exclude = ".linenos, .gp, .go"
 
 
-def setup(app):  # noqa: ANN001, ANN201, D103
+def setup(app: Sphinx) -> None:
+    """Has autodoc read docstrings as they are written here."""
     app.connect("autodoc-process-docstring", docstrings.rewrite)

@@ -1,7 +1,7 @@
 """Docstrings as they are written here, plain text with lines of shapes, as reStructuredText.
 
-`docs/conf.py` connects `rewrite` to autodoc. A line of shapes, such as `x0, eps  [B, ...]        alpha  [B]`, and what
-is indented are shown as they stand, wrapped where the page is narrow; everything else is prose.
+`docs/conf.py` connects `rewrite` to autodoc. A line of shapes, such as `x0, eps  [B, ...]        alpha  [B]`, and
+what is indented are shown as they stand, wrapped where the page is narrow; everything else is prose.
 """
 
 import re
@@ -24,7 +24,12 @@ def as_rst(lines: Sequence[str]) -> list[str]:
     written: list[str] = []
     for kind, block in _blocks(lines):
         if kind == "shapes":
-            written += [".. code-block:: text", "   :class: shapes", "", *(f"   {line}" for line in _joined(block))]
+            written += [
+                ".. code-block:: text",
+                "   :class: shapes",
+                "",
+                *(f"   {line}" for line in _joined(block)),
+            ]
         elif kind == "items":
             written += [_item(line) for line in block]
         else:

@@ -100,7 +100,9 @@ def grids() -> Figure:
         axes.plot(np.arange(1, steps) / steps, sigmas[1:-1], marker=".", linewidth=1, label=name)
     axes.axhline(14.6, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_yscale("log")
-    axes.set(xlabel="share of the steps taken", ylabel="noise level σ", title="Levels after σ = ∞, at 832×1216")
+    axes.set(
+        xlabel="share of the steps taken", ylabel="noise level σ", title="Levels after σ = ∞, at 832×1216"
+    )
     axes.legend(ncols=2, loc="upper right")
     return figure
 
@@ -130,10 +132,16 @@ def size_features() -> Figure:
     figure, (axes,) = new_figure(3.0)
     sizes = torch.arange(0, 2049, 16, dtype=torch.float64)
     axes.imshow(
-        sinusoidal_features(sizes).T, aspect="auto", extent=(0, 2048, 256, 0), cmap="PuOr", interpolation="nearest"
+        sinusoidal_features(sizes).T.numpy(),
+        aspect="auto",
+        extent=(0, 2048, 256, 0),
+        cmap="PuOr",
+        interpolation="nearest",
     )
     axes.grid(visible=False)
-    axes.set(xlabel="size in pixels", ylabel="feature", title="256 features of one integer: cosines, then sines")
+    axes.set(
+        xlabel="size in pixels", ylabel="feature", title="256 features of one integer: cosines, then sines"
+    )
     return figure
 
 

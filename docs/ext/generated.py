@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 from docs.ext.api_pages import api_pages
 from docs.ext.drawn import DRAWN
 from docs.ext.settings_page import settings_page
-from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parents[1]
 FOLDERS = ("api", "drawn")  # of which every file is made here

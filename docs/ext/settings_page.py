@@ -17,8 +17,8 @@ HEAD = """\
 # Settings
 
 Every setting of `refimpl train`, section by section, as its dataclass declares it: in a TOML file `[train]` and then
-`steps = 100`, on the command line `--train.steps 100`. What a preset sets otherwise than the default is listed with the
-setting.
+`steps = 100`, on the command line `--train.steps 100`. What a preset sets otherwise than the default is listed with
+the setting.
 """
 
 
@@ -78,10 +78,15 @@ def type_name(hint: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return " or ".join(type_name(kind) for kind in arguments if kind is not type(None)) + ", or left out"
     if origin is tuple:
-        kinds = dict.fromkeys(kind for kind in arguments if kind is not Ellipsis)
-        many = " and ".join(PLURALS.get(kind) or f"{type_name(kind)}s" for kind in kinds)
-        return f"list of {many}" if Ellipsis in arguments else f"pair of {many}"
+        return f"{'list' if Ellipsis in arguments else 'pair'} of {_plural(arguments[0])}"
     return f"table of {hint.__name__}"
+
+
+def _plural(hint: Any) -> str:
+    name = type_name(hint)
+    return PLURALS.get(hint) or (
+        f"pairs{name.removeprefix('pair')}" if name.startswith("pair") else f"{name}s"
+    )
 
 
 def _default(shown: str) -> str:

@@ -3,6 +3,9 @@
 import json
 import tarfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +13,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from refimpl.commands.start.toml_text import toml_value
 from refimpl.interop import single_file
 from refimpl.interop.checkpoint import Checkpoint
-from refimpl.interop.network.architecture import with_text_model
+from refimpl.interop.lora import files as lora
+from refimpl.interop.lora.files import LoRAFile
+from refimpl.interop.network.architecture import Architecture, noted, with_text_model
 from refimpl.latents.config import VAEConfig
 from refimpl.latents.vae import VAE
 from refimpl.model.config import UNetConfig
+from refimpl.model.lora.adapters import add_lora, lora_state
+from refimpl.model.lora.config import ATTENTION_TARGETS
 from refimpl.model.unet import UNet
 from refimpl.tables import from_table
-from refimpl.text.encoders import tiny_encoders
+from refimpl.text.encoders import tiny_configs, tiny_encoders
 from refimpl.text.tiny_vocabulary import write_tiny_vocabulary
 from tests.train import runs
 
@@ -52,6 +60,13 @@ ONETRAINER = {
 PIXELS = {"max_area": 2304, "max_side": 64, "min_side": 32, "step": 8}
 
 
+ARCHITECTURE = Architecture(
+    from_table(UNetConfig, runs.UNET_TABLE, "scene"),
+    from_table(VAEConfig, runs.VAE_TABLE, "scene"),
+    *tiny_configs(),
+)
+
+
 def prepare(folder: Path) -> None:
     """Images, an autoencoder, a checkpoint, vocabulary, towers, and configurations of other trainers."""
     images = runs.write_images(folder / "my-images", 18)
@@ -59,43 +74,59 @@ def prepare(folder: Path) -> None:
     with tarfile.open(folder / "shards" / "00.tar", "w") as tar:
         for path in sorted(images.iterdir())[:4]:
             tar.add(path, f"shard-{path.name}")
-    runs.write_images(folder / "demo-data" / "train", 6)  # as the preset `tiny` would draw them, but few
+    runs.write_images(folder / "demo-data" / "train", 8)  # as the preset `tiny` would draw them, but few
     runs.write_images(folder / "demo-data" / "heldout", 2, seed=1)
     runs.write_images(folder / "data" / "images", 8)  # where the presets expect a user's own
-    single_file.save(checkpoint(), folder / "model.safetensors")
+    start = checkpoint()
+    assert start.vae is not None
+    single_file.save(start, folder / "model.safetensors")
+    lora.save(adapters(start), folder / "lora.safetensors")
     (folder / "sdxl" / "vae").mkdir(parents=True)
     for path in (folder / "vae.safetensors", folder / "sdxl" / "vae" / "autoencoder.safetensors"):
-        runs.write_autoencoder(path)
+        save_file(start.vae, str(path), noted({}, replace(ARCHITECTURE, unet=None, text_l=None, text_g=None)))
     (folder / "clip").mkdir()
     write_tiny_vocabulary(folder / "clip")
     (folder / "mytrainer").mkdir()
     (folder / "mytrainer" / "__init__.py").touch()
     (folder / "mytrainer" / "adapter.py").write_text(ADAPTER, encoding="utf-8")
     (folder / "known.toml").touch()
-    (folder / "config.toml").write_text(KOHYA, encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(ONETRAINER), encoding="utf-8")
+    (folder / "kohya.toml").write_text(KOHYA, encoding="utf-8")
+    (folder / "onetrainer.json").write_text(json.dumps(ONETRAINER), encoding="utf-8")
 
 
 def checkpoint() -> Checkpoint:
     """An eps checkpoint of the networks that `small` names, with random weights."""
     torch.manual_seed(0)
-    unet = UNet(from_table(UNetConfig, runs.UNET_TABLE, "scene")).state_dict()
-    vae = VAE(from_table(VAEConfig, runs.VAE_TABLE, "scene")).state_dict()
+    unet = UNet(ARCHITECTURE.unet).state_dict()
+    vae = {name: value.contiguous() for name, value in VAE(ARCHITECTURE.vae).state_dict().items()}
     text_l, text_g = (
-        {with_text_model(key): value for key, value in tower.state_dict().items()} for tower in tiny_encoders(0)
+        {with_text_model(key): value for key, value in tower.state_dict().items()}
+        for tower in tiny_encoders(0)
     )
-    return Checkpoint(unet=unet, vae=vae, text_l=text_l, text_g=text_g)
+    return Checkpoint(unet=unet, vae=vae, text_l=text_l, text_g=text_g, metadata=noted({}, ARCHITECTURE))
 
 
-def shrink_presets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts presets of the same names in place of those that ship: their settings, on small networks and pictures."""
+def adapters(start: Checkpoint) -> LoRAFile:
+    """A LoRA of the checkpoint's UNet that changes nothing yet."""
+    unet = UNet(ARCHITECTURE.unet)
+    unet.load_state_dict(start.unet)
+    add_lora(unet, ATTENTION_TARGETS, rank=2, alpha=2.0)
+    return LoRAFile(unet=lora_state(unet))
+
+
+@contextmanager
+def small_presets(folder: Path) -> Iterator[None]:
+    """Presets of the same names in place of those that ship: their settings, on small networks and pictures."""
     configs = folder / "configs"
-    configs.mkdir(parents=True)
-    for path in (resources.files("refimpl") / "configs").iterdir():
-        if path.name.endswith(".toml"):
-            table = small(tomllib.loads(path.read_text(encoding="utf-8")))
-            (configs / path.name).write_text(as_toml(table), encoding="utf-8")
-    monkeypatch.setattr("refimpl.run.presets.resources", SimpleNamespace(files=lambda package: folder))
+    if not configs.is_dir():
+        configs.mkdir(parents=True)
+        for path in (resources.files("refimpl") / "configs").iterdir():
+            if path.name.endswith(".toml"):
+                table = small(tomllib.loads(path.read_text(encoding="utf-8")))
+                (configs / path.name).write_text(as_toml(table), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refimpl.run.presets.resources", SimpleNamespace(files=lambda package: folder))
+        yield
 
 
 def small(table: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +150,11 @@ def as_toml(table: dict[str, Any]) -> str:
     for name, entries in table.items():
         for section in entries if isinstance(entries, list) else [entries]:
             lines.append(f"[[{name}]]" if isinstance(entries, list) else f"[{name}]")
-            lines += [f"{key} = {toml_value(value)}" for key, value in section.items() if not isinstance(value, dict)]
+            lines += [
+                f"{key} = {toml_value(value)}"
+                for key, value in section.items()
+                if not isinstance(value, dict)
+            ]
             for key, value in section.items():
                 if isinstance(value, dict):
                     lines.append(f"[{name}.{key}]")

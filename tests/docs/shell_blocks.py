@@ -8,8 +8,24 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 FENCED = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-GENERATED = ("docs/settings.md", "docs/_build", "docs/api", "docs/drawn")  # by `nox -s docs`, if it was run here
-PROGRAMS = ("refimpl", "python -m refimpl", "torchrun", "pip", "nox", "pytest", "docker", "sbatch", "git", "cd")
+GENERATED = (
+    "docs/settings.md",
+    "docs/_build",
+    "docs/api",
+    "docs/drawn",
+)  # by `nox -s docs`, if it was run here
+PROGRAMS = (
+    "refimpl",
+    "python -m refimpl",
+    "torchrun",
+    "pip",
+    "nox",
+    "pytest",
+    "docker",
+    "sbatch",
+    "git",
+    "cd",
+)
 
 
 class Command(NamedTuple):
