@@ -34,8 +34,7 @@ def block(translator: HTML5Translator, node: nodes.math_block) -> None:
         label = translator.builder.config.numfig_format.get("equation", "({number})")
         number = f'<span class="eqno">{label.format(number=node["number"])}</span>'
     equation = as_mathml(node, as_block=True)
-    attributes = {"ids": node.get("ids", [])}
-    translator.body.append(translator.starttag(node, "div", CLASS="equation", **attributes))
+    translator.body.append(translator.starttag(node, "div", CLASS="equation"))
     translator.body.append(f"{number}{equation}</div>\n")
     raise nodes.SkipNode
 

@@ -60,11 +60,9 @@ ONETRAINER = {
 PIXELS = {"max_area": 2304, "max_side": 64, "min_side": 32, "step": 8}
 
 
-ARCHITECTURE = Architecture(
-    from_table(UNetConfig, runs.UNET_TABLE, "scene"),
-    from_table(VAEConfig, runs.VAE_TABLE, "scene"),
-    *tiny_configs(),
-)
+UNET = from_table(UNetConfig, runs.UNET_TABLE, "scene")
+AUTOENCODER = from_table(VAEConfig, runs.VAE_TABLE, "scene")
+ARCHITECTURE = Architecture(UNET, AUTOENCODER, *tiny_configs())
 
 
 def prepare(folder: Path) -> None:
@@ -83,7 +81,9 @@ def prepare(folder: Path) -> None:
     lora.save(adapters(start), folder / "lora.safetensors")
     (folder / "sdxl" / "vae").mkdir(parents=True)
     for path in (folder / "vae.safetensors", folder / "sdxl" / "vae" / "autoencoder.safetensors"):
-        save_file(start.vae, str(path), noted({}, replace(ARCHITECTURE, unet=None, text_l=None, text_g=None)))
+        save_file(
+            dict(start.vae), str(path), noted({}, replace(ARCHITECTURE, unet=None, text_l=None, text_g=None))
+        )
     (folder / "clip").mkdir()
     write_tiny_vocabulary(folder / "clip")
     (folder / "mytrainer").mkdir()
@@ -97,8 +97,8 @@ def prepare(folder: Path) -> None:
 def checkpoint() -> Checkpoint:
     """An eps checkpoint of the networks that `small` names, with random weights."""
     torch.manual_seed(0)
-    unet = UNet(ARCHITECTURE.unet).state_dict()
-    vae = {name: value.contiguous() for name, value in VAE(ARCHITECTURE.vae).state_dict().items()}
+    unet = UNet(UNET).state_dict()
+    vae = {name: value.contiguous() for name, value in VAE(AUTOENCODER).state_dict().items()}
     text_l, text_g = (
         {with_text_model(key): value for key, value in tower.state_dict().items()}
         for tower in tiny_encoders(0)
@@ -108,8 +108,8 @@ def checkpoint() -> Checkpoint:
 
 def adapters(start: Checkpoint) -> LoRAFile:
     """A LoRA of the checkpoint's UNet that changes nothing yet."""
-    unet = UNet(ARCHITECTURE.unet)
-    unet.load_state_dict(start.unet)
+    unet = UNet(UNET)
+    unet.load_state_dict(start.unet or {})
     add_lora(unet, ATTENTION_TARGETS, rank=2, alpha=2.0)
     return LoRAFile(unet=lora_state(unet))
 
