@@ -28,14 +28,8 @@ def inline(translator: HTML5Translator, node: nodes.math) -> None:
 
 
 def block(translator: HTML5Translator, node: nodes.math_block) -> None:
-    """Writes a displayed equation, with its number where it has a label, into a box that scrolls by itself."""
-    number = ""
-    if node.get("number"):
-        label = translator.builder.config.numfig_format.get("equation", "({number})")
-        number = f'<span class="eqno">{label.format(number=node["number"])}</span>'
-    equation = as_mathml(node, as_block=True)
-    translator.body.append(translator.starttag(node, "div", CLASS="equation"))
-    translator.body.append(f"{number}{equation}</div>\n")
+    """Writes a displayed equation into a box that scrolls by itself."""
+    translator.body.append(f'<div class="equation">{as_mathml(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 
