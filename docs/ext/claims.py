@@ -23,7 +23,8 @@ class Claims(SphinxDirective):
         if not PAGE.is_file():
             return []
         self.env.note_dependency(str(PAGE))
-        rows = table_of(PAGE.read_text(encoding="utf-8"), names)
+        page = PAGE.read_text(encoding="utf-8").replace("](#", "](/claims.md#")
+        rows = table_of(page, names)
         if not rows:
             raise self.error(f"docs/claims.md has none of {self.arguments[0]}")
         return self.parse_text_to_nodes("\n".join(["## Claims", "", *rows]), allow_section_headings=True)
