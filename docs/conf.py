@@ -28,7 +28,6 @@ exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # of docs/claims.md, which is generated
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

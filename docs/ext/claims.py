@@ -27,7 +27,10 @@ class Claims(SphinxDirective):
         rows = table_of(page, names)
         if not rows:
             raise self.error(f"docs/claims.md has none of {self.arguments[0]}")
-        return self.parse_text_to_nodes("\n".join(["## Claims", "", *rows]), allow_section_headings=True)
+        shown = self.parse_text_to_nodes("\n".join(["## Claims", "", *rows]), allow_section_headings=True)
+        for table in (table for node in shown for table in node.findall(nodes.table)):
+            table["classes"].append("claims")  # of sentences, which site.css gives room
+        return shown
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
