@@ -149,8 +149,8 @@ def vae_table(result: dict | None) -> list[str]:
         "## The autoencoder in tiles",
         "",
         f"SDXL's autoencoder at its full size, random weights, float32, on {side} × {side} px of a photograph, one "
-        f"thread. *Tiled* is `tile = {result['tile']}`: every layer on strips of so many rows, one after another. The "
-        "memory is what the network and its input do not take themselves; the difference is the largest, over the "
+        f"thread. *Tiled* is `tile = {result['tile']}`: every layer on strips of so many rows, in turn. Memory is "
+        "what the network and its input do not take themselves; the difference is the largest, over the "
         "largest value.",
         "",
         "| | processor, s | memory, GiB | difference from the whole |",

@@ -85,9 +85,8 @@ def open_store(folder: Path) -> Store:
         )
     manifest = from_table(Manifest, table, str(path))
     for name in (*manifest.shards, manifest.lookup):
-        if (
-            PurePath(name).parts != (name,) or name == ".."
-        ):  # else a cache from elsewhere could have any file of this machine read
+        # A cache from elsewhere could otherwise have any file of this machine read.
+        if PurePath(name).parts != (name,) or name == "..":
             raise InputError(f"{path} names {name!r:.200}, which is no file name; write the cache again")
     lookup = map_shard(folder / manifest.lookup)
     return Store(folder, manifest, {name: tensor.numpy() for name, tensor in lookup.tensors.items()})
