@@ -135,7 +135,7 @@ def vae_table(result: dict | None) -> list[str]:
     """The full-size autoencoder on a photograph: each layer on the whole map, and on tiles of rows."""
     if result is None:
         return []
-    side, rows = result["side"], []
+    rows = []
     for name, row in result["rows"].items():
         gib = (row["peak_bytes"] - row["network_and_input_bytes"]) / 2**30
         apart = (
@@ -143,17 +143,17 @@ def vae_table(result: dict | None) -> list[str]:
             if "largest_difference" not in row
             else f"{row['largest_difference'] / row['largest_value']:.1e}"
         )
-        rows.append(f"| {name} | {row['processor_seconds']:.0f} | {gib:.2f} | {apart} |")
+        rows.append(f"| {name} | {row['side']}² | {row['processor_seconds']:.0f} | {gib:.2f} | {apart} |")
     return [
         "",
         "## The autoencoder in tiles",
         "",
-        f"SDXL's autoencoder at its full size, random weights, float32, on {side} × {side} px of a photograph, one "
+        "SDXL's autoencoder at its full size, random weights, float32, on a photograph, one "
         f"thread. *Tiled* is `tile = {result['tile']}`: every layer on strips of so many rows, in turn. Memory is "
         "what the network and its input do not take themselves; the difference is the largest, over the "
         "largest value.",
         "",
-        "| | processor, s | memory, GiB | difference from the whole |",
-        "|---|--:|--:|--:|",
+        "| | px | processor, s | memory, GiB | difference from the whole |",
+        "|---|--:|--:|--:|--:|",
         *rows,
     ]

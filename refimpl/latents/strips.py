@@ -29,7 +29,7 @@ Layer = Callable[[Tensor, int], Tensor]  # a map and the rows of a strip → the
 
 
 def encode_in_strips(
-    conv_in: nn.Conv2d, levels: Iterable[Level], mid: Middle, norm: nn.GroupNorm, conv_out: nn.Conv2d,
+    conv_in: nn.Conv2d, levels: Iterable[nn.Module], mid: Middle, norm: nn.GroupNorm, conv_out: nn.Conv2d,
     images: Tensor, rows: int,
 ) -> Tensor:  # fmt: skip
     """The encoder of these layers: [B, 3, H, W] → [B, 2 · latent, H/f, W/f]; rows as in `in_strips`, and even."""
@@ -38,7 +38,7 @@ def encode_in_strips(
 
 
 def decode_in_strips(
-    conv_in: nn.Conv2d, mid: Middle, levels: Iterable[Level], norm: nn.GroupNorm, conv_out: nn.Conv2d,
+    conv_in: nn.Conv2d, mid: Middle, levels: Iterable[nn.Module], norm: nn.GroupNorm, conv_out: nn.Conv2d,
     latents: Tensor, rows: int,
 ) -> Tensor:  # fmt: skip
     """The decoder of these layers: [B, latent, h, w] → [B, 3, f·h, f·w]; rows as in `in_strips`."""
@@ -113,9 +113,11 @@ def _through(layers: Iterable[Layer], x: Tensor, rows: int) -> Tensor:
     return x
 
 
-def _of_levels(levels: Iterable[Level]) -> Iterator[Layer]:
+def _of_levels(levels: Iterable[nn.Module]) -> Iterator[Layer]:
     for level in levels:
+        assert isinstance(level, Level)
         for block in level.block:
+            assert isinstance(block, ResnetBlock)
             yield partial(residual_in_strips, block)
         if level.resize == "downsample":  # two rows above, where one would do, keep the start even
             yield partial(in_strips, level.downsample, halo=2, down=2)

@@ -91,7 +91,7 @@ class VAE(nn.Module):
 
         images   [B, 3, H, W]  float in [−1, 1]; H, W multiples of the factor
         tile     px, a multiple of the factor and at least twice it: every layer is applied to tiles as wide as the
-                 picture and this high, which takes less memory and no more time (refimpl.latents.strips). The result
+                 picture and this high, which takes less memory and more time (refimpl.latents.strips). The result
                  is that of the whole picture but for the order in which sums are rounded, and bitwise equal to it
                  when one tile covers the picture
         returns  mean, logvar  [B, 4, H/f, W/f]; logvar clamped to −30..20

@@ -51,7 +51,7 @@ class CacheCommand:
     """Seed of the crops; the configuration's train.seed when left out."""
     tile: int = 0
     """Images higher than this many px pass through each layer of the autoencoder in tiles as wide as the image and
-    this high, such as 64: half the memory, the same latents up to rounding. 0 turns tiling off."""
+    this high, such as 64: a third of the memory, the same latents up to rounding. 0 turns tiling off."""
     batch_pixels: int = 4 * MEGABYTE
     """Pixels of the images that are encoded at once; halved when the memory does not suffice."""
     text_rows: int = 0
