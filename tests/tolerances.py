@@ -40,6 +40,7 @@ PINNED_SAMPLER = (
 )
 MIXTURE_MONTE_CARLO = 0.006  # three standard errors of a variance of order one from 2^14 keyed samples
 MEASURED_ORDER = 0.02  # of the exponent between 160 and 320 steps, against its limit for many
+BENT_DENSITY = 0.05  # of a share of a weight that bends within a timestep, where only its ends are known
 SAME_END = (
     0.005  # of a share of order one: a start from 20000 instead of ∞, or a value printed with three decimals
 )
