@@ -27,9 +27,9 @@ class ZsnrVpredConditioningNode:
     """Sets a model's prediction type and noise levels (N §2.1–2.3, App. A).
 
     min_snr_gamma acts on the third output, `steps` levels for SamplerCustom and the like with equal shares of
-    MinSNR's weight min(SNR + 1, γ)/(SNR + 1) between neighbours (N §2.4): a small γ spends few steps where little noise is
-    left, a large one spaces them as N's native schedule. It leaves the model itself alone, for which a loss weight
-    has no meaning. The second output is a text that says what the model was set to.
+    MinSNR's weight min(SNR + 1, γ)/(SNR + 1) between neighbours (N §2.4): a small γ spends few steps where little
+    noise is left, a large one spaces them as N's native schedule. It leaves the model itself alone, for which a loss
+    weight has no meaning. The second output is a text that says what the model was set to.
     """
 
     RETURN_TYPES = ("MODEL", "STRING", "SIGMAS")
