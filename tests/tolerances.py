@@ -139,3 +139,10 @@ MEASURED_MEMORY = (
 PLANNED_STATE = 0.05  # of an optimizer: what docs/memory.md promises of the plan
 PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
 EARLY_LAYERS = 0.03  # share of the tiny network before its first residual block adds the embedding
+
+# --- paper ---
+KEPT_NUMBER = 1e-4  # kept with six digits; Pillow's resampling may round a level of 255 otherwise elsewhere
+BOOTSTRAP_COVERAGE = 0.05  # three standard errors of a share of 0.95 over 200 samples
+ENLARGED_SCENE = 0.001  # of an exponent: enlarging rounds to levels of 255 and weighs the edge anew
+PRINTED_ASPECT_ERROR = 0.001  # N prints 0.033; sides are whole px
+MEASURED_ROOT = 0.05  # of an exponent of −0.5, over a few hundred draws of at most eight images

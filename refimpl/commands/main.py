@@ -100,6 +100,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "figures_command",
             "draw the paper's figures, or those of a run",
         ),
+        "claims": (
+            "refimpl.commands.claims",
+            "claims_command",
+            "answer the testable statements of the reports, by computing what can be",
+        ),
     },
     "health": {
         "conformance": (
