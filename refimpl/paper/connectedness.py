@@ -25,7 +25,7 @@ def _of_one(image: Tensor) -> Tensor:
 
 
 def _two_colours(image: Tensor) -> Tensor:
-    """Which of two colours each pixel is nearer to, [H, W] bool: two-means from the darkest and the brightest pixel."""
+    """The nearer of two colours of each pixel, [H, W] bool, by two-means from the darkest and brightest pixel."""
     pixels = image.flatten(1).T
     brightness = pixels.sum(1)
     centres = torch.stack([pixels[brightness.argmin()], pixels[brightness.argmax()]])
