@@ -3,9 +3,7 @@
 Both starts of a comparison get the same noise, so a difference of two images is due to their starts alone.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ PUBLISHED_END = 14.614641229333639  # of the schedule without zero terminal SNR 
 SECOND_NATIVE_LEVEL = 56.178238948721265  # of 28 steps on the rescaled schedule: N Fig. 4's σ = 56
 RAISED_END = 2 * PUBLISHED_END  # N Fig. 6, 7
 EXTREMES = ("completely black", "completely white")
-BLOCKS = 4  # a side: the low frequencies of a small canvas
+SHOWN_STEPS = 6  # of a trajectory
 
 Effects = dict[str, Tensor]  # what is measured → [seeds], the images of each seed
 
@@ -40,25 +38,14 @@ def effect_2(model: Model, settings: SampleConfig) -> Effects:
 
 def effect_3(model: Model, settings: SampleConfig, prompts: Sequence[str]) -> Effects:
     """N Fig. 3: the share of the canvas' average colour that a start from the published end loses."""
-    level = paper_level(model, settings, PUBLISHED_END)
-    kept, whole = 0.0, 0.0
-    for prompt in prompts:
-        right, pulled = (
-            denoising(model, settings, prompt, start).estimates[-1].mean((-2, -1)) for start in (None, level)
-        )
-        kept = kept + (right * pulled).sum(1)
-        whole = whole + right.square().sum(1)
-    return {"share of the canvas mean lost from 14.6": 1 - torch.as_tensor(kept) / whole}
+    lost = _lost(model, settings, prompts, PUBLISHED_END, -1)
+    return {"share of the canvas mean lost from 14.6": lost}
 
 
-def effect_4(model: Model, settings: SampleConfig) -> Effects:
-    """N Fig. 4: by how much brighter the first estimate of a black canvas is from σ = 56 than from ∞."""
-    level = paper_level(model, settings, SECOND_NATIVE_LEVEL)
-    first, later = (
-        decoded(model, denoising(model, settings, EXTREMES[0], start).estimates[0]).mean((1, 2, 3))
-        for start in (None, level)
-    )
-    return {"brightness of the first estimate of black, from 56 less from ∞": later - first}
+def effect_4(model: Model, settings: SampleConfig, prompts: Sequence[str]) -> Effects:
+    """N Fig. 4: the share of the canvas' average colour that the first estimate from σ = 56 lacks of that from ∞."""
+    lost = _lost(model, settings, prompts, SECOND_NATIVE_LEVEL, 0)
+    return {"share of the canvas mean that the first estimate loses from 56": lost}
 
 
 def effect_6(model: Model, canvas: SampleConfig, settings: SampleConfig, prompts: Sequence[str]) -> Effects:
@@ -80,21 +67,13 @@ def effect_6(model: Model, canvas: SampleConfig, settings: SampleConfig, prompts
 
 
 def effect_7(model: Model, canvas: SampleConfig, settings: SampleConfig, prompts: Sequence[str]) -> Effects:
-    """N Fig. 7: by how much more of the noise is in the first estimate's low frequencies from the lower start.
-
-    The distance of each image's first estimate from the mean over images, which differ by their noise alone.
-    """
+    """N Fig. 7: by how much more of a shape is in one piece in the estimates on the way, from the higher start."""
     levels = [paper_level(model, canvas, sigma) for sigma in (PUBLISHED_END, RAISED_END)]
     low, high = (
-        torch.stack([_scatter(model, settings, prompt, level) for prompt in prompts]).mean(0)
+        torch.stack([_on_the_way(model, settings, prompt, level) for prompt in prompts]).mean(0)
         for level in levels
     )
-    return {"scatter of the first estimate, from 14.6 less from 2·14.6": low - high}
-
-
-def in_small(settings: SampleConfig, factor: int) -> SampleConfig:
-    """The settings for a canvas with one `factor`-th of the side."""
-    return replace(settings, height=settings.height // factor, width=settings.width // factor)
+    return {"share of shapes in one piece on the way, from 2·14.6 less from 14.6": high - low}
 
 
 def _brightness(model: Model, settings: SampleConfig, prompt: str, start: float | None) -> Tensor:
@@ -102,9 +81,25 @@ def _brightness(model: Model, settings: SampleConfig, prompt: str, start: float 
     return decoded(model, denoising(model, settings, prompt, start).estimates[-1]).mean((1, 2, 3))
 
 
-def _scatter(model: Model, settings: SampleConfig, prompt: str, start: float) -> Tensor:
-    first = denoising(model, settings, prompt, start).estimates[0]
-    blocks = torch.nn.functional.adaptive_avg_pool2d(first, BLOCKS)
-    return (blocks - blocks.mean(0)).square().mean((1, 2, 3)).sqrt() * math.sqrt(
-        len(first) / (len(first) - 1)
-    )
+def _on_the_way(model: Model, settings: SampleConfig, prompt: str, start: float) -> Tensor:
+    """Connectedness averaged over some estimates, from the first on, [seeds]."""
+    estimates = denoising(model, settings, prompt, start).estimates
+    steps = torch.linspace(0, len(estimates) - 1, SHOWN_STEPS).round().long()
+    return torch.stack([connectedness(decoded(model, estimates[step])) for step in steps]).mean(0)
+
+
+def _lost(
+    model: Model, settings: SampleConfig, prompts: Sequence[str], paper_sigma: float, step: int
+) -> Tensor:
+    """1 less the slope of the canvas' means from a finite start over those from ∞, over prompts, [seeds].
+
+    step  the estimate that is compared: 0 the first, −1 the result
+    """
+    level = paper_level(model, settings, paper_sigma)
+    kept, whole = torch.zeros(settings.seeds), torch.zeros(settings.seeds)
+    for prompt in prompts:
+        right = denoising(model, settings, prompt).estimates[step].mean((-2, -1))
+        pulled = denoising(model, settings, prompt, level).estimates[step].mean((-2, -1))
+        kept += (right * pulled).sum(1)
+        whole += right.square().sum(1)
+    return 1 - kept / whole

@@ -17,7 +17,8 @@ from refimpl.interop.run.run_folder import load_model
 from refimpl.model.pipeline import Model
 from refimpl.paper import experiments as module
 from refimpl.paper.denoising import canvas_mean, decoded, denoising, level_name, paper_level
-from refimpl.paper.experiments import PUBLISHED_END, SECOND_NATIVE_LEVEL, figure_4
+from refimpl.paper.effects import PUBLISHED_END, SECOND_NATIVE_LEVEL
+from refimpl.paper.experiments import EFFECT_SEEDS, figure_4
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.grids import native
 from refimpl.sample.images.draw import draw_images
@@ -46,7 +47,11 @@ def test_a_run_gives_five_figures_and_their_numbers(
             assert image.width == 1800
     numbers = json.loads(paths[-1].read_text(encoding="utf-8"))
     assert list(numbers) == [f"figure {number}" for number in (2, 3, 4, 6, 7)]
-    assert [len(figure) for figure in numbers.values()] == [2, 2, 3, 2, 2]  # starts
+    for figure, starts in zip(numbers.values(), (2, 2, 3, 2, 2), strict=True):
+        assert len(figure) == starts + 1
+        for effect in figure["effects"].values():
+            assert len(effect["seeds"]) == EFFECT_SEEDS
+            assert effect["low"] <= effect["value"] <= effect["high"]
 
 
 @pytest.mark.parametrize("start", [None, 3.0])

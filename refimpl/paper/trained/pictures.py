@@ -47,7 +47,7 @@ def _picture(number: int, side: int, seed: int) -> tuple[np.ndarray, str]:
         return _pixels(Image.new("RGB", (side, side), COLOURS[name])), flat_caption(name)
     colour, background = (str(name) for name in rng.choice(NAMES, size=2, replace=False))
     shape = SHAPES[number // FLAT_SHARE % len(SHAPES)]
-    large = Image.new("RGB", (side * SUPERSAMPLE,) * 2, COLOURS[background])
+    large = Image.new("RGB", (side * SUPERSAMPLE, side * SUPERSAMPLE), COLOURS[background])
     radius = float(rng.uniform(0.28, 0.4)) * large.width
     x, y = (float(rng.uniform(radius, large.width - radius)) for _ in range(2))
     _draw(ImageDraw.Draw(large), shape, x, y, radius, COLOURS[colour])

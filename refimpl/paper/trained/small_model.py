@@ -37,11 +37,11 @@ class PixelSpace(VAE):
         nn.Module.__init__(self)
         self.config = VAEConfig(latent_channels=CHANNELS, channels=1, channel_mult=(1,), groups=1)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, tile: int | None = None) -> Tensor:
         """The images themselves."""
         return images
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, tile: int | None = None) -> Tensor:
         """The latents themselves."""
         return latents
 

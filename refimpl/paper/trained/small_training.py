@@ -105,7 +105,7 @@ def _measured(images: torch.Tensor) -> ScaleShift:
     """The scale-and-shift of a set of pictures (N App. B)."""
     welford = Welford(images.shape[1])
     welford.update(images)
-    return ScaleShift(welford.mean, welford.std)
+    return ScaleShift(tuple(welford.mean.tolist()), tuple(welford.std.tolist()))
 
 
 @torch.no_grad()
