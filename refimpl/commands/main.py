@@ -96,12 +96,12 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "report": {
         "figures": (
-            "refimpl.commands.figures",
+            "refimpl.commands.paper.figures",
             "figures_command",
             "draw the paper's figures, or those of a run",
         ),
         "claims": (
-            "refimpl.commands.claims",
+            "refimpl.commands.paper.claims",
             "claims_command",
             "answer the testable statements of the reports, by computing what can be",
         ),

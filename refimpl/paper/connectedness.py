@@ -21,14 +21,14 @@ def _of_one(image: Tensor) -> Tensor:
     shape = is_second if border.double().mean() < 0.5 else ~is_second
     if not shape.any():
         return torch.tensor(1.0, dtype=torch.float64)
-    return largest_piece(shape) / shape.sum()
+    return largest_piece(shape).double() / shape.sum()
 
 
 def _two_colours(image: Tensor) -> Tensor:
-    """The nearer of two colours of each pixel, [H, W] bool, by two-means from the darkest and brightest pixel."""
+    """The nearer of two colours of each pixel, [H, W] bool, by two-means from two pixels far from each other."""
     pixels = image.flatten(1).T
-    brightness = pixels.sum(1)
-    centres = torch.stack([pixels[brightness.argmin()], pixels[brightness.argmax()]])
+    first = pixels[(pixels - pixels.mean(0)).square().sum(1).argmax()]
+    centres = torch.stack([first, pixels[(pixels - first).square().sum(1).argmax()]])
     nearest = torch.cdist(pixels, centres).argmin(1)
     for _ in range(ROUNDS):
         if len(nearest.unique()) < 2:

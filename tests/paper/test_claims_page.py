@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.commands.claims import claims_command
+from refimpl.commands.paper.claims import claims_command
 from refimpl.errors import InputError
 from refimpl.paper.claims_page import NOT_YET, answer_of, claims_page, interval
 from refimpl.paper.claims_table import Claim, read_claims

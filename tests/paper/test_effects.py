@@ -1,5 +1,6 @@
 """The effects of N's figures, on networks of which they are known."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import torch
 from refimpl.interop.run.run_folder import load_model
 from refimpl.model.pipeline import Model
 from refimpl.paper.denoising import paper_level
-from refimpl.paper.effects import PUBLISHED_END, effect_2, effect_3, effect_4, effect_6, effect_7
+from refimpl.paper.effects import (
+    PUBLISHED_END,
+    SECOND_NATIVE_LEVEL,
+    effect_2,
+    effect_3,
+    effect_4,
+    effect_6,
+    effect_7,
+)
 from refimpl.sample.config import SampleConfig
 from tests.tolerances import NETWORK_FLOAT32
 
@@ -24,26 +33,26 @@ def model(trained: Path) -> Model:
 class Leaning(torch.nn.Module):
     """Predicts a clean canvas whose value is `clean` from ∞, and (1 − lost) of it from finite starts."""
 
-    def __init__(self, schedule, clean: float, lost: float, until: float):
+    def __init__(self, schedule, clean: float, lost: float, starts: list[float]):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.schedule, self.clean, self.lost, self.until = schedule, clean, lost, until
+        self.schedule, self.clean, self.lost, self.starts = schedule, clean, lost, starts
         self.from_infinity = False
 
     def forward(self, x, t, context, vector):
         sigma_edm = self.schedule.t_to_sigma_edm(t.double()).reshape(-1, 1, 1, 1)
-        if bool((sigma_edm > self.until).all()):
-            self.from_infinity = bool(sigma_edm.isinf().all())
+        level = float(sigma_edm.flatten()[0])
+        if math.isinf(level) or any(math.isclose(level, start, rel_tol=1e-9) for start in self.starts):
+            self.from_infinity = math.isinf(level)
         clean = self.clean * (1.0 if self.from_infinity else 1 - self.lost)
         alpha, sigma = 1 / torch.sqrt(1 + sigma_edm**2), 1 / torch.sqrt(1 + sigma_edm**-2)
         return (alpha * x - clean) / sigma
 
 
 def leaning(model: Model, clean: float = 0.4, lost: float = 0.25) -> Model:
-    """The network forgets where it started when the next run starts."""
-    schedule = model.diffusion.schedule()
-    until = 0.9 * paper_level(model, SETTINGS, PUBLISHED_END)
-    return replace(model, unet=Leaning(schedule, clean, lost, until))
+    """The model with that network, which remembers where a run started until the next one starts."""
+    starts = [paper_level(model, SETTINGS, sigma) for sigma in (PUBLISHED_END, SECOND_NATIVE_LEVEL)]
+    return replace(model, unet=Leaning(model.diffusion.schedule(), clean, lost, starts))
 
 
 def test_the_share_of_the_canvas_mean_that_is_lost(model: Model) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from refimpl.commands.figures import figures_command, run_figures
+from refimpl.commands.paper.figures import figures_command, run_figures
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError

@@ -7,7 +7,6 @@ import torch
 
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.paper.trained import small_training
-from refimpl.paper.trained.pictures import pictures
 from refimpl.paper.trained.small_model import PixelSpace
 from refimpl.paper.trained.small_training import SmallRun, train, trained_model
 
@@ -50,18 +49,6 @@ def test_every_setting_makes_other_weights():
         replace(RUN, ema_decay=0.9),
     ]
     assert len({run.digest() for run in runs}) == len(runs)
-
-
-def test_training_lowers_the_loss():
-    def error(model):
-        images, _ = pictures(16, 8, 0)
-        x0 = model.scale_shift.standardise(images)
-        context, vector = torch.zeros(16, 77, 96), torch.zeros(16, 1600)
-        t = torch.full((16,), 999)
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-        return float((model.unet(noise, t, context, vector) + x0).square().mean())
-
-    assert error(train(replace(RUN, steps=40, batch=16))) < error(train(replace(RUN, steps=1)))
 
 
 def test_latents_are_the_pixels():
