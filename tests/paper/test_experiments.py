@@ -121,9 +121,14 @@ def test_finite_starts_are_those_of_the_published_schedule(model: Model) -> None
     numbers = module.figure_2(model, SETTINGS).numbers
     finite = level_name(paper_level(model, SETTINGS, PUBLISHED_END))
     assert list(numbers) == ["from σ = ∞", f"from {finite} (N: 14.6)"]
-    numbers = module.figure_6(model, SETTINGS).numbers
-    low, high = (float(name.split()[3]) for name in numbers)
-    assert high / low == pytest.approx(2, abs=0.01)  # both printed with three digits
+
+
+def test_figure_6_starts_at_the_levels_of_the_canvas_and_of_its_double(model: Model) -> None:
+    """N's 14.6 belongs to the canvas C; on one of twice its side it is kept in one row and doubled in the other."""
+    levels = [paper_level(model, SETTINGS, sigma) for sigma in (PUBLISHED_END, 2 * PUBLISHED_END)]
+    for figure in (module.figure_6(model, SETTINGS), module.figure_7(model, SETTINGS)):
+        starts = [name.split(" (")[0] for name in figure.numbers]
+        assert starts == [f"from {level_name(level)}" for level in levels]
 
 
 def test_a_run_without_zero_snr_is_refused(
