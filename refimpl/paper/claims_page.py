@@ -12,7 +12,7 @@ NOT_YET = "not measured yet"
 KINDS_SAID = {
     "pinned": "a test holds the code to it",
     "computed": "a number with its interval, by `refimpl claims --computed`",
-    "trained": "an effect on small networks, by `refimpl figures`; not measured yet where it says so",
+    "trained": "an effect on small networks, by `refimpl claims --trained`; not measured yet where it says so",
     "cannot": "can't be measured here, with the reason",
 }
 HEAD = """# The claims, one by one
@@ -42,6 +42,9 @@ compared; other sizes and sets of photographs have given 0.86 to 0.93, the lower
 **What is trivial (N03).** At t = 962 the best linear guess leaves {eps} of eps open and {v} of v, and at 999 nothing
 of eps and all of v. An earlier estimate had 0.636 for v, on photographs with more power in their lowest frequencies;
 the interval includes it.
+
+**First estimates (N12).** The small networks' prompts settle the colour of a flat picture, so that a black one is as
+black from σ = 56 as from ∞. The effect is measured on shapes, whose size and place the prompt leaves open.
 
 **DPM++ (N57).** The weight of the first estimate falls only as the inverse logarithm of its level: {w} even at
 σ = 20000. It is 0 at ∞ alone, so a multistep sampler that starts from a huge finite level must leave it out, as the

@@ -60,7 +60,8 @@ def weighted(
         )
     w, timesteps = weights.double().numpy(), np.arange(last + 1, dtype=np.float64)
     below = np.concatenate(([0.0], np.cumsum((w[1:] + w[:-1]) / 2)))  # the weight below each timestep
-    shares = np.linspace(*np.interp((first, end), timesteps, below), n)
+    most, least = (float(np.interp(t, timesteps, below)) for t in (first, end))
+    shares = np.linspace(most, least, n)
     t = torch.from_numpy(np.interp(shares, below, timesteps))
     return grid_of(schedule.t_to_sigma_edm(t), "weighted grid")
 
