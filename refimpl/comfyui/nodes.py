@@ -18,7 +18,7 @@ from refimpl.comfyui.scheduler_checks import SCHEDULERS_NOTE
 from refimpl.comfyui.scheduler_nodes import MOST_STEPS, LaplaceSchedulerNode, NAINativeSchedulerNode
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.min_snr import min_snr_weight, weight_mass
-from refimpl.sample.timestep_grids import weighted
+from refimpl.sample.weighted_grid import weighted
 
 LARGEST_SIDE = 16384  # px, ComfyUI's own
 

@@ -18,7 +18,7 @@ from refimpl.comfyui.nodes import (
 from refimpl.diffusion.min_snr import min_snr_weight
 from refimpl.errors import InputError
 from refimpl.sample.grids import laplace, native
-from refimpl.sample.timestep_grids import weighted
+from refimpl.sample.weighted_grid import weighted
 from tests.comfyui import stub
 from tests.comfyui.gaussian_model import model, noise, zsnr_model
 from tests.sample.schedules import PLAIN, ZERO_SNR
