@@ -4,6 +4,7 @@ Nothing here loads torch: the studio and the report of a run read by this.
 """
 
 import json
+import math
 import os
 from array import array
 from collections import deque
@@ -11,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refimpl.train.metrics.rows import scalars_of
-
 CHUNK = 2**22  # bytes read at a time; a longer line is broken
 TAIL = 64  # bytes before the place read up to, by which a rewritten file is noticed
 MOST_NAMES = 64  # series of one file; a run writes some twenty
 KEPT_ROWS = 1000  # newest rows kept whole
+LARGEST = 2**53  # whole numbers up to here are exact in a column, and in a page
+TENTHS = 10  # of the timesteps, by which losses are told apart; a file may hold a longer list
 
 
 class JsonLines:
@@ -33,44 +34,28 @@ class JsonLines:
         """How often the file was found rewritten."""
         self._offset, self._before, self._inode = 0, b"", 0
 
-    def read(self) -> list[dict[str, Any]] | None:
-        """The objects of the next lines, at most about CHUNK bytes of them; empty once all is read.
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The objects of the next lines, about CHUNK bytes of them at most, and whether there may be more.
 
-        returns  None where the file was rewritten since: what was given so far no longer counts
         Raises OSError when the file can't be read; it may be read again later.
         """
         with self.path.open("rb") as file:
             if self._was_rewritten(file.fileno()):
                 self._offset, self._before, self.broken = 0, b"", 0
                 self.generation += 1
-                return None
             self._inode = os.fstat(file.fileno()).st_ino
             file.seek(self._offset)
             data = file.read(CHUNK)
+        is_full = len(data) == CHUNK
         end = data.rfind(b"\n") + 1
-        if not end:
-            if len(data) < CHUNK:
-                return []
-            self.broken, end = self.broken + 1, len(data)
-            data = b""
-        found = []
-        for line in data[:end].splitlines():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                found.append(row)
-            else:
-                self.broken += 1
+        lines = data[:end].split(b"\n")[:-1]
+        if is_full and not end:  # it is no row, however it goes on
+            self.broken, end = self.broken + 1, CHUNK
+        found = [row for line in lines if (row := _parsed(line)) is not None]
+        self.broken += len(lines) - len(found)
         self._offset += end
         self._before = (self._before + data[:end])[-TAIL:]
-        return found
-
-    def is_behind(self) -> bool:
-        """Whether the file has more than was read, or is another one."""
-        found = os.stat(self.path)
-        return found.st_size != self._offset or found.st_ino != self._inode
+        return found, is_full
 
     def _was_rewritten(self, descriptor: int) -> bool:
         if not self._offset:
@@ -81,11 +66,20 @@ class JsonLines:
         return os.pread(descriptor, len(self._before), self._offset - len(self._before)) != self._before
 
 
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
 class MetricRows:
     """The rows of a metrics.jsonl as columns, kept up to date.
 
     steps    step of each row
-    columns  name → value of each row, nan where the row has none; names as `scalars_of` gives them
+    columns  name → value of each row, nan where the row has none; a list of losses by timestep
+             is a column for each tenth, loss_by_timestep/0 and so on
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,40 +97,59 @@ class MetricRows:
 
     @property
     def broken(self) -> int:
-        """Lines that are no rows."""
+        """Lines that are no rows; each is passed over."""
         return self._lines.broken + self._without_step
-
-    def update(self) -> None:
-        """Reads what was appended since. Raises OSError when the file can't be read."""
-        while self._lines.is_behind():
-            rows = self._lines.read()
-            if rows is None:
-                self._begin()
-                continue
-            if not rows and not self._has_moved():
-                return  # a line without its end
-            for row in rows:
-                self._add(row)
 
     @property
     def cursor(self) -> str:
-        """Up to where rows are read, for `since`."""
-        return f"{self._lines.generation}-{len(self.steps)}"
+        """How far the rows are read, for `since`."""
+        return f"{self._lines.generation}-{len(self)}"
+
+    def update(self) -> None:
+        """Reads what was appended since. Raises OSError when the file can't be read."""
+        is_more = True
+        while is_more:
+            generation = self._lines.generation
+            rows, is_more = self._lines.read()
+            if self._lines.generation != generation:
+                self._begin()
+            for row in rows:
+                self._add(row)
 
     def since(self, cursor: str) -> list[Mapping[str, Any]] | None:
-        """The rows after a cursor, as they were written; None where they are too many, or the file is another one."""
+        """The rows after a cursor, as they were written; None where they are too many or the file is another one."""
         generation, _, count = cursor.partition("-")
-        if generation != str(self._lines.generation) or not count.isdecimal():
+        if generation != str(self._lines.generation) or not (count.isascii() and count.isdecimal()):
             return None
-        wanted = len(self.steps) - int(count)
-        if not 0 <= wanted <= len(self._newest):
+        new = len(self) - int(count)
+        if not 0 <= new <= len(self._newest):
             return None
-        return list(self._newest)[len(self._newest) - wanted :]
+        return list(self._newest)[len(self._newest) - new :]
 
     def _add(self, row: dict[str, Any]) -> None:
         step = row.get("step")
-        if type(step) is not int or not 0 <= step < 2**62:
+        if type(step) is not int or not 0 <= step <= LARGEST:
             self._without_step += 1
             return
+        for name, value in row.items():
+            if name == "loss_by_timestep" and isinstance(value, list):
+                for tenth, loss in enumerate(value[:TENTHS]):
+                    self._put(f"{name}/{tenth}", loss)
+            elif name != "step":
+                self._put(name, value)
         self.steps.append(step)
         self._newest.append(row)
+
+    def _put(self, name: str, value: Any) -> None:
+        """Sets a column's value in the row that is being added; what is no finite number is left out."""
+        if type(value) is not float and (type(value) is not int or abs(value) > LARGEST):
+            return
+        column = self.columns.get(name)
+        if column is None:
+            if len(self.columns) == MOST_NAMES:
+                return
+            column = self.columns[name] = array("d")
+        missing = len(self) - len(column)
+        if missing:
+            column.extend([math.nan] * missing)
+        column.append(value if math.isfinite(value) else math.nan)
