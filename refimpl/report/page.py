@@ -36,10 +36,18 @@ def text(value: object) -> Markup:
     return value if isinstance(value, Markup) else escape(printable(str(value)))
 
 
+def with_code(words: str) -> Markup:
+    """A sentence as HTML, what stands between backticks as code."""
+    parts = [text(part) for part in words.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts)
+    )
+
+
 @cache
 def templates() -> Environment:
     """The templates of every page; whatever they insert passes through `text`."""
-    return Environment(
+    made = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         finalize=text,
@@ -47,6 +55,8 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["with_code"] = with_code
+    return made
 
 
 def static(name: str) -> str:
@@ -140,7 +150,7 @@ def page(
         opening=opening,
         headlines=sorted(headlines, key=lambda each: order.index(each.severity)),
         severities=SEVERITIES,
-        style=Markup(static("style.css") + (static("uplot.min.css") if scripts else "")),
+        style=Markup((static("uplot.min.css") if scripts else "") + static("style.css")),
         scripts=[Markup(source) for source in sources],
         script_policy=Markup(" ".join(f"'sha256-{each}'" for each in hashes)),
         data=data,

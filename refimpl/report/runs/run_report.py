@@ -72,8 +72,8 @@ def _facts(run: Run) -> Markup:
             facts.append((label, f"{last[1] * (100 if unit else 1):.4g}", unit))
     metrics = run.folder / "metrics.jsonl"
     if metrics.is_file():
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(metrics.stat().st_mtime))
-        facts.append(("last row written", when[:10], when[11:]))
+        when = time.localtime(metrics.stat().st_mtime)
+        facts.append((f"last row, {time.strftime('%Y-%m-%d', when)}", time.strftime("%H:%M", when), ""))
     return Markup(templates().get_template("run.html").module.facts(facts))  # type: ignore[attr-defined]
 
 

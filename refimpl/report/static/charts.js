@@ -87,7 +87,7 @@ globalThis.refimplCharts = (() => {
       width = Math.max(200, plot.clientWidth);
       built = names();
       drawn = new uPlot({
-        width, height: options.height ?? 220, cursor: { sync: { key: "step" }, drag: { x: true, y: false } },
+        width, height: options.height ?? 220, legend: { markers: { width: 0, fill: (made, place) => tone(shown[place - 1]?.colour ?? colourOf(place - 1)) } }, cursor: { sync: { key: "step" }, drag: { x: true, y: false } },
         scales: {
           x: { time: false },
           y: { distr: options.logarithmic ? 3 : 1,
