@@ -95,6 +95,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "report": {
+        "studio": (
+            "refimpl.commands.studio",
+            "studio_command",
+            "look at runs and data on a local page, while they change",
+        ),
         "figures": (
             "refimpl.commands.figures",
             "figures_command",
