@@ -8,7 +8,6 @@ import math
 import os
 from array import array
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ class MetricRows:
             for row in rows:
                 self._add(row)
 
-    def since(self, cursor: str) -> list[Mapping[str, Any]] | None:
+    def since(self, cursor: str) -> list[dict[str, Any]] | None:
         """The rows after a cursor, as they were written; None where they are too many or the file is another one."""
         generation, _, count = cursor.partition("-")
         if generation != str(self._lines.generation) or not (count.isascii() and count.isdecimal()):
