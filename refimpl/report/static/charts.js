@@ -94,7 +94,7 @@ globalThis.refimplCharts = (() => {
                range: options.fromZero ? (_, least, most) => [Math.min(0, least ?? 0), (most ?? 1) * 1.06 || 1] : undefined },
         },
         axes: [
-          axis({ values: (_, ticks) => ticks.map((value) => value === null ? "" : number(value)), space: 64 }),
+          axis({ values: (_, ticks) => ticks.map((value) => value === null ? "" : number(value)), space: 64, size: 30 }),
           axis({ values: (_, ticks) => ticks.map((value) => value === null ? "" : format(value)), size: 62, space: 34 }),
         ],
         series: [
@@ -170,7 +170,7 @@ globalThis.refimplCharts = (() => {
       ? [{ label: several ? run.name : more.label ?? "value", colour: colourOf(place), ...run.series[key], ...more,
            ...(several ? { label: more.label ? `${run.name}, ${more.label}` : run.name } : {}) }] : []);
     const withSmooth = (key) => of(key).flatMap((each) => each.values.length < 20 ? [each] : [
-      { ...each, label: several ? `${each.label}, each row` : "each row", faint: true, points: false },
+      ...(several ? [] : [{ ...each, label: "each row", faint: true, points: false }]),
       { ...each, label: several ? each.label : "smoothed", values: smoothed(each.values), points: false }]);
     const heldout = (series) => series.map((each) => ({ ...each, dash: several ? [6, 4] : undefined, points: each.values.length < 60,
       colour: several ? each.colour : "--series-2" }));

@@ -16,7 +16,6 @@ export function openData(view) {
     element("p", { className: "soft", text: "Choose an image: click it, or use the arrow keys." }));
   const left = element("div");
   view.replaceChildren(heading, headlines, tools, count, element("div", { className: "data-split" }, holder, look), left);
-  heading.className = "first";
   tools.addEventListener("submit", (event) => event.preventDefault());
 
   const failing = (error) => { if (error.status === 0) failed(error); else tell("data", [error.message]); };

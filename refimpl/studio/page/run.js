@@ -6,11 +6,12 @@ import { duration } from "./runs.js";
 const { element, number, percent, samples } = refimplCharts;
 const ACTIONS = { sample: "Sample now", checkpoint: "Save a checkpoint now", stop: "Stop and save" };
 
-export function openRun(holder, ids, runOf, about) {
+export function openRun(above, below, ids, runOf, about) {
   let closed = false;
   const boxes = ids.map((id, place) => boxOf(id, place, runOf, about));
   const differences = element("div");
-  holder.replaceChildren(...boxes.map((each) => each.box), differences);
+  above.replaceChildren(...boxes.map((each) => each.head));
+  below.replaceChildren(...boxes.map((each) => each.box), differences);
   if (ids.length > 1) {
     ask(`/api/differences?ids=${ids.join(",")}`).then((answer) => {
       if (closed) return;
@@ -37,10 +38,11 @@ function boxOf(id, place, runOf, about) {
   const facts = element("dl", { className: "facts" }), grids = element("div"), rest = element("div"), asked = element("p", { className: "soft small", role: "status" });
   const actions = element("div", { className: "actions" });
   const report = element("p", { className: "small" });
-  const box = element("section", { className: `run-${place + 1}`, "aria-label": name },
-    element("div", { className: "run-head" }, element("h2", {}, element("span", { className: "swatch" }), document.createTextNode(name)), actions),
-    asked, facts, report, grids, rest);
-  box.querySelector("h2").classList.add("plain");
+  const named = () => element("h2", {}, element("span", { className: "swatch" }), document.createTextNode(name));
+  const head = element("section", { className: `run-${place + 1}`, "aria-label": `${name} now` },
+    element("div", { className: "run-head" }, named(), actions), asked, facts);
+  const box = element("section", { className: `run-${place + 1} run-box`, "aria-label": name }, element("div", { className: "run-head" }, named()),
+    report, grids, rest);
   let slider = null, closed = false, known = "";
 
   if (about.control) {
@@ -95,7 +97,7 @@ function boxOf(id, place, runOf, about) {
     rest.replaceChildren(...details(run));
   }
   return {
-    box, load,
+    head, box, load,
     update() { numbers(); const run = runOf(id); if (run && (run.state === "training" || known === "")) load(); },
     close() { closed = true; },
   };

@@ -16,11 +16,11 @@ export function duration(seconds) {
 
 export function openRuns(view, about) {
   const list = element("ul", { className: "run-list" }), charts = element("div", { className: "charts" });
-  const found = element("p", { className: "soft small" }), below = element("div");
+  const found = element("p", { className: "soft small" }), above = element("div"), below = element("div");
   const hint = element("p", { className: "soft small", text: "Drag over a chart to zoom, double-click to see all again. Tick up to four runs to lay them over each other." });
   view.replaceChildren(element("div", { className: "split" },
     element("aside", { "aria-label": "list of runs" }, element("h2", { text: "Runs" }), found, list),
-    element("div", {}, element("h2", { text: "Curves" }), hint, charts, below)));
+    element("div", {}, above, hint, charts, below)));
   let runs = [], shown = [], drawn = new Map(), series = new Map(), isFirst = true, detail = null, entries = new Map();
   const stops = [];
 
@@ -102,8 +102,8 @@ export function openRuns(view, about) {
   }
   function drawBelow() {
     detail?.close();
-    detail = shown.length ? openRun(below, shown, (id) => runs.find((run) => run.id === id), about) : null;
-    if (!shown.length) below.replaceChildren();
+    detail = shown.length ? openRun(above, below, shown, (id) => runs.find((run) => run.id === id), about) : null;
+    if (!shown.length) { above.replaceChildren(); below.replaceChildren(); }
   }
 
   /* New rows of the shown runs, added to what is drawn; after too many, everything is asked for again. */
