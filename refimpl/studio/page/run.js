@@ -71,8 +71,9 @@ function boxOf(id, place, runOf, about) {
       fact("state", run.state),
       fact("step", run.step === null ? "–" : run.step.toLocaleString("en-US"), run.steps ? `of ${run.steps.toLocaleString("en-US")}` : ""),
       fact("loss", number(run.loss)), fact("held-out loss", number(run.heldout_loss)),
-      fact("images per second", number(run.images_per_second)), fact("MFU", run.mfu === null ? "–" : percent(run.mfu)),
-      fact("time left", run.state === "training" ? duration(run.seconds_left) : "–"));
+      fact("images per second", number(run.images_per_second)),
+      ...(run.mfu === null ? [] : [fact("MFU", percent(run.mfu))]),
+      ...(run.state === "training" ? [fact("time left", duration(run.seconds_left))] : []));
   }
 
   async function load() {
