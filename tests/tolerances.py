@@ -120,6 +120,9 @@ FOLDED_DECODE = (
 
 # --- data ---
 CLOCK_SHARE = 0.25  # of a second, which a busy machine may spend between two readings of the clock
+CONTROL_READ_SECONDS = (
+    1e-4  # of processor time to look for a control file: some fifty times what a stat takes
+)
 PLAN_SECONDS = (
     1.0  # of processor time for an epoch of a million images, 40 times what benchmarks/results/plan.json has
 )
