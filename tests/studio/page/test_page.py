@@ -66,7 +66,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "images").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(root / "images" / f"{name}.png")
         tag = "<script>document.title = 'hacked'<&sol;script>"
-        (root / "images" / f"{name}.txt").write_text(f"{tag}, artist:{HOSTILE.replace('/', '')}, number {number}")
+        (root / "images" / f"{name}.txt").write_text(
+            f"{tag}, artist:{HOSTILE.replace('/', '')}, number {number}"
+        )
     build((str(root / "images"),), root / "index", IndexOptions(), 1, show=False)
     sorted((root / "images").glob("*.png"))[2].unlink()
     return root / "index"
@@ -78,7 +80,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     write_run(root / "older", rows(30), {"train": {"steps": 400, "seed": 7}})
     time.sleep(0.02)
-    write_run(root / "<b>newer", rows(40), grids=[100, 200], quarantine=[{"path": HOSTILE, "kind": "<i>", "reason": HOSTILE}])
+    write_run(
+        root / "<b>newer",
+        rows(40),
+        grids=[100, 200],
+        quarantine=[{"path": HOSTILE, "kind": "<i>", "reason": HOSTILE}],
+    )
     return root
 
 
@@ -167,7 +174,9 @@ def test_data_by_keyboard(page: Any, address: str) -> None:
 def test_the_first_paint_with_many_rows(page: Any, tmp_path: Path) -> None:
     """And the curves come soon after, and a new row is on the page while it is looked at."""
     folder = write_run(tmp_path / "runs" / "long", [], {"train": {"steps": 2 * MANY}})
-    lines = (f'{{"step": {step}, "loss": {1 / step:.6f}, "learning_rate": 0.001}}\n' for step in range(1, MANY + 1))
+    lines = (
+        f'{{"step": {step}, "loss": {1 / step:.6f}, "learning_rate": 0.001}}\n' for step in range(1, MANY + 1)
+    )
     (folder / "metrics.jsonl").write_text("".join(lines))
     address, end = serving(tmp_path / "runs", None)
     try:
