@@ -109,7 +109,8 @@ def _terminal(run: Run) -> Iterator[Headline]:
         return
     yield Headline(
         "warning",
-        f"{weight:.4%} of the loss weight lies on the noisiest timesteps, so what starts from pure noise is not trained.",
+        f"{weight:.4%} of the loss weight lies on the noisiest timesteps: the first step from pure noise is not "
+        "trained.",
         "Set diffusion.loss_weight to snr_plus_one, or to floor with a diffusion.weight_floor (N §2.4).",
     )
 

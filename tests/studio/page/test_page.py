@@ -1,4 +1,4 @@
-"""The studio's page in a browser: quick, live, readable at every width, usable by keyboard, inert to hostile words."""
+"""The studio's page in a browser: quick, live, readable, usable by keyboard, inert to hostile words."""
 
 import json
 import re
@@ -80,12 +80,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     write_run(root / "older", rows(30), {"train": {"steps": 400, "seed": 7}})
     time.sleep(0.02)
-    write_run(
-        root / "<b>newer",
-        rows(40),
-        grids=[100, 200],
-        quarantine=[{"path": HOSTILE, "kind": "<i>", "reason": HOSTILE}],
-    )
+    bad = [{"path": HOSTILE, "kind": "<i>", "reason": HOSTILE}]
+    write_run(root / "<b>newer", rows(40), grids=[100, 200], quarantine=bad)
     return root
 
 
