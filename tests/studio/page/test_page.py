@@ -27,6 +27,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 're
 __all__ = ["chromium"]
 MANY = 100_000  # metric rows
 FIRST_PAINT = 1.0  # s
+TALLEST = 16_000_000  # px of an element, half of what Chromium cuts it at
 LIVE = 2.0  # s from a row written to the row on the page
 TOKEN = "token"
 
@@ -165,6 +166,35 @@ def test_data_by_keyboard(page: Any, address: str) -> None:
     page.get_by_label("tag").fill("number 5")
     page.keyboard.press("Enter")
     page.get_by_text("1 image", exact=True).wait_for()
+
+
+def test_millions_of_rows_fit_under_the_browsers_tallest_element(page: Any, address: str) -> None:
+    """And the wheel and the keys still move by what they say."""
+    many = 6_000_000
+
+    def rows_of(route: Any) -> None:
+        query = dict(part.split("=") for part in route.request.url.partition("?")[2].split("&"))
+        first = int(query["from"])
+        found = [
+            {"row": row, "id": str(row), "width": 9, "height": 9, "bucket": 0, "enlarged": False, "thumbnail": "/none"}
+            for row in range(first, min(many, first + int(query["count"])))
+        ]
+        route.fulfill(json={"total": many, "from": first, "rows": found})
+
+    page.route("**/api/data/rows?*", rows_of)
+    page.goto(f"{address}#data")
+    page.locator("#cell-0").wait_for()
+    wall = page.get_by_role("listbox")
+    assert page.locator(".wall .rail").evaluate("each => each.clientHeight") < TALLEST
+    wall.hover()
+    page.mouse.wheel(0, 1000)
+    page.locator("#cell-0").wait_for(state="detached")
+    seen = [int(name[5:]) for name in page.locator(".wall .cell").evaluate_all("all => all.map(each => each.id)")]
+    assert 0 < min(seen) < 100
+    wall.focus()
+    page.keyboard.press("End")
+    page.locator(f"#cell-{many - 1}[aria-label='{many - 1}, 9 by 9']").wait_for()
+    assert page.locator(".wall .cell").count() < 200
 
 
 def test_the_first_paint_with_many_rows(page: Any, tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from refimpl.data.tags import TagCounts
-from refimpl.report.data_page import survey_page, weight_page
+from refimpl.report.data_page import survey_page
 from refimpl.report.headlines.demo import demo_headlines
 from refimpl.report.run_page import Criterion, Grid, ReportContent, render_report
-from tests.data.survey.test_survey import BUCKETS, survey, table_of, weight_survey
+from tests.data.survey.test_survey import BUCKETS, survey, table_of
 from tests.report.test_run_page import HOSTILE, full_content
 from tests.studio.page.browser import chromium, looked_at
 
@@ -23,7 +22,6 @@ def test_reports_are_readable(chromium: Any, tmp_path: Path) -> None:
         "demo": render_report(ReportContent(HOSTILE, criteria=criteria, headlines=told, losses=full.losses,
                               samples=[Grid("g", full.originals, ["x" * 90] * 3)], environment=full.environment)),
         "data": survey_page("x" * 200, survey(table, BUCKETS), 5),
-        "tags": weight_page("tags", weight_survey(table, TagCounts())),
     }  # fmt: skip
     page = chromium.new_page()
     said: list[str] = []
