@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from anyio.from_thread import BlockingPortal
 from starlette.testclient import TestClient
 
 from refimpl.data.config import BucketConfig
@@ -20,6 +21,9 @@ PORT, TOKEN = 8430, "a-token"
 BASE = f"http://127.0.0.1:{PORT}"
 UNET = {"context_dim": 96, "vector_dim": 1600}  # those of the tiny towers
 MARKUP = "<script>alert(1)</script>\"'&"
+
+
+portal: BlockingPortal | None = None  # the tests' event loop
 
 
 def settings(**sections: Any) -> dict[str, Any]:
@@ -71,4 +75,6 @@ def stranger(
 ) -> TestClient:
     """A client without the cookie. page  as `make_app` takes it; the runs' folder where it does not matter"""
     app = make_app(Runs(root, control), data, TOKEN, PORT, page or root)
-    return TestClient(app, BASE, raise_server_exceptions=False)
+    client = TestClient(app, BASE, raise_server_exceptions=False)
+    client.portal = portal
+    return client
