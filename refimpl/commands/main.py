@@ -95,6 +95,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "report": {
+        "report": (
+            "refimpl.commands.report",
+            "report_command",
+            "write a run's page: curves, samples, settings, faults, and what matters first",
+        ),
         "studio": (
             "refimpl.commands.studio",
             "studio_command",

@@ -21,7 +21,7 @@ from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 
-ENLARGED, NEAR_EXTREME, TOO_FAR, UNCAPTIONED = 1, 2, 4, 8
+ENLARGED, NEAR_EXTREME, TOO_FAR, UNCAPTIONED = map(np.uint8, (1, 2, 4, 8))
 FLAGS = {"enlarged": ENLARGED, "near_extreme": NEAR_EXTREME, "too_far": TOO_FAR, "uncaptioned": UNCAPTIONED}
 CHUNK = 2**18  # images at once
 TAG_CHUNK = 2**22  # entries of the column of tags at once
