@@ -154,10 +154,14 @@ def _assigned(
         chosen = assigned.index
         ends = table.arrays["caption.ends"][part].astype(np.int64)
         bucket_of[part] = chosen
-        flags[part] |= ENLARGED * ((width < across[chosen]) | (height < down[chosen]))
-        flags[part] |= (NEAR_EXTREME * is_outermost[chosen]).astype(np.uint8)
-        flags[part] |= TOO_FAR * assigned.pruned
-        flags[part] |= UNCAPTIONED * (np.diff(ends, prepend=before) == 0)
+        conditions = {
+            ENLARGED: (width < across[chosen]) | (height < down[chosen]),
+            NEAR_EXTREME: is_outermost[chosen],
+            TOO_FAR: assigned.pruned,
+            UNCAPTIONED: np.diff(ends, prepend=before) == 0,
+        }
+        for flag, is_so in conditions.items():
+            flags[part][is_so] |= np.uint8(flag)
         before = int(ends[-1])
         table.has_read(len(width))
     return bucket_of, flags

@@ -13,7 +13,7 @@ from PIL import Image
 
 from refimpl.studio.run_files import CONFIG, METRICS, Run, is_training, plain_file, read_json
 from refimpl.tables import flat
-from refimpl.train.metrics.read_rows import JsonLines
+from refimpl.train.metrics.read_rows import LARGEST, JsonLines
 from refimpl.train.watch.control_file import CONTROL, asked_actions
 
 LAST_BYTES = 2**16  # of metrics.jsonl, read for the list
@@ -158,7 +158,7 @@ def _last_rows(path: Path) -> tuple[list[dict[str, Any]], float | None]:
     for line in lines[:-1]:
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and type(row.get("step")) is int:
+            if isinstance(row, dict) and type(row.get("step")) is int and row["step"] <= LARGEST:
                 rows.append({name: value for name, value in row.items() if _is_known(name, value)})
     return rows, stat.st_mtime
 
@@ -167,7 +167,7 @@ def _is_known(name: str, value: Any) -> bool:
     """Whether an entry of a row is what a run writes: a finite number, or a bucket."""
     if name == "bucket":
         return isinstance(value, list) and [type(side) for side in value] == [int, int] and min(value) > 0
-    return type(value) in (int, float) and math.isfinite(value)
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= LARGEST)
 
 
 def _newest(path: Path) -> list[dict[str, Any]]:
