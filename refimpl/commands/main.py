@@ -96,7 +96,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "report": {
         "report": (
-            "refimpl.commands.report",
+            "refimpl.commands.pages.report",
             "report_command",
             "write a run's page: curves, samples, settings, faults, and what matters first",
         ),

@@ -70,7 +70,10 @@ def survey_page(
             [_figure(histogram, "images in each bucket"), _figure(errors, "aspect errors of the images")],
         ),
     ]
-    opening = [paragraph(f"{found.images} images in {source}"), *map(paragraph, _summary(found))]
+    opening = [
+        paragraph(f"{found.images} images in {source}"),
+        paragraph(_summary(found)[0]),
+    ]
     tables = [*_tables(found, listed, no_plan), *_plan_tables(plans, found.buckets)]
     headlines = data_headlines(found, listed, plans, no_plan)
     return page(f"Data set {source}", [*drawn, *_sections(tables)], opening, headlines)

@@ -14,8 +14,8 @@ from markupsafe import Markup, escape
 from refimpl.printable import printable
 
 HERE = Path(__file__).parent
-Severity = Literal["bad", "warning", "note", "good"]
-SEVERITIES: dict[Severity, str] = {"bad": "Problem", "warning": "Warning", "note": "Note", "good": "Good"}
+Severity = Literal["bad", "warning", "good", "note"]
+SEVERITIES: dict[Severity, str] = {"bad": "Problem", "warning": "Warning", "good": "Good", "note": "Note"}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ def _criteria(content: ReportContent) -> Section:
 def _grid(grid: Grid) -> Markup:
     shown = [pictures.as_picture(each) for each in grid.images]
     if not shown or len(shown) != len(grid.captions):
-        raise InputError(f"{len(shown)} images and {len(grid.captions)} labels: give one label for each image")
+        raise InputError(
+            f"{len(shown)} images and {len(grid.captions)} labels: give one label for each image"
+        )
     caption = f"{grid.title}. {grid.note}" if grid.note else grid.title
     cells = [(pictures.png(picture), label) for picture, label in zip(shown, grid.captions, strict=True)]
     return image_grid(cells, caption, grid.columns or min(COLUMNS, len(cells)))

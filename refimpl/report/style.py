@@ -110,7 +110,9 @@ def svg_bytes(figure: "Figure") -> bytes:
     themed = re.sub(r"#[0-9a-f]{6}\b", lambda found: _variable(found[0]), drawn.partition("<svg")[2])
     light = "".join(f"--c{colour[1:]}:{colour};" for colour in ON_DARK)
     dark = "".join(f"--c{colour[1:]}:{other};" for colour, other in ON_DARK.items())
-    style = f"<style>svg{{{light}fill:var(--c000000)}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    style = (
+        f"<style>svg{{{light}fill:var(--c000000)}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    )
     opening, _, rest = themed.partition(">")
     return f"<svg{opening}>{style}{rest}".encode()
 

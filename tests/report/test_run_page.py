@@ -138,10 +138,17 @@ def test_one_label_for_each_image(count, labels):
 
 
 def test_the_worst_headline_comes_first_with_its_list_and_what_to_do():
-    told = [Headline("note", "a note"), Headline("bad", HOSTILE, "do this", [HOSTILE]), Headline("good", "fine")]
+    told = [
+        Headline("note", "a note"),
+        Headline("bad", HOSTILE, "do this", [HOSTILE]),
+        Headline("good", "fine"),
+    ]
     reader = Reader(render_report(ReportContent("t", headlines=told)))
     shown = [words.strip() for words in reader.visible if words.strip()]
-    order = [shown.index(word) for word in ("Problem", HOSTILE, "do this", "1 listed", "Note", "a note", "Good", "fine")]
+    order = [
+        shown.index(word)
+        for word in ("Problem", HOSTILE, "do this", "Show the list", "Good", "fine", "Note", "a note")
+    ]
     assert order == sorted(order)
     assert shown.count(HOSTILE) == 2
     assert not reader.of("script")
@@ -152,7 +159,9 @@ def test_figures_follow_the_readers_colours():
     drawn = svg_bytes(figures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])).decode()
     assert "prefers-color-scheme:dark" in drawn
     assert not re.findall(r"(?:fill|stroke): #", drawn)
-    assert drawn == svg_bytes(figures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])).decode()
+    assert (
+        drawn == svg_bytes(figures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])).decode()
+    )
 
 
 def test_nothing_is_loaded_from_anywhere_and_nothing_runs(full, hostile):

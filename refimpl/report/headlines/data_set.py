@@ -6,7 +6,9 @@ from refimpl.data.survey.plan_survey import PlannedEpoch
 from refimpl.data.survey.survey import Survey
 from refimpl.report.page import Headline
 
-MANY_ENLARGED = 0.1  # share of the images from which enlarging is a warning: what is learned there is the blur
+MANY_ENLARGED = (
+    0.1  # share of the images from which enlarging is a warning: what is learned there is the blur
+)
 MANY_DROPPED = 0.05  # share of an epoch's images
 
 
@@ -56,7 +58,9 @@ def _refused(found: Survey, listed: int, no_plan: str) -> list[Headline]:
         headlines.append(Headline("bad", "There is no usable image.", "Name a folder or an index of images."))
     if no_plan:
         headlines.append(
-            Headline("bad", f"No first epoch can be planned: {no_plan}", "Lower train.batch_size, or add images.")
+            Headline(
+                "bad", f"No first epoch can be planned: {no_plan}", "Lower train.batch_size, or add images."
+            )
         )
     bad = [problem for problems in found.problems.values() for problem in problems]
     if bad:
@@ -79,8 +83,8 @@ def _enlarged(found: Survey) -> list[Headline]:
         Headline(
             "warning" if found.small > MANY_ENLARGED * found.images else "note",
             f"{found.small} of {found.images} images are enlarged: they are smaller than their bucket.",
-            "Enlarged images teach blur. Use larger originals, buckets of a smaller area (buckets.max_area), or leave "
-            "them out.",
+            "Enlarged images teach blur. Use larger originals, buckets of a smaller area (buckets.max_area), or "
+            "leave them out.",
             named(found.small_paths, found.small),
         )
     ]

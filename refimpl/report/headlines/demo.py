@@ -6,10 +6,13 @@ from refimpl.report.page import Headline
 from refimpl.report.run_page import Criterion
 
 
-def demo_headlines(criteria: Sequence[Criterion], photograph: str, side: int, parameters: int) -> list[Headline]:
+def demo_headlines(
+    criteria: Sequence[Criterion], photograph: str, photographs: int, side: int, parameters: int
+) -> list[Headline]:
     """Headlines of the demo's report.
 
     photograph  the prompt whose samples are the poorest
+    photographs  images of the data set that were cut from photographs
     side        of the canvas in pixels
     parameters  of the UNet
     """
@@ -19,7 +22,7 @@ def demo_headlines(criteria: Sequence[Criterion], photograph: str, side: int, pa
         targets = Headline(
             "bad",
             f"{len(missed)} of {len(criteria)} targets are missed.",
-            "Run the demo again without --short; if the same ones are missed, `refimpl doctor` checks the installation.",
+            "Run the demo again without --short; if they are missed again, `refimpl doctor` checks the installation.",
             listed,
         )
     else:
@@ -33,12 +36,12 @@ def demo_headlines(criteria: Sequence[Criterion], photograph: str, side: int, pa
         Headline(
             "note",
             f"“{photograph}” is a blur, and that is no fault: flat colours and shapes are what this size can draw.",
-            f"The UNet has {parameters / 1e6:.1f} million parameters where SDXL has 2,570, the canvas is {side} pixels a "
-            "side, and only a few hundred crops of some dozen photographs were seen, for minutes. A sample that is black, "
-            "noise, or the same grey for every prompt would be a fault; so would a colour that is asked for and not drawn.",
+            f"The UNet has {parameters / 1e6:.1f} million parameters where SDXL has 2.6 billion, the canvas is "
+            f"{side} pixels a side, and it has seen {photographs} cuts of photographs, for minutes. Noise, the same "
+            "grey for every prompt, or another colour than the one asked for would be a fault.",
         ),
     ]
 
 
 def _number(value: str | float) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else value
+    return value if isinstance(value, str) else f"{value:.3f}"

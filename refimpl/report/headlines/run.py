@@ -60,8 +60,14 @@ def _faults(run: Run) -> Iterator[Headline]:
 def _fault(row: object) -> str:
     row = row if isinstance(row, dict) else {}
     images = row.get("images")
-    names = [str(image.get("id")) for image in images if isinstance(image, dict)] if isinstance(images, list) else []
-    return f"step {row.get('step')}, {row.get('cause')}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+    names = (
+        [str(image.get("id")) for image in images if isinstance(image, dict)]
+        if isinstance(images, list)
+        else []
+    )
+    return (
+        f"step {row.get('step')}, {row.get('cause')}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+    )
 
 
 def _losses(run: Run) -> Iterator[Headline]:
@@ -103,7 +109,8 @@ def _terminal(run: Run) -> Iterator[Headline]:
         return
     yield Headline(
         "warning",
-        f"{weight:.4%} of the loss weight lies on the noisiest timesteps, so what starts from pure noise is not trained.",
+        f"{weight:.4%} of the loss weight lies on the noisiest timesteps: the first step from pure noise is not "
+        "trained.",
         "Set diffusion.loss_weight to snr_plus_one, or to floor with a diffusion.weight_floor (N §2.4).",
     )
 
@@ -119,7 +126,11 @@ def _progress(run: Run, is_bad: bool) -> Iterator[Headline]:
             "Draw images with `refimpl sample RUN`, or write it for other tools with `refimpl export RUN`.",
         )
     else:
-        saved = f"its newest checkpoint is of step {run.checkpoints[-1]:,}" if run.checkpoints else "it has no checkpoint"
+        saved = (
+            f"its newest checkpoint is of step {run.checkpoints[-1]:,}"
+            if run.checkpoints
+            else "it has no checkpoint"
+        )
         yield Headline(
             "note",
             f"The run stands at step {last:,} of {run.steps:,}; {saved}.",

@@ -35,7 +35,9 @@ def run_report(run: Run) -> str:
     series, grids = embedded_series(run), embedded_grids(run)
     sections: list[tuple[str, list[Markup]]] = []
     if series:
-        sections.append(("Curves", [_place("charts", "Drag over a chart to zoom, double-click to see all again.")]))
+        sections.append(
+            ("Curves", [_place("charts", "Drag over a chart to zoom, double-click to see all again.")])
+        )
     if grids:
         sections.append(("Samples", [_place("samples", _about_grids(run, len(grids)))]))
     if run.faults or run.quarantine:

@@ -34,19 +34,26 @@ def test_a_run_on_its_way(tmp_path: Path) -> None:
 
 
 def test_a_heldout_loss_that_rises(tmp_path: Path) -> None:
-    metrics = [{"step": step, "heldout_loss": loss} for step, loss in ((1, 1.0), (2, 0.5), (3, 0.54), (4, 0.56))]
+    metrics = [
+        {"step": step, "heldout_loss": loss} for step, loss in ((1, 1.0), (2, 0.5), (3, 0.54), (4, 0.56))
+    ]
     found = only(told(tmp_path, metrics), "lowest at step 2 (0.5000) and has risen to 0.5600")
     assert (found.severity, "checkpoint near that step" in found.next) == ("warning", True)
 
 
 def test_a_heldout_loss_that_wavers_is_no_warning(tmp_path: Path) -> None:
     metrics = [{"step": step, "heldout_loss": loss} for step, loss in ((1, 1.0), (2, 0.5), (3, 0.54))]
-    assert only(told(tmp_path, metrics), "fell from 1.0000 to 0.5400; it was lowest at step 2").severity == "good"
+    assert (
+        only(told(tmp_path, metrics), "fell from 1.0000 to 0.5400; it was lowest at step 2").severity
+        == "good"
+    )
 
 
 @pytest.mark.parametrize(("faults", "severity"), [(4, "warning"), (5, "bad")])
 def test_skipped_steps(tmp_path: Path, faults: int, severity: str) -> None:
-    listed = [{"step": n, "cause": "loss", "images": [{"id": f"i{k}"} for k in range(6)]} for n in range(faults)]
+    listed = [
+        {"step": n, "cause": "loss", "images": [{"id": f"i{k}"} for k in range(6)]} for n in range(faults)
+    ]
     found = only(told(tmp_path, rows(40), faults=listed), f"{faults} of 400 steps were skipped")
     assert found.severity == severity
     assert found.listed[0] == f"step {faults - 1}, loss: i0, i1, i2, i3, …"
@@ -65,7 +72,9 @@ def test_waiting_for_images(tmp_path: Path) -> None:
 
 def test_a_terminal_step_without_weight(tmp_path: Path) -> None:
     metrics = [{"step": 0, "weight_mass": {"from_timestep": 950, "share": 1e-6}}, *rows(40)[1:]]
-    assert only(told(tmp_path, metrics), "0.0001% of the loss weight lies on the noisiest").severity == "warning"
+    assert (
+        only(told(tmp_path, metrics), "0.0001% of the loss weight lies on the noisiest").severity == "warning"
+    )
     (tmp_path / "b").mkdir()
     settings = {"train": {"steps": 400}, "diffusion": {"zero_terminal_snr": False}}
     assert not [each for each in told(tmp_path / "b", metrics, settings=settings) if "noisiest" in each.text]

@@ -23,7 +23,7 @@ def rows(count: int, every: int = 10) -> list[dict[str, Any]]:
         step, loss = (number + 1) * every, 1 / (1 + number / 20)
         found.append(
             {
-                "step": step, "loss": loss, "learning_rate": 1e-3, "gradient_norm": 1.0, "epoch": 0, "bucket": [64, 64],
+                "step": step, "loss": loss, "learning_rate": 1e-3, "gradient_norm": 1.0, "epoch": 0,
                 "loss_by_timestep": [loss] * 9 + [None], "ema_drift": 0.01, "peak_memory": 7e8,
                 "images_per_second": 41.5, "mfu": 0.31, "loader_stall": 0.01,
             }

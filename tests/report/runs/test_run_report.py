@@ -12,9 +12,9 @@ import pytest
 from refimpl.commands.main import dispatch
 from refimpl.errors import InputError
 from refimpl.report.page import static
+from refimpl.report.run_page import ReportContent, write_report
 from refimpl.report.runs.read_run import MOST_GRIDS, POINTS, embedded_grids, embedded_series, read_run
 from refimpl.report.runs.run_report import SCRIPTS, run_report, write_run_report
-from refimpl.report.run_page import ReportContent, write_report
 from tests.report.runs.runs import HOSTILE, SETTINGS, rows, write_run
 from tests.report.test_run_page import Reader
 from tests.studio.page.browser import chromium, looked_at
@@ -29,7 +29,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("runs") / "run",
         rows(40),
         grids=[100, 200, 300],
-        faults=[{"step": 12, "cause": "loss", "images": [{"id": HOSTILE, "rank": 0, "timestep": 9, "loss": None}]}],
+        faults=[
+            {"step": 12, "cause": "loss", "images": [{"id": HOSTILE, "rank": 0, "timestep": 9, "loss": None}]}
+        ],
         quarantine=[{"path": HOSTILE, "kind": "damaged", "reason": HOSTILE}],
     )
 
@@ -45,7 +47,12 @@ def test_the_command_writes_a_page_into_the_run(run: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == f"{path}\n"
     dispatch(["report", str(run)])  # a report is written anew
     shown = "".join(Reader(path.read_text()).visible)
-    for words in ("1 of 400 steps were skipped", "1 images turned out bad", "taken all of its 400 steps", "train.seed"):
+    for words in (
+        "1 of 400 steps were skipped",
+        "1 images turned out bad",
+        "taken all of its 400 steps",
+        "train.seed",
+    ):
         assert words in shown, words
 
 
@@ -64,7 +71,9 @@ def test_only_the_scripts_of_the_package_may_run(run: Path) -> None:
     allowed = {base64.b64encode(hashlib.sha256(static(name).encode()).digest()).decode() for name in SCRIPTS}
     assert set(re.findall("'sha256-(.*?)'", policy)) == allowed
     assert "unsafe-inline" not in policy.partition("script-src")[2]
-    scripts = [attributes for attributes in reader.of("script") if attributes.get("type") != "application/json"]
+    scripts = [
+        attributes for attributes in reader.of("script") if attributes.get("type") != "application/json"
+    ]
     assert scripts == [{}] * len(SCRIPTS)
     assert not reader.of("img")
     assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
@@ -74,7 +83,9 @@ def test_the_page_holds_every_series_with_its_extremes(tmp_path: Path) -> None:
     metrics = rows(3 * POINTS)
     metrics[4000] |= {"loss": 99.0}
     series = held(run_report(read_run(write_run(tmp_path / "run", metrics))))["series"]
-    assert {"loss", "heldout_loss", "learning_rate", "images_per_second", "mfu", "loss_by_timestep/0"} <= set(series)
+    assert {"loss", "heldout_loss", "learning_rate", "images_per_second", "mfu", "loss_by_timestep/0"} <= set(
+        series
+    )
     assert len(series["loss"]["steps"]) == len(series["loss"]["values"]) <= POINTS
     assert max(series["loss"]["values"]) == 99.0
     assert series["loss"]["steps"][-1] == 3 * POINTS * 10
