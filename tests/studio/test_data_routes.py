@@ -12,11 +12,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from refimpl.data.crop import cover_and_crop, cover_size
+from refimpl.data.images.decode import BadImage
 from refimpl.data.index.data_set import read_index
 from refimpl.data.index.index_file import VERSION
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.studio.browsed import Browsed, browse
+from refimpl.studio.thumbnails import Thumbnails, small_jpeg
 from tests.data.files import encoded, exif_bytes
 from tests.data.index.test_data_set import add
 from tests.data.index.test_parallel_read import build_here
@@ -221,6 +223,28 @@ def test_thumbnails_are_small_and_upright(tmp_path: Path) -> None:
     answer = client.get("/data/thumbnails/0")
     assert answer.headers["cache-control"] == "private, max-age=600"
     assert MARKUP.encode() not in answer.content
+
+
+def test_thumbnails_are_kept_up_to_a_size(images: Path) -> None:
+    one = small_jpeg(images / "a.png", 128)
+    kept = Thumbnails(most_bytes=2 * len(one))
+    for row in range(5):
+        assert kept.get(row, images / "a.png", 128) == one
+    gone = images / "gone.png"
+    assert [kept.get(row, gone, 128) for row in (3, 4)] == [one, one]
+    for row in (0, 2):
+        with pytest.raises(BadImage, match="there is no such file"):
+            kept.get(row, gone, 128)
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+    """A PNG of 17 megapixels; a JPEG as large is scaled down while it is decoded."""
+    large = Image.new("1", (4200, 4200))
+    large.save(tmp_path / "a.png")
+    with pytest.raises(BadImage, match="4200×4200 pixels are too many to show here"):
+        small_jpeg(tmp_path / "a.png", 256)
+    large.convert("RGB").save(tmp_path / "a.jpg")
+    assert Image.open(io.BytesIO(small_jpeg(tmp_path / "a.jpg", 256))).size == (256, 256)
 
 
 def test_images_that_are_deleted_damaged_or_replaced_while_they_are_browsed(tmp_path: Path) -> None:
