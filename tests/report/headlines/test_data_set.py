@@ -31,3 +31,11 @@ def test_an_empty_data_set_and_no_plan_are_problems() -> None:
     assert found["There is no usable image."].severity == "bad"
     assert found["No first epoch can be planned: too few"].severity == "bad"
     assert "good" not in {each.severity for each in found.values()}
+
+
+def test_pruned_images_are_not_among_the_enlarged() -> None:
+    found = survey(table_of([(10, 400), (32, 32)]), BUCKETS, max_log_error=1.5, listed=5)
+    headlines = {each.text: each for each in data_headlines(found, 5)}
+    assert headlines["1 of 2 images are left out: no bucket is near their aspect."].severity == "warning"
+    (small,) = headlines["1 of 2 images are enlarged: they are smaller than their bucket."].listed
+    assert small.endswith("1.png (32 × 32 px)")
