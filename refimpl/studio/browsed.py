@@ -21,7 +21,7 @@ from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 
-ENLARGED, NEAR_EXTREME, TOO_FAR, UNCAPTIONED = map(np.uint8, (1, 2, 4, 8))
+ENLARGED, NEAR_EXTREME, TOO_FAR, UNCAPTIONED = 1, 2, 4, 8
 FLAGS = {"enlarged": ENLARGED, "near_extreme": NEAR_EXTREME, "too_far": TOO_FAR, "uncaptioned": UNCAPTIONED}
 CHUNK = 2**18  # images at once
 TAG_CHUNK = 2**22  # entries of the column of tags at once
@@ -67,7 +67,13 @@ class Browsed:
         return self.table
 
     def count(self) -> None:
-        """Counts the tags and weights the images; to be called once, in a thread."""
+        """Counts the tags and weights the images, once, in a thread; a damaged index becomes the problem."""
+        try:
+            self.counted = self._counted()
+        except InputError as error:
+            self.problem = str(error)
+
+    def _counted(self) -> Counted:
         table, settings = self.mapped, self.config.tag_weights
         lists = TagLists(table)
         counts = count_tags(lists, TagCounts(settings.beta, settings.least, settings.most))
@@ -75,7 +81,7 @@ class Browsed:
         used.sort(key=lambda entry: (-entry[0], entry[1:]))
         shown = [{"class": name, "name": tag, "images": images} for images, name, tag in used[:SHOWN_TAGS]]
         weights = dataset_weights(lists, counts).astype(np.float32) if settings.enabled else None
-        self.counted = Counted(weights, shown)
+        return Counted(weights, shown)
 
     def select(
         self,
@@ -177,7 +183,8 @@ def tag_ids(table: Table, tag: str, tag_class: str = "") -> npt.NDArray[np.integ
         alike = alike[letters[begins[alike] + place] == letter]
     if tag_class:
         classes = table.facts["classes"]
-        alike = alike[[classes[number] == tag_class for number in table.arrays["tag_class"][alike]]]
+        named = [classes[number] == tag_class for number in table.arrays["tag_class"][alike]]
+        alike = alike[np.array(named, bool)]
     table.has_read(len(ends))
     return alike
 

@@ -1,7 +1,6 @@
 """Six million images: how long a question takes, and what memory the studio holds while it answers."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -87,8 +86,7 @@ def test_six_million_images_are_found_at_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(json.dumps(found | {"peak": peak}))
+    print(json.dumps(found))
     assert found["images"] == IMAGES
     for name in ("first", "far", "enlarged", "bucket", "tag", "both", "again", "totals"):
         assert found[name] < QUERY_SECONDS, name
