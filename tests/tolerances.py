@@ -121,6 +121,13 @@ FOLDED_DECODE = (
 
 # --- data ---
 CLOCK_SHARE = 0.25  # of a second, which a busy machine may spend between two readings of the clock
+CONTROL_READ_SECONDS = (
+    1e-4  # of processor time to look for a control file: some fifty times what a stat takes
+)
+READ_ROWS_SECONDS = 2.0  # of processor time for 10,000 rows of metrics.jsonl, some ten times what they take
+QUERY_SECONDS = 2.0  # of processor time for a page of a selection among six million images
+NEW_ROW_SECONDS = 1.0  # until a new row is answered; the page asks every second, and shall show it within two
+STUDIO_BYTES = 200e6  # of the studio's memory, whatever is looked at
 PLAN_SECONDS = (
     1.0  # of processor time for an epoch of a million images, 40 times what benchmarks/results/plan.json has
 )

@@ -57,7 +57,12 @@ def test_the_command_writes_numbers_and_page(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [([], "nothing was asked for"), (["--out", "x"], "--out is for the numbers")]
+    ("arguments", "message"),
+    [
+        ([], "nothing was asked for"),
+        (["--out", "x"], "--out is for the numbers"),
+        (["--computed", "--trained"], "two files of numbers"),
+    ],
 )
 def test_what_the_command_cannot_do(arguments, message):
     with pytest.raises(InputError, match=message):
