@@ -106,9 +106,14 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "look at runs and data on a local page, while they change",
         ),
         "figures": (
-            "refimpl.commands.figures",
+            "refimpl.commands.paper.figures",
             "figures_command",
             "draw the paper's figures, or those of a run",
+        ),
+        "claims": (
+            "refimpl.commands.paper.claims",
+            "claims_command",
+            "answer the testable statements of the reports, by computing what can be",
         ),
     },
     "health": {
