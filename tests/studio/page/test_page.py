@@ -176,7 +176,7 @@ def test_millions_of_rows_fit_under_the_browsers_tallest_element(page: Any, addr
         query = dict(part.split("=") for part in route.request.url.partition("?")[2].split("&"))
         first = int(query["from"])
         found = [
-            {"row": row, "id": str(row), "width": 9, "height": 9, "bucket": 0, "enlarged": False, "thumbnail": "/none"}
+            {"row": row, "id": str(row), "width": 9, "height": 9, "enlarged": False, "thumbnail": "/none"}
             for row in range(first, min(many, first + int(query["count"])))
         ]
         route.fulfill(json={"total": many, "from": first, "rows": found})
@@ -189,7 +189,9 @@ def test_millions_of_rows_fit_under_the_browsers_tallest_element(page: Any, addr
     wall.hover()
     page.mouse.wheel(0, 1000)
     page.locator("#cell-0").wait_for(state="detached")
-    seen = [int(name[5:]) for name in page.locator(".wall .cell").evaluate_all("all => all.map(each => each.id)")]
+    seen = [
+        int(name[5:]) for name in page.locator(".wall .cell").evaluate_all("all => all.map(each => each.id)")
+    ]
     assert 0 < min(seen) < 100
     wall.focus()
     page.keyboard.press("End")
