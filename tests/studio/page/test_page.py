@@ -19,6 +19,7 @@ from refimpl.data.index.record import IndexOptions
 from refimpl.run.config import Config
 from refimpl.tables import from_table
 from tests.report.runs.runs import HOSTILE, rows, write_run
+from tests.studio.asking import begin_training
 from tests.studio.page.browser import chromium, looked_at
 
 pytest.importorskip("starlette", reason="starlette is not installed: pip install 'refimpl[studio]'")
@@ -242,12 +243,18 @@ def test_the_page_stays_up_when_a_run_vanishes(page: Any, tmp_path: Path) -> Non
 
 
 def test_actions_are_asked_for(page: Any, tmp_path: Path) -> None:
-    """A run that isn't training is asked for nothing: the page shows the server's line."""
-    write_run(tmp_path / "runs" / "a", rows(3))
+    """Only a run that is being trained can be asked; one that has ended by then shows the server's line."""
+    run = tmp_path / "runs" / "a"
+    write_run(run, rows(3))
+    begin_training(run)
     address, end = serving(tmp_path / "runs", None, control=True)
     try:
         page.goto(address)
-        page.get_by_role("button", name="Sample now").click()
-        page.get_by_text("a is not being trained on this machine").wait_for()
+        button = page.get_by_role("button", name="Sample now")
+        button.click()
+        page.get_by_text("asked for: sample").wait_for()
+        assert json.loads((run / "control.json").read_text()) == {"actions": ["sample"]}
+        (run / ".lock").unlink()
+        button.wait_for(state="hidden")
     finally:
         end()
