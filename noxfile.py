@@ -167,6 +167,29 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site into docs/_build/html, from what the sources say; a warning is an error. Offline.
+
+    Arguments after -- go to sphinx-build.
+    """
+    # The package is imported from here, and its kernels are not needed.
+    install(session, *requirements("docs"))
+    session.run(
+        "python",
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-j",
+        "auto",
+        *session.posargs,
+        "docs",
+        "docs/_build/html",
+    )
+    session.log("open docs/_build/html/index.html")
+
+
+@nox.session
 def nvcc(session: nox.Session) -> None:
     """Compiles every .cu file for sm_80, sm_90 and sm_100; fails on a spill and on narrow accesses. Needs no GPU."""
     install(session, "nvidia-cuda-nvdisasm")
