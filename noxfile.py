@@ -139,6 +139,14 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def studio(session: nox.Session) -> None:
+    """The pages in a headless Chromium, which must be installed; without it the tests say so and are skipped."""
+    install_project(session, "test")
+    install(session, "playwright")
+    session.run("pytest", "tests/studio/page", "tests/report/runs", "-rs", "-s", *session.posargs)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """The tests' own test: declared mistakes, each made in a copy, must make tests fail. Takes minutes."""
     install_project(session, "test")

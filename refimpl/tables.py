@@ -47,6 +47,16 @@ def to_table(value: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
 
 
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested tables, and tables in lists, as one table with dotted keys."""
+    values: dict[str, object] = {}
+    for key, value in table.items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            value = {str(number): entry for number, entry in enumerate(value)}
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
+
+
 class Problem(NamedTuple):
     """Something that is wrong with a table."""
 

@@ -40,6 +40,7 @@ PINNED_SAMPLER = (
 )
 MIXTURE_MONTE_CARLO = 0.006  # three standard errors of a variance of order one from 2^14 keyed samples
 MEASURED_ORDER = 0.02  # of the exponent between 160 and 320 steps, against its limit for many
+BENT_DENSITY = 0.05  # of a share of a weight that bends within a timestep, where only its ends are known
 SAME_END = (
     0.005  # of a share of order one: a start from 20000 instead of ∞, or a value printed with three decimals
 )
@@ -120,6 +121,13 @@ FOLDED_DECODE = (
 
 # --- data ---
 CLOCK_SHARE = 0.25  # of a second, which a busy machine may spend between two readings of the clock
+CONTROL_READ_SECONDS = (
+    1e-4  # of processor time to look for a control file: some fifty times what a stat takes
+)
+READ_ROWS_SECONDS = 2.0  # of processor time for 10,000 rows of metrics.jsonl, some ten times what they take
+QUERY_SECONDS = 2.0  # of processor time for a page of a selection among six million images
+NEW_ROW_SECONDS = 1.0  # until a new row is answered; the page asks every second, and shall show it within two
+STUDIO_BYTES = 200e6  # of the studio's memory, whatever is looked at
 PLAN_SECONDS = (
     1.0  # of processor time for an epoch of a million images, 40 times what benchmarks/results/plan.json has
 )
@@ -138,3 +146,10 @@ MEASURED_MEMORY = (
 PLANNED_STATE = 0.05  # of an optimizer: what docs/memory.md promises of the plan
 PROFILED_MEMORY = 0.01  # scalars of the loss, and the allocator's rounding to 64 bytes
 EARLY_LAYERS = 0.03  # share of the tiny network before its first residual block adds the embedding
+
+# --- paper ---
+KEPT_NUMBER = 1e-4  # kept with six digits; Pillow's resampling may round a level of 255 otherwise elsewhere
+BOOTSTRAP_COVERAGE = 0.05  # three standard errors of a share of 0.95 over 200 samples
+ENLARGED_SCENE = 0.001  # of an exponent: enlarging rounds to levels of 255 and weighs the edge anew
+PRINTED_ASPECT_ERROR = 0.001  # N prints 0.033; sides are whole px
+MEASURED_ROOT = 0.05  # of an exponent of −0.5, over a few hundred draws of at most eight images

@@ -8,12 +8,16 @@ from refimpl.errors import InputError
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """How an autoencoder's decoder is finetuned with its encoder frozen; none of the defaults are from N or S."""
+    """How an autoencoder's decoder is finetuned with its encoder frozen.
+
+    N §4.4 gives no settings. S §2.4 trains a whole autoencoder, at a batch size of 256 and with a moving average
+    of the weights whose decay it leaves open; the other defaults are this project's.
+    """
 
     steps: int = 10_000
     """optimizer steps"""
     batch_size: int = 8
-    """images per step, of all ranks together; they must share it evenly"""
+    """images per step, of all ranks together; they must share it evenly. S §2.4 has 256"""
     size: int = 256
     """side of the square crops, px; a multiple of the autoencoder's factor"""
     learning_rate: float = 1e-5
@@ -29,7 +33,7 @@ class DecoderConfig:
     max_blockiness: float = 0.0
     """leave out training images whose stored pixels are blockier than this, from JPEG (1 is clean); 0 for no limit"""
     ema_decay: float = 0.999
-    """decay of the weights' moving average, which is the result that is saved"""
+    """decay of the weights' moving average (S §2.4), which is the result that is saved"""
     precision: str = "fp32"
     """fp32, tf32 or bf16 (autocast)"""
     seed: int = 0

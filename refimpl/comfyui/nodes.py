@@ -6,15 +6,19 @@ an optional input, so that R's workflows load. Invalid inputs raise InputError, 
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from refimpl.comfyui.cfg_rescale import METHODS, patch_guidance
 from refimpl.comfyui.first_step import patch_first_step
 from refimpl.comfyui.inputs import MODEL_INPUT, TRUE_FALSE, checked, choice, number
 from refimpl.comfyui.levels import TERMINAL, Levels, levels_for
 from refimpl.comfyui.model_sampling import model_sampling
 from refimpl.comfyui.scheduler_checks import SCHEDULERS_NOTE
-from refimpl.comfyui.scheduler_nodes import LaplaceSchedulerNode, NAINativeSchedulerNode
+from refimpl.comfyui.scheduler_nodes import MOST_STEPS, LaplaceSchedulerNode, NAINativeSchedulerNode
 from refimpl.diffusion.config import DiffusionConfig
-from refimpl.diffusion.min_snr import weight_mass
+from refimpl.diffusion.min_snr import min_snr_weight, weight_mass
+from refimpl.sample.weighted_grid import weighted
 
 LARGEST_SIDE = 16384  # px, ComfyUI's own
 
@@ -22,12 +26,14 @@ LARGEST_SIDE = 16384  # px, ComfyUI's own
 class ZsnrVpredConditioningNode:
     """Sets a model's prediction type and noise levels (N §2.1–2.3, App. A).
 
-    min_snr_gamma weights the training loss and has no meaning for a sampler: it affects only the second output, a
-    text that says what the model was set to and what share of the training loss weight the noisiest steps had.
+    min_snr_gamma acts on the third output, `steps` levels for SamplerCustom and the like with equal shares of
+    MinSNR's weight min(SNR + 1, γ)/(SNR + 1) between neighbours (N §2.4): a small γ spends few steps where little
+    noise is left, a large one spaces them as N's native schedule. It leaves the model itself alone, for which a loss
+    weight has no meaning. The second output is a text that says what the model was set to.
     """
 
-    RETURN_TYPES = ("MODEL", "STRING")
-    RETURN_NAMES = ("model", "info")
+    RETURN_TYPES = ("MODEL", "STRING", "SIGMAS")
+    RETURN_NAMES = ("model", "info", "sigmas")
     FUNCTION = "apply_conditioning"
     CATEGORY = "conditioning"
     DESCRIPTION = (
@@ -45,7 +51,7 @@ class ZsnrVpredConditioningNode:
                 "v_prediction": choice(TRUE_FALSE, "true", "false is eps-prediction, which zsnr rules out"),
                 "sigma_min": number(0.0292, 0.0, 1.0, 0.0001, "lowest level; 0 takes the schedule's own"),
                 "sigma_data": number(1.0, 0.1, 3.0, 0.1, "σd of the preconditioner; SDXL's is 1"),
-                "min_snr_gamma": number(5.0, 1.0, 20.0, 0.1, "a training loss weight: reported, not used"),
+                "min_snr_gamma": number(5.0, 1.0, 20.0, 0.1, "smaller: fewer of the output's low levels"),
                 "resolution_scaling": choice(
                     TRUE_FALSE, "true", "largest level times √(H·W)/1024; ∞ stays ∞"
                 ),
@@ -56,6 +62,7 @@ class ZsnrVpredConditioningNode:
                 "terminal_sigma": choice(
                     list(TERMINAL), "exact", f"how to treat σ = ∞; 20000: N App. A.2. {SCHEDULERS_NOTE}"
                 ),
+                "steps": number(28, 1, MOST_STEPS, 1, "sampling steps of the output's levels"),
             },
         }
 
@@ -71,8 +78,12 @@ class ZsnrVpredConditioningNode:
         width: int = 1024,
         height: int = 1024,
         terminal_sigma: str = "exact",
-    ) -> tuple[Any, str]:
-        """Returns the patched model and a text of its settings. Raises InputError for eps-prediction with zsnr."""
+        steps: int = 28,
+    ) -> tuple[Any, str, Tensor]:
+        """The patched model, a text of its settings, and levels [steps + 1] float32 spaced by min_snr_gamma.
+
+        Raises InputError for eps-prediction with zsnr, and for more steps than there are levels to tell apart.
+        """
         inputs = checked(
             type(self),
             {
@@ -85,6 +96,7 @@ class ZsnrVpredConditioningNode:
                 "width": width,
                 "height": height,
                 "terminal_sigma": terminal_sigma,
+                "steps": steps,
             },
         )
         diffusion = DiffusionConfig(
@@ -102,7 +114,7 @@ class ZsnrVpredConditioningNode:
             ),
         )
         patch_first_step(patched, levels)
-        return patched, _told(diffusion, levels)
+        return patched, _told(diffusion, levels), _spaced(diffusion, levels, inputs["steps"])
 
 
 class CFGRescaleNode:
@@ -152,9 +164,23 @@ def _told(diffusion: DiffusionConfig, levels: Levels) -> str:
     share = weight_mass(diffusion.loss_weights(), 950)
     return (
         f"{diffusion.parameterisation}-prediction, noise levels {top} to {levels.sigma_min:g}. Min-SNR γ = "
-        f"{diffusion.min_snr_gamma:g} is a training loss weight and has no effect here; training with it gives "
-        f"timesteps 950 and later {share:.4%} of the total weight."
+        f"{diffusion.min_snr_gamma:g} spaces the levels of the output sigmas and changes nothing in the model; "
+        f"training with it gives timesteps 950 and later {share:.4%} of the total weight."
     )
+
+
+def _spaced(diffusion: DiffusionConfig, levels: Levels, steps: int) -> Tensor:
+    """Levels [steps + 1] float32 from the largest to the smallest with equal shares of MinSNR's weight, then 0."""
+    schedule = levels.schedule
+    weights = min_snr_weight(schedule.snr, diffusion.min_snr_gamma, policy="snr_plus_one")
+    lowest = float(schedule.sigma_edm_to_t(torch.tensor(levels.sigma_min, dtype=torch.float64)))
+    sigmas = weighted(schedule, steps, weights, levels.last_timestep, lowest)
+    sigmas[0] = (
+        levels.sigma_max
+    )  # where it is not the schedule's: the stand-in for ∞, or another canvas' level
+    if steps > 1:
+        sigmas[-2] = levels.sigma_min
+    return sigmas.float()
 
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {

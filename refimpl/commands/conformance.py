@@ -62,7 +62,7 @@ def conformance_command(arguments: list[str], program: str = "refimpl conformanc
         content = {"checks": checks_as_json(checks), "peers": [as_json(tested, checks, known)]}
         replace_text(command.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if command.html:
-        from refimpl.commands.conformance_page import conformance_page
+        from refimpl.commands.pages.conformance_page import conformance_page
 
         replace_text(command.html, conformance_page(tested, checks, known))
     wrong = complaints(tested, checks, known)

@@ -63,7 +63,9 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     import torch
 
     from refimpl.autoencoder.training import heldout_psnr
-    from refimpl.report.demo_content import environment, report_content
+    from refimpl.data.demo.data_set import read_demo_manifest
+    from refimpl.report.demo_content import environment, report_content, unet_size
+    from refimpl.report.headlines.demo import demo_headlines
     from refimpl.report.run_page import write_report
     from refimpl.run.stage import read_stage, write_demo_data
     from refimpl.run.threads import use_threads
@@ -100,7 +102,11 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         criteria, measured = judge(rows, psnr, samples, WANTED_PSNR[command.short])
         content = report_content(config, out, data, heldout, vae, scale_shift, statistics, samples, rows)
-        content = replace(content, criteria=criteria)
+        photographs = read_demo_manifest(out / "data").counts["train"]["photographs"]
+        told = demo_headlines(
+            criteria, FIXED_PROMPTS[-1], photographs, config.sample.height, unet_size(config.unet)
+        )
+        content = replace(content, criteria=criteria, headlines=told)
     content = replace(content, timings=timings)
     write_report(out / "report.html", content)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

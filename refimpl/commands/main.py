@@ -95,10 +95,25 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
     },
     "report": {
+        "report": (
+            "refimpl.commands.pages.report",
+            "report_command",
+            "write a run's page: curves, samples, settings, faults, and what matters first",
+        ),
+        "studio": (
+            "refimpl.commands.studio",
+            "studio_command",
+            "look at runs and data on a local page, while they change",
+        ),
         "figures": (
-            "refimpl.commands.figures",
+            "refimpl.commands.paper.figures",
             "figures_command",
             "draw the paper's figures, or those of a run",
+        ),
+        "claims": (
+            "refimpl.commands.paper.claims",
+            "claims_command",
+            "answer the testable statements of the reports, by computing what can be",
         ),
     },
     "health": {

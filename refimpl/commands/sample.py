@@ -119,7 +119,7 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
         refiner=_refiner(command, device),
         image_prompt=_read_image(command.image_prompt) if command.image_prompt else None,
     )
-    write_grid(images, command.out / "grid.png")
+    write_grid(images, command.out / "grid.png", settings.prompts)
     for row, prompt_images in enumerate(images):
         for number, image in enumerate(prompt_images):
             write_image(image, command.out / f"prompt{row:02d}-{number:02d}.png")

@@ -7,7 +7,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from refimpl.data.bucket_sizes import Bucket
-from refimpl.data.images.lanczos import lanczos
 from refimpl.errors import InputError
 
 SCALED_WHOLE = 8  # bucket areas that a scaled image may have before the crop
@@ -68,8 +67,10 @@ def cover_and_crop(
     across, down = bucket
     height, width = image.shape[:2]
     if resampler == "torch" and _can_be_scaled_whole((width, height), bucket):
-        size_ints = _drawn((width, height), bucket, rng)
+        size_ints = drawn_crop((width, height), bucket, rng)
         top, left = size_ints.crop_top, size_ints.crop_left
+        from refimpl.data.images.lanczos import lanczos  # it brings torch, which `drawn_crop` does without
+
         scaled = lanczos(image, *cover_size(width, height, bucket))
         return scaled[top : top + down, left : left + across], size_ints
     cropped, size_ints = _cover_and_crop(Image.fromarray(np.ascontiguousarray(image)), bucket, rng)
@@ -82,7 +83,7 @@ def _cover_and_crop(image: Image.Image, bucket: Bucket, rng: IntegerSource) -> t
         return crop(scaled, image.size, bucket, rng)
     (width, height), (across, down) = image.size, bucket
     covering_width, covering_height = cover_size(width, height, bucket)
-    size_ints = _drawn(image.size, bucket, rng)
+    size_ints = drawn_crop(image.size, bucket, rng)
     columns = _span(size_ints.crop_left, across, width, covering_width)
     rows = _span(size_ints.crop_top, down, height, covering_height)
     part = image.crop((columns.first, rows.first, columns.last, rows.last))
@@ -114,12 +115,13 @@ def crop(
     scaled: Image.Image, original: tuple[int, int], bucket: Bucket, rng: IntegerSource
 ) -> tuple[Image.Image, SizeInts]:
     """A random crop of what `cover` returned for an image of size `original`, (width, height)."""
-    size_ints = _drawn(original, bucket, rng)
+    size_ints = drawn_crop(original, bucket, rng)
     left, top = size_ints.crop_left, size_ints.crop_top
     return scaled.crop((left, top, left + bucket[0], top + bucket[1])), size_ints
 
 
-def _drawn(original: tuple[int, int], bucket: Bucket, rng: IntegerSource) -> SizeInts:
+def drawn_crop(original: tuple[int, int], bucket: Bucket, rng: IntegerSource) -> SizeInts:
+    """Where `cover_and_crop` cuts an image of size `original`, (width, height); no pixel is needed."""
     (width, height), (across, down) = original, bucket
     covering_width, covering_height = cover_size(width, height, bucket)
     top = int(rng.integers(0, covering_height - down + 1))

@@ -12,64 +12,28 @@ counter of block j of a key is (j low, j high, stream, 0):
     stream 1  normals of the offset noise stream 3  integers
 """
 
-import hashlib
 import math
 import operator
 from collections.abc import Sequence
-from enum import IntEnum
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from refimpl.diffusion.offset_noise import offset_noise
+from refimpl.diffusion.philox_words import (
+    HALF_STREAM,
+    NOISE_STREAM,
+    OFFSET_STREAM,
+    UNIFORM_STREAM,
+    WORD,
+    Purpose,
+    philox_rounds,
+    seed_words,
+)
+from refimpl.diffusion.philox_words import KeyedIntegers as KeyedIntegers
+from refimpl.diffusion.philox_words import draw_key_of as draw_key_of
+from refimpl.diffusion.philox_words import sample_id as sample_id
 from refimpl.errors import InputError
-
-WORD = 0xFFFFFFFF  # a mask and the largest word
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al., table 2
-WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in units of 2^-32
-ROUNDS = 10
-
-NOISE_STREAM, OFFSET_STREAM, UNIFORM_STREAM, INTEGER_STREAM, HALF_STREAM = range(5)
-
-Words = TypeVar("Words", int, Tensor)
-
-
-class Purpose(IntEnum):
-    """What a draw is for: draws for one sample and visit with different purposes are independent."""
-
-    NOISE = 0
-    TIMESTEP = 1
-    CAPTION_DROPOUT = 2
-    CROP = 3
-    FLIP = 4
-    TAG_SHUFFLE = 5
-    INIT_NOISE = 6  # the first noise of a sampler
-    REFINER_NOISE = 7  # what a refiner is given to take away again (SDEdit)
-    LORA_DROPOUT = 8  # components of the adapters' rank that an image goes without
-    TAG_DROPOUT = 9
-    ROUNDING = (
-        10  # of a parameter's new value; its sample is the parameter's name, its visit the optimizer step
-    )
-
-
-def _multiply(multiplier: int, word: Words) -> tuple[Words, Words]:
-    """High and low words of a 32 × 32 bit product, computed in halves so that int64 never overflows."""
-    low = multiplier * (word & 0xFFFF)
-    high = multiplier * (word >> 16) + (low >> 16)
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
-
-
-def _philox(
-    c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words
-) -> tuple[Words, Words, Words, Words]:
-    """Ten rounds on four counter words and two key words, for Python integers and tensors alike."""
-    for _ in range(ROUNDS):
-        high0, low0 = _multiply(MULTIPLIERS[0], c0)
-        high1, low1 = _multiply(MULTIPLIERS[1], c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
-    return c0, c1, c2, c3
 
 
 def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
@@ -81,17 +45,8 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     """
     _check_words("counter", counter, 4)
     _check_words("key", key, 2)
-    words = _philox(*(counter & WORD).unbind(-1), *(key & WORD).unbind(-1))
+    words = philox_rounds(*(counter & WORD).unbind(-1), *(key & WORD).unbind(-1))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1)
-
-
-def sample_id(name: str) -> int:
-    """Signed 64-bit id of a sample: the first 8 bytes (little endian) of blake2b of its UTF-8 name.
-
-    Bytes of a file name that are not UTF-8 (Python's surrogate escapes) are hashed as they are.
-    """
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def draw_key(seed: int, ids: Tensor, visit: Tensor | int, purpose: Purpose | int) -> Tensor:
@@ -113,7 +68,7 @@ def draw_keys(seed: int, ids: Tensor, visit: Tensor | int, purposes: Sequence[Pu
 
     The arguments, the errors and the bits are those of `draw_key`.
     """
-    seed_words = _seed_words(seed)
+    seeds = seed_words(seed)
     if ids.dtype != torch.int64 or ids.ndim != 1:
         raise InputError(f"ids must be int64 of shape [B], got {ids.dtype} of shape {list(ids.shape)}")
     visits = torch.as_tensor(visit, device=ids.device)
@@ -127,19 +82,7 @@ def draw_keys(seed: int, ids: Tensor, visit: Tensor | int, purposes: Sequence[Pu
     kinds = torch.tensor([Purpose(purpose) for purpose in purposes], device=ids.device)[:, None]
     words = (ids & WORD, (ids >> 32) & WORD, visits, kinds)
     counter = torch.stack(torch.broadcast_tensors(*words), dim=-1)
-    return philox4x32(counter, torch.tensor(seed_words, device=ids.device))[..., :2]
-
-
-def draw_key_of(seed: int, sample: int, visit: int, purpose: Purpose | int) -> tuple[int, int]:
-    """`draw_key` of one sample on plain integers, for the loader's processes: the same two words.
-
-    sample  see `sample_id`; the other arguments and the errors are those of `draw_key`
-    """
-    seed_words, sample, visit = _seed_words(seed), operator.index(sample), operator.index(visit)
-    if not 0 <= visit <= WORD:
-        raise InputError(f"visit must lie in 0 to 2^32 - 1, got {visit}")
-    words = _philox(sample & WORD, (sample >> 32) & WORD, visit, int(Purpose(purpose)), *seed_words)
-    return words[0], words[1]
+    return philox4x32(counter, torch.tensor(seeds, device=ids.device))[..., :2]
 
 
 def keyed_normal(key: Tensor, shape: Sequence[int], offset: float = 0.0) -> Tensor:
@@ -186,50 +129,6 @@ def keyed_halves(key: Tensor, n: int, first: int = 0) -> Tensor:
         raise InputError(f"first {first} must be a multiple of 8, the halves in a block of four words")
     words = _words(key, -(-n // 2), HALF_STREAM, first // 8)
     return torch.stack([words & 0xFFFF, words >> 16], dim=-1).flatten(1)[:, :n]
-
-
-class KeyedIntegers:
-    """A sequence of integers from one key; stands in for a numpy Generator.
-
-    Every call consumes the next word of the integer stream (and, with probability below
-    (high - low) / 2^32, one more, so that the result is unbiased: Lemire 2019, algorithm 5).
-
-    key  [2]  uint32 values: a tensor or a pair of ints
-    """
-
-    def __init__(self, key: Tensor | Sequence[int]):
-        words = [int(word) for word in key]
-        if len(words) != 2 or not all(0 <= word <= WORD for word in words):
-            raise InputError(f"key must be two words, each in 0 to 2^32 - 1, got {words}")
-        self._key = (words[0], words[1])
-        self._taken = 0
-
-    def integers(self, low: int, high: int | None = None) -> int:
-        """A uniform integer in [low, high), or in [0, low) when high is not given.
-
-        Raises InputError when the range is empty or wider than 2^32.
-        """
-        low, high = (0, low) if high is None else (low, high)
-        low, high = operator.index(low), operator.index(high)  # numpy's integers would overflow below
-        span = high - low
-        if not 0 < span <= WORD + 1:
-            raise InputError(f"cannot draw an integer from [{low}, {high}): it must hold 1 to 2^32 integers")
-        while True:
-            product = self._next_word() * span
-            if product & WORD >= (WORD + 1) % span:
-                return low + (product >> 32)
-
-    def _next_word(self) -> int:
-        block, lane = divmod(self._taken, 4)
-        self._taken += 1
-        return _philox(block & WORD, block >> 32, INTEGER_STREAM, 0, *self._key)[lane]
-
-
-def _seed_words(seed: int) -> tuple[int, int]:
-    seed = operator.index(seed)
-    if not -(2**63) <= seed < 2**64:
-        raise InputError(f"seed {seed} does not fit 64 bits: take one from -2^63 to 2^64 - 1")
-    return seed & WORD, (seed >> 32) & WORD
 
 
 def _normals(key: Tensor, n: int, stream: int) -> Tensor:

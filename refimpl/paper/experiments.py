@@ -6,7 +6,7 @@ without guidance, to show the distribution that the network itself has learned.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,30 @@ from torch import Tensor
 from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import load_model
 from refimpl.model.pipeline import Model
+from refimpl.paper.computed.quantity import bootstrapped
 from refimpl.paper.denoising import canvas_mean, decoded, denoising, enlarged, level_name, paper_level
+from refimpl.paper.effects import (
+    EXTREMES,
+    PUBLISHED_END,
+    RAISED_END,
+    SECOND_NATIVE_LEVEL,
+    SHOWN_STEPS,
+    Effects,
+    effect_2,
+    effect_3,
+    effect_4,
+    effect_6,
+    effect_7,
+)
 from refimpl.sample.config import SampleConfig
 from refimpl.tables import from_table
 
 Panel = tuple[Tensor, str]  # image [3, H, W] in 0 … 1, and what is written above it
 
-PUBLISHED_END = 14.614641229333639  # of the schedule without zero terminal SNR (N §2.2)
-SECOND_NATIVE_LEVEL = 56.178238948721265  # of 28 steps on the rescaled schedule: N Fig. 4's σ = 56
-RAISED_END = 2 * PUBLISHED_END  # N Fig. 6, 7
-EXTREMES = ("completely black", "completely white")
-SEEDS = 3
+SEEDS = 3  # shown
+EFFECT_SEEDS = 5  # measured
+EFFECT_PROMPTS = 3
 MOST_PROMPTS = 6  # in a row
-SHOWN_STEPS = 6  # of a trajectory
 BRIGHTNESS, CANVAS_MEAN = "mean pixel", "rms of the canvas' mean latent"  # of experiments.json
 
 
@@ -38,6 +49,16 @@ class Experiment:
     title: str
     rows: list[tuple[str, list[Panel]]]
     numbers: dict[str, Any]
+    effects: Effects = field(default_factory=dict)
+
+    def measured_effects(self) -> dict[str, Any]:
+        """Each effect's mean over seeds with its bootstrap interval, and the seeds' own values."""
+        found = {}
+        for name, values in self.effects.items():
+            mean = bootstrapped(name, values.double().numpy(), lambda x: float(x.mean()))
+            ends = {"value": mean.value, "low": mean.low, "high": mean.high}
+            found[name] = {**ends, "seeds": values.tolist()}
+        return found
 
 
 def run_experiments(run: Path, weights: str = "ema") -> dict[int, Experiment]:
@@ -54,8 +75,34 @@ def run_experiments(run: Path, weights: str = "ema") -> dict[int, Experiment]:
         )
     trained = from_table(SampleConfig, table.get("sample", {}), f"{run} [sample]")
     settings = replace(trained, guidance=1.0, seeds=SEEDS)
+    return experiments_of(model, settings, settings)
+
+
+def experiments_of(model: Model, settings: SampleConfig, canvas: SampleConfig) -> dict[int, Experiment]:
+    """The five experiments on a model, with their effects over EFFECT_SEEDS images.
+
+    canvas  the canvas C of Fig. 6 and 7, which draw one of twice its side; the others draw that of `settings`
+    """
+    effects = effects_of(model, settings, canvas)
     figures = ((2, figure_2), (3, figure_3), (4, figure_4), (6, figure_6), (7, figure_7))
-    return {number: measure(model, settings) for number, measure in figures}
+    return {
+        number: replace(measure(model, canvas if number in (6, 7) else settings), effects=effects[number])
+        for number, measure in figures
+    }
+
+
+def effects_of(model: Model, settings: SampleConfig, canvas: SampleConfig) -> dict[int, Effects]:
+    """The effects alone, by the number of N's figure. Arguments as in `experiments_of`."""
+    several = replace(settings, seeds=EFFECT_SEEDS)
+    large = enlarged(replace(canvas, seeds=EFFECT_SEEDS), 2)
+    prompts = settings.prompts[:EFFECT_PROMPTS]
+    return {
+        2: effect_2(model, several),
+        3: effect_3(model, several, prompts),
+        4: effect_4(model, several, prompts),
+        6: effect_6(model, canvas, large, prompts),
+        7: effect_7(model, canvas, large, prompts),
+    }
 
 
 def figure_2(model: Model, settings: SampleConfig) -> Experiment:
@@ -85,11 +132,11 @@ def figure_4(model: Model, settings: SampleConfig) -> Experiment:
 
 
 def figure_6(model: Model, settings: SampleConfig) -> Experiment:
-    """N Fig. 6: a canvas of twice the side, from the published schedule's end and from twice that level."""
+    """N Fig. 6: a canvas of twice the side, from the published end for the given canvas and from twice that level."""
     large = enlarged(replace(settings, seeds=1), 2)
     starts = (PUBLISHED_END, RAISED_END)
     title = f"σ_max at {large.width}×{large.height} px (N Fig. 6)"
-    return _results(model, large, settings.prompts[:MOST_PROMPTS], starts, title)
+    return _results(model, large, settings.prompts[:MOST_PROMPTS], starts, title, settings)
 
 
 def figure_7(model: Model, settings: SampleConfig) -> Experiment:
@@ -100,7 +147,7 @@ def figure_7(model: Model, settings: SampleConfig) -> Experiment:
     steps = sorted({round(last * part / (SHOWN_STEPS - 1)) for part in range(SHOWN_STEPS)})
     prompt = settings.prompts[-1]
     title = f"Estimates of “{prompt}” at {large.width}×{large.height} px (N Fig. 7)"
-    return _trajectories(model, large, prompt, starts, steps, title)
+    return _trajectories(model, large, prompt, starts, steps, title, settings)
 
 
 def _results(
@@ -109,11 +156,15 @@ def _results(
     prompts: Sequence[str],
     starts: Sequence[float],
     title: str,
+    levels_of: SampleConfig | None = None,
 ) -> Experiment:
-    """Finished images for the prompts, one row per start, with their canvas means."""
+    """Finished images for the prompts, one row per start, with their canvas means.
+
+    levels_of  the canvas that N's levels are scaled to, if not the one that is drawn
+    """
     rows, numbers = [], {}
     for start in starts:
-        name, level = _start(model, settings, start)
+        name, level = _start(model, levels_of or settings, start)
         panels: list[Panel] = []
         brightness, means = {}, {}
         for prompt in prompts:
@@ -134,11 +185,12 @@ def _trajectories(
     starts: Sequence[float],
     steps: Sequence[int],
     title: str,
+    levels_of: SampleConfig | None = None,
 ) -> Experiment:
-    """One image's estimates at the given steps, one row per start."""
+    """One image's estimates at the given steps, one row per start; levels_of as in `_results`."""
     rows, numbers = [], {}
     for start in starts:
-        row, level = _start(model, settings, start)
+        row, level = _start(model, levels_of or settings, start)
         path = denoising(model, replace(settings, seeds=1), prompt, level)
         images = decoded(model, path.estimates[list(steps), 0])
         names = [level_name(path.sigmas[step]) for step in steps]

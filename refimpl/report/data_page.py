@@ -9,10 +9,11 @@ from refimpl.data.survey.plan_survey import PlannedEpoch
 from refimpl.data.survey.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Survey, WeightSurvey
 from refimpl.printable import printable
 from refimpl.report import data_figures, figures
-from refimpl.report.page import Markup, image, page, paragraph, table
-from refimpl.report.style import png_bytes
+from refimpl.report.headlines.data_set import data_headlines
+from refimpl.report.page import Markup, folded, image, page, paragraph, table
+from refimpl.report.style import svg_bytes
 
-PAGE_WIDTH = 980  # CSS pixels of a figure
+BUCKETS = "buckets"  # heading of their table
 BAR = 40  # characters of the longest bar in the terminal
 
 Part = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # heading, header, rows
@@ -48,7 +49,12 @@ def survey_page(
     """The survey as a self-contained HTML page. Raises InputError when matplotlib is missing."""
     source = printable(source, kept="")
     density = data_figures.size_density(found.density, BIN_PIXELS, found.buckets)
-    histogram = figures.bucket_histogram(found.buckets, found.bucket_counts, found.mean_error)
+    used = [place for place, count in enumerate(found.bucket_counts) if count] or range(len(found.buckets))
+    histogram = figures.bucket_histogram(
+        [found.buckets[place] for place in used],
+        [found.bucket_counts[place] for place in used],
+        found.mean_error,
+    )
     errors = data_figures.aspect_errors(found.errors, found.mean_error)
     drawn = [
         (
@@ -64,9 +70,13 @@ def survey_page(
             [_figure(histogram, "images in each bucket"), _figure(errors, "aspect errors of the images")],
         ),
     ]
-    opening = [paragraph(f"{found.images} images in {source}"), *map(paragraph, _summary(found))]
+    opening = [
+        paragraph(f"{found.images} images in {source}"),
+        paragraph(_summary(found)[0]),
+    ]
     tables = [*_tables(found, listed, no_plan), *_plan_tables(plans, found.buckets)]
-    return page(f"Data set {source}", [*drawn, *_sections(tables)], opening)
+    headlines = data_headlines(found, listed, plans, no_plan)
+    return page(f"Data set {source}", [*drawn, *_sections(tables)], opening, headlines)
 
 
 def weight_page(source: str, found: WeightSurvey) -> str:
@@ -81,11 +91,21 @@ def weight_page(source: str, found: WeightSurvey) -> str:
 
 
 def _sections(parts: Sequence[Part]) -> list[tuple[str, list[Markup]]]:
-    return [(heading, [table(header, rows)]) for heading, header, rows in parts]
+    return [
+        (heading, _bucket_tables(header, rows) if heading == BUCKETS else [table(header, rows)])
+        for heading, header, rows in parts
+    ]
+
+
+def _bucket_tables(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Markup]:
+    """The buckets with images, and those without folded away."""
+    used, empty = [row for row in rows if row[3]], [row for row in rows if not row[3]]
+    shown = [table(header, used)] if used else []
+    return [*shown, *([folded(f"{len(empty)} empty buckets", [table(header, empty)])] if empty else [])]
 
 
 def _figure(figure: Any, alt: str, caption: str = "") -> Markup:
-    return image(png_bytes(figure), alt, caption, PAGE_WIDTH)
+    return image(svg_bytes(figure), alt, caption, kind="svg+xml")
 
 
 def _summary(found: Survey) -> list[str]:
@@ -130,7 +150,7 @@ def _tables(found: Survey, listed: int, no_plan: str = "") -> list[Part]:
          f"{found.bucket_counts[bucket] / total:.2%}")
         for bucket in order for width, height in [found.buckets[bucket]]
     ]  # fmt: skip
-    parts.append(("buckets", ("width", "height", "aspect", "images", "share"), rows))
+    parts.append((BUCKETS, ("width", "height", "aspect", "images", "share"), rows))
     return [*parts, *_class_tables(found.classes)]
 
 

@@ -1,7 +1,6 @@
 """What the demo's report shows: the parts of ReportContent, filled from a finished run."""
 
 import platform
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def report_content(
         summary=[
             f"Trained on {counts['train']} images ({photographs} cut from real photographs, the rest drawn) for "
             f"{config.train.steps} steps of {config.train.batch_size}; {counts['heldout']} images held out. "
-            f"The UNet is SDXL's in shape, {sum(p.numel() for p in _unet_parameters(config.unet)):,} parameters.",
+            f"The UNet is SDXL's in shape, {unet_size(config.unet):,} parameters.",
         ],
         losses=rows,
         samples=[
@@ -102,9 +101,10 @@ def _grid(out: Path, samples: dict[str, dict[str, Any]], name: str, title: str, 
     return Grid(title, images, captions, note, columns=settings["seeds"])
 
 
-def _unet_parameters(config: UNetConfig) -> Iterator[torch.nn.Parameter]:
+def unet_size(config: UNetConfig) -> int:
+    """Parameters of a UNet."""
     with torch.device("meta"):
-        return UNet(config).parameters()
+        return sum(parameter.numel() for parameter in UNet(config).parameters())
 
 
 @torch.no_grad()

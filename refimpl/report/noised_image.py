@@ -1,6 +1,11 @@
-"""N Fig. 1: an image under increasing noise, and its lowest frequencies, which survive σ = 14.6."""
+"""N Fig. 1: latents under increasing noise, and their lowest frequencies, which survive σ = 14.6.
+
+The latents of a 1024² px canvas, 128 a side, of variance 1 as a network sees them. Averages over 8 × 8 px stand for
+those of SDXL's autoencoder, so that the figure needs no weights.
+"""
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCKS = 8  # "lowest frequencies": the averages of 8 × 8 blocks
-SHOWN = 512  # pixels a side; the claim is about large canvases, small ones hide it (N §2.3)
+SHOWN = 1024  # pixels a side; the claim is about large canvases, small ones hide it (N §2.3)
+CELL = 8  # pixels a side of a latent
 LEAST_SIDE = 100  # pixels of a given image
 LEVELS = (0.5, 3.0)  # noise levels on the way to the end of the published schedule
 
@@ -38,6 +44,17 @@ def example_image(side: int = SHOWN) -> Image.Image:
 def low_frequencies(images: Tensor) -> Tensor:
     """Averages over BLOCKS × BLOCKS blocks: [3, H, W] → [3, BLOCKS, BLOCKS]."""
     return torch.nn.functional.adaptive_avg_pool2d(images, BLOCKS)
+
+
+def latents(pixels: Tensor) -> Tensor:
+    """Averages of 8 × 8 px with mean 0 and variance 1 in each channel (N App. B): [3, H, W] → [3, H/8, W/8].
+
+    A channel without contrast stays at 0.
+    """
+    cells = torch.nn.functional.avg_pool2d(pixels, CELL)
+    centred = cells - cells.mean((1, 2), keepdim=True)
+    std = centred.std((1, 2), keepdim=True)
+    return centred / torch.where(std > 0, std, 1.0)
 
 
 def _noise_like(x0: Tensor) -> Tensor:
@@ -78,12 +95,25 @@ def noised_levels(plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> list[tu
     return [(float(schedule.sigma_edm[t]), *schedule.at(t)) for schedule, t in columns]
 
 
-@styled
-def noised_image(image: Image.Image, plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> "Figure":
-    """N Fig. 1: an image noised to the last sigma of the published schedule and, beside it, to infinity.
+@dataclass(frozen=True)
+class NoisedLatents:
+    """One column of the figure."""
 
-    Upper row: the noised image. Lower row: its block averages, divided by √(alpha² + (sigma / block)²), which is
-    their rms if the clean ones have unit variance, and their correlation with those of the clean image.
+    sigma: float
+    """sigma_edm."""
+    latents: Tensor
+    """[3, 128, 128] x_t, in VP form."""
+    low: Tensor
+    """[3, BLOCKS, BLOCKS] their block averages, of rms 1 if the clean ones have variance 1."""
+    correlation: float
+    """Between the block averages and the clean ones."""
+
+
+def noised_latents(
+    image: Image.Image, plain: NoiseSchedule, zero_terminal: NoiseSchedule
+) -> list[NoisedLatents]:
+    """The columns of the figure, with one noise throughout.
+
     Raises InputError when the image is smaller than 100 pixels a side: small canvases hide the flaw.
     """
     if min(image.size) < LEAST_SIDE:
@@ -91,21 +121,35 @@ def noised_image(image: Image.Image, plain: NoiseSchedule, zero_terminal: NoiseS
             f"the image is {image.width}×{image.height}; N Fig. 1 needs {LEAST_SIDE} pixels a side or more, "
             "as small canvases hide the flaw"
         )
-    x0 = _square(image)
+    x0 = latents(_square(image))
     eps = _noise_like(x0)
     clean = low_frequencies(x0)
     one = torch.ones(1, dtype=torch.float64)
-    levels = [(0.0, one, 0 * one), *noised_levels(plain, zero_terminal)]
-    figure, axes = new_figure(4.0, 2, len(levels))
-    block = SHOWN / BLOCKS  # averaging block² pixels divides the noise's std by block
-    for column, (level, alpha, sigma) in enumerate(levels):
+    block = SHOWN / CELL / BLOCKS  # averaging block² latents divides the noise's std by block
+    columns = []
+    for level, alpha, sigma in [(0.0, one, 0 * one), *noised_levels(plain, zero_terminal)]:
         x_t = add_noise(x0[None], eps[None], alpha, sigma)[0]
         low = low_frequencies(x_t) / torch.hypot(alpha, sigma / block)
-        upper, lower = axes[column], axes[len(levels) + column]
-        _show(upper, x_t, 1 + 1.5 * float(sigma))
-        _show(lower, low, 1.0 if math.isfinite(level) else 2.5)
-        upper.set_title("σ = ∞" if math.isinf(level) else f"σ = {level:.1f}".removesuffix(".0"), loc="center")
-        lower.set_xlabel(f"correlation {correlation(low, clean):.2f}")
-    axes[0].set_ylabel("noised image")
-    axes[len(levels)].set_ylabel("lowest frequencies")
+        columns.append(NoisedLatents(level, x_t, low, correlation(low, clean)))
+    return columns
+
+
+@styled
+def noised_image(image: Image.Image, plain: NoiseSchedule, zero_terminal: NoiseSchedule) -> "Figure":
+    """N Fig. 1: latents noised to the last sigma of the published schedule and, beside it, to infinity.
+
+    Upper row: the noised latents, as colours. Lower row: their block averages, and the correlation of these with
+    those of the clean latents. Raises InputError as `noised_latents` does.
+    """
+    columns = noised_latents(image, plain, zero_terminal)
+    figure, axes = new_figure(4.0, 2, len(columns))
+    for number, column in enumerate(columns):
+        upper, lower = axes[number], axes[len(columns) + number]
+        _show(upper, column.latents, 2.0)
+        _show(lower, column.low, 2.0)
+        name = "σ = ∞" if math.isinf(column.sigma) else f"σ = {column.sigma:.1f}".removesuffix(".0")
+        upper.set_title(name, loc="center")
+        lower.set_xlabel(f"correlation {column.correlation:.2f}")
+    axes[0].set_ylabel("noised latents")
+    axes[len(columns)].set_ylabel("lowest frequencies")
     return figure

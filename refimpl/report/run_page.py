@@ -14,11 +14,11 @@ from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
 from refimpl.report import figures, pictures
 from refimpl.report.noised_image import noised_image
-from refimpl.report.page import Markup, image, page, paragraph, table, verdict
-from refimpl.report.style import png_bytes
+from refimpl.report.page import Headline, Markup, folded, image, image_grid, page, paragraph, table, verdict
+from refimpl.report.style import svg_bytes
 from refimpl.storage.atomic import replaced_file
 
-PAGE_WIDTH = 980  # CSS pixels of a figure
+COLUMNS = 8  # of a grid that doesn't say how many it wants
 Section = tuple[str, list[Markup]]
 
 
@@ -49,6 +49,7 @@ class ReportContent:
 
     title: str
     summary: Sequence[str] = ()  # paragraphs
+    headlines: Sequence[Headline] = ()  # what matters most, and what to do next
     criteria: Sequence[Criterion] = ()
     losses: Sequence[Mapping[str, Any]] = ()  # step, loss, heldout_loss: the rows of the metrics file
     samples: Sequence[Grid] = ()
@@ -75,7 +76,7 @@ def _number(value: Any) -> str:
 
 
 def _figure(figure: Any, alt: str, caption: str = "") -> Markup:
-    return image(png_bytes(figure), alt, caption, PAGE_WIDTH)
+    return image(svg_bytes(figure), alt, caption, kind="svg+xml")
 
 
 def _criteria(content: ReportContent) -> Section:
@@ -86,10 +87,14 @@ def _criteria(content: ReportContent) -> Section:
 
 
 def _grid(grid: Grid) -> Markup:
-    picture = pictures.sample_grid(grid.images, grid.captions, grid.columns)
-    alt = f"{grid.title}: " + "; ".join(grid.captions)
+    shown = [pictures.as_picture(each) for each in grid.images]
+    if not shown or len(shown) != len(grid.captions):
+        raise InputError(
+            f"{len(shown)} images and {len(grid.captions)} labels: give one label for each image"
+        )
     caption = f"{grid.title}. {grid.note}" if grid.note else grid.title
-    return image(pictures.png(picture), alt, caption)
+    cells = [(pictures.png(picture), label) for picture, label in zip(shown, grid.captions, strict=True)]
+    return image_grid(cells, caption, grid.columns or min(COLUMNS, len(cells)))
 
 
 def _buckets(content: ReportContent) -> Section:
@@ -172,7 +177,8 @@ def _sections(content: ReportContent) -> list[Section]:
     if content.originals:
         sections.append(_reconstructions(content))
     if content.environment:
-        sections.append(("Environment", [table(("what", "value"), content.environment.items())]))
+        inside = table(("what", "value"), content.environment.items())
+        sections.append(("Environment", [folded("Versions and machine", [inside])]))
     if content.timings:
         rows = [*content.timings.items(), ("together", sum(content.timings.values()))]
         seconds = [(stage, f"{time:.1f}") for stage, time in rows]
@@ -180,7 +186,9 @@ def _sections(content: ReportContent) -> list[Section]:
     if content.licences:
         rows = [(each.name, each.author, each.licence, each.source) for each in content.licences]
         header = ("photograph", "author", "licence", "source")
-        sections.append(("Licences of the photographs", [table(header, rows)]))
+        sections.append(
+            ("Licences of the photographs", [folded(f"{len(rows)} photographs", [table(header, rows)])])
+        )
     return sections
 
 
@@ -189,7 +197,8 @@ def render_report(content: ReportContent) -> str:
 
     Raises InputError when parts that belong together differ in length, and when matplotlib is missing.
     """
-    return page(content.title, _sections(content), [paragraph(line) for line in content.summary])
+    opening = [paragraph(line) for line in content.summary]
+    return page(content.title, _sections(content), opening, content.headlines)
 
 
 def write_report(path: str | os.PathLike[str], content: ReportContent) -> Path:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from refimpl.diffusion.philox import KeyedIntegers, Purpose, draw_key_of, sample_id
+from refimpl.diffusion.philox_words import KeyedIntegers, Purpose, draw_key_of, sample_id
 
 
 @dataclass(frozen=True)

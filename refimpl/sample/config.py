@@ -1,4 +1,4 @@
-"""Settings of sampling (N §2.3, §5)."""
+"""Settings of sampling (N §2.3, §5, App. A; S §2.5; R)."""
 
 import math
 from dataclasses import dataclass
@@ -54,11 +54,11 @@ class SampleConfig:
     height: int = 1024
     """Height of the images, px."""
     attention_train_side: int = 0
-    """Side in px of the square canvas trained on: self-attention logits are rescaled at any other size (N ref. 4). 0
-    turns this off."""
+    """Side in px of the square canvas trained on: self-attention logits are rescaled at any other size (N refs 4,
+    15; R's dynamic attention scaling). 0 turns this off."""
     attention_window: int = 0
-    """Distance in px to either side that each position attends to, for very large canvases (N ref. 15); 0 for the
-    whole canvas."""
+    """Distance in px to either side that each position attends to, for very large canvases (R's sparse attention
+    patterns); 0 for the whole canvas."""
 
     def __post_init__(self) -> None:
         if not self.prompts:

@@ -1,9 +1,10 @@
 """What the ranks agree on in every step: whether to take it, whether to stop after it, what to tell each other.
 
-One all-reduce of three numbers a step, on the device and by the largest: *bad* (the loss or the gradient of a rank is
-not finite), *stop* (a rank was asked to stop) and *news* (a rank has met bad images). The optimizer skips a bad step
-on the device, so that nothing waits; the host reads the numbers a step later, or at once before anything is written
-of a step. All ranks read the same numbers at the same place, and so do the same.
+One all-reduce of five numbers a step, on the device and by the largest: *bad* (the loss or the gradient of a rank is
+not finite), *stop* (a rank was asked to stop), *news* (a rank has met bad images), *sample* and *checkpoint* (asked
+for in the run's control file, which rank 0 looks for once a step). The optimizer skips a bad step on the device, so
+that nothing waits; the host reads the numbers a step later, or at once before anything is written of a step. All
+ranks read the same numbers at the same place, and so do the same.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from refimpl.run.config import TrainConfig
 from refimpl.run.shared_work import gathered
 from refimpl.run.world import World
 from refimpl.train.quarantine import Quarantine
+from refimpl.train.watch.control_file import CHECKPOINT, CONTROL, SAMPLE, STOP, taken
 
 ROWS = "faults.jsonl"
 SHOWN = 8  # images that a message names; the rows name all
@@ -40,20 +42,19 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """A step's three numbers on their way to the host, and what the step was."""
+    """A step's five numbers on their way to the host, and what the step was."""
 
-    flags: Tensor  # [3] on the host; the values have arrived once `arrived` has happened
+    flags: Tensor  # [5] on the host; the values have arrived once `arrived` has happened
     arrived: torch.cuda.Event | None
     step: int
     images: Sequence[str]
     seen: Sequence[Seen]
 
-    def values(self) -> tuple[bool, bool, bool]:
-        """Bad, stop, news; waits for them to arrive, which a step later they have long done."""
+    def values(self) -> list[bool]:
+        """Bad, stop, news, sample, checkpoint; waits for them to arrive, which a step later they have long done."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        bad, stop, news = self.flags.tolist()
-        return bool(bad), bool(stop), bool(news)
+        return [bool(flag) for flag in self.flags.tolist()]
 
 
 class Faults:
@@ -62,11 +63,14 @@ class Faults:
     def __init__(self, settings: TrainConfig, run: Path, world: World, asked: Callable[[], bool]):
         """Begins without a fault.
 
-        run    rank 0 appends to `run`/faults.jsonl one row for each step that was skipped
+        run    rank 0 appends to `run`/faults.jsonl one row for each step that was skipped, and takes
+               `run`/control.json
         asked  whether this process has been asked to stop
         """
         self._settings, self._path, self._world = settings, run / ROWS, world
         self.quarantine, self._asked = Quarantine(run, world), asked
+        self._control = run / CONTROL
+        self._due: set[str] = set()  # asked for, and to be done after this step
         self._step = 0
         self._images: Sequence[str] = ()
         self._seen: list[Seen] = []
@@ -79,7 +83,7 @@ class Faults:
 
     def begin(self, step: int, images: Sequence[str]) -> None:
         """A step begins: its number, and the ids of this rank's images in the order of its micro-batches."""
-        self._step, self._images, self._seen = step, images, []
+        self._step, self._images, self._seen, self._due = step, images, [], set()
         self._world.at(step, 0, self._limit)
 
     def saw(self, t: Tensor, sigma: Tensor, losses: Tensor) -> None:
@@ -94,8 +98,10 @@ class Faults:
         """
         losses = torch.cat([seen.losses for seen in self._seen])
         bad = torch.logical_not(norm.isfinite() & losses.isfinite().all()).float()
-        others = (torch.full_like(bad, float(flag)) for flag in (self._asked(), self.quarantine.has_news()))
-        flags = torch.stack([bad, *others])
+        asked = taken(self._control) if self._world.is_main else frozenset()
+        stop, news = self._asked() or STOP in asked, self.quarantine.has_news()
+        others = (stop, news, SAMPLE in asked, CHECKPOINT in asked)
+        flags = torch.stack([bad, *(torch.full_like(bad, float(flag)) for flag in others)])
         if self._world.size > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         on_host = flags.to("cpu", non_blocking=True)  # pinned
@@ -116,10 +122,21 @@ class Faults:
         assert self._now is not None
         is_stopping = self._before is not None and self._act(self._before)
         self._before = None
-        if is_stopping or is_read_at_once(self._settings, self._step):
+        if is_stopping or self._due or is_read_at_once(self._settings, self._step):
             is_stopping |= self._act(self._now)
             self._now = None
         return is_stopping
+
+    def draws(self, done: int) -> bool:
+        """Whether samples are drawn after a step, since it is time or they were asked for; alike on all ranks."""
+        every = self._settings.sample_every
+        is_time = every > 0 and (done == self._settings.steps or done % every == 0)
+        return is_time or SAMPLE in self._due
+
+    def keeps(self, done: int) -> bool:
+        """Whether a checkpoint is written after a step, as `draws`."""
+        is_time = done == self._settings.steps or done % self._settings.checkpoint_every == 0
+        return is_time or CHECKPOINT in self._due
 
     @contextlib.contextmanager
     def takes_long(self) -> Iterator[None]:
@@ -129,7 +146,8 @@ class Faults:
         self._world.at(self._step, 1, self._limit)
 
     def _act(self, reading: Reading) -> bool:
-        bad, stop, news = reading.values()
+        bad, stop, news, sample, checkpoint = reading.values()
+        self._due |= {action for action, flag in ((SAMPLE, sample), (CHECKPOINT, checkpoint)) if flag}
         if news:
             self.quarantine.share()
         if not bad:

@@ -14,6 +14,7 @@ from refimpl.diffusion.min_snr import weight_mass
 from refimpl.progress import Progress
 from refimpl.run.config import Config
 from refimpl.run.world import World
+from refimpl.sample.images.picture_files import pixels_of, tiled, write_grid
 from refimpl.tables import to_table
 from refimpl.train.batches.micro_batch import MicroBatch
 from refimpl.train.budget.utilisation import utilisation
@@ -46,6 +47,7 @@ class RunLog:
         self._losses = TimestepLosses(len(config.diffusion.schedule().alpha))
         if not world.is_main:
             return
+        self._run, self._prompts = run, config.sample.prompts
         self._writers = list(open_writers(config.train, to_table(config), run))
         self._file = open_rows(run / "metrics.jsonl", start)
         self._interval = Interval(utilisation(config, world))
@@ -60,8 +62,20 @@ class RunLog:
         if not self._world.is_main or not measured:
             return
         write_row(self._file, step, measured)
-        for write in self._writers:
-            write(step, scalars_of(measured))
+        for writer in self._writers:
+            writer.scalars(step, scalars_of(measured))
+
+    def samples(self, step: int, images: Tensor | None) -> None:
+        """Writes the images of the fixed prompts as one picture: a row per prompt, a column per seed.
+
+        images  [prompts, seeds, 3, H, W] in 0 … 1; None on a rank that drew none
+        """
+        if not self._world.is_main or images is None:
+            return
+        write_grid(images, self._run / "samples" / f"step-{step:08d}.png", self._prompts)
+        rows = [pixels_of(tiled(row[None])) for row in images]
+        for writer in self._writers:
+            writer.samples(step, list(zip(self._prompts, rows, strict=True)))
 
     def add(self, batch: MicroBatch, losses: Tensor) -> None:
         """Counts the losses [B] of a micro-batch, unless it only repeats another; waits for nothing."""
@@ -126,7 +140,9 @@ class RunLog:
             tqdm.write("t = 999 has weight 0: policy 'floor' or 'snr_plus_one' trains the zero-SNR step too")
 
     def close(self) -> None:
-        """Closes the progress and the file."""
+        """Closes the progress, the file and the loggers."""
         if self._world.is_main:
             self._progress.close()
             self._file.close()
+            for writer in self._writers:
+                writer.close()

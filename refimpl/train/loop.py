@@ -95,8 +95,8 @@ def train(
         is_stopping, loss_sum = faults.settle(), gradients.total(step_losses)
         log.step(done, step, loss_sum, rate, norm, started, drift)
         with faults.takes_long():
-            _measure(config, run, prepared, averages, log, done, world.is_main)
-            if is_stopping or done == settings.steps or done % settings.checkpoint_every == 0:
+            _measure(config, prepared, averages, log, faults, done)
+            if is_stopping or faults.keeps(done):
                 write_checkpoint(config, run, done, parts, averages, optimizer, saving)
         if is_stopping:
             break
@@ -124,13 +124,11 @@ def network_inputs(prepared: Prepared, batch: MicroBatch) -> tuple[Tensor, Condi
 
 
 def _measure(
-    config: Config, run: Path, prepared: Prepared, averages: Averages, log: RunLog, done: int, is_main: bool
+    config: Config, prepared: Prepared, averages: Averages, log: RunLog, faults: Faults, done: int
 ) -> None:
     """Makes the held-out loss and samples that are due after a step; every rank calls it."""
     settings = config.train
-    final = done == settings.steps
-    if final or done % settings.validate_every == 0:
+    if done == settings.steps or done % settings.validate_every == 0:
         log.row(step=done, heldout_loss=heldout_loss(prepared, averages, settings.backend))
-    if settings.sample_every and (final or done % settings.sample_every == 0):
-        path = run / "samples" / f"step-{done:08d}.png"
-        draw_samples(prepared, averages, config.sample, path, is_main)
+    if faults.draws(done):
+        log.samples(done, draw_samples(prepared, averages, config.sample))

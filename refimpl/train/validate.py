@@ -1,8 +1,7 @@
 """How a run measures itself: held-out v-loss at fixed noise and timesteps, and grids of fixed prompts."""
 
-from pathlib import Path
-
 import torch
+from torch import Tensor
 
 from refimpl.autoencoder.training import bucket_batches
 from refimpl.data.loading.loader import load_batches
@@ -13,7 +12,6 @@ from refimpl.run.stage import StageData
 from refimpl.run.visit_draws import CentreDraws
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.images.draw import draw_images
-from refimpl.sample.images.picture_files import write_grid
 from refimpl.text.conditioning import size_features
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages, averaged
@@ -22,6 +20,10 @@ from refimpl.train.step import denoising_loss, encode_latents, make_conditions
 TIMESTEPS = (49, 149, 249, 349, 449, 549, 649, 749, 849, 949)  # midpoints of ten equal intervals
 MEASURING_SEED = 0x6865_6C64  # unlike the seeds used for training; held-out ids are not trained on anyway
 BATCH = 64
+DRAWN_AT_ONCE, DRAWN_PIXELS = (
+    16,
+    2**20,
+)  # samples drawn together, and pixels of these; one image may have more
 
 
 def heldout_loss(prepared: Prepared, averages: Averages, backend: str) -> float | None:
@@ -77,16 +79,21 @@ def _heldout_loss(prepared: Prepared, data: StageData, timesteps: list[int], bac
     return float(torch.cat(losses).cpu().double().mean())
 
 
-def draw_samples(
-    prepared: Prepared, averages: Averages, settings: SampleConfig, path: Path, is_main: bool = True
-) -> None:
-    """Draws the fixed prompts as one picture: a row per prompt, a column per seed.
+def drawn_at_once(settings: SampleConfig) -> int:
+    """How many samples are drawn together: what a run needs for them is no more than for one large image."""
+    return max(1, min(DRAWN_AT_ONCE, DRAWN_PIXELS // (settings.width * settings.height)))
 
-    Every rank calls it, as `heldout_loss`; the one that is main writes the picture.
+
+def draw_samples(prepared: Prepared, averages: Averages, settings: SampleConfig) -> Tensor | None:
+    """The images of the fixed prompts, [prompts, seeds, 3, H, W] in 0 … 1; None on a rank that takes no part.
+
+    Every rank calls it, as `heldout_loss`. A refiner, which never learns pure noise, begins at the noisiest level
+    that it is trained on, from the mean of all images.
     """
     if not prepared.sharding.measures:
-        return
+        return None
+    diffusion, schedule = prepared.model.diffusion, prepared.model.schedule
+    is_whole = diffusion.last_timestep == schedule.timesteps - 1
+    start = None if is_whole else float(schedule.t_to_sigma_edm(diffusion.last_timestep))
     with averaged(prepared.parts, averages, prepared.sharding):
-        images = draw_images(prepared.model, settings)
-    if is_main:
-        write_grid(images, path)
+        return draw_images(prepared.model, settings, start, drawn_at_once(settings))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refimpl.autoencoder.latent_statistics import curve_points, measure_latents
 from refimpl.commands.data.stats import stats_command
-from refimpl.commands.figures import figures_command
+from refimpl.commands.paper.figures import figures_command
 from refimpl.errors import InputError
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.report.measured_latents import convergence

@@ -54,7 +54,7 @@ def test_a_guided_run_is_the_projects_own(scale: float, factor: float) -> None:
 def test_the_order_of_the_nodes_does_not_matter() -> None:
     n = noise(*SHAPE)
     one = rescaled(zsnr_model())
-    other, _ = ZsnrVpredConditioningNode().apply_conditioning(
+    other, *_ = ZsnrVpredConditioningNode().apply_conditioning(
         rescaled(model()), "true", "true", 0.0, 1.0, 5.0, "true"
     )
     (sigmas,) = NAINativeSchedulerNode().apply_scheduler(one, 4)
@@ -185,7 +185,7 @@ def test_the_estimate_is_right_at_every_step(
         patched = rescaled(patched, method, 0.8)
     if not own_sampling:
         inputs = ("true", "true", 0.0, 1.0, 5.0, "true")
-        patched, _ = ZsnrVpredConditioningNode().apply_conditioning(patched, *inputs)
+        patched, *_ = ZsnrVpredConditioningNode().apply_conditioning(patched, *inputs)
     if method is not None and not rescale_first:
         patched = rescaled(patched, method, 0.8)
     sampling = patched.get_model_object("model_sampling")

@@ -15,8 +15,10 @@ from refimpl.comfyui.nodes import (
     NAINativeSchedulerNode,
     ZsnrVpredConditioningNode,
 )
+from refimpl.diffusion.min_snr import min_snr_weight
 from refimpl.errors import InputError
 from refimpl.sample.grids import laplace, native
+from refimpl.sample.weighted_grid import weighted
 from tests.comfyui import stub
 from tests.comfyui.gaussian_model import model, noise, zsnr_model
 from tests.sample.schedules import PLAIN, ZERO_SNR
@@ -90,7 +92,7 @@ def test_eps_prediction_with_zero_snr_is_refused_with_the_reason() -> None:
 
 
 def test_defaults_give_pure_noise_and_the_community_trainers_lowest_level() -> None:
-    patched, _ = ZsnrVpredConditioningNode().apply_conditioning(model(), **ZSNR)
+    patched, *_ = ZsnrVpredConditioningNode().apply_conditioning(model(), **ZSNR)
     sampling = patched.get_model_object("model_sampling")
     assert float(sampling.sigma_max) == STAND_IN_FOR_INFINITY
     assert float(sampling.sigma_min) == pytest.approx(0.0292, rel=FLOAT32_ROUNDING)
@@ -106,34 +108,59 @@ def test_the_canvas_scales_the_trivial_terminal_level(width: int, height: int, s
     inputs = {**ZSNR, "width": width, "height": height, "terminal_sigma": "20000"}
     for scaling, expected in (("true", sigma_max), ("false", 20000.0)):
         inputs["resolution_scaling"] = scaling
-        patched, _ = ZsnrVpredConditioningNode().apply_conditioning(model(), **inputs)
+        patched, *_ = ZsnrVpredConditioningNode().apply_conditioning(model(), **inputs)
         largest = float(patched.get_model_object("model_sampling").sigma_max)
         assert largest == pytest.approx(expected, rel=FLOAT32_ROUNDING)
 
 
 def test_the_plain_schedule_doubles_with_the_side_as_n_figure_7() -> None:
     inputs = {**ZSNR, "zsnr": "false", "v_prediction": "false", "sigma_min": 0.0}
-    patched, _ = ZsnrVpredConditioningNode().apply_conditioning(model(), **inputs, width=2048, height=2048)
+    patched, *_ = ZsnrVpredConditioningNode().apply_conditioning(model(), **inputs, width=2048, height=2048)
     sampling = patched.get_model_object("model_sampling")
     assert float(sampling.sigma_max) == pytest.approx(2 * 14.614641229333639, rel=FLOAT32_ROUNDING)
     assert torch.equal(sampling.sigmas[:-1], PLAIN.sigma_edm[:-1].float())
     assert not isinstance(sampling, stub.V_PREDICTION)
 
 
-def test_min_snr_is_told_to_be_a_training_weight() -> None:
-    told = {}
+def test_min_snr_gamma_spaces_the_levels_and_leaves_the_model_alone() -> None:
+    told, drawn, sigmas = {}, {}, {}
     for gamma in (1.0, 5.0, 20.0):
-        patched, told[gamma] = ZsnrVpredConditioningNode().apply_conditioning(
+        patched, told[gamma], sigmas[gamma] = ZsnrVpredConditioningNode().apply_conditioning(
             model(), **{**ZSNR, "min_snr_gamma": gamma}
         )
-        drawn = stub.sample(patched, noise(1, 4, 2, 2), torch.tensor([STAND_IN_FOR_INFINITY, 3.0, 0.0]))
-        told[gamma, "drawn"] = drawn
+        drawn[gamma] = stub.sample(
+            patched, noise(1, 4, 2, 2), torch.tensor([STAND_IN_FOR_INFINITY, 3.0, 0.0])
+        )
     assert told[5.0] == (
-        "v-prediction, noise levels ∞ (pure noise) to 0.0292. Min-SNR γ = 5 is a training loss weight and has no "
-        "effect here; training with it gives timesteps 950 and later 0.0034% of the total weight."
+        "v-prediction, noise levels ∞ (pure noise) to 0.0292. Min-SNR γ = 5 spaces the levels of the output sigmas "
+        "and changes nothing in the model; training with it gives timesteps 950 and later 0.0034% of the total "
+        "weight."
     )
     assert "γ = 20" in told[20.0]
-    assert torch.equal(told[1.0, "drawn"], told[20.0, "drawn"])
+    assert torch.equal(drawn[1.0], drawn[20.0])
+    below_half = [int(((levels > 0) & (levels < 0.5)).sum()) for levels in sigmas.values()]
+    assert below_half == sorted(below_half)
+    assert below_half[0] < below_half[-1]
+    for levels in sigmas.values():
+        assert levels.dtype == torch.float32
+        assert levels.shape == (29,)
+        assert float(levels[0]) == STAND_IN_FOR_INFINITY
+        assert float(levels[-2]) == pytest.approx(0.0292, rel=FLOAT32_ROUNDING)
+        assert (levels.diff() < 0).all()
+    shares = weighted(ZERO_SNR, 28, min_snr_weight(ZERO_SNR.snr, 5.0, "snr_plus_one"))
+    assert torch.allclose(sigmas[5.0][1:-3], shares[1:-3].float(), rtol=SAMPLED_FLOAT32, atol=0)
+    assert float(sigmas[20.0][1]) < float(sigmas[1.0][1])  # fewer low levels leave more for the high ones
+
+
+@pytest.mark.parametrize(("side", "steps"), [(512, 1), (512, 28), (2048, 28)])
+def test_the_levels_of_the_node_end_where_its_models_do(side: int, steps: int) -> None:
+    inputs = {**ZSNR, "zsnr": "false", "width": side, "height": side, "steps": steps, "sigma_min": 0.7}
+    patched, _, sigmas = ZsnrVpredConditioningNode().apply_conditioning(model(), **inputs)
+    sampling = patched.get_model_object("model_sampling")
+    assert sigmas.shape == (steps + 1,)
+    assert float(sigmas[0]) == pytest.approx(float(sampling.sigma_max), rel=FLOAT32_ROUNDING)
+    assert steps == 1 or float(sigmas[-2]) == pytest.approx(0.7, rel=FLOAT32_ROUNDING)
+    assert (sigmas.diff() < 0).all()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 28, 1000])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from refimpl.commands.conformance import conformance_command
-from refimpl.commands.conformance_page import conformance_page
+from refimpl.commands.pages.conformance_page import conformance_page
 from refimpl.conformance.check import Outcome
 from refimpl.conformance.registry import all_checks
 from refimpl.conformance.results.known import Known

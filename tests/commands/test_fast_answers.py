@@ -28,7 +28,7 @@ NEEDED = {  # what a command needs before its options are looked at
     "estimate": ["tiny"], "init": ["nowhere"],
     "train-decoder": ["a", "--folder", "b", "--out", "c"], "sample": ["run"], "inspect": ["a"],
     "convert": ["a", "b"], "export": ["a", "b"], "merge-lora": ["a", "b", "c"], "export-lora": ["a", "b"],
-    "push": ["a", "b"],
+    "push": ["a", "b"], "report": ["run"],
 }  # fmt: skip
 
 BAD_FILE = "[train]\nstpes = 3\n"

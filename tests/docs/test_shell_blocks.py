@@ -40,6 +40,10 @@ ELSEWHERE: dict[str, tuple[str, Callable[[str], None]]] = {
     "pip install": ("it downloads and compiles; tests/meta/test_packaging.py installs", names_extras),
     "REFIMPL_CUDA=1": ("it needs nvcc and compiles for minutes: nox -s cuda_build", names_extras),
     "nox -s": ("it builds an environment of its own", names_a_session),
+    "refimpl studio": (
+        "it serves until it is interrupted; tests/studio/test_serve.py starts it",
+        names_extras,
+    ),
     "pytest --pyargs refimpl.conformance": ("tests/conformance/test_plugin.py runs the same", names_extras),
 }
 # Cut to what a test has time for: how a command begins, and the options that are added or take the place of its own.

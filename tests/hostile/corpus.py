@@ -272,6 +272,14 @@ CORPUS = {
         inspected(container(json.dumps({ESCAPES: {"dtype": "F32"}}).encode())), 2, r"\\x1b\]0;title"
     ),
     # settings
+    "settings of a studio with escapes": Hostile(
+        lambda folder: (
+            trained(r'"\u001b]0;title\u0007\u202e" = 1')(folder)[:0]
+            or ["studio", str(folder), "--config", str(next(folder.glob("*.toml")))]
+        ),
+        2,
+        r"unknown key \\x1b\]0;title\\x07\\u202e",
+    ),
     "TOML of nested lists": Hostile(trained(f"a = {DEEP}"), 2, "not valid TOML: it is nested too deep"),
     "TOML of nested tables": Hostile(
         trained("a = " + "{a=" * 100_000), 2, "not valid TOML: it is nested too deep"

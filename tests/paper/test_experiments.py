@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from refimpl.commands.figures import figures_command, run_figures
+from refimpl.commands.paper.figures import figures_command, run_figures
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
@@ -17,7 +17,8 @@ from refimpl.interop.run.run_folder import load_model
 from refimpl.model.pipeline import Model
 from refimpl.paper import experiments as module
 from refimpl.paper.denoising import canvas_mean, decoded, denoising, level_name, paper_level
-from refimpl.paper.experiments import PUBLISHED_END, SECOND_NATIVE_LEVEL, figure_4
+from refimpl.paper.effects import PUBLISHED_END, SECOND_NATIVE_LEVEL
+from refimpl.paper.experiments import EFFECT_SEEDS, figure_4
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.grids import native
 from refimpl.sample.images.draw import draw_images
@@ -46,7 +47,11 @@ def test_a_run_gives_five_figures_and_their_numbers(
             assert image.width == 1800
     numbers = json.loads(paths[-1].read_text(encoding="utf-8"))
     assert list(numbers) == [f"figure {number}" for number in (2, 3, 4, 6, 7)]
-    assert [len(figure) for figure in numbers.values()] == [2, 2, 3, 2, 2]  # starts
+    for figure, starts in zip(numbers.values(), (2, 2, 3, 2, 2), strict=True):
+        assert len(figure) == starts + 1
+        for effect in figure["effects"].values():
+            assert len(effect["seeds"]) == EFFECT_SEEDS
+            assert effect["low"] <= effect["value"] <= effect["high"]
 
 
 @pytest.mark.parametrize("start", [None, 3.0])
@@ -116,9 +121,14 @@ def test_finite_starts_are_those_of_the_published_schedule(model: Model) -> None
     numbers = module.figure_2(model, SETTINGS).numbers
     finite = level_name(paper_level(model, SETTINGS, PUBLISHED_END))
     assert list(numbers) == ["from σ = ∞", f"from {finite} (N: 14.6)"]
-    numbers = module.figure_6(model, SETTINGS).numbers
-    low, high = (float(name.split()[3]) for name in numbers)
-    assert high / low == pytest.approx(2, abs=0.01)  # both printed with three digits
+
+
+def test_figure_6_starts_at_the_levels_of_the_canvas_and_of_its_double(model: Model) -> None:
+    """N's 14.6 belongs to the canvas C; on one of twice its side it is kept in one row and doubled in the other."""
+    levels = [paper_level(model, SETTINGS, sigma) for sigma in (PUBLISHED_END, 2 * PUBLISHED_END)]
+    for figure in (module.figure_6(model, SETTINGS), module.figure_7(model, SETTINGS)):
+        starts = [name.split(" (")[0] for name in figure.numbers]
+        assert starts == [f"from {level_name(level)}" for level in levels]
 
 
 def test_a_run_without_zero_snr_is_refused(

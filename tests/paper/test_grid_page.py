@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.commands.figures import grid_files
+from refimpl.commands.paper.figures import grid_files
 from refimpl.paper.grid_page import (
     CANVASES,
     PROMISED,

@@ -10,12 +10,15 @@ from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
 from refimpl.report.noised_image import (
     BLOCKS,
+    CELL,
     SHOWN,
     _square,
     correlation,
     example_image,
+    latents,
     low_frequencies,
     noised_image,
+    noised_latents,
     noised_levels,
 )
 from tests.tolerances import BLOCK_CORRELATION, FLOAT64_ROUNDING
@@ -40,9 +43,9 @@ def test_low_frequencies_survive_14_6_and_not_infinity():
     titles = [upper.get_title() for upper in axes[:columns]]
     assert titles == ["σ = 0", "σ = 0.5", "σ = 3", "σ = 14.6", "σ = ∞"]
     assert found == sorted(found, reverse=True)
-    spread = low_frequencies(_square(example_image())).std()
+    spread = low_frequencies(latents(_square(example_image()))).std()
     for correlated, (level, _, _) in zip(found[1:], noised_levels(PLAIN, ZERO_TERMINAL), strict=True):
-        noise = level / (SHOWN / BLOCKS)  # std of a block's average of the noise
+        noise = level / (SHOWN / CELL / BLOCKS)  # std of a block's average of the noise
         assert correlated == pytest.approx(1 / math.hypot(1, noise / spread), abs=BLOCK_CORRELATION)
     assert found[0] == 1.0
 
@@ -73,3 +76,20 @@ def test_a_small_image_is_refused_with_the_reason():
         InputError, match=r"99×300; N Fig. 1 needs 100 pixels .* small canvases hide the flaw"
     ):
         noised_image(Image.new("RGB", (99, 300)), PLAIN, ZERO_TERMINAL)
+
+
+def test_latents_are_block_averages_of_variance_one():
+    pixels = torch.rand(3, 64, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pixels[1] = 0.25
+    got = latents(pixels)
+    assert got.shape == (3, 8, 10)
+    assert got[1].abs().max() == 0  # a channel without contrast
+    first = pixels[0].view(8, CELL, 10, CELL).mean((1, 3))
+    assert correlation(got[0], first) == pytest.approx(1, rel=FLOAT64_ROUNDING)
+    assert float(got[0].std()) == pytest.approx(1, rel=FLOAT64_ROUNDING)
+
+
+def test_the_average_colour_of_1024_pixels_is_readable_at_14_6():
+    *_, published, pure = noised_latents(example_image(), PLAIN, ZERO_TERMINAL)
+    assert published.correlation > 0.5
+    assert abs(pure.correlation) < BLOCK_CORRELATION

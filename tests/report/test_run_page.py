@@ -2,7 +2,10 @@
 
 import base64
 import io
+import re
+from collections import Counter
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,9 +18,11 @@ from refimpl.data.demo.photographs import PHOTOGRAPHS, Licence
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
 from refimpl.printable import printable
+from refimpl.report import figures
 from refimpl.report.noised_image import example_image
-from refimpl.report.page import Markup, image, page, table, text, verdict
+from refimpl.report.page import Headline, Markup, image, page, table, text, verdict
 from refimpl.report.run_page import Criterion, Grid, ReportContent, render_report, write_report
+from refimpl.report.style import svg_bytes
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"y' & <b>"
 
@@ -97,14 +102,66 @@ def test_every_section_is_there_in_order_and_linked(full):
     assert [word for word in full.visible if word in headings] == headings * 2  # links, then sections
 
 
-def test_images_are_png_data_in_the_page_with_alternative_text(full):
+def test_images_are_data_in_the_page_with_alternative_text(full):
     images = full.of("img")
-    assert len(images) == 8
+    heads = Counter(attributes["src"].partition(",")[0] for attributes in images)
+    assert heads == {"data:image/svg+xml;base64": 5, "data:image/png;base64": 7}
     for attributes in images:
         head, _, data = attributes["src"].partition(",")
-        assert head == "data:image/png;base64"
-        Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
+        content = base64.b64decode(data, validate=True)
+        if "png" in head:
+            Image.open(io.BytesIO(content)).verify()
+        else:
+            assert ElementTree.fromstring(content).tag.endswith("svg")
         assert attributes["alt"]
+
+
+def test_images_of_a_grid_are_in_reading_order_each_above_its_label():
+    pictures = [np.full((16, 16, 3), colour, np.uint8) for colour in (0, 90, 255)]
+    markup = render_report(ReportContent("t", samples=[Grid("g", pictures, ["a", "b", "c"], columns=2)]))
+    reader = Reader(markup)
+    assert "--columns: 2" in markup
+    for attributes, label, colour in zip(reader.of("img"), "abc", (0, 90, 255), strict=True):
+        content = base64.b64decode(str(attributes["src"]).partition(",")[2])
+        assert np.asarray(Image.open(io.BytesIO(content))).flatten().tolist() == [colour] * 16 * 16 * 3
+        assert attributes["alt"] == label
+        assert reader.visible.count(label) == 1
+    tags = [tag for tag, _ in reader.elements if tag in ("img", "figcaption")]
+    assert tags == ["figcaption", *["img", "figcaption"] * 3]
+
+
+@pytest.mark.parametrize(("count", "labels"), [(0, []), (2, ["a"]), (1, ["a", "b"])])
+def test_one_label_for_each_image(count, labels):
+    grid = Grid("g", [np.zeros((8, 8, 3), np.uint8)] * count, labels)
+    with pytest.raises(InputError, match="one label for each image"):
+        render_report(ReportContent("t", samples=[grid]))
+
+
+def test_the_worst_headline_comes_first_with_its_list_and_what_to_do():
+    told = [
+        Headline("note", "a note"),
+        Headline("bad", HOSTILE, "do this", [HOSTILE]),
+        Headline("good", "fine"),
+    ]
+    reader = Reader(render_report(ReportContent("t", headlines=told)))
+    shown = [words.strip() for words in reader.visible if words.strip()]
+    order = [
+        shown.index(word)
+        for word in ("Problem", HOSTILE, "do this", "Show the list", "Good", "fine", "Note", "a note")
+    ]
+    assert order == sorted(order)
+    assert shown.count(HOSTILE) == 2
+    assert not reader.of("script")
+
+
+def test_figures_follow_the_readers_colours():
+    """Every colour of a figure is one that a dark page replaces, and its background is the page's."""
+    drawn = svg_bytes(figures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])).decode()
+    assert "prefers-color-scheme:dark" in drawn
+    assert not re.findall(r"(?:fill|stroke): #", drawn)
+    assert (
+        drawn == svg_bytes(figures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])).decode()
+    )
 
 
 def test_nothing_is_loaded_from_anywhere_and_nothing_runs(full, hostile):

@@ -71,6 +71,16 @@ def test_sdxl_base_stages_are_the_papers() -> None:
     assert [stage.from_step for stage in stages] == [0, 600_000, 800_000]
     assert [stage.buckets.sizes() for stage in stages[:2]] == [[(256, 256)], [(512, 512)]]
     assert [stage.offset_noise for stage in stages] == [0, 0, 0.05]
+    assert load_config("sdxl_base").train.batch_size * 256 == 2048  # on 256 ranks
+
+
+def test_a_stage_may_have_a_batch_of_its_own() -> None:
+    """R's progressive batching: later stages, of larger images, take fewer of them or more."""
+    table = to_table(load_config("sdxl_base"))
+    table["stages"][1]["batch_size"] = 3
+    config = from_table(Config, table, "stages")
+    sizes = [stage.batch_size or config.train.batch_size for stage in config.all_stages()]
+    assert sizes == [8, 3, 8]
 
 
 BAD_FILES = {

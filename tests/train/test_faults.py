@@ -12,7 +12,9 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 from refimpl.run.config import TrainConfig
+from refimpl.run.world import World
 from refimpl.train.faults import Faults, is_read_at_once
+from refimpl.train.watch.control_file import CONTROL, ask
 from tests.train import runs
 from tests.train.test_update import Waits
 
@@ -110,6 +112,48 @@ def test_a_stop_comes_a_step_after_it_was_asked_for(
 def test_a_stop_at_a_logged_step_comes_at_once(faults: Faults, asked: list[bool]) -> None:
     asked[0] = True
     assert take(faults, 100, *GOOD) == (False, True)
+
+
+def test_what_the_control_file_asks_for_is_due_a_step_later_and_once(faults: Faults, tmp_path: Path) -> None:
+    def due(step: int) -> tuple[bool, bool]:
+        assert take(faults, step, *GOOD) == (False, False)
+        return faults.draws(step), faults.keeps(step)
+
+    assert due(1) == (False, False)
+    ask(tmp_path / CONTROL, "sample")
+    assert due(2) == (False, False)
+    ask(tmp_path / CONTROL, "checkpoint")
+    assert due(3) == (True, True)  # the step's own numbers are read before it is kept
+    assert due(4) == (False, False)
+    assert due(100) == (False, True)  # it is time
+
+
+def test_a_step_that_is_kept_since_it_was_asked_for_is_read_first(faults: Faults, tmp_path: Path) -> None:
+    ask(tmp_path / CONTROL, "checkpoint")
+    take(faults, 1, *GOOD)
+    assert take(faults, 2, math.nan, [0.5, 2.0]) == (True, False)
+    assert faults.keeps(2)
+    assert [row["step"] for row in rows(tmp_path)] == [2]
+
+
+def test_the_control_file_stops_a_run_as_a_signal_does(faults: Faults, tmp_path: Path) -> None:
+    ask(tmp_path / CONTROL, "stop")
+    assert take(faults, 1, *GOOD) == (False, False)
+    assert take(faults, 2, *GOOD) == (False, True)
+
+
+def test_one_rank_alone_looks_for_the_control_file(tmp_path: Path) -> None:
+    ask(tmp_path / CONTROL, "stop")
+    second = Faults(SELDOM, tmp_path, World(1, 1, runs.ALONE.device), lambda: False)
+    take(second, 1, *GOOD)
+    assert take(second, 2, *GOOD) == (False, False)
+    assert (tmp_path / CONTROL).exists()
+
+
+def test_samples_come_at_their_time() -> None:
+    faults = Faults(replace(SELDOM, sample_every=40, steps=100), Path("unused"), runs.ALONE, lambda: False)
+    assert [step for step in range(1, 101) if faults.draws(step)] == [40, 80, 100]
+    assert [step for step in range(1, 101) if faults.keeps(step)] == [100]
 
 
 def test_rows_that_cannot_be_written_are_named(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_a_continued_run_says_its_weight_mass_once(root: Path, tmp_path: Path) -
     assert not runs.rows(tmp_path)
 
 
-def test_tensorboard_gets_the_numbers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_gets_numbers_and_samples(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a stand-in for the package, which is optional."""
     written: list[tuple[Any, ...]] = []
 
@@ -96,11 +98,21 @@ def test_tensorboard_gets_the_numbers(root: Path, tmp_path: Path, monkeypatch: p
             def add_scalar(self, *arguments: Any) -> None:
                 written.append(arguments)
 
+            def add_image(self, name: str, pixels: Any, step: int, dataformats: str) -> None:
+                written.append((name, pixels.shape, step, dataformats))
+
+            def close(self) -> None:
+                written.append(("closed",))
+
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", Module)
     rows = log(root, tmp_path, tensorboard=True)
     rows.row(step=3, loss=0.5, bucket=[1, 2], epoch=0)
+    rows.samples(3, torch.zeros(1, 2, 3, 8, 16))
     rows.close()
-    assert written == [(str(tmp_path / "tensorboard"),), ("loss", 0.5, 3), ("epoch", 0, 3)]
+    picture = ("samples/0 red circle", (8, 16 + 2 + 16, 3), 3, "HWC")
+    numbers = [("loss", 0.5, 3), ("epoch", 0, 3)]
+    assert written == [(str(tmp_path / "tensorboard"),), *numbers, picture, ("closed",)]
+    assert (tmp_path / "samples" / "step-00000003.png").is_file()
 
 
 def step_of(root: Path, waited: float = 0.0) -> PlanStep:

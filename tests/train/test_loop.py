@@ -20,7 +20,10 @@ from refimpl.train.loop import train
 from refimpl.train.quarantine import Quarantine
 from refimpl.train.setup.out_folder import run_folder
 from refimpl.train.setup.prepare import Prepared, prepare
+from refimpl.train.setup.resumed import settled
+from refimpl.train.setup.run_lock import run_lock
 from refimpl.train.step_plan import plan_stage, plan_steps
+from refimpl.train.watch.control_file import CONTROL, ask
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
 
@@ -268,6 +271,27 @@ def test_samples_are_drawn_while_training(run: Run) -> None:
         "step-00000003.png",
         "step-00000004.png",
     ]
+
+
+def test_a_run_does_what_it_is_asked_for_while_it_trains(root: Path, tmp_path: Path) -> None:
+    """Samples, then a checkpoint, then a stop with all of it saved; what was asked before it began is dropped."""
+    settings = runs.config(root, tmp_path / "run", train={"steps": 9, "checkpoint_every": 9, "log_every": 9})
+    settings = settled(settings, runs.ALONE)
+    folder = run_folder(settings, "test", runs.ALONE)
+    asked = iter(["", "sample", "", "checkpoint", "", "stop"])
+
+    def each_step() -> bool:
+        action = next(asked, "")
+        if action:
+            ask(folder / CONTROL, action)
+        return False
+
+    ask(folder / CONTROL, "stop")
+    with run_lock(folder, runs.ALONE):
+        assert not train(settings, folder, prepare(settings, folder, runs.ALONE), runs.ALONE, each_step)
+    assert [path.name for path in (folder / "samples").iterdir()] == ["step-00000004.png"]
+    assert committed_steps(folder) == [6, 8]
+    assert not (folder / CONTROL).exists()
 
 
 def test_tag_weights_scale_an_images_gradient(run: Run, trained: Path) -> None:

@@ -1,5 +1,6 @@
 """The held-out loss: fixed images, noise and timesteps, so that only the weights move it (issue: demo's measure)."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import v_target
 from refimpl.run.config import Config
 from refimpl.run.ema import ema_start
+from refimpl.sample.images.picture_files import write_grid
 from refimpl.train.setup.prepare import Prepared, prepare
 from refimpl.train.setup.trainable import Averages
 from refimpl.train.validate import MEASURING_SEED, TIMESTEPS, draw_samples, heldout_loss
@@ -95,6 +97,9 @@ def test_training_lowers_it(run: Run, root: Path) -> None:
 def test_sample_grids_have_a_row_per_prompt_and_a_column_per_seed(root: Path, tmp_path: Path) -> None:
     sample = {"prompts": ["red", "blue"], "seeds": 3}
     parts, weights, config = prepared(root, tmp_path, sample=sample)
-    draw_samples(parts, weights, config.sample, tmp_path / "samples" / "a.png")
+    images = draw_samples(parts, weights, config.sample)
+    assert images is not None
+    write_grid(images, tmp_path / "samples" / "a.png", config.sample.prompts)
     with Image.open(tmp_path / "samples" / "a.png") as image:
         assert image.size == (3 * 32 + 2 * 2, 2 * 32 + 2)
+        assert json.loads(image.info["refimpl"]) == {"prompts": ["red", "blue"], "columns": 3}

@@ -32,7 +32,7 @@ SUFFIXES = {
 FORMAT_OF = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
 WHITE = (255, 255, 255)
 
-_UPRIGHT = {  # by EXIF orientation; 1, or anything else, is upright as stored
+UPRIGHT = {  # by EXIF orientation; 1, or anything else, is upright as stored
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -107,8 +107,8 @@ def decode(
     with opened_image(path, accepted) as image:
         pixels = to_srgb(image, background)
         orientation = exif_orientation(image)
-        if orientation in _UPRIGHT:
-            pixels = pixels.transpose(_UPRIGHT[orientation])
+        if orientation in UPRIGHT:
+            pixels = pixels.transpose(UPRIGHT[orientation])
     pixels.info = {}
     return pixels
 

@@ -47,7 +47,8 @@ class Survey:
     mean_error   mean |bucket aspect − image aspect| of the images kept, as N reports it; nan if none are kept
     errors       [N]  the same for each image kept
     pruned       (path, width, height, aspect error in the chosen metric) of the images too far from every bucket
-    small        number of images smaller than their bucket, which training upscales
+    small        number of images smaller than their bucket, which training upscales; small_paths lists the first few,
+                 with their sizes
     """
 
     images: int
@@ -62,6 +63,7 @@ class Survey:
     errors: Numbers
     pruned: list[tuple[str, int, int, float]]
     small: int
+    small_paths: list[str]
     classes: list[ClassSurvey]
 
 
@@ -106,6 +108,10 @@ def survey(
         errors=errors,
         pruned=pruned,
         small=int(small.sum()),
+        small_paths=[
+            f"{os.fspath(index.paths[row])} ({widths[row]} × {heights[row]} px)"
+            for row in np.flatnonzero(kept)[small][:listed].tolist()
+        ],
         classes=classes(count_tags(index.tags, TagCounts()), listed),
     )
 

@@ -26,11 +26,10 @@ from refimpl.train.optimizer.memory import states_bytes, step_bytes, waiting_byt
 from refimpl.train.placement import keep_in_bfloat16
 from refimpl.train.setup.trainable import Part, make_trainable
 from refimpl.train.sharding.block_inputs import sharded_modules
-from refimpl.train.validate import BATCH, TIMESTEPS
+from refimpl.train.validate import BATCH, TIMESTEPS, drawn_at_once
 
 META = torch.device("meta")
 FLOAT32 = 4  # bytes
-DRAWN_AT_ONCE = 16  # images, by `draw_images`
 # OpenCLIP ViT-bigG/14's image tower, assumed where the folder of image_prompt is not there to be read.
 BIGG_IMAGE_TOWER = {
     "hidden_size": 1664, "intermediate_size": 8192, "num_hidden_layers": 48, "num_attention_heads": 16,
@@ -237,7 +236,7 @@ def _count_measuring(config: Config, model: Model) -> dict[str, int]:
         with AsOnCuda():
             drawing += count_inference([model.vae], lambda: model.vae.decode(latents))
         measuring["samples"] = drawing.peak(
-            min(DRAWN_AT_ONCE, len(config.sample.prompts) * config.sample.seeds)
+            min(drawn_at_once(config.sample), len(config.sample.prompts) * config.sample.seeds)
         )
     return measuring
 

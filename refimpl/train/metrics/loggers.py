@@ -2,17 +2,31 @@
 
 import importlib.util
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from refimpl.errors import InputError
 from refimpl.packages import install_line
+from refimpl.printable import one_line
 from refimpl.run.config import TrainConfig
 from refimpl.storage.atomic import replace_text
 
 WANDB_ID = "wandb-id.txt"
-Writer = Callable[[int, Mapping[str, float]], Any]  # (step, scalars)
+Pixels = npt.NDArray[np.uint8]
+SHOWN = 80  # letters of a prompt in the name of a picture
+
+
+class Writer(NamedTuple):
+    """A logger's functions: each takes the step first."""
+
+    scalars: Callable[[int, Mapping[str, float]], Any]
+    samples: Callable[[int, Sequence[tuple[str, Pixels]]], Any]
+    """Takes (prompt, pixels [H, W, 3]) of each row of a grid of samples."""
+    close: Callable[[], Any]
 
 
 def check_loggers(settings: TrainConfig) -> None:
@@ -30,14 +44,34 @@ def open_writers(settings: TrainConfig, table: dict[str, Any], run: Path) -> Ite
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(run / "tensorboard"))
-        yield lambda step, scalars: [writer.add_scalar(name, value, step) for name, value in scalars.items()]
+        yield Writer(
+            lambda step, scalars: [writer.add_scalar(name, value, step) for name, value in scalars.items()],
+            lambda step, rows: [
+                writer.add_image(f"samples/{number} {label_of(prompt)}", pixels, step, dataformats="HWC")
+                for number, (prompt, pixels) in enumerate(rows)
+            ],
+            writer.close,
+        )
     if settings.wandb_project:
         import wandb  # pyright: ignore[reportMissingImports]
 
         session = wandb.init(
             project=settings.wandb_project, config=table, dir=str(run), id=wandb_id(run), resume="allow"
         )
-        yield lambda step, scalars: session.log(scalars, step=step)
+        yield Writer(
+            lambda step, scalars: session.log(scalars, step=step),
+            lambda step, rows: session.log(
+                {"samples": [wandb.Image(pixels, caption=label_of(prompt)) for prompt, pixels in rows]},
+                step=step,
+            ),
+            session.finish,
+        )
+
+
+def label_of(prompt: str) -> str:
+    """What a picture is called by its prompt: one line, not too long, never empty."""
+    line = one_line(" ".join(prompt.split()))
+    return (line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…") or "(empty prompt)"
 
 
 def wandb_id(run: Path) -> str:

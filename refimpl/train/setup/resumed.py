@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from refimpl.errors import InputError
 from refimpl.interop.run.checkpoints import committed_steps, step_folder
@@ -14,7 +13,7 @@ from refimpl.run.adamw import learning_rate
 from refimpl.run.config import Config
 from refimpl.run.world import World
 from refimpl.storage.committed import MANIFEST
-from refimpl.tables import from_table, parsed_json, to_table
+from refimpl.tables import flat, from_table, parsed_json, to_table
 from refimpl.train.batches.shares import micro_batches
 
 # What defines no part of the result, or is checked elsewhere. All other settings define the run.
@@ -111,16 +110,6 @@ def record_settings(config: Config, run: Path) -> None:
     train = replace(config.train, out=saved.train.out, resume=False, accept_data=False)
     if replace(config, train=train) != saved:
         write_config(run, to_table(replace(config, train=train)))
-
-
-def flat(table: dict[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested tables, and tables in lists, as one table with dotted keys."""
-    values: dict[str, object] = {}
-    for key, value in table.items():
-        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-            value = {str(number): entry for number, entry in enumerate(value)}
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return values
 
 
 def without_number(key: str) -> str:

@@ -22,6 +22,7 @@ from refimpl.errors import InputError
 from refimpl.run.world import World
 from refimpl.storage.atomic import remove_unfinished
 from refimpl.tables import parsed_json
+from refimpl.train.watch.control_file import CONTROL, taken
 
 LOCK = ".lock"
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -32,7 +33,7 @@ _held: set[int] = set()  # descriptors of this process's locks
 def run_lock(run: Path, world: World) -> Iterator[None]:
     """Within the context, no other job can enter one for the same run folder, which must exist.
 
-    What writers that were killed left half written in the folder is deleted first.
+    What killed writers left half written in the folder is deleted first, and what was asked of an earlier job.
 
     Raises InputError on every rank, naming process, host and time, while another job trains there.
     """
@@ -41,6 +42,7 @@ def run_lock(run: Path, world: World) -> Iterator[None]:
     def acquire() -> None:
         descriptors.append(_locked(run))
         remove_unfinished(run)
+        taken(run / CONTROL)
 
     world.on_main(acquire)
     try:

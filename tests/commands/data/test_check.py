@@ -241,7 +241,7 @@ def test_pages_hold_no_script(
     assert "<script>alert(1)</script>" in "".join(reader.visible)
     sources = [attributes["src"] for name, attributes in reader.elements if name == "img"]
     assert len(sources) == {"check": 3, "tags": 1}[command]
-    assert all(str(source).startswith("data:image/png;base64,") for source in sources)
+    assert all(str(source).startswith("data:image/svg+xml;base64,") for source in sources)
 
 
 def test_hostile_names_stay_text() -> None:

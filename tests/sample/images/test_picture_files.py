@@ -30,7 +30,7 @@ def test_a_grid_has_its_rows_below_each_other_and_grey_between(tmp_path: Path) -
 
 
 def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save(_: Image.Image, path: Path) -> None:
+    def save(_: Image.Image, path: Path, pnginfo: object) -> None:
         path.write_bytes(b"\x89PNG")
         raise OSError(28, "No space left on device")
 

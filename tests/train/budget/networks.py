@@ -11,10 +11,10 @@ from refimpl.train.budget.plan import largest_work
 
 
 def small(**train: Any) -> Config:
-    """The tiny preset without held-out images, with other settings of [train]."""
+    """The tiny preset without held-out images and samples, with other settings of [train]."""
     config = load_config("tiny")
     data = replace(config.data, heldout="")
-    return replace(config, data=data, train=replace(config.train, **train))
+    return replace(config, data=data, train=replace(config.train, **{"sample_every": 0, **train}))
 
 
 @cache

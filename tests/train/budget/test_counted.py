@@ -9,9 +9,11 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from refimpl.run.presets import load_config
+from refimpl.sample.config import SampleConfig
 from refimpl.sample.images.draw import draw_images
 from refimpl.text.encoders import CLIP_BIGG_PARAMETERS, CLIP_L_PARAMETERS
-from refimpl.train.budget.counted import BIGG_IMAGE_TOWER, DRAWN_AT_ONCE, count, networks
+from refimpl.train.budget.counted import BIGG_IMAGE_TOWER, count, networks
+from refimpl.train.validate import DRAWN_AT_ONCE, drawn_at_once
 from tests.train import runs
 from tests.train.budget.networks import counted, small
 
@@ -93,7 +95,9 @@ def test_cached_latents_need_no_autoencoder() -> None:
 
 def test_what_is_measured_between_steps() -> None:
     config = load_config("tiny")
-    assert list(count(config, (64, 64)).measuring) == ["held-out loss"]
+    unsampled = replace(config, train=replace(config.train, sample_every=0))
+    assert list(count(config, (64, 64)).measuring) == ["held-out loss", "samples"]
+    assert list(count(unsampled, (64, 64)).measuring) == ["held-out loss"]
     assert counted(small()).measuring == {}
     sampled = count(small(sample_every=10), (64, 64)).measuring
     assert list(sampled) == ["samples"]
@@ -101,7 +105,11 @@ def test_what_is_measured_between_steps() -> None:
 
 
 def test_as_many_samples_as_are_drawn_at_once() -> None:
+    """Large ones one by one: so none of a run's samples needs more than its largest."""
     assert inspect.signature(draw_images).parameters["batch_size"].default == DRAWN_AT_ONCE
+    sides = (64, 256, 512, 1024, 2048)
+    assert [drawn_at_once(SampleConfig(width=side, height=side)) for side in sides] == [16, 16, 4, 1, 1]
+    assert drawn_at_once(SampleConfig(width=832, height=1216)) == 1
 
 
 def test_nothing_is_left_behind() -> None:

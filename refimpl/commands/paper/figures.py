@@ -3,17 +3,23 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from refimpl.errors import InputError
 
+if TYPE_CHECKING:
+    from refimpl.paper.experiments import Experiment
+
 
 @dataclass(frozen=True)
 class FiguresCommand:
-    """Draws N Fig. 1, 5 and 8 with the functions that training uses, or those of a run or of `refimpl stats`.
+    """Draws N's figures with the functions that training and sampling use, or those of a run or of `refimpl stats`.
 
-    With N's figures come grids.md and grids.json: what each grid and sampler makes of exactly known data.
+    Fig. 2, 3, 4, 6 and 7 need trained networks: five small ones are trained, which takes about two minutes each on
+    one core, and kept for the next call. With the figures come their numbers, and grids.md and grids.json: what each
+    grid and sampler makes of exactly known data.
     """
 
     out: Path = Path("figures")
@@ -21,6 +27,8 @@ class FiguresCommand:
     run: Path | None = None
     """Run folder or checkpoint: draws N Fig. 2, 3, 4, 6 and 7 as experiments on it, instead of the paper's
     figures."""
+    untrained: bool = False
+    """Draw only the figures that need no trained network: N Fig. 1, 5 and 8, and the grids."""
     weights: str = "ema"
     """Weights of the run to use: ema (moving average) or unet (as trained)."""
     statistics: Path | None = None
@@ -42,8 +50,17 @@ def figures_command(arguments: list[str], program: str = "refimpl figures") -> N
         paths = measured_figures(command.statistics, command.out)
     else:
         paths = [*paper_figures(command.out), *grid_files(command.out)]
+        if not command.untrained:
+            paths += small_figures(command.out)
     for path in paths:
         print(path)
+
+
+def small_figures(folder: Path) -> list[Path]:
+    """Draws N Fig. 2, 3, 4, 6 and 7 by small networks, which are kept below the folder; returns the paths."""
+    from refimpl.paper.trained.small_figures import NETWORKS, small_experiments
+
+    return _written(small_experiments(folder / NETWORKS), folder, "novelai_v3_figure")
 
 
 def grid_files(folder: Path) -> list[Path]:
@@ -64,20 +81,28 @@ def run_figures(run: Path, folder: Path, weights: str = "ema") -> list[Path]:
     Raises InputError as `run_experiments` does, and when the folder is a file.
     """
     from refimpl.paper.experiments import run_experiments
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the figures")
+    return _written(run_experiments(run, weights), folder, "run_figure")
+
+
+def _written(experiments: "dict[int, Experiment]", folder: Path, prefix: str) -> list[Path]:
+    """Writes a picture of each experiment, and experiments.json with the numbers of all; returns the paths."""
     from refimpl.report.panels import panel_figure
     from refimpl.report.style import png_bytes
     from refimpl.storage.atomic import replace_text
 
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder for the figures")
-    experiments = run_experiments(run, weights)
     contents = {
-        f"run_figure_{number}.png": png_bytes(panel_figure(experiment.title, experiment.rows))
+        f"{prefix}_{number}.png": png_bytes(panel_figure(experiment.title, experiment.rows))
         for number, experiment in experiments.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    numbers = {f"figure {number}": experiment.numbers for number, experiment in experiments.items()}
+    numbers = {
+        f"figure {number}": {**experiment.numbers, "effects": experiment.measured_effects()}
+        for number, experiment in experiments.items()
+    }
     replace_text(folder / "experiments.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     return [*(folder / name for name in contents), folder / "experiments.json"]

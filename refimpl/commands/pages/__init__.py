@@ -1,0 +1,1 @@
+"""The commands that write a page about what is there, and the pages of others."""

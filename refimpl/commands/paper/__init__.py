@@ -1,0 +1,1 @@
+"""Commands for the figures and claims of the reports."""

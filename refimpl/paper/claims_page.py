@@ -1,0 +1,149 @@
+"""docs/claims.md: every claim with its value and interval, or the reason why it has none."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from refimpl.paper.claims_table import KINDS, SOURCES, Claim
+from refimpl.paper.computed.quantity import Quantity
+from refimpl.paper.results_file import Measured
+
+SHOWN = 4  # significant digits
+NOT_YET = "not measured yet"
+KINDS_SAID = {
+    "pinned": "a test holds the code to it",
+    "computed": "a number with its interval, by `refimpl claims --computed`",
+    "trained": "an effect on small networks, by `refimpl claims --trained`; not measured yet where it says so",
+    "cannot": "can't be measured here, with the reason",
+}
+HEAD = """# The claims, one by one
+
+<!-- Written by `refimpl claims --page`. Change refimpl/paper/claims.tsv, or measure again, and write it anew. -->
+
+{count} testable statements of the reports and the community README that this project implements, in its own words,
+each with its answer. {kinds}
+
+Intervals are bootstrap intervals of 95 %, over photographs or over trainings, with seed 0. Numbers without one are
+exact. The photographs are those that scikit-image and scikit-learn bundle; averages of 8 × 8 px stand for latents.
+"""
+NOTES = """
+## How to read some of the numbers
+
+**Where leakage ends (N61).** The average of h·w latents carries noise of σ/√(h·w). At 832 × 1216 px, noise and signal
+are equally strong at σ = {unit}. Of the variance of the average colour, the noised canvas still tells {at_136} at
+σ = 136 and {at_317} at 317: between those levels, what a network can gain by reading the average off its input falls
+from about a fifth to a twentieth, and it has to take the colour from the prompt instead. An earlier estimate of these
+SNRs, 28 at σ = 14.6, took a variance of 0.382 for the average; the photographs whole, each scaled to the canvas, have
+{variance}, and 13 of them leave it uncertain threefold, which the intervals show.
+
+**The doubling rule (N16).** For one scene enlarged the exponent is 1. For a canvas that shows more of the world it is
+{new}, so that N's rule is the upper bound that N says it is. Windows of 64 to 256 px of the same photographs are
+compared; other sizes and sets of photographs have given 0.86 to 0.93, the lower part of which the interval covers.
+
+**What is trivial (N03).** At t = 962 the best linear guess leaves {eps} of eps open and {v} of v, and at 999 nothing
+of eps and all of v. An earlier estimate had 0.636 for v, on photographs with more power in their lowest frequencies;
+the interval includes it.
+
+**First estimates (N12).** The small networks' prompts settle the colour of a flat picture, so that a black one is as
+black from σ = 56 as from ∞. The effect is measured on shapes, whose size and place the prompt leaves open.
+
+**DPM++ (N57).** The weight of the first estimate falls only as the inverse logarithm of its level: {w} even at
+σ = 20000. It is 0 at ∞ alone, so a multistep sampler that starts from a huge finite level must leave it out, as the
+samplers here do.
+
+**Crops (N37).** Whether crops "usually" remove less than 32 px depends on the images: buckets 64 px apart leave up to
+64 px over, which is about half of the crops for images of any shape. N's mean aspect error of 0.033 is that of images
+of any shape between 1:2 and 2:1 in the buckets of N's size, not of those of a camera.
+"""
+
+
+def claims_page(claims: Sequence[Claim], measured: Measured) -> str:
+    """The page as Markdown."""
+    counts = Counter(claim.kind for claim in claims)
+    kinds = "; ".join(f"{counts[kind]} **{kind}**: {KINDS_SAID[kind]}" for kind in KINDS) + "."
+    parts = [HEAD.format(count=len(claims), kinds=kinds)]
+    for letter, source in SOURCES.items():
+        rows = [_row(claim, measured) for claim in claims if claim.id.startswith(letter)]
+        table = ["| | where | statement | answer | how |", "| --- | --- | --- | --- | --- |", *rows]
+        parts.append(f"\n## {letter}: {source}\n\n" + "\n".join(table) + "\n")
+    parts.append(NOTES.format(**_noted(measured)))
+    parts += [_measures(measured)]
+    return "".join(parts)
+
+
+def answer_of(claim: Claim, measured: Measured) -> str:
+    """What stands in the answer's column: the value with its interval, the reason, or that it is not measured yet."""
+    quantities = measured.get(claim.measure, ())
+    if not quantities:
+        return claim.answer or NOT_YET
+    shown = _telling(claim, quantities)
+    said = "; ".join(f"{each.name}: {interval(each)}" for each in shown)
+    return said if len(shown) == len(quantities) else f"{said} ([all](#{_anchor(claim.measure)}))"
+
+
+def interval(quantity: Quantity) -> str:
+    """A number with its interval, which an exact one does not have."""
+    value, low, high = (f"{x:.{SHOWN}g}" for x in (quantity.value, quantity.low, quantity.high))
+    return value if quantity.is_exact else f"{value} [{low}, {high}]"
+
+
+def _telling(claim: Claim, quantities: Sequence[Quantity]) -> Sequence[Quantity]:
+    """The quantities that stand in the table: those that a claim names by a word, else the first two."""
+    words = TELLING.get(claim.id, ())
+    return [each for each in quantities if any(word in each.name for word in words)] or quantities[:2]
+
+
+# Words of the names of the quantities that answer a claim most directly.
+TELLING = {
+    "N03": ("t = 962", "t = 999"),
+    "N37": ("log-uniform 1:2 to 2:1, novelai_v3", "cameras, novelai_v3"),
+    "N49": ("missing from x₁ at σ₀ = 20000", "missing from x₁ at σ₀ = ∞"),
+    "N57": ("weight of the estimate at σ = 20000", "weight of the estimate at σ = ∞"),
+    "N60": ("SNR of the canvas mean at σ = 14.6", "SNR of the canvas mean at σ = 20000"),
+    "N61": ("σ = 136", "σ = 317"),
+    "N67": ("78224",),
+    "N69": ("correlation", "white"),
+    "R02": ("black",),
+    "R26": ("euler",),
+}
+
+
+def _row(claim: Claim, measured: Measured) -> str:
+    how = f"`{claim.command}`" if claim.command else "—"
+    test = f"tests/{claim.test}"
+    if claim.test and test not in how:
+        how += f"<br>`{test}`"
+    return f"| {claim.id} | {claim.section} | {claim.statement} | {answer_of(claim, measured)} | {how} |"
+
+
+def _measures(measured: Measured) -> str:
+    """Every measure with all its numbers."""
+    parts = ["\n## All measured numbers\n"]
+    for name, quantities in measured.items():
+        rows = [f"| {each.name} | {interval(each)} |" for each in quantities]
+        parts.append(f"\n### {name}\n\n| | |\n| --- | --- |\n" + "\n".join(rows) + "\n")
+    return "".join(parts)
+
+
+def _anchor(measure: str) -> str:
+    return measure.replace(" ", "-")
+
+
+def _noted(measured: Measured) -> dict[str, str]:
+    """The numbers that the notes quote."""
+    by_name = {each.name: each for quantities in measured.values() for each in quantities}
+    area = 104 * 152
+    snr = by_name["SNR of the canvas mean at σ = 14.6"]
+    return {
+        "unit": interval(by_name["σ at which the SNR of the canvas mean is 1"]),
+        "at_136": f"{by_name['share told of the canvas mean at σ = 136'].value:.0%}",
+        "at_317": f"{by_name['share told of the canvas mean at σ = 317'].value:.0%}",
+        "variance": f"{snr.value * 14.6**2 / area:.3f}",
+        "new": interval(by_name["exponent of σ_max in the side, new content"]),
+        "eps": interval(by_name["eps left open at t = 962"]),
+        "v": interval(by_name["v left open at t = 962"]),
+        "w": f"{by_name[_weight_name()].value:.1%}",
+    }
+
+
+def _weight_name() -> str:
+    return "DPM++ 2M's weight of the estimate at σ = 20000"

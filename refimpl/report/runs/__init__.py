@@ -1,0 +1,1 @@
+"""The report of any run: finished, running or stopped, of a UNet or of a decoder."""

@@ -1,0 +1,69 @@
+"""docs/claims.md is what the generator writes, and says what was not measured."""
+
+from pathlib import Path
+
+import pytest
+
+from refimpl.commands.paper.claims import claims_command
+from refimpl.errors import InputError
+from refimpl.paper.claims_page import NOT_YET, answer_of, claims_page, interval
+from refimpl.paper.claims_table import Claim, read_claims
+from refimpl.paper.computed.quantity import Quantity, exact
+from refimpl.paper.results_file import kept_results, read_results, write_results
+
+PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
+CLAIM = Claim("N99", "§9", "trained", "a statement", "", "an experiment", "")
+
+
+def test_the_page_is_what_the_generator_writes():
+    page = claims_page(read_claims(), kept_results())
+    assert PAGE.read_text(encoding="utf-8") == page, "run: refimpl claims --page docs/claims.md"
+    for claim in read_claims():
+        assert page.count(f"\n| {claim.id} | ") == 1
+
+
+def test_what_is_not_measured_is_said_to_be_so():
+    assert answer_of(CLAIM, {}) == NOT_YET
+    low = Quantity("an effect", 0.5, 0.25, 0.75)
+    assert answer_of(CLAIM, {"an experiment": [low]}) == "an effect: 0.5 [0.25, 0.75]"
+    many = [low, low, low]
+    assert answer_of(CLAIM, {"an experiment": many}).endswith("([all](#an-experiment))")
+
+
+def test_an_exact_number_is_shown_without_an_interval():
+    assert interval(exact("n", 1 / 3)) == "0.3333"
+    assert interval(Quantity("n", 12345.678, 1.0, 20000.0)) == "1.235e+04 [1, 2e+04]"
+
+
+def test_results_come_back_and_other_files_are_named(tmp_path):
+    path = tmp_path / "results.json"
+    assert read_results(path) == {}
+    measured = {"m": [Quantity("a", 0.1234567891, 0.0, 2.0), exact("b", 3.0)]}
+    write_results(path, "refimpl claims --computed", measured)
+    assert read_results(path) == {"m": [Quantity("a", 0.123457, 0.0, 2.0), exact("b", 3.0)]}
+    for content in ("[]", "{", '{"measures": {"m": [{"value": 1}]}}'):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match="not a file of results"):
+            read_results(path)
+
+
+def test_the_command_writes_numbers_and_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("refimpl.paper.computed.measures.MEASURES", {"m": lambda: [exact("one", 1.0)]})
+    out, page = tmp_path / "computed.json", tmp_path / "claims.md"
+    claims_command(["--computed", "--out", str(out), "--page", str(page)])
+    assert read_results(out) == {"m": [exact("one", 1.0)]}
+    assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+    assert "one: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing was asked for"),
+        (["--out", "x"], "--out is for the numbers"),
+        (["--computed", "--trained"], "two files of numbers"),
+    ],
+)
+def test_what_the_command_cannot_do(arguments, message):
+    with pytest.raises(InputError, match=message):
+        claims_command(arguments)
