@@ -19,7 +19,6 @@ from refimpl.data.index.record import IndexOptions
 from refimpl.run.config import Config
 from refimpl.tables import from_table
 from tests.report.runs.runs import HOSTILE, rows, write_run
-from tests.studio.asking import begin_training
 from tests.studio.page.browser import chromium, looked_at
 
 pytest.importorskip("starlette", reason="starlette is not installed: pip install 'refimpl[studio]'")
@@ -244,6 +243,8 @@ def test_the_page_stays_up_when_a_run_vanishes(page: Any, tmp_path: Path) -> Non
 
 def test_actions_are_asked_for(page: Any, tmp_path: Path) -> None:
     """Only a run that is being trained can be asked; one that has ended by then shows the server's line."""
+    from tests.studio.asking import begin_training
+
     run = tmp_path / "runs" / "a"
     write_run(run, rows(3))
     begin_training(run)
