@@ -1,4 +1,6 @@
-"""The error class for bad input, whose message is all the user sees, and torch's phrases for too little memory."""
+"""The error class for bad input, whose message is all the user sees, and the phrases for a full disk or memory."""
+
+import errno
 
 # Exit codes of the commands, beside 0 and Python's own 1 for an error in this program (docs/faults.md).
 BAD_INPUT = 2
@@ -28,3 +30,21 @@ OUT_OF_MEMORY = (
     "Storage size calculation overflowed",
     "out of memory",
 )
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def refused_write(where: object, error: Exception) -> str:
+    """What to say of a write that the system, or a library that writes, has refused."""
+    number = getattr(error, "errno", None)
+    reason = getattr(error, "strerror", None) or error
+    if number is None or number in _NO_ROOM:
+        advice = "free space or choose another folder"
+    elif number in _FORBIDDEN:
+        advice = "choose a folder that you may write to"
+    elif number == errno.ENAMETOOLONG:
+        advice = "choose a shorter name"
+    else:
+        advice = "choose another folder"
+    return f"could not write {where}: {reason}; {advice}"

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from refimpl.checks import check_integer
 from refimpl.errors import InputError
-from refimpl.names import nearest
+from refimpl.names import LIKE, nearest
 from refimpl.printable import one_line
+
+SLIP = 0.8  # similarity from which a name may be a slip for another, although it is the name of a third
 
 T = TypeVar("T")
 
@@ -153,7 +155,8 @@ def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> str:
         if dataclasses.is_dataclass(kind):
             for entry in dataclasses.fields(kind):
                 candidates.setdefault(entry.name, f"{section}.{entry.name}")
-    if key in candidates:  # right name, wrong table
-        return candidates[key]
-    here = nearest(key, known, least=0.6)
+    typed = nearest(key, known, least=SLIP)
+    if key in candidates:  # the right name in the wrong table, unless it is a slip for another of this one
+        return ", or ".join([*(where + name for name in typed), candidates[key]])
+    here = typed or nearest(key, known, least=LIKE)
     return candidates[(here or nearest(key, candidates))[0]]

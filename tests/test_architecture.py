@@ -15,7 +15,7 @@ ORDER = [
 ]  # fmt: skip
 RANK = {folder: rank for rank, folders in enumerate(ORDER) for folder in folders}
 # Import nothing of the project but each other.
-SHARED = {"errors", "names", "checks", "tables", "progress", "file_kinds", "printable"}
+SHARED = {"errors", "names", "packages", "checks", "tables", "progress", "file_kinds", "printable"}
 ROOM = 12  # files that a reader still sees at a glance
 ROOT = Path(refimpl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-SHELL = [line.split("#")[0] for block in BLOCKS for line in block.splitlines()]
+SHELL = [line.split("#")[0] for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 COMMAND_LINES = [
     shlex.split(line) for line in SHELL if re.match(r"(refimpl|python -m refimpl|torchrun)", line)
 ]

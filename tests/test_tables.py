@@ -168,5 +168,11 @@ def test_what_two_dataclasses_refuse_is_listed_together() -> None:
         "  optimizer.beta1 2.0 is outside [0, 1)",
         "  train.steps 0 must be at least 1",
     ]
+    with pytest.raises(InputError, match=r"key train\.step; did you mean train\.steps, or buckets\.step\?"):
+        from_table(Config, {"train": {"step": 5}}, "a.toml")
+    with pytest.raises(
+        InputError, match=r"key train\.learning_rate; did you mean optimizer\.learning_rate\?"
+    ):
+        from_table(Config, {"train": {"learning_rate": 1e-5}}, "a.toml")
     with pytest.raises(InputError, match=r"^train\.steps 0 must be at least 1$"):
         from_table(Config, {"train": {"steps": 0}}, "a.toml")

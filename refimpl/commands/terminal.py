@@ -12,7 +12,15 @@ from types import TracebackType
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from refimpl.data.loading.orphans import end_with_parent
-from refimpl.errors import BAD_INPUT, INTERRUPTED, LOST_PROCESS, OUT_OF_MEMORY, InputError, LostProcess
+from refimpl.errors import (
+    BAD_INPUT,
+    INTERRUPTED,
+    LOST_PROCESS,
+    OUT_OF_MEMORY,
+    InputError,
+    LostProcess,
+    refused_write,
+)
 from refimpl.printable import LAYOUT, PrintableStream, StyledStream, printable
 from refimpl.run.threads import prepare_environment
 
@@ -138,9 +146,7 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, BrokenPipeError):  # `| head` has read enough
         return "", BROKEN_PIPE
     if isinstance(error, OSError) and error.errno in REFUSED:
-        where = error.filename or "a file"
-        reason = f"could not write {where}: {error.strerror}; free space or choose another folder"
-        return f"error: {reason}", BAD_INPUT
+        return f"error: {refused_write(error.filename or 'a file', error)}", BAD_INPUT
     if isinstance(error, OSError) and error.errno in FAILING:
         where = error.filename or "a file"
         reason = f"could not read or write {where}: {error.strerror}; its disk or mount fails, see the system's log"

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from refimpl.conformance.check import CHECKS, Check
 from refimpl.errors import InputError
 from refimpl.names import nearest
+from refimpl.packages import install_line
 
 GROUPS = {
     "schedule": "refimpl.conformance.checks.noise.schedule",
@@ -30,14 +31,12 @@ GROUPS = {
 }
 """Groups of checks, each about one of the adapter's methods, and the module of each."""
 
-INSTALL = 'pip install "refimpl[conformance]"'
-
 
 def all_checks() -> dict[str, Check]:
     """Every check by its name. Raises InputError, with what to install, where Hypothesis is absent."""
     if find_spec("hypothesis") is None:
         raise InputError(
-            f"the checks draw their arguments with Hypothesis, which is not installed: {INSTALL}"
+            f"the checks draw their arguments with Hypothesis, which is not installed: {install_line('hypothesis')}"
         )
     for module in GROUPS.values():
         import_module(module)

@@ -90,7 +90,7 @@ class DataConfig:
     visit's caption."""
     decoder: Decoder = "pillow"
     """Image decoder: pillow, or fast (JPEG by simplejpeg and Lanczos by torch, within 2 levels of 255; needs
-    refimpl[fast] and torch 2.13)."""
+    simplejpeg and torch 2.13)."""
     digest: Digest = "stat"
     """How a resumed run notices that image files have changed: stat (their sizes in bytes and modification times; of
     262,144 evenly spaced images where there are more) or sha256 (all of their bytes, read at every start)."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 NETWORK = (
@@ -29,7 +30,7 @@ def hub_library() -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise InputError("pushing needs huggingface_hub: pip install 'refimpl[hub]'") from error
+        raise InputError(f"pushing needs huggingface_hub: {install_line('huggingface_hub')}") from error
     return huggingface_hub
 
 

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def matplotlib_module() -> Any:
         import matplotlib
     except ImportError:
         raise InputError(
-            "matplotlib is not installed; figures need it. Run: pip install 'refimpl[report]'"
+            f"matplotlib is not installed; figures need it. Run: {install_line('matplotlib')}"
         ) from None
     return matplotlib
 

@@ -16,9 +16,9 @@ class OptimizerConfig:
     """AdamW with warm-up; the learning rate is per optimizer step of the whole global batch."""
 
     kind: str = "adamw"
-    """Optimizer: adamw; adamw8bit, whose moments have 8 bits (needs refimpl[optimizers]); adafactor, which keeps the
+    """Optimizer: adamw; adamw8bit, whose moments have 8 bits (needs torchao); adafactor, which keeps the
     second moment's means by row and column alone, and whose rate is relative to a tensor's values; or prodigy, AdamW
-    that estimates its rate (needs refimpl[optimizers]; learning_rate multiplies the estimate, leave it near 1)."""
+    that estimates its rate (needs prodigyopt; learning_rate multiplies the estimate, leave it near 1)."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int = 0

@@ -1,11 +1,12 @@
 """A preset's name or a TOML file's path → Config."""
 
+import shlex
 import tomllib
 from importlib import resources
 from pathlib import Path
 
 from refimpl.errors import InputError
-from refimpl.names import nearest
+from refimpl.names import near_path, nearest
 from refimpl.run.config import Config
 from refimpl.run.settings.recognised import read_table, refuse_foreign
 from refimpl.tables import from_table
@@ -28,17 +29,26 @@ def load_config(name_or_path: str) -> Config:
     if name_or_path not in preset_names():
         path = Path(name_or_path)
         if not _is_file(path):
-            is_path = path.suffix == ".toml" or len(path.parts) > 1
-            near = f"the nearest preset is {nearest(name_or_path, preset_names())[0]!r}"
             raise InputError(
                 f"{name_or_path!r} is neither a preset ({', '.join(preset_names())}) nor a TOML file; "
-                f"{'there is no such file' if is_path else near}"
+                f"{_instead(path)}"
             )
         table = read_table(path)
         refuse_foreign(table, name_or_path)
         return from_table(Config, table, name_or_path)
     text = (resources.files("refimpl") / "configs" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     return from_table(Config, tomllib.loads(text), name_or_path)
+
+
+def _instead(path: Path) -> str:
+    """What a name that is no preset and no file may have been meant as."""
+    if path.is_dir():
+        return (
+            f"it is a folder: `refimpl init {shlex.quote(str(path))}` writes settings for the images in one"
+        )
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        return "it is no regular file" if path.exists() else f"there is no such file{near_path(path)}"
+    return f"the nearest preset is {nearest(str(path), preset_names())[0]!r}"
 
 
 def _is_file(path: Path) -> bool:

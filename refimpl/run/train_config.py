@@ -112,9 +112,9 @@ class TrainConfig:
     """Seconds that a training step may take on any rank: after that, a rank that has stopped is named and the run
     ends (exit code 69). Preparing, measuring, sampling and saving do not count. 0 for no limit."""
     tensorboard: bool = False
-    """Also write TensorBoard events (needs refimpl[tensorboard])."""
+    """Also write TensorBoard events (needs the package tensorboard)."""
     wandb_project: str = ""
-    """Also log to this Weights & Biases project (needs refimpl[wandb]); empty for none."""
+    """Also log to this Weights & Biases project (needs the package wandb); empty for none."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from refimpl.errors import InputError
+from refimpl.errors import InputError, refused_write
 from refimpl.storage.disk_space import room_for
 from refimpl.storage.ranks.peers import ALONE, Peers
 
@@ -129,6 +129,5 @@ def _set_mode(path: Path, mode: int) -> None:
 
 
 def _refused(path: Path, error: Exception, needed: int = 0) -> InputError:
-    reason = getattr(error, "strerror", None) or error
-    message = f"could not write {path}: {reason}; free space or choose another folder"
+    message = refused_write(path, error)
     return InputError(f"{message} ({room_for(path, needed)})" if needed else message)

@@ -4,6 +4,7 @@ import html
 import importlib.util
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 CLEANINGS = ("none", "openclip")
 
@@ -29,7 +30,7 @@ def check_cleaning(how: str) -> None:
     """Raises InputError when a way of cleaning needs ftfy, which is not installed."""
     if how == "openclip" and importlib.util.find_spec("ftfy") is None:
         raise InputError(
-            "text.clean 'openclip' needs ftfy: pip install 'refimpl[clean]', or set text.clean = 'none'"
+            f"text.clean 'openclip' needs ftfy: {install_line('ftfy')}, or set text.clean = 'none'"
         )
 
 

@@ -49,7 +49,7 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: the nodes in {tmp_path}")
-    assert f"{sys.executable} -m pip install --upgrade refimpl" in last
+    assert f"{sys.executable} -m pip install --no-build-isolation PATH`, where PATH is a clone" in last
 
 
 def test_another_missing_package_is_named_itself(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_configuration_that_is_none_ends_with_2(name: str, capsys: pytest.Capt
         (
             PermissionError(errno.EACCES, "Permission denied", "out/a.png"),
             2,
-            "error: could not write out/a.png: Permission denied; free space or choose another folder\n",
+            "error: could not write out/a.png: Permission denied; choose a folder that you may write to\n",
         ),
         (
             OSError(errno.EIO, "Input/output error", "data/a.png"),

@@ -169,5 +169,5 @@ def test_missing_matplotlib_names_the_command(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'refimpl\[report\]'"):
+    with pytest.raises(InputError, match=r'pip install "matplotlib>=3.8"'):
         matplotlib_module()

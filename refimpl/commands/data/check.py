@@ -55,7 +55,7 @@ class CheckCommand:
     seed: int | None = None
     """Seed of that plan's shuffle; when left out, train.seed, or else 0."""
     html: Path | None = None
-    """Also write this HTML page, with plots (needs refimpl[report]); a number is added to its name where there are
+    """Also write this HTML page, with plots (needs matplotlib); a number is added to its name where there are
     several stages."""
     files: bool = False
     """For an index: also check whether any image file has changed since, by its size and, where recorded, its

@@ -22,7 +22,7 @@ class TagsCommand:
     weights: TagWeightConfig = field(default_factory=TagWeightConfig)
     """The same settings as tag_weights in a configuration."""
     html: Path | None = None
-    """Also write this HTML page, with a plot (needs refimpl[report])."""
+    """Also write this HTML page, with a plot (needs matplotlib)."""
     listed: int = 5
     """Number of images and tags of each kind to list by name."""
     processes: int = 0

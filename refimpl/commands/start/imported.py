@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from refimpl.commands.start.refused import in_their_words
 from refimpl.commands.start.written import Written
+from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.settings.paths import path_problems
 from refimpl.run.settings.translated import Translation
@@ -24,7 +26,11 @@ def imported(translation: Translation, source: Path, overridden: Callable[[Confi
     """
     start = _start(translation)
     _steps_of_epochs(translation)
-    config = overridden(from_table(Config, _table(translation, start), str(source)))
+    try:
+        config = from_table(Config, _table(translation, start), str(source))
+    except InputError as error:
+        raise InputError(in_their_words(translation, str(error))) from error
+    config = overridden(config)
     reasons = {setting: f"{translation.trainer}'s {name}" for setting, name in translation.origin.items()}
     reasons |= {
         setting: name for setting, name in translation.origin.items() if name not in translation.fields

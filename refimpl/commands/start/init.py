@@ -1,5 +1,6 @@
 """`refimpl init`: a file of settings that trains on a folder of images, or another trainer's settings as ours."""
 
+import os
 import shlex
 import sys
 import tomllib
@@ -10,15 +11,16 @@ from typing import Annotated
 import tyro
 
 from refimpl.commands.start.questions import Questions, one_of
+from refimpl.commands.start.refused import refuse_fields
 from refimpl.commands.start.toml_text import toml_text
 from refimpl.commands.start.written import Written
 from refimpl.commands.terminal import parsed, parsed_in_part
-from refimpl.errors import InputError
+from refimpl.errors import InputError, refused_write
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_names
 from refimpl.run.settings.paths import IS_CHECKPOINT, data_problem
 from refimpl.run.settings.recognised import read_foreign
-from refimpl.run.settings.translated import refuse_unknown, setting_names
+from refimpl.run.settings.typed import setting_names
 from refimpl.tables import from_table
 from refimpl.train.budget.cards import find_card
 
@@ -88,8 +90,7 @@ def init_command(arguments: list[str], program: str = "refimpl init") -> None:
         source = Path(command.import_)
         out = out_file(command.out, f"{source.stem}-refimpl")
         translation = read_foreign(source)
-        if not command.skip_unknown:
-            refuse_unknown(translation, str(source))
+        refuse_fields(translation, str(source), command.skip_unknown)
         from refimpl.commands.start.imported import imported
 
         written = imported(translation, source, overridden)
@@ -141,13 +142,28 @@ def out_file(named: str, stem: str) -> Path:
     out = Path(named or f"{stem}{SUFFIX}")
     if out.suffix != SUFFIX:
         raise InputError(f"--out {out} must end in {SUFFIX}")
-    if out.exists():
+    try:
+        is_there = out.exists()
+    except OSError as error:  # a name that is too long
+        raise InputError(refused_write(out, error)) from error
+    if is_there:
         raise InputError(f"{out} exists; name another file with --out")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}")
     if out.stem in preset_names():
         raise InputError(f"--out {out} has the name of a preset; name another")
+    _check_writable(out)
     return out
+
+
+def _check_writable(out: Path) -> None:
+    """Raises InputError where the file could not be made, before anything is looked at that takes long."""
+    trial = out.with_name(f".{out.name}.trying-{os.getpid()}")
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise InputError(refused_write(out, error)) from error
 
 
 def _is_data(answer: str) -> str | None:

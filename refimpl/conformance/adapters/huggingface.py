@@ -10,6 +10,7 @@ from torch import Tensor
 from refimpl.conformance.adapter import Adapter
 from refimpl.conformance.adapters.where import line_of
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 SDXL = {
     "beta_start": 0.00085,
@@ -40,7 +41,7 @@ class Diffusers(Adapter):
             from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
             from diffusers.training_utils import compute_snr
         except ImportError as error:
-            raise InputError(f"diffusers is not installed: pip install diffusers ({error})") from error
+            raise InputError(f"diffusers is not installed: {install_line('diffusers')} ({error})") from error
         self.version = diffusers.__version__
         self.plain: Any = DDPMScheduler(**SDXL)
         self.training: Any = DDPMScheduler(**SDXL, rescale_betas_zero_snr=True)

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 K_DIFFUSION = {
     "torchvision": {},
@@ -32,7 +33,7 @@ def k_diffusion(module: str) -> ModuleType:
     if "k_diffusion" not in sys.modules:
         spec = importlib.util.find_spec("k_diffusion")
         if spec is None or spec.origin is None:
-            raise InputError("k-diffusion is not installed: pip install --no-deps k-diffusion")
+            raise InputError(f"k-diffusion is not installed: {install_line('k-diffusion', '--no-deps')}")
         package = ModuleType("k_diffusion")
         package.__path__ = [str(Path(spec.origin).parent)]
         sys.modules["k_diffusion"] = package

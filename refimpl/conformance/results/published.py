@@ -63,8 +63,9 @@ def _deviations(found: list[dict[str, Any]], checks: list[dict[str, Any]]) -> st
         name = f"[`{check['name']}`]({entry['link']})" if entry["link"] else f"`{check['name']}`"
         seen = f" ({_cell(entry['text'])})" if entry["text"] else ""
         where = f" Simplest case: `{entry['counterexample']}`." if entry["counterexample"] else ""
-        lines.append(f"- {name}: {check['statement']} ({check['cites']}). Deviation: {size}{seen}.{where}")
-        lines += [f"  {word}: {known[key]}" for word, key in WORDS if known.get(key)]
+        lines.append(f"- {name}: {check['statement'].rstrip('.')}; {check['cites']}.")
+        lines.append(f"  - *Deviation*: {size}{seen}.{where}")
+        lines += [f"  - *{word}*: {known[key]}" for word, key in WORDS if known.get(key)]
     return "\n".join([*lines, ""])
 
 

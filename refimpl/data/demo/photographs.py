@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 ASPECTS = (1.0, 0.25, 1.5, 0.67, 4.0, 0.5, 1.25, 3.0, 0.8, 2.0, 0.33, 1.78, 0.56)  # width / height
 ASPECT_JITTER = 0.06  # of log aspect, so that the images do not sit on the buckets exactly
@@ -112,15 +113,16 @@ def locate(photograph: Photograph) -> Path:
     """
     top, *folders = photograph.package
     spec = importlib.util.find_spec(top)
+    package = photograph.licence.name.partition(":")[0]
     if spec is None or spec.origin is None:
-        package = photograph.licence.name.partition(":")[0]
         raise InputError(
             f"{package} is not installed; the demo cuts its photographs from the ones bundled with it. "
-            "Run: pip install 'refimpl[demo]'"
+            f"Run: {install_line(package)}"
         )
     path = Path(spec.origin).parent.joinpath(*folders, photograph.file)
     if not path.is_file():
-        raise InputError(f"{path} is missing from the installed package. Run: pip install 'refimpl[demo]'")
+        again = install_line(package, "--force-reinstall")
+        raise InputError(f"{path} is missing from the installed package. Run: {again}")
     return path
 
 

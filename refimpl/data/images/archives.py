@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 ROW_GROUPS_KEPT = 2  # of a parquet file: neighbouring rows are read together
 
@@ -126,7 +127,7 @@ def parquet_module() -> Any:
         import pyarrow.parquet
     except ImportError:
         raise InputError(
-            "pyarrow is not installed; parquet files need it. Run: pip install 'refimpl[parquet]'"
+            f"pyarrow is not installed; parquet files need it. Run: {install_line('pyarrow')}"
         ) from None
     return pyarrow.parquet
 

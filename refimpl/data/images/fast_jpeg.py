@@ -16,6 +16,7 @@ from refimpl.data.images.decode import (
 )
 from refimpl.data.images.lanczos import check_torch_lanczos
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -24,7 +25,7 @@ def check_fast() -> None:
     """Raise InputError if simplejpeg is not installed or torch has no Lanczos filter."""
     if importlib.util.find_spec("simplejpeg") is None:
         raise InputError(
-            "the fast decoder needs simplejpeg: pip install 'refimpl[fast]', or set data.decoder = 'pillow'"
+            f"the fast decoder needs simplejpeg: {install_line('simplejpeg')}, or set data.decoder = 'pillow'"
         )
     check_torch_lanczos()
 

@@ -18,6 +18,7 @@ from refimpl.run.settings.translated import (
     chosen,
     later,
     leave,
+    length_in_epochs,
     same,
     settle,
     to,
@@ -56,10 +57,6 @@ def _length(t: Translation, name: str, value: Any) -> None:
         t.same[name] = "max_train_epochs overrides it"
     else:
         t.set(name, "train.steps", value)
-
-
-def _epochs(t: Translation, name: str, value: Any) -> None:
-    t.epochs = (name, float(value))
 
 
 def _rate(t: Translation, name: str, value: Any) -> None:
@@ -162,7 +159,7 @@ RULES: dict[str, Rule] = {
     "output_dir": _out,
     "seed": to("train.seed"),
     "max_train_steps": _length,
-    "max_train_epochs": _epochs,
+    "max_train_epochs": length_in_epochs,
     "train_batch_size": to("train.batch_size"),
     "gradient_accumulation_steps": to("train.accumulate"),
     "gradient_checkpointing": chosen("train.activation_checkpointing", {True: "full", False: "none"}, SWITCH),

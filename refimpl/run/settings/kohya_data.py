@@ -9,6 +9,7 @@ from typing import Any
 
 from refimpl.data.config import DataConfig
 from refimpl.errors import InputError
+from refimpl.printable import one_line
 from refimpl.run.settings.translated import Rule, Translation, leave, same, to
 
 DEFAULT_LONGEST, DEFAULT_SHORTEST, DEFAULT_STEP = (
@@ -26,7 +27,7 @@ def merged_data(fields: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """The fields with those of `dataset_config` and of the first data set among them, by their plain names.
 
     Further data sets keep their paths, `datasets[1].subsets[0].image_dir`.
-    Raises InputError for a dataset configuration that is not TOML.
+    Raises InputError for a dataset configuration that is not TOML, and for data sets that are no tables.
     """
     found = {name: value for name, value in fields.items() if name not in ("general", "datasets")}
     table: Mapping[str, Any] = fields
@@ -37,12 +38,14 @@ def merged_data(fields: Mapping[str, Any], folder: str) -> dict[str, Any]:
             return found
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"dataset_config {path} is not text; give a TOML file") from error
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"dataset_config {path} is not valid TOML: {error}") from error
     general = table.get("general")
     found |= general if isinstance(general, Mapping) else {}
-    for number, data in enumerate(_tables(table.get("datasets"))):
-        for place, subset in enumerate(_tables(data.get("subsets")) or [{}]):
+    for number, data in enumerate(_tables("datasets", table.get("datasets", []))):
+        for place, subset in enumerate(_tables("subsets", data.get("subsets", [])) or [{}]):
             own = {**{k: v for k, v in data.items() if k != "subsets"}, **subset}
             if (number, place) == (0, 0):
                 found |= own
@@ -51,8 +54,12 @@ def merged_data(fields: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return found
 
 
-def _tables(value: Any) -> list[Mapping[str, Any]]:
-    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+def _tables(name: str, value: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+        raise InputError(
+            f"{name} must be a list of tables, as [[{name}]] makes it, not {one_line(repr(value))}"
+        )
+    return value
 
 
 def _without(t: Translation, name: str, value: Any) -> None:

@@ -22,7 +22,9 @@ def translate_networks(t: Translation) -> None:
         _lora(t)
         _lora_text_rates(t)
         return
-    if module:
+    if module and not isinstance(module, str):
+        t.wrong["network_module"] = "is not a text"
+    elif module:
         t.left["network_module"] = f"{module}: refimpl trains plain LoRA alone ({LORA_MODULE})"
     for name in ("network_dim", "network_alpha", "network_args", "unet_lr", "text_encoder_lr"):
         if t.has(name):

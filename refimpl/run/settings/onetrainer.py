@@ -110,7 +110,7 @@ def _lengths(t: Translation) -> None:
             t.left[name] = f"{unit or 'its unit'} is no number of steps; set {setting}"
             t.same[f"{name}_unit"] = f"belongs to {name}"
     warmup, steps = t.fields.get("learning_rate_warmup_steps"), t.fields.get("epochs")
-    if isinstance(warmup, int | float):
+    if isinstance(warmup, int | float) and math.isfinite(warmup):
         if warmup > 1 or warmup == 0:
             t.set("learning_rate_warmup_steps", "optimizer.warmup_steps", math.floor(warmup))
         else:

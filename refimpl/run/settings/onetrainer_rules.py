@@ -5,7 +5,16 @@ import re
 from typing import Any
 
 from refimpl.run.settings.onetrainer_fields import OTHER_NETWORKS
-from refimpl.run.settings.translated import Rule, Translation, chosen, later, leave, same, to
+from refimpl.run.settings.translated import (
+    Rule,
+    Translation,
+    chosen,
+    later,
+    leave,
+    length_in_epochs,
+    same,
+    to,
+)
 
 SDXL = ("STABLE_DIFFUSION_XL_10_BASE", "STABLE_DIFFUSION_XL_10_BASE_INPAINTING")
 TOWERS = {"text_encoder": "text.learning_rate_l", "text_encoder_2": "text.learning_rate_g"}
@@ -36,10 +45,6 @@ def _lora(setting: str) -> Rule:
             t.same[name] = "no LoRA is trained"
 
     return rule
-
-
-def _epochs(t: Translation, name: str, value: Any) -> None:
-    t.epochs = (name, float(value))
 
 
 def _ema(t: Translation, name: str, value: Any) -> None:
@@ -118,7 +123,7 @@ RULES: dict[str, Rule] = {
     "output_model_destination": leave(EXPORTED),
     "output_model_format": leave(EXPORTED),
     "output_dtype": leave(EXPORTED),
-    "epochs": _epochs,
+    "epochs": length_in_epochs,
     "batch_size": to("train.batch_size"),
     "gradient_accumulation_steps": to("train.accumulate"),
     "learning_rate_scheduler": chosen(

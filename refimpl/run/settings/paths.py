@@ -61,7 +61,16 @@ def data_problem(setting: str, path: str) -> str | None:
         )
     if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return f"{setting} {path} can't be read; change its permissions"
-    return None
+    return f"{setting} {path}: {why}" if os.path.isfile(path) and (why := _no_data_set(path)) else None
+
+
+def _no_data_set(path: str) -> str:
+    from refimpl.data.index.index_file import (
+        is_index,  # with numpy, which most settings' paths need not wait for
+    )
+    from refimpl.data.index.layouts.detect import no_data_set
+
+    return "" if is_index(path) else no_data_set(path)
 
 
 def _data(config: Config) -> Iterator[str]:
@@ -79,7 +88,9 @@ def _data(config: Config) -> Iterator[str]:
     if folder and not is_drawn and any(stage.folder == folder for stage in config.all_stages()):
         yield from _found(data_problem("data.folder", folder))
     if heldout and not (config.data.demo and is_absent):
-        yield from _found(data_problem("data.heldout", heldout))
+        problem = data_problem("data.heldout", heldout)
+        theirs = ", or none with --data.heldout ''; this one is the demonstration's"
+        yield from _found(problem and problem + (theirs if Path(heldout).name == DRAWN[1] else ""))
 
 
 def _found(problem: str | None) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Whose configuration a file is: refimpl's own, kohya's sd-scripts' or OneTrainer's."""
 
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,6 +51,7 @@ def read_foreign(path: Path) -> Translation:
     trainer = trainer_of(table)
     if trainer is None:
         own = "; it seems to be refimpl's own" if {"train", "data"} & set(table) else ""
+        own = own or ("" if table else "; it holds no settings at all")
         raise InputError(
             f"--import {path}: neither a TOML file of sd-scripts nor a JSON file of OneTrainer{own}"
         )
@@ -59,6 +61,10 @@ def read_foreign(path: Path) -> Translation:
 def read_table(path: Path) -> dict[str, Any]:
     """A TOML file, or a JSON file where its name says so, as a table. Raises InputError for anything else."""
     is_json = path.suffix.lower() == ".json"
+    if (
+        os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    ):  # a pipe would be waited for
+        raise InputError(f"{path} is not a regular file; give a TOML or JSON file")
     try:
         text = path.read_text(encoding="utf-8-sig")
         table = parsed_json(text) if is_json else tomllib.loads(text)

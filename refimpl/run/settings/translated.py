@@ -1,15 +1,12 @@
 """Another trainer's configuration on its way into settings: what is carried over and what is not, by field."""
 
-import dataclasses
-import types
-import typing
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from refimpl.errors import InputError
 from refimpl.names import nearest
-from refimpl.run.config import Config
+from refimpl.run.settings.typed import WANTED, as_type, kind_of_setting, short
 
 NO_EQUIVALENT = "refimpl has no such setting"
 
@@ -32,17 +29,23 @@ class Translation:
     """Fields that could not be carried over, and why."""
     off: list[str] = field(default_factory=list)
     """Fields that are empty or switched off, so that there is nothing to carry over."""
+    wrong: dict[str, str] = field(default_factory=dict)
+    """Fields whose value is of the wrong type, and what it should have been."""
     unknown: dict[str, str] = field(default_factory=dict)
     """Fields that the other trainer does not have, and the nearest that it has."""
     epochs: tuple[str, float] | None = None
     """A length in epochs, with its field: the number of images decides the steps."""
 
     def set(self, name: str, setting: str, value: Any) -> None:
-        """Carries a field over. A value of the wrong type is left, with the reason."""
+        """Carries a field over. A value of the wrong type is noted as such."""
+        kind = kind_of_setting(setting)
+        if value is False and kind in (int, float):
+            self.off.append(name)
+            return
         try:
-            self.settings[setting] = _as_type(_kind(setting), value)
-        except (TypeError, ValueError):
-            self.left[name] = f"{value!r} makes no {setting}"
+            self.settings[setting] = as_type(kind, value)
+        except (TypeError, ValueError, OverflowError):
+            self.wrong[name] = f"{short(value)} is not {WANTED[kind]}"
         else:
             before = self.origin.get(setting, name)
             if before != name and before in self.fields:
@@ -84,13 +87,18 @@ def to(setting: str) -> Rule:
 
 
 def chosen(setting: str, values: Mapping[Any, Any], otherwise: str) -> Rule:
-    """Carries over the values that have an equivalent; others are left, with the reason."""
+    """Carries over the values that have an equivalent; others of their type are left, with the reason."""
+    kinds = tuple(dict.fromkeys(type(known) for known in values))
 
     def rule(translation: Translation, name: str, value: Any) -> None:
         if isinstance(value, str | int | float) and value in values:
             translation.set(name, setting, values[value])
-        else:
+        elif isinstance(value, kinds):
             translation.left[name] = f"{value!r}: {otherwise}"
+        elif is_off(value):
+            translation.off.append(name)
+        else:
+            translation.wrong[name] = f"{short(value)} is not {' or '.join(WANTED[kind] for kind in kinds)}"
 
     return rule
 
@@ -119,6 +127,15 @@ def leave(why: str) -> Rule:
     return rule
 
 
+def length_in_epochs(translation: Translation, name: str, value: Any) -> None:
+    """A length in epochs, which waits for the number of images. Raises TypeError or ValueError for no number."""
+    number = as_type(float, value)
+    if math.isfinite(number) and number > 0:
+        translation.epochs = (name, number)
+    else:
+        translation.wrong[name] = f"{short(value)} is not a number above 0"
+
+
 def later(translation: Translation, name: str, value: Any) -> None:
     """A field that means something only together with others, which are looked at after all rules."""
 
@@ -134,15 +151,17 @@ def translate(translation: Translation, rules: Mapping[str, Rule], known: frozen
         if rule is not None and value not in (None, "", [], {}):
             try:
                 rule(translation, name, value)
-            except (TypeError, ValueError):
-                translation.left[name] = f"{value!r} makes no sense"
+            except (TypeError, ValueError, OverflowError, LookupError):
+                translation.wrong[name] = f"{short(value)} is of the wrong type"
         elif rule is None and not known & {name, plain} and plain not in rules:
             translation.unknown[name] = nearest(plain, [*rules, *known])[0]
 
 
 def settle(translation: Translation) -> None:
     """Whatever nothing has become of is off, or left: no field is dropped."""
-    taken = {*translation.origin.values(), *translation.same, *translation.left, *translation.off}
+    taken = {
+        *translation.origin.values(), *translation.same, *translation.left, *translation.off, *translation.wrong,
+    }  # fmt: skip
     for name, value in translation.fields.items():
         is_length = translation.epochs is not None and name == translation.epochs[0]
         if name in taken or name in translation.unknown or is_length:
@@ -153,45 +172,11 @@ def settle(translation: Translation) -> None:
             translation.left[name] = NO_EQUIVALENT
 
 
-def refuse_unknown(translation: Translation, source: str) -> None:
-    """Raises InputError listing the fields that the other trainer does not have either, each with the nearest."""
-    if translation.unknown:
-        listing = "\n".join(f"  {name}; the nearest is {near}" for name, near in translation.unknown.items())
-        raise InputError(
-            f"{source}: {translation.trainer} has no such fields; correct them, or leave them out with "
-            f"--skip-unknown\n{listing}"
-        )
-
-
 def is_off(value: Any) -> bool:
     """Whether a value is empty or switched off."""
     return (
         value is None or value is False or value in (0, "", [], {}) or str(value).upper() in ("NONE", "NEVER")
     )
-
-
-def _kind(setting: str) -> Any:
-    section, name = setting.split(".")
-    return typing.get_type_hints(typing.get_type_hints(Config)[section])[name]
-
-
-def _as_type(kind: Any, value: Any) -> Any:
-    """The value as a field's type has it: numbers may come as strings. Raises ValueError or TypeError."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        kind = next(argument for argument in arguments if argument is not type(None))
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise TypeError
-        return value
-    if kind in (int, float):
-        number = float(value)
-        if kind is int and not number.is_integer():
-            raise ValueError
-        return int(number) if kind is int else number
-    if kind is str:
-        return str(value)
-    return value
 
 
 def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -203,13 +188,3 @@ def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = value
     return found
-
-
-def setting_names() -> list[str]:
-    """All settings of refimpl, by section and name."""
-    return [
-        f"{section}.{entry.name}"
-        for section, kind in typing.get_type_hints(Config).items()
-        if dataclasses.is_dataclass(kind)
-        for entry in dataclasses.fields(kind)
-    ]

@@ -51,19 +51,25 @@ PEAKS = {
     "NVIDIA GeForce RTX 4090": _ADA_4090,
 }
 
+LEAST = 2**28  # bytes; torch's own code takes as much of a card, so that less is a slip of the unit
 _UNITS = {"gb": 10**9, "gib": GIB, "mb": 10**6, "mib": 2**20}
 
 
 def find_card(text: str) -> Card:
     """The card of that name, or one with that much memory: "24GB", "79.1GiB", "16384MiB".
 
-    Raises InputError for anything else, naming the nearest card.
+    Raises InputError for anything else, naming the nearest card, and for too little memory to load torch.
     """
     if text.lower() in CARDS:
         return CARDS[text.lower()]
     amount = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]+)", text.lower())
     if amount and amount[2] in _UNITS and float(amount[1]) > 0:
-        return Card(f"a GPU of {text}", int(float(amount[1]) * _UNITS[amount[2]]))
+        memory = int(float(amount[1]) * _UNITS[amount[2]])
+        if memory < LEAST:
+            raise InputError(
+                f"--gpu {text!r}: nothing trains in {memory:,} bytes; check the unit, as in 24GB or 22.5GiB"
+            )
+        return Card(f"a GPU of {text}", memory)
     raise InputError(
         f"--gpu {text!r} is neither a known card ({', '.join(CARDS)}; the nearest is "
         f"{nearest(text, CARDS)[0]!r}) nor an amount of memory with its unit, as in 24GB or 22.5GiB"

@@ -43,12 +43,13 @@ class Start:
 
 
 def look_at_checkpoint(path: str) -> Start:
-    """Reads a checkpoint's headers. Raises InputError where it holds no UNet, or one for other text towers."""
+    """Reads a checkpoint's headers. Raises InputError where it holds no UNet, or one with other inputs than ours."""
     opened = any_checkpoint.load(Path(path))
     if opened.checkpoint.unet is None:
         raise InputError(f"{path} holds no UNet; give a checkpoint that does")
     found = architecture_of(opened.checkpoint, path)
     assert found.unet is not None
+    _check_channels(found.unet, found.vae or VAEConfig(), path)
     towers, vector = _conditions(found.unet, path)
     prediction = opened.checkpoint.prediction
     return Start(
@@ -63,6 +64,15 @@ def look_at_checkpoint(path: str) -> Start:
         prediction.zero_terminal_snr,
         prediction.reason,
     )
+
+
+def _check_channels(unet: UNetConfig, vae: VAEConfig, path: str) -> None:
+    if unet.in_channels != vae.latent_channels:
+        raise InputError(
+            f"{path}: its UNet takes {unet.in_channels} channels, and latents have {vae.latent_channels}; the others "
+            "are a mask or another image, as in networks for inpainting or editing, which refimpl does not train. "
+            "Give a checkpoint that draws from text alone"
+        )
 
 
 def _conditions(unet: UNetConfig, path: str) -> tuple[str, str]:

@@ -77,11 +77,12 @@ def _reasons(config: Config, plan: Plan, card: Card) -> Reasons:
 
 def _refusal(plan: Plan, config: Config, card: Card) -> InputError:
     largest = max(plan.held, key=lambda name: plan.held[name])
-    remedy = (
-        "take a larger card"
-        if config.lora.rank
-        else "train a LoRA (--train lora), begin with the preset finetune_24gb, or take a larger card"
-    )
+    if config.lora.rank or not config.train.init_from:  # adapters, or a network as small as there is
+        remedy = (
+            "take a larger card, or the CPU with --gpu cpu" if config.text.is_tiny else "take a larger card"
+        )
+    else:
+        remedy = "train a LoRA (--train lora), begin with the preset finetune_24gb, or take a larger card"
     return InputError(
         f"this does not fit {card.name}: with one image at a time, bf16 and every block computed again it needs "
         f"{plan.needed / GIB:.1f} of {card.memory / GIB:.1f} GiB, of which {plan.held[largest] / GIB:.1f} for the "

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 from refimpl.printable import one_line
 from refimpl.run.config import TrainConfig
 from refimpl.storage.atomic import replace_text
@@ -34,9 +35,7 @@ def check_loggers(settings: TrainConfig) -> None:
     names = {"tensorboard": "train.tensorboard", "wandb": "train.wandb_project"}
     for package, is_wanted in wanted.items():
         if is_wanted and importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"{names[package]} needs the {package} package: pip install 'refimpl[{package}]'"
-            )
+            raise InputError(f"{names[package]} needs the {package} package: {install_line(package)}")
 
 
 def open_writers(settings: TrainConfig, table: dict[str, Any], run: Path) -> Iterator[Writer]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 from refimpl.run.adamw import make_adamw, parameter_groups
 from refimpl.run.optimizer_config import OptimizerConfig
 
@@ -50,7 +51,7 @@ def check_library(config: OptimizerConfig) -> None:
     library = LIBRARIES.get(config.kind)
     if library is not None and importlib.util.find_spec(library) is None:
         raise InputError(
-            f"optimizer.kind {config.kind!r} needs the {library} package: pip install 'refimpl[optimizers]'"
+            f"optimizer.kind {config.kind!r} needs the {library} package: {install_line(library)}"
         )
 
 

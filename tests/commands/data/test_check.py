@@ -269,7 +269,7 @@ def test_plots_without_matplotlib_say_what_to_install(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing() -> None:
-        raise InputError("matplotlib is not installed; run: pip install 'refimpl[report]'")
+        raise InputError("matplotlib is not installed; run: pip install matplotlib")
 
     monkeypatch.setattr(style, "matplotlib_module", missing)
     with pytest.raises(InputError, match="matplotlib is not installed"):

@@ -188,7 +188,7 @@ def test_without_the_library_the_line_that_installs_it_is_told(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"pip install 'refimpl\[hub\]'"):
+    with pytest.raises(InputError, match=r'pip install "huggingface_hub>=0.34"'):
         push(trained, REPO)
     assert huggingface_hub
 

@@ -86,3 +86,35 @@ def test_contradictions_are_told_in_our_words(capsys: pytest.CaptureFixture[str]
     assert code == 2
     assert "'eps' cannot be used with a zero-terminal-SNR schedule" in error
     assert os.listdir() == ["k.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train_batch_size = -3", ["train.batch_size -3 must be at least 1",
+                                   "  train.batch_size comes from train_batch_size = -3"]),
+        ("network_module = 'networks.lora'\nnetwork_dim = -4", ["  lora.rank comes from network_dim = -4"]),
+        ("resolution = '0'", ["bucket min_side = 0: ", "  buckets.min_side comes from resolution = '0'"]),
+        ("min_timestep = 9\nmax_timestep = 5", ["  diffusion.first_timestep comes from min_timestep = 9",
+                                               "  diffusion.last_timestep comes from max_timestep = 5"]),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_names_their_field(
+    text: str, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("k.toml").write_text(f"pretrained_model_name_or_path = 'm'\noutput_name = 'o'\nseed = 1\n{text}\n")
+    code, out, error = ending(["init", "--import", "k.toml"], capsys)
+    assert (code, out) == (2, "")
+    assert all(line in error for line in told), error
+    assert "seed" not in error
+    assert os.listdir() == ["k.toml"]
+
+
+def test_a_value_of_the_wrong_type_is_an_error_whatever_is_skipped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("k.toml").write_text("pretrained_model_name_or_path = 'm'\nmax_train_steps = 'x'\nnosuch = 1\n")
+    code, out, error = ending(["init", "--import", "k.toml", "--skip-unknown"], capsys)
+    assert (code, out) == (2, "")
+    assert error.endswith("delete their lines\n  max_train_steps: 'x' is not a whole number\n")
+    assert os.listdir() == ["k.toml"]

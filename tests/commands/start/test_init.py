@@ -193,6 +193,13 @@ def test_unreadable_files_are_listed_as_training_would(
         (["full", "--out", "there.toml"], "there.toml exists; name another file with --out"),
         (["full", "--out", "no/mine.toml"], "there is no folder no"),
         (["full", "--out", "tiny.toml"], "has the name of a preset"),
+        (
+            ["full", "--out", "/proc/mine.toml"],
+            "could not write /proc/mine.toml: No such file or directory; choose",
+        ),
+        (["full", "--out", f"{'x' * 300}.toml"], "File name too long; choose a shorter name"),
+        (["full/000.png"], "a file ending in .png is not a data set (this is a PNG image)"),
+        (["full", "--gpu", "1MB"], "nothing trains in 1,000,000 bytes; check the unit, as in 24GB"),
         (["full", "--data.heldout", "nowhere"], "data.heldout nowhere: there is no such folder"),
         (["full", "--import", "a.toml"], "leave out FOLDER"),
         (["--import", "a.toml"], "could not read a.toml"),

@@ -197,7 +197,7 @@ def test_another_seed_or_a_damaged_set_is_refused(tmp_path):
 
 def test_nothing_is_left_when_a_package_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"scikit-image is not installed.*pip install 'refimpl\[demo\]'"):
+    with pytest.raises(InputError, match=r'scikit-image is not installed.*pip install "scikit-image>=0.25"'):
         write_demo_images(tmp_path / "demo")
     assert list(tmp_path.iterdir()) == []
 

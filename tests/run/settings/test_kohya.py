@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refimpl.commands.start.refused import refuse_fields
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.settings.kohya import RULES, from_kohya
 from refimpl.run.settings.kohya_data import DATA_RULES
 from refimpl.run.settings.kohya_fields import MARKERS, WITHOUT
-from refimpl.run.settings.translated import Translation, setting_names
+from refimpl.run.settings.translated import Translation
+from refimpl.run.settings.typed import setting_names
 from refimpl.tables import from_table
 
 LORA = """
@@ -86,8 +88,8 @@ def translated(text: str, folder: str = ".") -> Translation:
 def fates(translation: Translation) -> set[str]:
     """The fields of which something has become."""
     length = set() if translation.epochs is None else {translation.epochs[0]}
-    carried = {*translation.carried(), *length}
-    return carried | {*translation.same, *translation.left, *translation.off, *translation.unknown}
+    taken = {*translation.carried(), *length, *translation.wrong}
+    return taken | {*translation.same, *translation.left, *translation.off, *translation.unknown}
 
 
 def test_markers_are_no_settings_of_ours() -> None:
@@ -142,8 +144,6 @@ def test_epochs_wait_for_the_number_of_images() -> None:
         ('network_module = "lycoris.kohya"\nnetwork_dim = 4', "network_dim", "it belongs to lycoris.kohya"),
         ("network_dim = 4", "network_dim", "no network_module is named"),
         ("learning_rate_te1 = 1e-5", "learning_rate_te1", "train_text_encoder"),
-        ('train_batch_size = "many"', "train_batch_size", "'many' makes no train.batch_size"),
-        ('max_timestep = "late"', "max_timestep", "makes no sense"),
         ('resolution = "wide"', "resolution", "neither a side nor two"),
         ('resolution = "1024,512"', "resolution", "a single bucket of 1024×512"),
         ("random_crop = false", "random_crop", "drawn at random"),
@@ -153,6 +153,52 @@ def test_epochs_wait_for_the_number_of_images() -> None:
 )
 def test_what_has_no_equivalent_is_left_with_the_reason(text: str, field: str, said: str) -> None:
     assert said in translated(text).left[field]
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "said"),
+    [
+        ('train_batch_size = "many"', "train_batch_size", "'many' is not a whole number"),
+        ("train_batch_size = 1.5", "train_batch_size", "1.5 is not a whole number"),
+        ("train_batch_size = true", "train_batch_size", "True is not a whole number"),
+        ("train_batch_size = inf", "train_batch_size", "inf is not a whole number"),
+        ("noise_offset = [1]", "noise_offset", "[1] is not a number"),
+        ('zero_terminal_snr = "yes"', "zero_terminal_snr", "'yes' is not true or false"),
+        ('gradient_checkpointing = "yes"', "gradient_checkpointing", "'yes' is not true or false"),
+        ("network_module = ['a']", "network_module", "is not a text"),
+        ("mixed_precision = [16]", "mixed_precision", "[16] is not a text"),
+        ("train_data_dir = 5", "train_data_dir", "5 is not a text"),
+        ('max_timestep = "late"', "max_timestep", "'late' is of the wrong type"),
+        ('max_train_epochs = "ten"', "max_train_epochs", "'ten' is of the wrong type"),
+        ("max_train_epochs = -1", "max_train_epochs", "-1 is not a number above 0"),
+        ("max_train_epochs = inf", "max_train_epochs", "inf is not a number above 0"),
+        (f"noise_offset = 1{'0' * 400}", "noise_offset", "0… is not a number"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_the_unknown_ones(text: str, field: str, said: str) -> None:
+    found = translated(f"{text}\nnosuch = 1")
+    assert said in found.wrong[field]
+    assert field not in {*found.left, *found.off, *found.same}
+    with pytest.raises(InputError) as skipped:
+        refuse_fields(found, "k.toml", skip_unknown=True)
+    assert str(skipped.value).splitlines() == [
+        "k.toml: values of the wrong type; correct them, or delete their lines",
+        f"  {field}: {found.wrong[field]}",
+    ]
+    with pytest.raises(InputError, match=rf"(?s){field}: .*has no such fields.*\n  nosuch; the nearest is"):
+        refuse_fields(found, "k.toml", skip_unknown=False)
+
+
+def test_a_number_that_is_switched_off_is_off() -> None:
+    found = translated("noise_offset = false\nlr_scheduler = false")
+    assert {"noise_offset", "lr_scheduler"} <= set(found.off)
+    assert not found.wrong
+
+
+@pytest.mark.parametrize("text", ["datasets = 5", "[[datasets]]\nsubsets = 5", "datasets = [1]"])
+def test_data_sets_that_are_no_tables_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"must be a list of tables, as .* makes it, not"):
+        translated(text)
 
 
 def test_rates_of_the_towers() -> None:

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refimpl.commands.start.refused import refuse_fields
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.settings.onetrainer import EARLIER, from_onetrainer
 from refimpl.run.settings.onetrainer_fields import KNOWN, MARKERS
 from refimpl.run.settings.onetrainer_rules import RULES
-from refimpl.run.settings.translated import setting_names
+from refimpl.run.settings.typed import setting_names
 from refimpl.tables import from_table
 from tests.run.settings.test_kohya import VALUES, fates
 
@@ -124,12 +125,27 @@ def test_another_model_is_refused() -> None:
         ({"learning_rate_warmup_steps": 0.1}, "learning_rate_warmup_steps", "a share of all steps"),
         ({"unet": {"train": False}}, "unet.train", "always trained"),
         ({"optimizer": {"optimizer": "LION"}}, "optimizer.optimizer", "'LION'"),
-        ({"batch_size": "many"}, "batch_size", "makes no train.batch_size"),
-        ({"max_noising_strength": "much"}, "max_noising_strength", "makes no sense"),
     ],
 )
 def test_what_has_no_equivalent_is_left_with_the_reason(table: dict[str, Any], field: str, said: str) -> None:
     assert said in from_onetrainer(table, ".").left[field]
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "said"),
+    [
+        ({"batch_size": "many"}, "batch_size", "'many' is not a whole number"),
+        ({"train_dtype": 16}, "train_dtype", "16 is not a text"),
+        ({"max_noising_strength": "much"}, "max_noising_strength", "'much' is of the wrong type"),
+        ({"resolution": ["a"]}, "resolution", "is of the wrong type"),
+        ({"epochs": 0.0}, "epochs", "0.0 is not a number above 0"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(table: dict[str, Any], field: str, said: str) -> None:
+    found = from_onetrainer(table, ".")
+    assert said in found.wrong[field]
+    with pytest.raises(InputError, match=f"(?s)values of the wrong type.*{field}: "):
+        refuse_fields(found, "o.json", skip_unknown=True)
 
 
 NAMES = st.sampled_from(

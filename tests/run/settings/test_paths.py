@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from refimpl.autoencoder.training import SCALE_SHIFTS
+from refimpl.data.index.index_file import FORMAT
 from refimpl.errors import InputError
 from refimpl.interop.run.run_folder import CONFIG
 from refimpl.latents.config import SCALE_SHIFT_NAMES
@@ -160,5 +161,13 @@ def test_a_folder_in_use_or_out_of_reach(tmp_path: Path) -> None:
 
 
 def test_a_data_set_may_be_a_file(tmp_path: Path) -> None:
-    (tmp_path / "images.index").touch()
+    (tmp_path / "images.index").write_text(f'{{"format":"{FORMAT}"}}')
     assert data_problem("data.folder", str(tmp_path / "images.index")) is None
+    for name in ("a.tar.gz", "a.JSONL", "a.parquet"):
+        (tmp_path / name).touch()
+        assert data_problem("data.folder", str(tmp_path / name)) is None
+    (tmp_path / "a.png").write_bytes(b"\xff\xd8\xff\xe0")
+    assert data_problem("data.folder", str(tmp_path / "a.png")) == (
+        f"data.folder {tmp_path / 'a.png'}: not a folder, and a file ending in .png is not a data set (this is a "
+        "JPEG image); give a folder, or a .jsonl, .json, .parquet or .tar file"
+    )

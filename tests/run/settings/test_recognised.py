@@ -1,5 +1,6 @@
 """Whose configuration a file is."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,23 @@ def test_json_is_read_by_its_suffix(tmp_path: Path) -> None:
         read_table(path)
     with pytest.raises(InputError, match="could not read"):
         read_table(tmp_path / "none.json")
+
+
+def test_what_is_no_file_is_named_for_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe is not waited for."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.toml")
+    with pytest.raises(InputError, match=r"^pipe\.toml is not a regular file; give a TOML or JSON file"):
+        read_table(Path("pipe.toml"))
+    with pytest.raises(InputError, match="it is no regular file"):
+        load_config("pipe.toml")
+    Path("my images").mkdir()
+    with pytest.raises(InputError, match="it is a folder: `refimpl init 'my images'` writes settings"):
+        load_config("my images")
+    Path("mine.toml").touch()
+    with pytest.raises(InputError, match=r"there is no such file; did you mean mine\.toml\?"):
+        load_config("mime.toml")
+    with pytest.raises(
+        InputError, match=r"neither a TOML file of sd-scripts .*; it holds no settings at all"
+    ):
+        read_foreign(Path("mine.toml"))

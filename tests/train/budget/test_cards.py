@@ -51,3 +51,9 @@ def test_peaks_of_the_datasheets() -> None:
 )
 def test_unknown_peaks_are_none(name: str, precision: str) -> None:
     assert peak_flops(name, precision) is None
+
+
+@pytest.mark.parametrize("text", ["1MB", "24MB", "0.02GB", "255MiB"])
+def test_a_slip_of_the_unit_is_named(text: str) -> None:
+    with pytest.raises(InputError, match=rf"--gpu '{text}': nothing trains in [\d,]+ bytes; check the unit"):
+        find_card(text)

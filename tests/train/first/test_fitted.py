@@ -74,11 +74,17 @@ def test_what_was_given_stays() -> None:
         fitted(settings(), small, {*fixed, "train.batch_size"})
 
 
-def test_nothing_fits_a_card_that_is_too_small() -> None:
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"init_from": "a"}, "train a LoRA (--train lora), begin with the preset finetune_24gb, or take a larger"),
+        ({}, "take a larger card, or the CPU with --gpu cpu"),
+    ],
+)  # fmt: skip
+def test_nothing_fits_a_card_that_is_too_small(given: dict[str, str], remedy: str) -> None:
+    """From nothing, a small network is trained, which there is no adapter for, and which a CPU trains too."""
     with pytest.raises(InputError) as error:
-        fitted(settings(), Card("a stamp", 2**20))
+        fitted(settings(**given), Card("a stamp", 2**20))
     message = str(error.value)
     assert message.startswith("this does not fit a stamp: with one image at a time")
-    assert (
-        "train a LoRA (--train lora), begin with the preset finetune_24gb, or take a larger card" in message
-    )
+    assert f"; {remedy}" in message

@@ -11,7 +11,11 @@ from refimpl.data.index.layouts import tar as layout_tar
 from refimpl.data.index.record import IndexOptions, Item
 from refimpl.data.index.shard import Unit
 from refimpl.errors import InputError
+from refimpl.file_kinds import PEEK, kind_of
 from refimpl.names import near_path
+
+TABLES = (".jsonl", ".json", ".parquet")
+TARS = (".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".tar", ".tgz")
 
 
 def units(source: str, options: IndexOptions) -> list[Unit]:
@@ -32,19 +36,39 @@ def units(source: str, options: IndexOptions) -> list[Unit]:
         )
     if not os.path.isfile(path):
         raise InputError(f"{source}: neither a folder nor a regular file")
-    suffix = os.path.splitext(path)[1].lower()
+    suffix = _suffix(path)
     if suffix == ".jsonl":
         return list(layout_metadata.jsonl_units(path, os.path.dirname(path)))
     if suffix == ".json":
         return list(layout_metadata.kohya_units(path))
     if suffix == ".parquet":
         return list(layout_parquet.units(path))
-    if suffix in (".tar", ".tgz") or path.endswith((".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")):
+    if suffix in TARS:
         return list(layout_tar.units(path))
-    raise InputError(
-        f"{source}: not a folder, and a file ending in {suffix or 'nothing'} is not a data set; give a folder, or a "
+    raise InputError(f"{source}: {no_data_set(path)}")
+
+
+def no_data_set(path: str) -> str:
+    """Why a file can't be a data set, by its name and its first bytes; empty where its name is that of one."""
+    suffix = _suffix(path)
+    if suffix in (*TABLES, *TARS):
+        return ""
+    try:
+        with open(path, "rb") as file:
+            kind = kind_of(file.read(PEEK))
+    except OSError:
+        kind = None
+    what = f" (this is {kind.what})" if kind else ""
+    return (
+        f"not a folder, and a file ending in {suffix or 'nothing'} is not a data set{what}; give a folder, or a "
         ".jsonl, .json, .parquet or .tar file"
     )
+
+
+def _suffix(path: str) -> str:
+    """The end of a file's name, both parts of `.tar.gz` and the like."""
+    lower = path.lower()
+    return next((tar for tar in TARS if lower.endswith(tar)), os.path.splitext(lower)[1])
 
 
 def folder_units(folder: str, options: IndexOptions) -> list[Unit]:
