@@ -65,6 +65,7 @@ function boxOf(id, place, runOf, about) {
   function numbers() {
     const run = runOf(id);
     if (!run) return;
+    actions.hidden = run.state !== "training";  // nobody else reads what is asked for
     const fact = (label, value, unit) => element("div", {}, element("dt", { text: label }),
       element("dd", {}, document.createTextNode(value), unit ? element("small", { text: unit }) : null));
     facts.replaceChildren(

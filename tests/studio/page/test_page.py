@@ -242,12 +242,20 @@ def test_the_page_stays_up_when_a_run_vanishes(page: Any, tmp_path: Path) -> Non
 
 
 def test_actions_are_asked_for(page: Any, tmp_path: Path) -> None:
-    """A run that isn't training is asked for nothing: the page shows the server's line."""
-    write_run(tmp_path / "runs" / "a", rows(3))
+    """Only a run that is being trained can be asked; one that has ended by then shows the server's line."""
+    from tests.studio.asking import begin_training
+
+    run = tmp_path / "runs" / "a"
+    write_run(run, rows(3))
+    begin_training(run)
     address, end = serving(tmp_path / "runs", None, control=True)
     try:
         page.goto(address)
-        page.get_by_role("button", name="Sample now").click()
-        page.get_by_text("a is not being trained on this machine").wait_for()
+        button = page.get_by_role("button", name="Sample now")
+        button.click()
+        page.get_by_text("asked for: sample").wait_for()
+        assert json.loads((run / "control.json").read_text()) == {"actions": ["sample"]}
+        (run / ".lock").unlink()
+        button.wait_for(state="hidden")
     finally:
         end()
