@@ -18,6 +18,8 @@ OPTIONAL = {
     "huggingface_hub": "0.34",
     "diffusers": "0.35",
     "k-diffusion": "",
+    "starlette": "1.0",
+    "uvicorn": "0.34",
 }
 """The oldest version that will do, by package; pyproject.toml's extras say the same."""
 

@@ -8,16 +8,16 @@ import socket
 import threading
 
 from refimpl.errors import InputError
+from refimpl.packages import install_line
 
 HOST = "127.0.0.1"
-INSTALL = "pip install 'refimpl[studio]'"
 
 
 def check_library() -> None:
     """Raises InputError where the server's packages are not installed."""
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"refimpl studio needs the {package} package: {INSTALL}")
+            raise InputError(f"refimpl studio needs the {package} package: {install_line(package)}")
 
 
 def listening(port: int) -> socket.socket:

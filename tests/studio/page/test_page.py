@@ -21,8 +21,8 @@ from refimpl.tables import from_table
 from tests.report.runs.runs import HOSTILE, rows, write_run
 from tests.studio.page.browser import chromium, looked_at
 
-pytest.importorskip("starlette", reason="starlette is not installed: pip install 'refimpl[studio]'")
-pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'refimpl[studio]'")
+pytest.importorskip("starlette", reason="starlette is not installed: the extra studio has it")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed: the extra studio has it")
 
 __all__ = ["chromium"]
 MANY = 100_000  # metric rows
