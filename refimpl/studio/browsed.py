@@ -5,6 +5,7 @@ Loss weights and the numbers of tags need every tag of the data set, and are cou
 """
 
 import math
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.data.buckets import assign_and_prune
-from refimpl.data.index.columns import Captions, Ids, Places, TagLists
+from refimpl.data.index.columns import TagLists
 from refimpl.data.index.index_file import Table, is_index, read_table
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 from refimpl.errors import InputError
@@ -44,6 +45,7 @@ class Browsed:
     source    the index
     config    buckets, aspect metric, limit, seed, flip and tag weights, as training would have them
     problem   why there is nothing to browse; empty where there is
+    stamp     which file the index was, by `_stamp`
     """
 
     source: Path
@@ -54,6 +56,7 @@ class Browsed:
     bucket_of: npt.NDArray[np.int16] = field(default_factory=lambda: np.empty(0, np.int16))
     flags: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     counted: Counted | None = None
+    stamp: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self._kept: OrderedDict[tuple[Any, ...], npt.NDArray[np.int32]] = OrderedDict()
@@ -61,8 +64,15 @@ class Browsed:
 
     @property
     def mapped(self) -> Table:
-        """The index. Raises InputError where it could not be read."""
+        """The index. Raises InputError where it could not be read, or was written over since.
+
+        Reading what a shorter file no longer has would end the process. One that was deleted is still there, mapped.
+        """
         if self.table is None:
+            raise InputError(self.problem)
+        found = _stamp(self.source)
+        if found is not None and found != self.stamp:
+            self.problem = f"{self.source} was written again since it was opened; start the studio again"
             raise InputError(self.problem)
         return self.table
 
@@ -134,13 +144,23 @@ def browse(source: Path, config: Config) -> Browsed:
         absent = "is no index" if source.exists() else "is not there"
         advice = f"make one: refimpl data index FOLDER -o {source if not source.exists() else 'INDEX'}"
         return Browsed(source, config, f"{source} {absent}; {advice}")
+    stamp = _stamp(source)
     try:
         table = read_table(source)
         buckets = config.all_stages()[-1].buckets.sizes()
         bucket_of, flags = _assigned(table, buckets, config)
     except InputError as error:
         return Browsed(source, config, str(error))
-    return Browsed(source, config, "", table, buckets, bucket_of, flags)
+    return Browsed(source, config, "", table, buckets, bucket_of, flags, stamp=stamp)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from another in its place; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _assigned(
@@ -199,50 +219,3 @@ def rows_with(table: Table, tags: npt.NDArray[np.integer]) -> npt.NDArray[np.int
         rows.append(np.searchsorted(ends, start + np.flatnonzero(is_wanted), side="right"))
         table.has_read(len(part))
     return np.unique(np.concatenate([np.empty(0, np.int64), *rows]))
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One image of the index, read when asked."""
-
-    browsed: Browsed
-    row: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.row < len(self.browsed.mapped):
-            raise InputError(f"image {self.row}: the index has {len(self.browsed.mapped)}")
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-        return Ids(self.browsed.mapped)[self.row]
-
-    @property
-    def caption(self) -> str:
-        """Its caption."""
-        return Captions(self.browsed.mapped)[self.row]
-
-    @property
-    def tags(self) -> dict[str, list[str]]:
-        """Its tags by class."""
-        return {name: list(tags) for name, tags in TagLists(self.browsed.mapped)[self.row].items()}
-
-    @property
-    def place(self) -> Any:
-        """Where its pixels are, as `images.decode` takes it."""
-        return Places(self.browsed.mapped)[self.row]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, upright."""
-        arrays = self.browsed.mapped.arrays
-        return int(arrays["width"][self.row]), int(arrays["height"][self.row])
-
-    @property
-    def bucket(self) -> tuple[int, int]:
-        """Width and height of its bucket."""
-        return self.browsed.buckets[int(self.browsed.bucket_of[self.row])]
-
-    def has(self, flag: int) -> bool:
-        """Whether it has one of FLAGS."""
-        return bool(self.browsed.flags[self.row] & flag)

@@ -11,9 +11,11 @@ from starlette.routing import Route
 
 from refimpl.data.crop import cover_size, drawn_crop
 from refimpl.data.index.columns import strings
+from refimpl.errors import InputError
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.studio.answers import Refusal, answer, answered, whole_number
-from refimpl.studio.browsed import ENLARGED, FLAGS, NEAR_EXTREME, TOO_FAR, Browsed, Row
+from refimpl.studio.browsed import ENLARGED, FLAGS, NEAR_EXTREME, TOO_FAR, Browsed
+from refimpl.studio.image_row import Row
 from refimpl.studio.thumbnails import Thumbnails, name_of, small_jpeg
 
 MOST_ROWS = 500  # of one answer
@@ -42,9 +44,13 @@ def data_routes(browsed: Browsed | None) -> list[Route]:
 
     def totals(request: Request) -> Response:
         found = data()
-        if found.problem:
-            return answer({"source": str(found.source), "images": 0, "problem": found.problem})
-        return answer(_totals(found))
+        problem = found.problem
+        try:
+            if not problem:
+                return answer(_totals(found))
+        except InputError as error:
+            problem = str(error)
+        return answer({"source": str(found.source), "images": 0, "problem": problem})
 
     def rows(request: Request) -> Response:
         chosen = data().select(**_filters(request, len(data().buckets)))

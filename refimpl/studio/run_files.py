@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refimpl.train.metrics.read_rows import opened_regular
+
 CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", ".lock"
 MOST_RUNS = 2000  # folders looked for
 MOST_BYTES = 2**22  # of a small file
@@ -71,7 +73,7 @@ def _folders_or_none(path: Path) -> list[Path]:
 def read_json(path: Path) -> tuple[dict[str, Any], str]:
     """A JSON object in a file, and what is wrong with it in a line: one of the two is empty."""
     try:
-        with path.open("rb") as file:
+        with opened_regular(path) as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ValueError(f"it is longer than {MOST_BYTES} bytes")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from refimpl.studio.run_files import CONFIG, METRICS, Run, is_training, plain_file, read_json
 from refimpl.tables import flat
-from refimpl.train.metrics.read_rows import LARGEST, JsonLines
+from refimpl.train.metrics.read_rows import LARGEST, JsonLines, opened_regular
 from refimpl.train.watch.control_file import CONTROL, asked_actions
 
 LAST_BYTES = 2**16  # of metrics.jsonl, read for the list
@@ -110,7 +110,7 @@ def sample_grids(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:
 def _picture(path: Path) -> tuple[tuple[int, int] | None, dict[str, Any]]:
     """Size and notes of a picture, by its header; no size for a file that is none."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with opened_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
             return image.size, notes_of(image)
     except Exception:  # whatever Pillow raises about a damaged or half-written file
         return None, {}
@@ -148,7 +148,7 @@ def _checkpoints(run: Path) -> list[int]:
 def _last_rows(path: Path) -> tuple[list[dict[str, Any]], float | None]:
     """The rows in the last bytes of a file, and when it was written; none where there is no file."""
     try:
-        with path.open("rb") as file:
+        with opened_regular(path) as file:
             stat = os.fstat(file.fileno())
             file.seek(max(0, stat.st_size - LAST_BYTES))
             lines = file.read(LAST_BYTES).split(b"\n")
@@ -182,7 +182,7 @@ def _newest(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> int:
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), opened_regular(path) as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
     return 0
 
@@ -217,4 +217,4 @@ def _seconds_left(
 def _number(settings: dict[str, Any], section: str, name: str) -> int | None:
     table = settings.get(section)
     value = table.get(name) if isinstance(table, dict) else None
-    return value if type(value) is int else None
+    return value if type(value) is int and abs(value) <= LARGEST else None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,29 @@ def test_a_data_set_without_an_image_has_no_rows(tmp_path: Path, index: Path) ->
     empty = browse(index, data_settings())
     assert empty.select(tag="nothing") is empty.select(tag="nothing")  # kept
     assert len(empty.select(flag=4)) == 0
+
+
+@pytest.mark.parametrize("how", ["shorter", "another"])
+def test_an_index_that_was_written_over_is_named_and_not_read(how: str, index: Path, tmp_path: Path) -> None:
+    """Reading a mapped file where it no longer has bytes ends the process."""
+    path = tmp_path / "index"
+    shutil.copy(index, path)
+    client = asking(tmp_path, browse(path, data_settings()))
+    assert told(client, "/api/data")["problem"] == ""
+    if how == "shorter":
+        path.write_bytes(b"")
+    else:
+        shutil.copy(index, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+    line = f"{path} was written again since it was opened; start the studio again"
+    assert told(client, "/api/data/rows/0", 404)["error"] == line
+    assert told(client, "/api/data")["problem"] == line
+    assert line in told(client, "/api/studio")["problems"]
+
+
+def test_a_deleted_index_is_still_browsed(index: Path, tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    shutil.copy(index, path)
+    client = asking(tmp_path, browse(path, data_settings()))
+    path.unlink()
+    assert told(client, "/api/data/rows/0")["id"] == "a"

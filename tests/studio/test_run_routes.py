@@ -1,6 +1,7 @@
 """What the page is told of runs: their list as it changes, curves, settings, pictures; and what it may ask."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,25 @@ def test_other_methods_are_refused(client: TestClient) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         answer = client.request(method, "/api/runs", headers={**JSON, "Content-Type": "application/json"})
         assert (answer.status_code, answer.json()) == (405, {"error": "this address takes no such request"})
+
+
+def test_a_run_of_absurdly_many_steps_leaves_the_list(run: Path, client: TestClient) -> None:
+    begin_training(run)
+    settings = json.loads((run / "config.json").read_text())
+    settings["train"]["steps"] = 10**400
+    (run / "config.json").write_text(json.dumps(settings))
+    assert (only(client)["steps"], only(client)["seconds_left"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "config.json", "faults.jsonl", "quarantine.jsonl", ".lock"]
+)
+def test_a_pipe_in_a_run_folder_is_not_waited_for(name: str, run: Path, client: TestClient) -> None:
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    assert told(client, f"/api/runs/{only(client)['id']}")["name"] == "tiny-001"
+
+
+def test_a_cursor_of_too_many_digits_starts_anew(client: TestClient) -> None:
+    run = only(client)["id"]
+    assert told(client, f"/api/runs/{run}/metrics?after=0-{'9' * 5000}")["reload"] is True

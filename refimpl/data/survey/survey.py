@@ -49,6 +49,7 @@ class Survey:
     pruned       (path, width, height, aspect error in the chosen metric) of the images too far from every bucket
     small        number of images smaller than their bucket, which training upscales; small_paths lists the first few,
                  with their sizes
+    extreme      number of images kept in the narrowest or the widest bucket; extreme_paths lists the first few
     """
 
     images: int
@@ -64,6 +65,8 @@ class Survey:
     pruned: list[tuple[str, int, int, float]]
     small: int
     small_paths: list[str]
+    extreme: int
+    extreme_paths: list[str]
     classes: list[ClassSurvey]
 
 
@@ -87,6 +90,8 @@ def survey(
     chosen = assigned.index[kept]
     errors = np.abs(across[chosen] / down[chosen] - widths[kept] / heights[kept])
     small = (widths[kept] < across[chosen]) | (heights[kept] < down[chosen])
+    aspects = across / down
+    extreme = np.isin(aspects[chosen], [aspects.min(), aspects.max()])
     problems: dict[str, list[BadImage]] = {}
     for bad in index.quarantined:
         problems.setdefault(bad.kind, []).append(bad)
@@ -108,12 +113,19 @@ def survey(
         errors=errors,
         pruned=pruned,
         small=int(small.sum()),
-        small_paths=[
-            f"{os.fspath(index.paths[row])} ({widths[row]} × {heights[row]} px)"
-            for row in np.flatnonzero(kept)[small][:listed].tolist()
-        ],
+        small_paths=_sized(index, np.flatnonzero(kept)[small][:listed]),
+        extreme=int(extreme.sum()),
+        extreme_paths=_sized(index, np.flatnonzero(kept)[extreme][:listed]),
         classes=classes(count_tags(index.tags, TagCounts()), listed),
     )
+
+
+def _sized(index: Index, rows: npt.NDArray[np.int64]) -> list[str]:
+    """The images' paths, with their sizes."""
+    return [
+        f"{os.fspath(index.paths[row])} ({index.widths[row]} × {index.heights[row]} px)"
+        for row in rows.tolist()
+    ]
 
 
 def _percentiles(widths: npt.NDArray[np.int64], heights: npt.NDArray[np.int64]) -> dict[str, list[float]]:

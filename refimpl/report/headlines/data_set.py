@@ -9,6 +9,7 @@ from refimpl.report.page import Headline
 MANY_ENLARGED = (
     0.1  # share of the images from which enlarging is a warning: what is learned there is the blur
 )
+FEWEST_BUCKETS = 3  # buckets; of fewer, each is the narrowest or the widest
 MANY_DROPPED = 0.05  # share of an epoch's images
 
 
@@ -31,6 +32,7 @@ def data_headlines(
                 named(found.uncaptioned_paths, found.uncaptioned),
             )
         )
+    headlines += _extreme(found)
     headlines += [
         Headline(
             "note",
@@ -86,6 +88,20 @@ def _enlarged(found: Survey) -> list[Headline]:
             "Enlarged images teach blur. Use larger originals, buckets of a smaller area (buckets.max_area), or "
             "leave them out.",
             named(found.small_paths, found.small),
+        )
+    ]
+
+
+def _extreme(found: Survey) -> list[Headline]:
+    if not found.extreme or len(found.buckets) < FEWEST_BUCKETS:
+        return []
+    return [
+        Headline(
+            "note",
+            f"{found.extreme} of {found.images} images are in the narrowest or the widest bucket.",
+            "What is narrower or wider still is cropped to it. Look at them, and crop them or add a bucket "
+            "(buckets.extra) where too much is lost.",
+            named(found.extreme_paths, found.extreme),
         )
     ]
 

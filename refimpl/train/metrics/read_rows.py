@@ -3,20 +3,30 @@
 Nothing here loads torch: the studio and the report of a run read by this.
 """
 
+import errno
 import json
 import math
 import os
+import stat
 from array import array
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CHUNK = 2**22  # bytes read at a time; a longer line is broken
 TAIL = 64  # bytes before the place read up to, by which a rewritten file is noticed
 MOST_NAMES = 64  # series of one file; a run writes some twenty
 KEPT_ROWS = 1000  # newest rows kept whole
+MOST_DIGITS = 20  # of a cursor
 LARGEST = 2**53  # whole numbers up to here are exact in a column, and in a page
 TENTHS = 10  # of the timesteps, by which losses are told apart; a file may hold a longer list
+
+
+def opened_regular(path: Path) -> BinaryIO:
+    """A file opened to be read. Raises OSError for all that is no regular file: a pipe would be waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path.open("rb")
 
 
 class JsonLines:
@@ -38,7 +48,7 @@ class JsonLines:
 
         Raises OSError when the file can't be read; it may be read again later.
         """
-        with self.path.open("rb") as file:
+        with opened_regular(self.path) as file:
             if self._was_rewritten(file.fileno()):
                 self._offset, self._before, self.broken = 0, b"", 0
                 self.generation += 1
@@ -118,7 +128,8 @@ class MetricRows:
     def since(self, cursor: str) -> list[dict[str, Any]] | None:
         """The rows after a cursor, as they were written; None where they are too many or the file is another one."""
         generation, _, count = cursor.partition("-")
-        if generation != str(self._lines.generation) or not (count.isascii() and count.isdecimal()):
+        is_number = count.isascii() and count.isdecimal() and len(count) <= MOST_DIGITS
+        if generation != str(self._lines.generation) or not is_number:
             return None
         new = len(self) - int(count)
         if not 0 <= new <= len(self._newest):

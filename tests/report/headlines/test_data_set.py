@@ -39,3 +39,16 @@ def test_pruned_images_are_not_among_the_enlarged() -> None:
     assert headlines["1 of 2 images are left out: no bucket is near their aspect."].severity == "warning"
     (small,) = headlines["1 of 2 images are enlarged: they are smaller than their bucket."].listed
     assert small.endswith("1.png (32 × 32 px)")
+
+
+def test_images_in_the_outermost_buckets_are_a_note_with_a_list() -> None:
+    table = table_of([(64, 64), (32, 200), (128, 32)])
+    found = survey(table, [(64, 64), (32, 128), (128, 32)], listed=5)
+    headlines = {each.text: each for each in data_headlines(found, 5)}
+    headline = headlines["2 of 3 images are in the narrowest or the widest bucket."]
+    assert headline.severity == "note"
+    assert [name.partition(" (")[2] for name in headline.listed] == ["32 × 200 px)", "128 × 32 px)"]
+
+
+def test_of_two_buckets_each_is_outermost_and_that_is_no_news() -> None:
+    assert not [text for text in told([(64, 64), (32, 128)]) if "narrowest" in text]
