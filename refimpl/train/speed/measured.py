@@ -5,11 +5,11 @@ encoded, captions too, and the loop of refimpl.train.loop runs as it is, until i
 """
 
 import json
+import sys
 import tempfile
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from sys import stderr
 
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
@@ -59,7 +59,7 @@ def measured_speed(config: Config, world: World) -> float:
     Raises InputError where the images can't be read, or this machine can't run the settings.
     """
     use_threads(config.train, config.unet, config.vae)
-    with tempfile.TemporaryDirectory(prefix="refimpl-speed-") as folder, redirect_stdout(stderr):
+    with tempfile.TemporaryDirectory(prefix="refimpl-speed-") as folder, redirect_stdout(sys.stderr):
         config = settled(_first_stage(config, Path(folder)), world)
         prepared = _prepared(config, world)
         warm_up, taken = _warm_up(config, prepared.stages[0], world), 0
