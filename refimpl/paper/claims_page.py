@@ -46,6 +46,10 @@ the interval includes it.
 **First estimates (N12).** The small networks' prompts settle the colour of a flat picture, so that a black one is as
 black from σ = 56 as from ∞. The effect is measured on shapes, whose size and place the prompt leaves open.
 
+**Measures chosen late (N12, N20).** For these two, a first measure had the other sign on the first network: the
+brightness of black for N12, the scatter of the first estimate for N20. Those in the table were chosen after that
+was seen, and the first network is among the five. Read both as exploratory until other seeds confirm them.
+
 **DPM++ (N57).** The weight of the first estimate falls only as the inverse logarithm of its level: {w} even at
 σ = 20000. It is 0 at ∞ alone, so a multistep sampler that starts from a huge finite level must leave it out, as the
 samplers here do.

@@ -13,6 +13,8 @@ from refimpl.run.settings.kohya_data import DATA_RULES, merged_data
 from refimpl.run.settings.kohya_fields import WITHOUT
 from refimpl.run.settings.kohya_networks import NETWORK_FIELDS, translate_networks
 from refimpl.run.settings.translated import (
+    CACHED,
+    SWITCH,
     Rule,
     Translation,
     chosen,
@@ -27,9 +29,7 @@ from refimpl.run.settings.translated import (
 
 KOHYA = "sd-scripts"
 
-SWITCH = "neither on nor off"
 EXPORTED = "checkpoints are float32 safetensors; `refimpl export RUN FILE --dtype fp16` writes others"
-CACHED = "encode once with `refimpl cache`, then name the folder with data.cache"
 CHOSEN = "train.attention auto takes the fastest kernel"
 HUB = "refimpl push uploads a run"
 

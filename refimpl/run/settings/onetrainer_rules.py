@@ -6,6 +6,8 @@ from typing import Any
 
 from refimpl.run.settings.onetrainer_fields import OTHER_NETWORKS
 from refimpl.run.settings.translated import (
+    CACHED,
+    SWITCH,
     Rule,
     Translation,
     chosen,
@@ -19,8 +21,6 @@ from refimpl.run.settings.translated import (
 SDXL = ("STABLE_DIFFUSION_XL_10_BASE", "STABLE_DIFFUSION_XL_10_BASE_INPAINTING")
 TOWERS = {"text_encoder": "text.learning_rate_l", "text_encoder_2": "text.learning_rate_g"}
 
-SWITCH = "neither on nor off"
-CACHED = "encode once with `refimpl cache`, then name the folder with data.cache"
 EXPORTED = "a run keeps float32 checkpoints; `refimpl export RUN FILE --dtype fp16` writes others"
 FLOAT32 = "weights are held in float32 (N §4)"
 

@@ -9,6 +9,8 @@ from refimpl.names import nearest
 from refimpl.run.settings.typed import WANTED, as_type, kind_of_setting, short
 
 NO_EQUIVALENT = "refimpl has no such setting"
+SWITCH = "neither on nor off"
+CACHED = "encode once with `refimpl cache`, then name the folder with data.cache"
 
 
 @dataclass
