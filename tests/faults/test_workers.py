@@ -1,6 +1,7 @@
 """Loader processes that are stopped, killed, or left behind."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from refimpl.data.index.data_set import read_folder
 from refimpl.data.loading.loader import Batch, load_batches
-from refimpl.data.loading.workers import is_stopped, lost_worker
+from refimpl.data.loading.workers import dead_one, is_stopped, lost_worker
 from refimpl.errors import LOST_PROCESS, LostProcess
 from refimpl.run.world import lost_peers_named
 from tests.data.loading.test_loader import Keyed
@@ -67,6 +68,23 @@ def test_a_killed_one_is_named(time: int, loading: Iterator[Batch]) -> None:
         lose_one()
     assert f"loader process {workers[0]} has ended" in str(error.value)
     assert "lower data.workers" in str(error.value)
+
+
+def _ends_slowly() -> None:
+    """Closes what its parent watches a moment before it ends, as the kernel does with a process that is killed."""
+    os.closerange(3, 256)
+    time.sleep(0.3)
+    os._exit(7)
+
+
+@pytest.mark.parametrize(
+    "broken", [ConnectionResetError(104, "reset"), RuntimeError("a thread can't be started")]
+)
+def test_one_that_is_still_ending_is_waited_for(broken: Exception) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_ends_slowly)
+    process.start()
+    multiprocessing.connection.wait([process.sentinel])
+    assert "has ended: exit code 7" in str(dead_one([process], broken))
 
 
 def test_a_killed_one_is_named_by_what_its_death_broke() -> None:

@@ -69,7 +69,7 @@ def delivered(loader: DataLoader[Item], timeout: float) -> Iterator[Item]:
                 return
             yield item  # pyright: ignore[reportReturnType]
     except Exception as error:
-        lost = LostProcess(late[0]) if late else lost_worker(error) or _dead_one(workers, error)
+        lost = LostProcess(late[0]) if late else lost_worker(error) or dead_one(workers, error)
         if lost is None:
             raise
         end()
@@ -151,12 +151,18 @@ def lost_worker(error: BaseException) -> LostProcess | None:
     return None
 
 
-def _dead_one(workers: Sequence[BaseProcess], error: Exception) -> LostProcess | None:
-    """The error for a worker that has ended; one whose connection is broken is given the time to have done so."""
+def dead_one(workers: Sequence[BaseProcess], error: Exception) -> LostProcess | None:
+    """The error for a worker that has ended; one whose connection is broken is given the time to have done so.
+
+    A process that ends closes its connections a moment before the system can say how it ended: the moment is waited
+    for.
+    """
     is_broken = isinstance(error, OSError | EOFError)
     with _without_torchs_handler():
-        wait([process.sentinel for process in workers], UNREAPED if is_broken else 0)
+        ended = wait([process.sentinel for process in workers], UNREAPED if is_broken else 0)
         for process in workers:
+            if process.sentinel in ended:
+                process.join()
             if process.exitcode:
                 return _ended(str(process.pid), f"exit code {process.exitcode}")
     return None
