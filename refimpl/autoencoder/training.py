@@ -33,10 +33,16 @@ SCALE_SHIFTS = dict(zip(SCALE_SHIFT_NAMES, (SDXL_DEFAULT, NOVELAI_ANIME), strict
 
 
 def train_autoencoder(
-    index: Index, vae_config: VAEConfig, config: LatentConfig, seed: int, device: torch.device
+    index: Index,
+    vae_config: VAEConfig,
+    config: LatentConfig,
+    seed: int,
+    device: torch.device,
+    ema_decay: float = EMA_DECAY,
 ) -> VAE:
     """Train on random square crops and return the autoencoder with the averaged weights, frozen.
 
+    ema_decay  of the average (S §2.4); 0 returns the weights of the last step
     Batch order and crops are functions of the seed, so two runs on one machine give the same autoencoder.
     Raises InputError when there are fewer images than one batch.
     """
@@ -74,7 +80,7 @@ def train_autoencoder(
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        ema_update(average, vae, step, EMA_DECAY)
+        ema_update(average, vae, step, ema_decay)
         progress.update()
         if step % 50 == 0:
             progress.note(psnr=f"{psnr_from_error(squared_error.item()):.1f} dB")

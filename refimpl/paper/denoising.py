@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from refimpl.data.crop import conditioning_at_inference
+from refimpl.data.crop import SizeInts, conditioning_at_inference
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, sample_id
 from refimpl.model.pipeline import Model
 from refimpl.sample.config import SampleConfig
@@ -33,11 +33,16 @@ class Denoising:
 
 @torch.no_grad()
 def denoising(
-    model: Model, settings: SampleConfig, prompt: str, start_sigma: float | None = None
+    model: Model,
+    settings: SampleConfig,
+    prompt: str,
+    start_sigma: float | None = None,
+    size: SizeInts | None = None,
 ) -> Denoising:
     """The estimates for `settings.seeds` images of a prompt.
 
     start_sigma  first level, which is finite; None starts at the schedule's end. The noise is the same either way
+    size         original size and crop that are asked for (S §2.2); None asks for the canvas itself, uncropped
     """
     factor = model.vae.config.factor
     height, width = settings.height // factor, settings.width // factor
@@ -46,7 +51,7 @@ def denoising(
     key = draw_key(settings.seed, ids, numbers, Purpose.INIT_NOISE)
     noise = keyed_normal(key, (model.vae.config.latent_channels, height, width))
     sigmas = native(model.diffusion.schedule(), settings.steps, sigma_max=start_sigma)
-    size = conditioning_at_inference(settings.height, settings.width)
+    size = size or conditioning_at_inference(settings.height, settings.width)
     predict_v = guided_network(model, [prompt] * settings.seeds, size, settings)
     estimates: list[Tensor] = []
     x = sdedit_start(torch.zeros_like(noise), noise, float(sigmas[0]))

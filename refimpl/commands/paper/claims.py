@@ -9,29 +9,38 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refimpl.checks import check_choice
 from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 
 if TYPE_CHECKING:
     from refimpl.paper.computed.quantity import Quantity
 
+ALL = "all"
+
 
 @dataclass(frozen=True)
 class ClaimsCommand:
     """Answers the testable statements of the reports (docs/claims.md).
 
-    Computed ones take less than a minute on one core and need the photographs of the demo; trained ones take about
-    ten minutes for five small networks, whose weights are kept, so that a call that was stopped goes on.
+    Computed ones take less than a minute on one core and need the photographs of the demo; trained ones train
+    small networks for up to 90 minutes on two cores; weights and numbers are kept as they come, so that a call that
+    was stopped goes on.
     """
 
     computed: bool = False
     """Compute what needs no training, and print each number with its interval."""
     trained: bool = False
     """Train small networks, and print each effect with its interval over them."""
+    experiment: str = ALL
+    """Which experiment of --trained to run: all, or the name of one, such as factorial; a wrong one lists them."""
+    jobs: int = 1
+    """Processes that train networks side by side, each with one thread; the numbers are the same for any."""
     networks: Path = Path("networks")
     """Folder for the weights of --trained."""
     out: Path | None = None
-    """File for the numbers of --computed or --trained, as JSON; without it they are only printed."""
+    """File for the numbers of --computed or --trained, as JSON; without it they are only printed. Those of --trained
+    join what the file holds, experiment after experiment."""
     page: Path | None = None
     """Markdown file for the page of all claims, from the numbers that the package keeps."""
 
@@ -51,10 +60,7 @@ def claims_command(arguments: list[str], program: str = "refimpl claims") -> Non
         functions = {name: partial(_one, name, measure) for name, measure in MEASURES.items()}
         _measure(functions, "refimpl claims --computed", command.out)
     if command.trained:
-        from refimpl.paper.trained.measures import EXPERIMENTS
-
-        functions = {name: partial(run, command.networks) for name, run in EXPERIMENTS.items()}
-        _measure(functions, "refimpl claims --trained", command.out)
+        _train(command)
     if command.page is not None:
         from refimpl.paper.claims_page import claims_page
         from refimpl.paper.claims_table import read_claims
@@ -67,6 +73,29 @@ def claims_command(arguments: list[str], program: str = "refimpl claims") -> Non
 
 def _one(name: str, measure: Callable[[], list[Quantity]]) -> dict[str, list[Quantity]]:
     return {name: measure()}
+
+
+def _train(command: ClaimsCommand) -> None:
+    """Runs experiments one after another; prints each number, and of each effect whether its sign is the report's."""
+    from refimpl.paper.claims_page import interval
+    from refimpl.paper.results_file import read_results, write_results
+    from refimpl.paper.trained.experiment import measured_experiments, verdict
+    from refimpl.paper.trained.measures import EXPERIMENTS
+
+    check_choice("--experiment", command.experiment, (ALL, *EXPERIMENTS))
+    chosen = {name: EXPERIMENTS[name] for name in EXPERIMENTS if command.experiment in (ALL, name)}
+    for name, found, seconds in measured_experiments(chosen, command.networks, command.jobs):
+        for measure, quantities in found.items():
+            print(measure)
+            for quantity in quantities:
+                is_effect = quantity.name in chosen[name].predicted
+                said = f" ({verdict(quantity)})" if is_effect else ""
+                print(f"  {quantity.name}: {interval(quantity)}{said}")
+        print(f"  ({seconds:.0f} s of CPU time)", flush=True)
+        if command.out is not None:
+            write_results(command.out, "refimpl claims --trained", read_results(command.out) | found)
+    if command.out is not None:
+        print(command.out)
 
 
 def _measure(

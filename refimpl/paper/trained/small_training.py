@@ -3,10 +3,12 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from refimpl.data.crop import conditioning_at_inference
 from refimpl.diffusion.config import DiffusionConfig
@@ -53,6 +55,23 @@ class SmallRun:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Pictures of one shape as a model learns them.
+
+    latents     [N, C, h, w] float32, standardised
+    conditions  N rows
+    weights     [N] float32, of each picture's loss
+    """
+
+    latents: Tensor
+    conditions: Conditions
+    weights: Tensor
+
+
+Order = Sequence[tuple[int, Tensor]]  # of each step: the number of the set, and its pictures [B]
+
+
 def trained_model(run: SmallRun, folder: Path) -> Model:
     """The model of a run: read from `folder` where an earlier call has left its weights, else trained and kept."""
     path = folder / f"{run.digest()}.safetensors"
@@ -62,46 +81,89 @@ def trained_model(run: SmallRun, folder: Path) -> Model:
         write(path, dict(model.unet.state_dict()))
         return model
     images, _ = pictures(PICTURES, run.side, run.seed)
-    model = small_model(run.diffusion, _measured(images), run.seed)
-    model.unet.load_state_dict(read(path)[0])
-    model.unet.eval().requires_grad_(False)
-    return model
+    return frozen(small_model(run.diffusion, measured(images), run.seed), read(path)[0])
 
 
 def train(run: SmallRun) -> Model:
     """Trains a small network; returns the model with the averaged weights, frozen."""
+    model, examples = pictured(run)
+    (average,) = fit(model, (examples,), drawn_order(PICTURES, run), run).values()
+    return frozen(model, average)
+
+
+def pictured(run: SmallRun, scale_shift: ScaleShift | None = None) -> tuple[Model, Examples]:
+    """The untrained model of a run and its pictures.
+
+    scale_shift  of the pixels; None measures it on the pictures (N App. B)
+    """
     images, captions = pictures(PICTURES, run.side, run.seed)
-    model = small_model(run.diffusion, _measured(images), run.seed)
-    conditions = _conditions(model, captions, run.side)
+    model = small_model(run.diffusion, scale_shift or measured(images), run.seed)
+    return model, examples_of(model, images, captions)
+
+
+def examples_of(
+    model: Model, images: Tensor, captions: Sequence[str], sizes: Tensor | None = None
+) -> Examples:
+    """Pictures [N, 3, H, W] in −1 … 1 as a model learns them.
+
+    sizes  [N, 6] int64, the conditioning integers; None for pictures that were neither scaled nor cropped
+    """
+    if sizes is None:
+        sizes = torch.tensor([conditioning_at_inference(*images.shape[-2:])] * len(captions))
     latents = model.scale_shift.standardise(images)
+    return Examples(latents, _conditions(model, captions, sizes), torch.ones(len(captions)))
+
+
+def drawn_order(count: int, run: SmallRun) -> Order:
+    """The pictures of each step, of one set of `count`, drawn with replacement."""
+    generator = torch.Generator().manual_seed(run.seed)
+    return [(0, torch.randint(count, (run.batch,), generator=generator)) for _ in range(run.steps)]
+
+
+def fit(
+    model: Model, sets: Sequence[Examples], order: Order, run: SmallRun, milestones: Sequence[int] = ()
+) -> dict[int, dict[str, Tensor]]:
+    """Trains a model's network in place; returns the averaged weights after each milestone.
+
+    sets        pictures, those of one shape together
+    order       for each step, the set and the pictures of it
+    milestones  optimizer steps; none stands for the last step
+    """
     weights = run.diffusion.loss_weights().float()
-    ids = torch.tensor([sample_id(f"picture {number}") for number in range(PICTURES)])
-    order = torch.Generator().manual_seed(run.seed)
+    span = (run.diffusion.first_timestep, run.diffusion.last_timestep)
     optimizer = torch.optim.AdamW(model.unet.parameters(), lr=run.learning_rate, betas=(0.9, 0.99))
     average = ema_start(model.unet)
     ops = load_ops("reference")
-    for step in range(1, run.steps + 1):
+    kept = {}
+    for step, (number, chosen) in enumerate(order, start=1):
+        examples = sets[number]
         warm, left = min(1.0, step / WARMUP), 1 - (step - 1) / run.steps
         optimizer.param_groups[0]["lr"] = run.learning_rate * warm * math.sin(left * math.pi / 2) ** 2
-        chosen = torch.randint(PICTURES, (run.batch,), generator=order)
-        span = (run.diffusion.first_timestep, run.diffusion.last_timestep)
-        draws = step_draws(run.seed, ids[chosen], step, span, 0.0)
-        rows = Conditions(conditions.context[chosen], conditions.vector[chosen])
+        ids = torch.tensor([sample_id(f"picture {each}") for each in chosen.tolist()])
+        draws = step_draws(run.seed, ids, step, span, 0.0)
+        rows = Conditions(examples.conditions.context[chosen], examples.conditions.vector[chosen])
         loss = denoising_loss(
-            model.unet, model, rows, latents[chosen], draws.noise, draws.t, weights[draws.t],
-            run.diffusion.offset_noise, ops,
+            model.unet, model, rows, examples.latents[chosen], draws.noise, draws.t,
+            weights[draws.t] * examples.weights[chosen], run.diffusion.offset_noise, ops,
         )  # fmt: skip
         optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.unet.parameters(), 1.0)
         optimizer.step()
         ema_update(average, model.unet, step, run.ema_decay)
-    model.unet.load_state_dict(average)
+        if step in (milestones or (run.steps,)):
+            kept[step] = {name: value.clone() for name, value in average.items()}
+    return kept
+
+
+def frozen(model: Model, weights: Mapping[str, Tensor]) -> Model:
+    """The model with these weights of its UNet, which no longer learns."""
+    model.unet.load_state_dict(dict(weights))
     model.unet.eval().requires_grad_(False)
     return model
 
 
-def _measured(images: torch.Tensor) -> ScaleShift:
+def measured(images: Tensor) -> ScaleShift:
     """The scale-and-shift of a set of pictures (N App. B)."""
     welford = Welford(images.shape[1])
     welford.update(images)
@@ -109,10 +171,9 @@ def _measured(images: torch.Tensor) -> ScaleShift:
 
 
 @torch.no_grad()
-def _conditions(model: Model, captions: list[str], side: int) -> Conditions:
+def _conditions(model: Model, captions: Sequence[str], sizes: Tensor) -> Conditions:
     """What each picture's network call is conditioned on; captions are never dropped."""
     states = TextStates(
         (model.tokenizer, model.encoder_l, model.encoder_g), model.text.pooling, CAPTIONS_KEPT
     )
-    sizes = torch.tensor([conditioning_at_inference(side, side)] * len(captions))
     return make_conditions(model, states, captions, torch.empty(0), sizes)

@@ -1,0 +1,1 @@
+"""Experiments on small autoencoders: the average of the weights, the batch, and the decoder finetuned."""

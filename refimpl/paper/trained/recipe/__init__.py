@@ -1,0 +1,1 @@
+"""Experiments on the recipe: parameterisation, schedule, loss weight, noise, scale-and-shift, adaptation, refiner."""
