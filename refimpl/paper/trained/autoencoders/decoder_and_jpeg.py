@@ -1,8 +1,8 @@
 """A decoder finetuned not to draw JPEG's artefacts (N §4.4).
 
 An autoencoder is trained on pictures that JPEG has damaged. Then its decoder alone is finetuned: once on the same
-damaged pictures and once on the clean ones, with equal settings and as many steps. Measured are clean pictures that no
-network has seen: the blockiness of what is restored of them, and PSNR.
+damaged pictures and once on the clean ones, with equal settings and as many steps. Measured are clean pictures that
+no network has seen: the blockiness of what is restored of them, and PSNR.
 
 Predicted: finetuned on clean pictures, the decoder draws less of JPEG's blocks.
 """

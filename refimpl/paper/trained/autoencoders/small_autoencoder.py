@@ -54,7 +54,7 @@ def pictures_of(path: Path, split: str) -> Index:
 def trained_autoencoder(
     pictures: Path, config: LatentConfig, seed: int, ema_decay: float, folder: Path
 ) -> VAE:
-    """An autoencoder of the training pictures, frozen: read from `folder` if an earlier call left it, else trained."""
+    """An autoencoder of the training pictures, frozen: read from `folder` where one was left, else trained."""
     content = {
         "pictures": pictures.name,
         "held": [TRAIN, HELD_OUT, SIDE],

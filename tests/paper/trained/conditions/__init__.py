@@ -1,0 +1,1 @@
+"""Tests of refimpl.paper.trained.conditions."""
