@@ -26,7 +26,9 @@ def test_the_interval_is_that_of_the_mean_over_seeds_drawn_anew():
     rows = np.random.default_rng(SEED)
     means = np.array([np.take(VALUES, rows.integers(5, size=5)).mean() for _ in range(RESAMPLES)])
     low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    assert found == Quantity("effect", pytest.approx(np.mean(VALUES)), pytest.approx(low), pytest.approx(high))
+    assert found == Quantity(
+        "effect", pytest.approx(np.mean(VALUES)), pytest.approx(low), pytest.approx(high)
+    )
 
 
 def test_a_number_that_does_not_vary_has_no_interval():
@@ -35,7 +37,12 @@ def test_a_number_that_does_not_vary_has_no_interval():
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(0.1, 0.3, "as predicted"), (0.0, 0.3, "unresolved"), (-0.1, 0.3, "unresolved"), (-2.0, -1.0, "the opposite")],
+    [
+        (0.1, 0.3, "as predicted"),
+        (0.0, 0.3, "unresolved"),
+        (-0.1, 0.3, "unresolved"),
+        (-2.0, -1.0, "the opposite"),
+    ],
 )
 def test_the_verdict_is_of_the_whole_interval(low, high, said):
     assert verdict(Quantity("effect", (low + high) / 2, low, high)) == said

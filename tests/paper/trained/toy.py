@@ -32,8 +32,7 @@ SMALLER = {
     "BATCH": BATCH,
     "IMAGES": 1,
     "MILESTONES": (1, 2),
-    "PICTURES_SEEN": 4,
-    "BATCHES": (2, 4),
+    "PICTURES_SEEN": 16,
 }
 
 
@@ -56,14 +55,12 @@ def shrink(monkeypatch):
     monkeypatch.setattr(small_figures, "SETTINGS", few)
     monkeypatch.setattr(small_figures, "CANVAS", few)
     monkeypatch.setattr("refimpl.paper.experiments.EFFECT_SEEDS", 1)
-    monkeypatch.setattr(small_autoencoder, "TRAIN", 8)
+    monkeypatch.setattr(small_autoencoder, "TRAIN", 16)
     monkeypatch.setattr(small_autoencoder, "HELD_OUT", 2)
     monkeypatch.setattr(small_autoencoder, "SIDE", 16)
     for module in (decoder_and_jpeg, ema_and_batch):
         monkeypatch.setattr(module, "SIDE", 16)
-    monkeypatch.setattr(
-        decoder_and_jpeg, "BEFORE", LatentConfig(train_steps=2, train_batch=2, train_size=16)
-    )
+    monkeypatch.setattr(decoder_and_jpeg, "BEFORE", LatentConfig(train_steps=2, train_batch=2, train_size=16))
     finetuning = decoder_and_jpeg.DecoderConfig(
         steps=2, batch_size=2, size=16, learning_rate=1e-3, ema_decay=0.5, checkpoint_every=1
     )

@@ -9,7 +9,7 @@ Predicted: crowns are cut more often in centre crops, of the pictures and so of 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +59,9 @@ PREDICTED = (PICTURES_CUT, DRAWN_CUT)
 class Crops:
     """Pictures by the bucket of their visits, and the order of the visits.
 
-    images     [N, 3, h, w] in −1 … 1, for each bucket
+    images     [N, 3, h, w] in −1 … 1, for each bucket that is visited
     captions, sizes  [N] and [N, 6], likewise
-    order      for each step, the bucket and its pictures
+    order      for each step, the bucket by its place among these, and its pictures
     crown_cut  the mean share of the crown that is cut off
     """
 
@@ -118,22 +118,20 @@ def visited(
     """
     size = np.array([picture.size for picture, _ in whole])
     bucket_of, _ = assign(size[:, 0], size[:, 1], list(buckets))
-    places: list[dict[int, int]] = [{} for _ in buckets]
+    places: dict[int, dict[int, int]] = {}  # bucket → picture → its place among those of the bucket
     order = []
-    for step, (bucket, items) in enumerate(_visits(bucket_of, run)):
-        rows = [places[bucket].setdefault(int(item), len(places[bucket])) for item in items]
-        order.append((bucket, torch.tensor(rows)))
-        if step + 1 == run.steps:
-            break
+    for bucket, items in islice(_visits(bucket_of, run), run.steps):
+        found = places.setdefault(bucket, {})
+        rows = torch.tensor([found.setdefault(int(item), len(found)) for item in items])
+        order.append((list(places).index(bucket), rows))
     images, captions, sizes, cut = [], [], [], []
-    for bucket, found in zip(buckets, places, strict=True):
+    for number, found in places.items():
+        bucket = buckets[number]
         made = [cover_and_crop(whole[item][0], bucket, source) for item in found]
         pixels = np.array([np.asarray(picture, np.float32) for picture, _ in made]) / 127.5 - 1
-        images.append(
-            torch.from_numpy(pixels.reshape(-1, bucket[1], bucket[0], 3)).permute(0, 3, 1, 2).contiguous()
-        )
+        images.append(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
         captions.append([whole[item][1] for item in found])
-        sizes.append(torch.tensor([ints for _, ints in made]).reshape(-1, 6))
+        sizes.append(torch.tensor([ints for _, ints in made]))
         cut += [crown_cut(ints) for _, ints in made]
     return Crops(images, captions, sizes, order, sum(cut) / len(cut))
 
@@ -172,8 +170,7 @@ def _statistics(crops: Crops) -> ScaleShift:
     """The scale-and-shift of pictures of several shapes."""
     welford = Welford(3)
     for images in crops.images:
-        if len(images):
-            welford.update(images)
+        welford.update(images)
     return ScaleShift.from_welford(welford)
 
 
