@@ -99,6 +99,8 @@ def _telling(claim: Claim, quantities: Sequence[Quantity]) -> Sequence[Quantity]
 # Words of the names of the quantities that answer a claim most directly.
 TELLING = {
     "N03": ("t = 962", "t = 999"),
+    "N05": ("eps less v",),
+    "N13": ("with v",),
     "N37": ("log-uniform 1:2 to 2:1, novelai_v3", "cameras, novelai_v3"),
     "N49": ("missing from x₁ at σ₀ = 20000", "missing from x₁ at σ₀ = ∞"),
     "N57": ("weight of the estimate at σ = 20000", "weight of the estimate at σ = ∞"),

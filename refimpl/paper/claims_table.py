@@ -20,6 +20,7 @@ SOURCES = {
 KINDS = ("pinned", "computed", "trained", "cannot")
 COMPUTED_COMMAND = "refimpl claims --computed"
 FIGURES_COMMAND = "refimpl figures"
+TRAINED_COMMAND = "refimpl claims --trained"
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Claim:
 
     @property
     def command(self) -> str:
-        """What a reader runs to see it: of the package, or a test; empty where nothing can be run yet."""
+        """What a reader runs to see it: of the package, or a test; empty where nothing can be run."""
         if self.kind == "computed":
             return COMPUTED_COMMAND
-        if self.kind == "trained" and self.measure.startswith("figure "):
-            return FIGURES_COMMAND
+        if self.kind == "trained":
+            return FIGURES_COMMAND if self.measure.startswith("figure ") else TRAINED_COMMAND
         return f"pytest tests/{self.test}" if self.test else ""
 
 

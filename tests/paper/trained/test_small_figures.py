@@ -9,8 +9,8 @@ import torch
 from refimpl.commands.paper.claims import claims_command
 from refimpl.commands.paper.figures import small_figures
 from refimpl.paper.results_file import TRAINED, read_results
+from refimpl.paper.trained import experiment, small_training
 from refimpl.paper.trained import small_figures as module
-from refimpl.paper.trained import small_training
 from refimpl.paper.trained.small_figures import NETWORK_SEEDS, _over_networks
 from tests.tolerances import KEPT_NUMBER
 
@@ -20,7 +20,7 @@ FIGURES = (2, 3, 4, 6, 7)
 def test_the_measured_effects_have_the_sign_of_the_report():
     kept = read_results(TRAINED)
     effects = [effect for number in FIGURES for effect in kept[f"figure {number}"]]
-    assert len(effects) == 6
+    assert {effect.name for effect in effects} == set(module.PREDICTED)
     for effect in effects:
         assert effect.low > 0, f"{effect.name}: {effect.low} to {effect.high}"
 
@@ -35,6 +35,7 @@ def test_there_are_five_networks_and_the_mean_of_each():
 def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(small_training, "PICTURES", 8)
     monkeypatch.setattr(module, "NETWORK_SEEDS", range(2))
+    monkeypatch.setattr(experiment, "SEEDS", 2)
     monkeypatch.setattr(module, "SmallRun", lambda seed: small_training.SmallRun(seed=seed, steps=1, batch=2))
     few = replace(module.SETTINGS, prompts=module.PROMPTS[:1], steps=2)
     monkeypatch.setattr(module, "SETTINGS", few)
@@ -50,7 +51,10 @@ def test_figures_measures_and_files_are_of_the_same_networks(tiny, capsys):
     assert len(list((tiny / module.NETWORKS).iterdir())) == 2
     drawn = json.loads(paths[-1].read_text(encoding="utf-8"))
     claims_command(
-        ["--trained", "--networks", str(tiny / module.NETWORKS), "--out", str(tiny / "trained.json")]
+        [
+            *("--trained", "--experiment", "figures"),
+            *("--networks", str(tiny / module.NETWORKS), "--out", str(tiny / "trained.json")),
+        ]
     )
     kept = read_results(tiny / "trained.json")
     assert list(kept) == [f"figure {number}" for number in FIGURES]
