@@ -26,6 +26,7 @@ from refimpl.data.plan import plan_epoch
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.welford import Welford
 from refimpl.model.pipeline import Model
+from refimpl.paper.computed.quantity import Floats
 from refimpl.paper.trained.experiment import Found
 from refimpl.paper.trained.learned import Lesson, learned
 from refimpl.paper.trained.small_measures import canvas, drawn
@@ -38,7 +39,7 @@ IntArray = npt.NDArray[np.int64]
 MEASURE = "buckets against centre crops"
 SIDE, BATCH, STEPS = 32, 8, 600
 SQUARE: list[Bucket] = [(SIDE, SIDE)]
-BUCKETS = make_buckets(SIDE * SIDE, 48, 16, 4)
+BUCKETS = make_buckets(SIDE * SIDE, 48, 16, 2)
 TALL = int(assign(np.array([24]), np.array([48]), BUCKETS)[0][0])  # the bucket of 1:2
 COUNT = 384
 ASPECTS = 1.0, 2.25  # height / width
@@ -120,7 +121,8 @@ def visited(
     bucket_of, _ = assign(size[:, 0], size[:, 1], list(buckets))
     places: dict[int, dict[int, int]] = {}  # bucket → picture → its place among those of the bucket
     order = []
-    for bucket, items in islice(_visits(bucket_of, run), run.steps):
+    aspects = size[:, 0] / size[:, 1], np.array([width / height for width, height in buckets])
+    for bucket, items in islice(_visits(bucket_of, aspects, run), run.steps):
         found = places.setdefault(bucket, {})
         rows = torch.tensor([found.setdefault(int(item), len(found)) for item in items])
         order.append((list(places).index(bucket), rows))
@@ -160,10 +162,18 @@ def crown_share(images: Tensor, clothes: str) -> Tensor:
     return crown / (crown + body).clamp(min=1)
 
 
-def _visits(bucket_of: IntArray, run: SmallRun) -> Iterator[tuple[int, IntArray]]:
-    """The batches of epoch after epoch, each of one bucket."""
+def _visits(
+    bucket_of: IntArray, aspects: tuple[Floats, Floats], run: SmallRun
+) -> Iterator[tuple[int, IntArray]]:
+    """The batches of epoch after epoch, each of one bucket.
+
+    aspects  width / height of the pictures and of the buckets
+    """
     for epoch in count():
-        yield from plan_epoch(bucket_of, run.batch, run.seed, epoch).batches()
+        plan = plan_epoch(
+            bucket_of, run.batch, run.seed, epoch, aspects=aspects[0], bucket_aspects=aspects[1]
+        )
+        yield from plan.batches()
 
 
 def _statistics(crops: Crops) -> ScaleShift:

@@ -37,7 +37,7 @@ def test_a_crown_is_whole_until_the_crop_cuts_its_rows():
 
 
 def test_centre_crops_cut_what_buckets_keep():
-    whole = figures(48, 0)
+    whole = figures(96, 0)
     centred = visited(whole, SQUARE, CentreDraws(), RUN)
     bucketed = visited(whole, BUCKETS, np.random.default_rng(0), RUN)
     assert centred.crown_cut > 0.5

@@ -10,6 +10,7 @@ from refimpl.paper.trained.conditions.crop_conditioning import (
     FOLLOWED,
     LEFTS,
     MEASURE,
+    RADIUS,
     SIDE,
     UNTOLD,
     asked,
@@ -30,12 +31,18 @@ def test_what_is_asked_for_is_among_what_is_told():
 
 def test_a_shape_stands_where_its_crop_has_it():
     crops = cropped(60, 1)
-    for image, caption, ints in zip(crops.images, crops.captions, crops.sizes, strict=True):
+    seen = set()
+    for image, caption, ints in zip(crops.images, crops.captions, crops.sizes.tolist(), strict=True):
         shape, background = caption.split(", ")
         centre, cut = shape_place(image[None] / 2 + 0.5, shape.split()[0], background.split()[0])
-        if not cut:
-            assert centre == pytest.approx(SIDE - ints[3].item() - 0.5, abs=0.3)
-        assert bool(cut) == (not 10 < ints[3] < SIDE - 10) or abs(abs(ints[3] - SIDE / 2) - 6) <= 2
+        off_centre = abs(ints[3] - SIDE / 2)
+        if off_centre < SIDE / 2 - RADIUS[1] - 1:
+            assert cut == 0
+            assert centre == pytest.approx(SIDE - ints[3] - 0.5, abs=0.3)
+        elif off_centre > SIDE / 2 - RADIUS[0] + 1:
+            assert cut == 1
+        seen.add(cut)
+    assert seen == {0, 1}
 
 
 def test_without_the_condition_only_the_crop_is_not_told():
