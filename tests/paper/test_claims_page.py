@@ -10,6 +10,7 @@ from refimpl.paper.claims_page import NOT_YET, answer_of, claims_page, interval
 from refimpl.paper.claims_table import Claim, read_claims
 from refimpl.paper.computed.quantity import Quantity, exact
 from refimpl.paper.results_file import kept_results, read_results, write_results
+from refimpl.paper.trained.experiment import TrainedExperiment
 
 PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
 CLAIM = Claim("N99", "§9", "trained", "a statement", "", "an experiment", "")
@@ -54,6 +55,27 @@ def test_the_command_writes_numbers_and_page(tmp_path, monkeypatch, capsys):
     assert read_results(out) == {"m": [exact("one", 1.0)]}
     assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
     assert "one: 1" in capsys.readouterr().out
+
+
+def test_trained_numbers_join_those_of_the_file(tmp_path, monkeypatch, capsys):
+    def experiment(measure, value):
+        return TrainedExperiment(
+            lambda seed, folder: {measure: {"an effect": value, "beside": 1.0}}, ("an effect",), 1
+        )
+
+    experiments = {"a": experiment("m", 1.0), "b": experiment("n", -1.0)}
+    monkeypatch.setattr("refimpl.paper.trained.measures.EXPERIMENTS", experiments)
+    out = tmp_path / "trained.json"
+    write_results(out, "refimpl claims --trained", {"kept": [exact("k", 5.0)], "m": [exact("old", 0.0)]})
+    claims_command(["--trained", "--experiment", "a", "--out", str(out)])
+    assert "an effect: 1 (as predicted)\n  beside: 1\n" in capsys.readouterr().out
+    both = {"kept": [exact("k", 5.0)], "m": [exact("an effect", 1.0), exact("beside", 1.0)]}
+    assert read_results(out) == both
+    claims_command(["--trained", "--out", str(out)])
+    assert "an effect: -1 (the opposite)" in capsys.readouterr().out
+    assert read_results(out) == both | {"n": [exact("an effect", -1.0), exact("beside", 1.0)]}
+    with pytest.raises(InputError, match="--experiment 'c' is unknown; use all, a, b"):
+        claims_command(["--trained", "--experiment", "c"])
 
 
 @pytest.mark.parametrize(

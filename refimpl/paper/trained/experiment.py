@@ -7,6 +7,7 @@ that must be positive. All arms of a seed share their pictures, initial weights,
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refimpl.errors import InputError
+from refimpl.data.loading.orphans import end_with_parent
+from refimpl.errors import InputError, LostProcess
 from refimpl.paper.computed.quantity import Quantity, bootstrapped
 
 SEEDS = 5
@@ -59,7 +61,7 @@ def measured_experiments(
     """Runs the experiments: (name, measures, CPU time of all its seeds in seconds), one after another.
 
     jobs  processes, of one thread each; 1 runs them here. The numbers are the same for any
-    Raises InputError when `jobs` is below 1.
+    Raises InputError when `jobs` is below 1, and LostProcess when a process dies.
     """
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: give 1 or more processes")
@@ -67,7 +69,7 @@ def measured_experiments(
         for name, experiment in experiments.items():
             yield name, *_together([_one_seed(experiment.of_seed, seed, folder) for seed in range(SEEDS)])
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
         futures: dict[str, list[Future[tuple[Found, float]]]] = {
             name: [pool.submit(_one_seed, experiment.of_seed, seed, folder) for seed in range(SEEDS)]
             for name, experiment in experiments.items()
@@ -75,6 +77,11 @@ def measured_experiments(
         try:
             for name, each in futures.items():
                 yield name, *_together([future.result() for future in each])
+        except BrokenProcessPool as error:
+            raise LostProcess(
+                "a process that trained a network died, as from lack of memory; finished networks are kept. Run it "
+                "again, with fewer --jobs"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
