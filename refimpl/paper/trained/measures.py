@@ -27,17 +27,17 @@ EXPERIMENTS: dict[str, TrainedExperiment] = {
     name: TrainedExperiment(module.of_seed, module.PREDICTED, seconds)
     for name, module, seconds in (
         ("figures", small_figures, 150),
-        ("factorial", factorial, 330),
+        ("factorial", factorial, 340),
         ("min_snr_policies", min_snr_policies, 110),
-        ("size_conditioning", size_conditioning, 110),
-        ("offset_noise", offset_noise, 110),
+        ("size_conditioning", size_conditioning, 105),
+        ("offset_noise", offset_noise, 115),
         ("scale_and_shift", scale_and_shift, 110),
-        ("adaptation", adaptation, 120),
-        ("refiner", refiner, 110),
-        ("crop_conditioning", crop_conditioning, 220),
+        ("adaptation", adaptation, 115),
+        ("refiner", refiner, 115),
+        ("crop_conditioning", crop_conditioning, 215),
         ("tag_weights", tag_weights, 110),
-        ("bucketed_crops", bucketed_crops, 220),
-        ("ema_and_batch", ema_and_batch, 220),
-        ("decoder_and_jpeg", decoder_and_jpeg, 160),
+        ("bucketed_crops", bucketed_crops, 200),
+        ("ema_and_batch", ema_and_batch, 200),
+        ("decoder_and_jpeg", decoder_and_jpeg, 170),
     )
 }

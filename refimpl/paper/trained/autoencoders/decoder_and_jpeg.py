@@ -28,7 +28,7 @@ from refimpl.paper.trained.experiment import Found
 
 MEASURE = "decoder and JPEG"
 QUALITY = 8  # of the JPEG compression
-BEFORE = LatentConfig(train_steps=600, train_batch=8, train_size=SIDE)
+BEFORE = LatentConfig(train_steps=450, train_batch=8, train_size=SIDE)
 FINETUNING = DecoderConfig(
     steps=300, batch_size=8, size=SIDE, learning_rate=1e-3, ema_decay=0.98, checkpoint_every=100
 )

@@ -22,7 +22,7 @@ from refimpl.paper.trained.autoencoders.small_autoencoder import (
 from refimpl.paper.trained.experiment import Found
 
 MEASURE = "autoencoder EMA and batch"
-PICTURES_SEEN = 4800
+PICTURES_SEEN = 1920
 BATCHES = (4, 16)
 DECAYS = {"averaged": EMA_DECAY, "last": 0.0}
 UNITS = {"psnr": "PSNR in dB", "ssim": "SSIM"}

@@ -37,7 +37,7 @@ from refimpl.run.visit_draws import CentreDraws
 IntArray = npt.NDArray[np.int64]
 
 MEASURE = "buckets against centre crops"
-SIDE, BATCH, STEPS = 32, 8, 600
+SIDE, BATCH, STEPS = 32, 8, 450
 SQUARE: list[Bucket] = [(SIDE, SIDE)]
 BUCKETS = make_buckets(SIDE * SIDE, 48, 16, 2)
 TALL = int(assign(np.array([24]), np.array([48]), BUCKETS)[0][0])  # the bucket of 1:2

@@ -26,7 +26,7 @@ from refimpl.paper.trained.small_model import small_model
 from refimpl.paper.trained.small_training import SmallRun, examples_of, measured
 
 MEASURE = "crop conditioning"
-SIDE, BATCH, STEPS = 32, 8, 600
+SIDE, BATCH, STEPS = 32, 8, 450
 COUNT = 384
 SUPERSAMPLE = 4
 RADIUS = 8, 10  # px of the canvas

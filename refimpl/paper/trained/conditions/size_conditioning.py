@@ -24,7 +24,7 @@ from refimpl.paper.trained.small_model import small_model
 from refimpl.paper.trained.small_training import SmallRun, examples_of, measured
 
 MEASURE = "size conditioning"
-SIDE, BATCH, STEPS = 32, 8, 600
+SIDE, BATCH, STEPS = 32, 8, 450
 ORIGINALS = (8, 16, 32)  # sides, px
 CELL = 2  # px of the canvas
 SUPERSAMPLE = 4

@@ -19,7 +19,7 @@ from refimpl.paper.trained.small_measures import held_out, held_out_loss
 from refimpl.paper.trained.small_training import frozen, pictured
 
 MEASURE = "adaptation"
-MILESTONES = (10, 20, 40, 80, 160, 320)  # optimizer steps, after the last of which training is left off
+MILESTONES = (10, 20, 40, 80, 160)  # optimizer steps, after the last of which training is left off
 COHERENT = 1.5  # times the held-out loss of the network that learned v from the start
 
 AT_FIRST = "log₂ of the held-out v-loss, eps network before any step less v network"

@@ -24,7 +24,7 @@ CELLS = {
     "v, plain": DiffusionConfig(parameterisation="v", zero_terminal_snr=False, loss_weight="none"),
     "v, rescaled": DiffusionConfig(parameterisation="v", zero_terminal_snr=True, loss_weight="none"),
 }
-SIDE, BATCH, STEPS = 32, 8, 600
+SIDE, BATCH, STEPS = 32, 8, 500
 
 LOSS = "log₂ of the held-out v-loss on the plain schedule, eps less v"
 COLOUR = "colour error on the plain schedule, eps less v"
