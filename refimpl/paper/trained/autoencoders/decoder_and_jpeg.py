@@ -7,7 +7,7 @@ no network has seen: the blockiness of what is restored of them, and PSNR.
 Predicted: finetuned on clean pictures, the decoder draws less of JPEG's blocks.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from refimpl.autoencoder.decoder import finetune_decoder
@@ -65,7 +65,7 @@ def finetuned(first: Path, then: Path, seed: int, folder: Path) -> VAE:
     A run that was cut off goes on from its last checkpoint below `folder`, and one that is done is only read.
     """
     vae = trained_autoencoder(first, BEFORE, seed, EMA_DECAY, folder)
-    config = DecoderConfig(**asdict(FINETUNING) | {"seed": seed})
+    config = replace(FINETUNING, seed=seed)
     content = {"first": first.name, "before": asdict(BEFORE), "then": then.name, "config": asdict(config)}
     run = folder / f"decoder-{digest(content)}"
     return finetune_decoder(vae, pictures_of(then, "train"), config, run, ALONE)

@@ -122,7 +122,7 @@ def visited(
     places: dict[int, dict[int, int]] = {}  # bucket → picture → its place among those of the bucket
     order = []
     aspects = size[:, 0] / size[:, 1], np.array([width / height for width, height in buckets])
-    for bucket, items in islice(_visits(bucket_of, aspects, run), run.steps):
+    for bucket, items in islice(_visits(bucket_of.astype(np.int64), aspects, run), run.steps):
         found = places.setdefault(bucket, {})
         rows = torch.tensor([found.setdefault(int(item), len(found)) for item in items])
         order.append((list(places).index(bucket), rows))

@@ -57,7 +57,7 @@ def test_centre_crops_cut_what_buckets_keep():
 
 def test_the_crown_of_a_whole_figure_has_its_share():
     for picture, caption in figures(6, 1):
-        image = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None].float() / 255
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
         share = crown_share(image, caption.split()[-1])
         assert share.item() == pytest.approx(WHOLE_SHARE, abs=0.03)
         assert crown_share(image[:, :, picture.height // 2 :], caption.split()[-1]) == 0
