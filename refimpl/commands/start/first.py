@@ -117,7 +117,7 @@ def _start(start: Start | None, config: Config) -> str:
         )
     what = f"a LoRA of rank {config.lora.rank}" if config.lora.rank else "its whole UNet"
     predicts = f"predicts {start.parameterisation}: {start.reason}"
-    return f"starts from: {start.path} ({start.kind}, {predicts}); trains {what}"
+    return f"starts from: {start.path} ({start.kind}, {start.stored}, {predicts}); trains {what}"
 
 
 def _name(card: Card | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from refimpl.errors import InputError
 
 Table = Mapping[str, Any]
+IS_SDXL = "this project knows SDXL and its refiner: give a folder of one of them"
 
 
 def check_fixed(table: Table, fixed: Table, needed: Table, kind: str, source: str) -> None:
@@ -15,11 +16,15 @@ def check_fixed(table: Table, fixed: Table, needed: Table, kind: str, source: st
     kind    the class whose fields these are
     """
     if table.get("_class_name", kind) != kind:
-        raise InputError(f"{source}: _class_name {table['_class_name']!r:.80} is not SDXL's {kind}")
+        raise InputError(
+            f"{source}: _class_name {table['_class_name']!r:.80} is not SDXL's {kind}; {IS_SDXL}"
+        )
     for name, value in {**fixed, **needed}.items():
         found = table.get(name, fixed.get(name))
         if found != value and not (value is None and found is False):
-            raise InputError(f"{source}: {name} is {found!r:.80}; in SDXL's network it is {value!r}")
+            raise InputError(
+                f"{source}: {name} is {found!r:.80}; in SDXL's network it is {value!r}; {IS_SDXL}"
+            )
 
 
 def named(source: str, build: Any, **values: Any) -> Any:

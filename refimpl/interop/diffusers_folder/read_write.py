@@ -30,7 +30,7 @@ from refimpl.interop.diffusers_folder.components import (
     write_network,
 )
 from refimpl.interop.diffusers_folder.configs import WRITER_VERSION, text_table, unet_table, vae_table
-from refimpl.interop.diffusers_folder.fields import named
+from refimpl.interop.diffusers_folder.fields import IS_SDXL, named
 from refimpl.interop.diffusers_folder.scheduler import prediction_from_table, scheduler_table
 from refimpl.interop.diffusers_folder.tokenizers import find_tokenizer, write_tokenizers
 from refimpl.interop.diffusers_folder.vae_keys import vae_to_diffusers
@@ -190,14 +190,21 @@ def _component_folders(path: Path) -> dict[str, Path]:
         return {next((name for name, classes in CLASSES.items() if kind in classes), "unet"): path}
     found = {name: path / name for name in CLASSES if (path / name).is_dir()}
     if not found:
-        raise InputError(f"{path} is not a diffusers folder: it has neither {INDEX} nor {', '.join(CLASSES)}")
+        files = sorted(file.name for file in path.glob("*.safetensors"))
+        named = f"{', '.join(files[:3])}{' …' if len(files) > 3 else ''}: name the file itself"
+        raise InputError(
+            f"{path} is not a diffusers folder: it has neither {INDEX} nor {', '.join(CLASSES)}"
+            + (f"; it holds {named}" if files else "")
+        )
     return found
 
 
 def _indexed(path: Path, index: Mapping[str, Any]) -> dict[str, Path]:
     pipeline = index.get("_class_name", "")
     if not str(pipeline).startswith("StableDiffusionXL"):
-        raise InputError(f"{path / INDEX}: _class_name {pipeline!r:.80} is not one of SDXL's pipelines")
+        raise InputError(
+            f"{path / INDEX}: _class_name {pipeline!r:.80} is not one of SDXL's pipelines; {IS_SDXL}"
+        )
     folders = {}
     for name, classes in CLASSES.items():
         entry = index.get(name)

@@ -116,6 +116,8 @@ def check_whole(found: Found, source: str, keep_unknown: bool) -> None:
     """
     if not (found.unet or found.vae or found.text_l or found.text_g):
         raise InputError(f"{source} holds no part of SDXL{_guess(found.unknown)}")
+    if other := _other_model(found):
+        raise InputError(f"{source} is not SDXL; it looks like {other}")
     expected: Shapes = {}
     actual: Shapes = {}
     for part, shapes in expected_shapes(found, source).items():
@@ -193,6 +195,16 @@ def _fitting(state: State, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int
 
 def _shapes(state: Mapping[str, Tensor]) -> Shapes:
     return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _other_model(found: Found) -> str:
+    """What a file is whose UNet is not SDXL's; a list of its tensors, all of which differ, would help nobody."""
+    if not found.unet or any(key.startswith("label_emb.") for key in found.unet):
+        return ""
+    names = [*found.unet, *found.unknown]
+    return next(
+        (what for start, what in FOREIGN.items() if any(name.startswith(start) for name in names)), ""
+    )
 
 
 def _guess(unknown: Iterable[str]) -> str:

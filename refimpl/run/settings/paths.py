@@ -16,6 +16,7 @@ DIFFUSERS_FILES = (
     "model_index.json",
     "config.json",
 )  # one of them is in every diffusers folder and every run
+UNET_FOLDER = "unet"  # in a diffusers folder that has lost its index
 MANIFEST = "manifest.json"  # of a folder that was committed whole, as a trained autoencoder's is
 RUN_SETTINGS, RUN_LOCK = "config.json", ".lock"
 DRAWN = ("train", "heldout")  # folders of the demonstration's images, side by side
@@ -117,7 +118,9 @@ def _start(config: Config) -> Iterator[str]:
     path = Path(start)
     if not path.exists():
         yield f"train.init_from {start} does not exist{near_path(start)}; {IS_CHECKPOINT}"
-    elif path.is_dir() and not any((path / name).exists() for name in (*DIFFUSERS_FILES, MANIFEST)):
+    elif path.is_dir() and not any(
+        (path / name).exists() for name in (*DIFFUSERS_FILES, UNET_FOLDER, MANIFEST)
+    ):
         yield (
             f"train.init_from {start} holds no checkpoint; give a run folder or one of its checkpoints/step-* "
             "folders, a diffusers folder or a .safetensors file"
@@ -172,11 +175,21 @@ def _text(config: Config) -> Iterator[str]:
             "text.folder is empty; name a folder with tokenizer/, text_encoder/ and text_encoder_2/ (a diffusers "
             "SDXL folder has them)"
         )
-    elif os.path.isfile(start) and not text.tokenizer and not has_tokenizer(os.path.dirname(start) or "."):
+    elif not text.tokenizer and _lacks_tokenizer(start):
         yield (
             f"train.init_from {start} comes without a tokenizer, and there is none beside it; name the folder of "
             "CLIP's (vocab.json and merges.txt) with text.tokenizer"
         )
+
+
+def _lacks_tokenizer(start: str) -> bool:
+    """Whether a checkpoint other than a run, which has its own, comes with no tokenizer, nor is one beside it."""
+    own = os.path.isdir(start) and any(
+        os.path.isdir(os.path.join(start, name)) for name in TOKENIZER_FOLDERS[1:]
+    )
+    if os.path.isdir(start) and not own and not os.path.isdir(os.path.join(start, UNET_FOLDER)):
+        return False  # a run
+    return os.path.exists(start) and not has_tokenizer(start if own else os.path.dirname(start) or ".")
 
 
 def has_tokenizer(folder: str) -> bool:

@@ -19,6 +19,8 @@ class Start:
     """Where it is."""
     kind: str
     """single file, diffusers folder or run"""
+    stored: str
+    """Dtype of its UNet's weights, such as float16; the names of all where there are several."""
     unet: UNetConfig
     """Shape of its UNet."""
     vae: VAEConfig | None
@@ -55,6 +57,9 @@ def look_at_checkpoint(path: str) -> Start:
     return Start(
         path,
         opened.kind,
+        ", ".join(
+            sorted({str(tensor.dtype).removeprefix("torch.") for tensor in opened.checkpoint.unet.values()})
+        ),
         found.unet,
         found.vae,
         towers,

@@ -67,7 +67,7 @@ def test_one_image_and_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture
     words = ["init", "one", "--yes", "--checkpoint", str(trained), "--train.steps", "1", "--lora.rank", "2"]
     code, out, error = ending(words, capsys)
     assert (code, error) == (0, "")
-    assert f"starts from: {trained} (run, predicts v:" in out
+    assert f"starts from: {trained} (run, float32, predicts v:" in out
     assert "trains a LoRA of rank 2" in out
     config = load_config("one.toml")
     assert (config.train.batch_size, config.lora.rank, config.train.init_from) == (1, 2, str(trained))

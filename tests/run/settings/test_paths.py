@@ -111,6 +111,20 @@ def test_a_single_file_needs_a_tokenizer_beside_it_or_named(tmp_path: Path) -> N
     assert path_problems(full_size(train={"init_from": str(start)})) == []
 
 
+def test_a_diffusers_folder_needs_a_tokenizer_in_it_beside_it_or_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)  # without an index, as a folder of components is read too
+    config = full_size(train={"init_from": str(folder)})
+    (problem,) = path_problems(config)
+    assert problem.startswith(f"train.init_from {folder} comes without a tokenizer")
+    (tmp_path / "vocab.json").touch()
+    assert path_problems(config) == []
+    (folder / "tokenizer").mkdir()  # which is taken, empty as it is
+    assert path_problems(config) == [problem]
+    (folder / "tokenizer" / "vocab.json").touch()
+    assert path_problems(config) == []
+
+
 def test_stages_name_their_own_folders(root: Path, tmp_path: Path) -> None:
     stages = [
         {"from_step": 0, "buckets": runs.BUCKETS},

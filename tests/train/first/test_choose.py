@@ -17,8 +17,8 @@ from refimpl.train.first.choose import LORA, WAYS, WHOLE, check_complete, from_c
 from refimpl.train.first.images import Images, look_at_images
 
 SDXL = Start(
-    "model.safetensors", "single file", UNetConfig.sdxl(), VAEConfig.sdxl(), "sdxl", "sizes", True, "eps", False,
-    "no marker",
+    "model.safetensors", "single file", "float16", UNetConfig.sdxl(), VAEConfig.sdxl(), "sdxl", "sizes", True, "eps",
+    False, "no marker",
 )  # fmt: skip
 
 

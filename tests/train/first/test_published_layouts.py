@@ -3,8 +3,6 @@
 A file's weights are a hole that the file system stores no block for, since nothing here reads them.
 """
 
-import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -22,24 +20,9 @@ from refimpl.interop.single_file.layout import (
 from refimpl.latents.config import VAEConfig
 from refimpl.model.config import UNetConfig
 from refimpl.train.first.checkpoint import Start, look_at_checkpoint
+from tests.train.first.holes import Shapes, write_hole
 
-Shapes = dict[str, tuple[int, ...]]
 FIRST = f"{UNET}input_blocks.0.0.weight"
-
-
-def write_hole(path: Path, shapes: Shapes) -> None:
-    """A safetensors file of float16 tensors, all zero, which takes the disk of its header alone."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        size = 2
-        for side in shape:
-            size *= side
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": (end, end + size)}
-        end += size
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
 
 
 def unet_of(config: UNetConfig, in_channels: int = 4) -> Shapes:
@@ -82,7 +65,28 @@ def test_a_single_file(
 @pytest.mark.slow
 def test_a_single_file_without_towers(tmp_path: Path) -> None:
     found = looked_at(tmp_path / "unet.safetensors", unet_of(UNetConfig.sdxl()))
-    assert (found.vae, found.has_towers) == (None, False)
+    assert (found.vae, found.has_towers, found.stored) == (None, False, "float16")
+
+
+OTHERS = {
+    "Stable Diffusion 1 or 2": {
+        FIRST: (320, 4, 3, 3),
+        f"{UNET}time_embed.0.weight": (1280, 320),
+        f"{VAE_PREFIX}encoder.conv_in.weight": (128, 3, 3, 3),
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight": (768,),
+    },
+    "Stable Diffusion 3": {f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)},
+    "Flux": {f"{UNET}double_blocks.0.img_attn.qkv.weight": (9216, 3072), f"{UNET}img_in.weight": (3072, 64)},
+}
+
+
+@pytest.mark.parametrize("model", list(OTHERS))
+def test_a_whole_file_of_another_model_is_named_in_one_line(model: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=f"is not SDXL; it looks like {model}; this project knows"
+    ) as refused:
+        looked_at(tmp_path / "other.safetensors", OTHERS[model])
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
