@@ -1,13 +1,19 @@
 """A folder put on a Hugging Face hub, or on another server that speaks its API, through huggingface_hub."""
 
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
 
 from refimpl.errors import InputError
 from refimpl.packages import install_line
 
-REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+PART = r"(?!-|\.)[A-Za-z0-9_.-]{1,96}(?<!-|\.)"  # as huggingface_hub takes user and name
+REPO = re.compile(rf"{PART}/{PART}")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as hubs spell licences: openrail++, apache-2.0
+SILENCE = 120.0  # seconds without a byte after which a hub is no longer waited for
 NETWORK = (
     "httpx",
     "httpx2",
@@ -21,8 +27,29 @@ NETWORK = (
 
 def check_repo(repo: str) -> None:
     """Raises InputError unless `repo` is user/name with letters, digits, `-`, `_` and `.`, as hubs take them."""
-    if not REPO.fullmatch(repo) or ".." in repo or "--" in repo:
+    if not REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith(".git"):
         raise InputError(f"{repo!r} is not the name of a repository; give USER/NAME, as in alice/my-model")
+
+
+def check_license(license: str) -> None:
+    """Raises InputError unless a licence is spelt as hubs do."""
+    if license and not LICENSE.fullmatch(license):
+        raise InputError(
+            f"--license {license!r} is not spelt as hubs do; give one as in openrail++ or apache-2.0"
+        )
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raises InputError unless a hub's address, where one is given, is that of a web server."""
+    if not endpoint:
+        return
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        is_address = False
+    if not is_address:
+        raise InputError(f"--endpoint {endpoint!r} is not an address; give one as in https://huggingface.co")
 
 
 def hub_library() -> ModuleType:
@@ -59,10 +86,12 @@ def upload(
     """
     library = hub_library()
     api = library.HfApi(endpoint=endpoint or None, token=token)
+    library.utils.get_session().timeout = SILENCE  # by default it waits for ever
+    if not sys.stderr.isatty():
+        library.utils.disable_progress_bars()
     try:
-        api.create_repo(repo, private=not public, exist_ok=True)
-        if not public and api.repo_info(repo).private is False:
-            raise InputError(f"{repo} exists and is public; say --public, or name another repository")
+        if not _is_there(api, repo, public):
+            api.create_repo(repo, private=not public)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except InputError:
         raise
@@ -73,16 +102,40 @@ def upload(
     return f"{api.endpoint}/{repo}"
 
 
+def _is_there(api: Any, repo: str, public: bool) -> bool:
+    """Whether the hub has the repository. Raises InputError for a public one that was not asked for."""
+    try:
+        found = api.repo_info(repo)
+    except Exception as error:
+        if _status(error) == 404:
+            return False
+        raise
+    if not public and found.private is False:
+        raise InputError(f"{repo} exists and is public; say --public, or name another repository")
+    return True
+
+
+def _status(error: Exception) -> int | None:
+    """The status that a hub answered with; None where it was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def _told(error: Exception, repo: str, endpoint: str, token: str) -> str:
     """One line about what went wrong."""
-    reason = " ".join(str(error).split()).replace(token, "…")[:300]
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    while type(error) is RuntimeError and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what went wrong with one of several files
+    reason = " ".join(re.sub(r"For more information check: \S+", "", str(error)).split())
+    reason, status = reason.replace(token, "…")[:300], _status(error)
     if status in (401, 403):
         return f"{endpoint} refuses the token for {repo} ({status}); use one that may write there: `hf auth login`"
     if status is not None:
-        return f"{endpoint} refuses {repo}: {reason}"
+        later = "; call again later" if status == 429 or status >= 500 else ""
+        return f"{endpoint} refuses {repo} ({status}): {reason}{later}"
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in NETWORK:
         return (
             f"can't reach {endpoint} ({type(error).__name__}: {reason}); look at the network and call again"
         )
-    return f"{repo} could not be uploaded ({type(error).__name__}: {reason})"
+    return (
+        f"{repo} could not be uploaded ({type(error).__name__}: {reason}); is {endpoint} the address of a Hugging "
+        "Face hub?"
+    )

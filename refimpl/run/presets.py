@@ -26,6 +26,8 @@ def load_config(name_or_path: str) -> Config:
     Raises InputError for an unknown name, invalid TOML, another trainer's configuration, unknown keys (each with the
     nearest), values of the wrong type, or a combination that cannot be trained.
     """
+    if not name_or_path:
+        raise InputError(f"name a preset ({', '.join(preset_names())}) or a TOML file")
     if name_or_path not in preset_names():
         path = Path(name_or_path)
         if not _is_file(path):

@@ -66,7 +66,11 @@ def test_ranks_share_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "code", "said"),
     [
         (["tinny"], 2, "the nearest preset is 'tiny'"),
+        (["lora24gb"], 2, "the nearest preset is 'lora_24gb'"),
+        ([""], 2, "error: name a preset (finetune_24gb, "),
         (["tiny", "--gpu", "rtx490"], 2, "the nearest is 'rtx4090'"),
+        (["tiny", "--gpu", "-3GiB"], 2, "--gpu '-3GiB' is neither a known card"),
+        (["tiny", "--gpu", "nan"], 2, "nor an amount of memory with its unit, as in 24GB or 22.5GiB"),
         (["tiny", "--ranks", "0"], 2, "--ranks 0 must be at least 1"),
         (["tiny", "--train.stepz", "3"], 2, "--train.stepz"),
         (
@@ -81,6 +85,34 @@ def test_bad_input(words: list[str], code: int, said: str, capsys: pytest.Captur
     found, out, error = ending(words, capsys)
     assert (found, out) == (code, "")
     assert said in " ".join(error.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("k.toml", "pretrained_model_name_or_path = 'x'\nnetwork_dim = 4\ntrain_data_dir = 'i'",
+         "k.toml is a configuration of sd-scripts, not of refimpl; translate it with `refimpl init --import k.toml`"),
+        ("o.json", '{"training_method": "LORA", "base_model_name": "m", "concepts": [{"path": "i"}]}',
+         "o.json is a configuration of OneTrainer, not of refimpl; translate it with `refimpl init --import o.json`"),
+        ("a.toml", "[train\n", "a.toml is not valid TOML: Expected ']'"),
+        ("a.toml", "[optimizer]\nlearning_rate = nan", "optimizer.learning_rate nan must be positive and finite"),
+        ("a.png", "\x89PNG\x00", "a.png is not text; give a TOML or JSON file"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_settings_are_one_line(
+    name: str,
+    content: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content, encoding="latin-1")
+    code, out, error = ending([name, "--gpu", "h100"], capsys)
+    assert (code, out) == (2, "")
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
 
 
 def test_a_cluster_is_estimated_where_the_card_is_known(capsys: pytest.CaptureFixture[str]) -> None:

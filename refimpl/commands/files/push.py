@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,15 +56,21 @@ class PushCommand:
 def push_command(arguments: list[str], program: str = "refimpl push") -> None:
     """Writes the folder and uploads it; whatever fails, nothing half-written stays."""
     command = parsed(PushCommand, arguments, program)
-    from refimpl.interop.hub import check_repo, find_token, upload
+    from refimpl.interop.hub import check_endpoint, check_license, check_repo, find_token, upload
 
     check_repo(command.repo)
+    check_license(command.license)
+    check_endpoint(command.endpoint)
     settings, step = finished_run(command.run, command.unfinished)
     token = "" if command.dry_run else find_token()  # before gigabytes are written
     stays = command.dry_run or command.out is not None
     out = command.out or run_of(command.run) / "hub"
     if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists already; give another name with --out, or remove it first")
+        left = "" if stays else " (left by an upload that was killed, unless you made it)"
+        raise InputError(f"{out} exists already{left}; give another name with --out, or remove it first")
+    before = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that nothing half-uploaded stays here
     try:
         write_folder(command, settings, step, out)
         if command.dry_run:
@@ -73,6 +80,7 @@ def push_command(arguments: list[str], program: str = "refimpl push") -> None:
         where = upload(out, command.repo, token, message, command.public, command.endpoint)
         print(f"pushed: {where} ({'public' if command.public else 'private'})")
     finally:
+        signal.signal(signal.SIGTERM, before)
         if not stays:
             shutil.rmtree(out, ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """The questions that `refimpl init` asks on a terminal, five at most, each with an answer that Return gives."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from refimpl.errors import InputError
 from refimpl.names import nearest
 
 MOST = 5
+DIGITS = 9  # of a whole number; no run has more steps
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Questions:
             print(f"{question} [{default}] " if default else f"{question} ", end="", flush=True)
             line = self.answers.readline()
             if not line:
+                print()  # the prompt stands on the line
                 raise InputError("no more answers: answer on a terminal, or take every default with --yes")
             answer = line.strip() or default
             problem = check(answer)
@@ -59,5 +62,7 @@ def one_of(known: Iterable[str]) -> Callable[[str], str | None]:
 
 
 def whole_number(answer: str) -> str | None:
-    """Checks that an answer is a whole number of at least 1."""
-    return None if answer.isdecimal() and int(answer) > 0 else f"{answer!r} is no whole number of at least 1"
+    """Checks that an answer is a whole number of at least 1, and none that a file could not hold."""
+    if re.fullmatch(rf"0*[1-9][0-9]{{0,{DIGITS - 1}}}", answer):
+        return None
+    return f"{answer!r} is no whole number of at least 1, of at most {DIGITS} digits"

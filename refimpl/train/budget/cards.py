@@ -58,11 +58,19 @@ _UNITS = {"gb": 10**9, "gib": GIB, "mb": 10**6, "mib": 2**20}
 def find_card(text: str) -> Card:
     """The card of that name, or one with that much memory: "24GB", "79.1GiB", "16384MiB".
 
+    A card may also be named as the driver does ("NVIDIA GeForce RTX 4090"), and spaces and hyphens don't matter.
+
     Raises InputError for anything else, naming the nearest card, and for too little memory to load torch.
     """
-    if text.lower() in CARDS:
-        return CARDS[text.lower()]
-    amount = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]+)", text.lower())
+    text = text.strip()
+    for short, card in CARDS.items():
+        if _letters(text) in (
+            _letters(short),
+            _letters(card.name),
+            _letters(card.name.rpartition("GeForce")[2]),
+        ):
+            return card
+    amount = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]+)", text.lower())
     if amount and amount[2] in _UNITS and float(amount[1]) > 0:
         memory = int(float(amount[1]) * _UNITS[amount[2]])
         if memory < LEAST:
@@ -74,6 +82,10 @@ def find_card(text: str) -> Card:
         f"--gpu {text!r} is neither a known card ({', '.join(CARDS)}; the nearest is "
         f"{nearest(text, CARDS)[0]!r}) nor an amount of memory with its unit, as in 24GB or 22.5GiB"
     )
+
+
+def _letters(name: str) -> str:
+    return name.lower().translate({ord(" "): None, ord("-"): None})
 
 
 def this_card(device: torch.device) -> Card:

@@ -3,7 +3,7 @@
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +29,14 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     """method and path of each"""
     failing: str = ""
-    """requests whose path contains this are answered with 503"""
+    """requests whose path contains this fail"""
+    how: int | str = 503
+    """how: a status; "half" of an answer; one that is "no JSON", "empty" or a "list"; none at all ("closed"); or one
+    that never comes ("silent")"""
+    over: threading.Event = field(default_factory=threading.Event)
+    """set when the server ends, so that no answer is waited for any more"""
+    told: Callable[[str], None] = lambda path: None
+    """called with the path of each request"""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -45,18 +52,21 @@ class _Handler(BaseHTTPRequestHandler):
         self._answered(self._post)
 
     def do_PUT(self) -> None:
-        hub: Hub = self.server.hub
-        hub.blobs[urlsplit(self.path).path.rpartition("/")[2]] = self._body()
-        self._reply(200, {})
+        self._answered(self._put, needs_token=False)  # the address that was given out is enough
 
-    def _answered(self, answer: Any) -> None:
+    def _put(self, hub: Hub, path: str, body: bytes) -> tuple[int, Any]:
+        hub.blobs[path.rpartition("/")[2]] = body
+        return 200, {}
+
+    def _answered(self, answer: Any, needs_token: bool = True) -> None:
         hub: Hub = self.server.hub
         path = urlsplit(self.path).path
         hub.requests.append(f"{self.command} {path}")
         body = self._body()
+        hub.told(path)
         if hub.failing and hub.failing in path:
-            self._reply(503, {"error": "out of order"})
-        elif self.headers.get("authorization") != f"Bearer {hub.token}":
+            self._fail(hub)
+        elif needs_token and self.headers.get("authorization") != f"Bearer {hub.token}":
             self._reply(401, {"error": "Invalid username or password."})
         else:
             self._reply(*answer(hub, path, body))
@@ -111,6 +121,23 @@ class _Handler(BaseHTTPRequestHandler):
             }
         return 404, {"error": f"no such path: {path}"}
 
+    def _fail(self, hub: Hub) -> None:
+        if isinstance(hub.how, int):
+            self._reply(hub.how, {"error": "out of order"})
+        elif hub.how in ("empty", "list"):
+            self._reply(200, {} if hub.how == "empty" else [1])
+        elif hub.how in ("half", "no JSON"):
+            content = b'{"url": "http'
+            self.send_response(200)
+            self.send_header("content-length", str(len(content) * (2 if hub.how == "half" else 1)))
+            self.end_headers()
+            self.wfile.write(content)
+            self.close_connection = True
+        else:
+            if hub.how == "silent":
+                hub.over.wait()
+            self.close_connection = True
+
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("content-length") or 0))
 
@@ -133,5 +160,6 @@ def hub_running() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.over.set()
         server.shutdown()
         server.server_close()

@@ -1,9 +1,12 @@
 """`refimpl push` against a stand-in of a hub on this machine: what arrives there, and what is said when it can't."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file as save_tensors
 
 from refimpl.commands.main import dispatch
 from refimpl.commands.train import parse
@@ -178,10 +182,109 @@ def test_a_hub_that_fails_midway_is_one_line(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's own tries
     hub.failing = "/commit/"
-    with pytest.raises(InputError, match=f"refuses {REPO}") as refused:
+    with pytest.raises(InputError, match=rf"refuses {REPO} \(503\): .*; call again later") as refused:
         push(trained, REPO, "--endpoint", hub.endpoint, "--out", str(tmp_path / "out"))
     assert "\n" not in str(refused.value)
     assert hub.files == {}
+
+
+CREATE, LOOK, BLOBS, COMMIT = "/repos/create", f"/api/models/{REPO}", "/blobs/", "/commit/"
+
+
+@pytest.mark.parametrize(
+    ("path", "how", "said"),
+    [
+        (CREATE, 401, r"refuses the token for alice/my-model \(401\); use one that may write there"),
+        (CREATE, 403, r"refuses the token for alice/my-model \(403\); use one that may write there"),
+        (COMMIT, 403, r"refuses the token for alice/my-model \(403\); use one that may write there"),
+        (COMMIT, 404, r"refuses alice/my-model \(404\): [^;]*$"),
+        (LOOK, 500, r"refuses alice/my-model \(500\): .*; call again later"),
+        (BLOBS, 429, r"refuses alice/my-model \(429\): .*; call again later"),
+        (LOOK, "half", r"can't reach http://127.*; look at the network and call again"),
+        (BLOBS, "closed", r"can't reach http://127.*; look at the network and call again"),
+        (COMMIT, "silent", r"can't reach http://127.*; look at the network and call again"),
+        (LOOK, "no JSON", r"is http://127.* the address of a Hugging Face hub\?"),
+        (CREATE, "empty", r"is http://127.* the address of a Hugging Face hub\?"),
+        (COMMIT, "list", r"is http://127.* the address of a Hugging Face hub\?"),
+    ],
+)
+def test_whatever_a_hub_answers_is_one_line(
+    path: str,
+    how: int | str,
+    said: str,
+    tmp_path: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And the same upload succeeds, once the hub works."""
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's own tries
+    monkeypatch.setattr(hub_module, "SILENCE", 0.5)
+    (tmp_path / "README.md").write_text("a card")
+    save_tensors({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    hub.failing, hub.how = path, how
+    with pytest.raises(InputError, match=said) as refused:
+        hub_module.upload(tmp_path, REPO, hub.token, "a message", endpoint=hub.endpoint)
+    assert "\n" not in str(refused.value)
+    assert "developer.mozilla" not in str(refused.value)
+    assert hub.files == {}
+    hub.failing = ""
+    hub_module.upload(tmp_path, REPO, hub.token, "a message", endpoint=hub.endpoint)
+    assert set(hub.files) == {"README.md", "x.safetensors"}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_upload_that_is_interrupted_leaves_nothing_and_can_be_made_again(
+    number: signal.Signals, trained: Path, tmp_path: Path, hub: Hub
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before, handler = sorted(run.iterdir()), signal.getsignal(signal.SIGTERM)
+    interrupted: list[str] = []
+
+    def told(path: str) -> None:
+        if COMMIT in path and not interrupted:
+            interrupted.append(path)
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)  # seconds, in which the signal is handled
+
+    hub.told = told
+    with pytest.raises(KeyboardInterrupt):
+        push(run, REPO, "--endpoint", hub.endpoint)
+    assert sorted(run.iterdir()) == before
+    assert signal.getsignal(signal.SIGTERM) == handler
+    push(run, REPO, "--endpoint", hub.endpoint)
+    assert "README.md" in hub.files
+
+
+def test_what_a_killed_upload_left_is_told(trained: Path, tmp_path: Path, hub: Hub) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "hub").mkdir()
+    with pytest.raises(
+        InputError, match=r"run/hub exists already \(left by an upload that was killed, unless you"
+    ):
+        push(run, REPO, "--endpoint", hub.endpoint)
+    assert (run / "hub").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--endpoint", "not a url"), "--endpoint 'not a url' is not an address"),
+        (("--endpoint", "ftp://x"), "--endpoint 'ftp://x' is not an address"),
+        (("--endpoint", "http://"), "--endpoint 'http://' is not an address"),
+        (("--endpoint", "http://x:99999"), "--endpoint 'http://x:99999' is not an address"),
+        (("--license", "No such!"), "--license 'No such!' is not spelt as hubs do"),
+    ],
+)
+def test_what_no_hub_takes_is_told_before_anything_is_written(
+    words: tuple[str, ...], said: str, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        push(trained, REPO, *words, "--out", str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_library_the_line_that_installs_it_is_told(
@@ -193,7 +296,27 @@ def test_without_the_library_the_line_that_installs_it_is_told(
     assert huggingface_hub
 
 
-@pytest.mark.parametrize("name", ["model", "a/b/c", "a b/c", "alice/", "/model", "alice/a..b", "https://x/y"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model",
+        "a/b/c",
+        "a b/c",
+        "alice/",
+        "/model",
+        "alice/a..b",
+        "https://x/y",
+        "ü/é",
+        "-a/b",
+        "a/b.",
+        "a/.b",
+        "a/b-",
+        "a/b.git",
+        "a/" + "x" * 97,
+        "",
+        "a/b\n",
+    ],
+)
 def test_names_that_no_hub_takes_are_told(name: str) -> None:
     with pytest.raises(InputError, match="give USER/NAME"):
         check_repo(name)

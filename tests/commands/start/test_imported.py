@@ -78,6 +78,26 @@ def test_onetrainers_settings_are_translated(capsys: pytest.CaptureFixture[str])
     assert (config.lora.rank, config.data.folder, config.train.steps) == (16, "images", 6)
 
 
+def test_fields_of_onetrainer_inside_others_are_told_by_their_place(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = {
+        "training_method": "LORA",
+        "base_model_name": "m",
+        "concepts": [{"path": "images", "foo": 1}],
+        "lerning_rate": 1,
+        "unet": {"trian": True},
+        "nested": {"a": {"b": 1}},
+    }
+    Path("o.json").write_text(json.dumps(table))
+    code, out, error = ending(["init", "--import", "o.json"], capsys)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: o.json: OneTrainer has no such fields; ")
+    told = {line.split(";")[0].strip() for line in error.splitlines()[1:]}
+    assert told == {"lerning_rate", "unet.trian", "nested.a.b", "concepts[0].foo"}
+    assert os.listdir() == ["o.json"]
+
+
 def test_contradictions_are_told_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
     Path("k.toml").write_text(
         'pretrained_model_name_or_path = "m"\ntrain_data_dir = "i"\nzero_terminal_snr = true'

@@ -176,6 +176,38 @@ def test_unreadable_files_are_listed_as_training_would(
     assert os.listdir() == ["bad"]
 
 
+def test_a_folder_of_broken_images_alone_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken").mkdir()
+    for name, content in {"a.png": b"\x89PNG\r\n\x1a\n", "b.jpg": b"", "c.webp": b"RIFF"}.items():
+        Path("broken", name).write_bytes(content)
+    code, out, error = ending(["init", "broken", "--yes"], capsys)
+    assert (code, out) == (2, "")
+    assert error.startswith(
+        "error: broken: 3 of 3 images can't be used, more than 1%; repair or remove them:\n"
+    )
+    assert [line.split(": ")[0] for line in error.splitlines()[1:]] == [
+        f"  broken/{name}" for name in ("a.png", "b.jpg", "c.webp")
+    ]
+    assert os.listdir() == ["broken"]
+
+
+def test_answers_that_end_leave_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-D at each question in turn."""
+    answers = [str(root / "train"), "", "7"]
+    for known in range(len(answers)):
+        terminal = io.StringIO("".join(f"{answer}\n" for answer in answers[:known]))
+        monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("sys.stdin", terminal)
+        code, _, error = ending(["init"], capsys)
+        assert (code, error.count("\n")) == (2, 1)
+        assert error.startswith(
+            "error: no more answers: answer on a terminal, or take every default with --yes"
+        )
+        assert os.listdir() == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

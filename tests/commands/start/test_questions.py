@@ -22,15 +22,20 @@ def test_return_gives_the_default(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_wrong_answer_is_asked_again(capsys: pytest.CaptureFixture[str]) -> None:
-    questions = Questions(True, io.StringIO("lroa\nlora\nmany\n0\n12\n"))
+    wrong = "many\n0\n000\n-3\n1e3\n５\n99999999999999999999\n"
+    questions = Questions(True, io.StringIO(f"lroa\nlora\n{wrong}012\n"))
     assert questions.ask("What?", "whole", one_of(["lora", "whole"])) == "lora"
-    assert questions.ask("Steps?", "5", whole_number) == "12"
+    assert questions.ask("Steps?", "5", whole_number) == "012"
     said = capsys.readouterr().out
     assert "'lroa' is none of lora, whole; the nearest is 'lora'" in said
-    assert said.count("Steps? [5] ") == 3
+    assert said.count("Steps? [5] ") == 8
     assert questions.asked == 2
 
 
-def test_answers_that_end_are_an_error() -> None:
+@pytest.mark.parametrize("answers", ["", "lroa\n"])
+def test_answers_that_end_are_an_error_on_a_line_of_its_own(
+    answers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match="take every default with --yes"):
-        Questions(True, io.StringIO("")).ask("How?", "so")
+        Questions(True, io.StringIO(answers)).ask("How?", "so", one_of(["so"]))
+    assert capsys.readouterr().out.endswith("How? [so] \n")

@@ -1,5 +1,7 @@
 """Cards by name or memory, and their peaks."""
 
+import re
+
 import pytest
 
 from refimpl.errors import InputError
@@ -10,6 +12,13 @@ from refimpl.train.budget.cards import CARDS, GIB, PEAKS, Card, find_card, peak_
 def test_cards_by_name(name: str) -> None:
     assert find_card(name) is find_card(name.upper()) is CARDS[name]
     assert CARDS[name].name in PEAKS
+
+
+@pytest.mark.parametrize(
+    "text", ["RTX 4090", "rtx-4090", " rtx4090\n", "GeForce RTX 4090", "NVIDIA GeForce RTX 4090"]
+)
+def test_a_card_by_the_names_that_people_and_drivers_give_it(text: str) -> None:
+    assert find_card(text) is CARDS["rtx4090"]
 
 
 def test_cards_have_less_than_what_is_sold() -> None:
@@ -30,11 +39,32 @@ def test_cards_by_memory(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "24", "24TB", "-3GB", "0GB", "nanGB", "1e9GB", "h1000", "GB", "9999999999999GB"]
+    "text",
+    [
+        "",
+        "24",
+        "24TB",
+        "-3GB",
+        "0GB",
+        "nanGB",
+        "1e9GB",
+        "h1000",
+        "GB",
+        "9999999999999GB",
+        "٢٤GB",
+        "24\nGB",
+        "24,5GB",
+        "inf",
+        "NVIDIA",
+        "GeForce",
+        "RTX 4090 D",
+        "NVIDIA RTX 4000",
+    ],
 )
 def test_anything_else_is_refused(text: str) -> None:
-    message = rf"--gpu {text!r} is neither a known card \(h100, h200, a100-40, rtx4090; the nearest is '.*'\) nor an "
-    with pytest.raises(InputError, match=message + "amount of memory with its unit, as in 24GB or 22.5GiB"):
+    card = r"is neither a known card \(h100, h200, a100-40, rtx4090; the nearest is '.*'\) nor an "
+    message = f"--gpu {re.escape(repr(text))} {card}amount of memory with its unit, as in 24GB or 22.5GiB"
+    with pytest.raises(InputError, match=message):
         find_card(text)
 
 
