@@ -64,11 +64,7 @@ def find_card(text: str) -> Card:
     """
     text = text.strip()
     for short, card in CARDS.items():
-        if _letters(text) in (
-            _letters(short),
-            _letters(card.name),
-            _letters(card.name.rpartition("GeForce")[2]),
-        ):
+        if _plain(text) in (_plain(short), _plain(card.name)):
             return card
     amount = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]+)", text.lower())
     if amount and amount[2] in _UNITS and float(amount[1]) > 0:
@@ -84,8 +80,9 @@ def find_card(text: str) -> Card:
     )
 
 
-def _letters(name: str) -> str:
-    return name.lower().translate({ord(" "): None, ord("-"): None})
+def _plain(name: str) -> str:
+    """A card's name without its maker, brand, spaces, hyphens and capitals."""
+    return re.sub(r"^(nvidia|geforce)+", "", re.sub(r"[ -]", "", name.lower()))
 
 
 def this_card(device: torch.device) -> Card:
