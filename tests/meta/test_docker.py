@@ -1,9 +1,17 @@
-"""The Dockerfiles say what the project does: no image is built here, but every line that can be checked is."""
+"""The Dockerfiles say what the project does: no image is built here, but every line that can be checked is.
+
+The slow tests execute the lines outside a container: in a folder that stands for /, with this Python, and with an
+environment that finds the packages of this one, so that nothing large is downloaded.
+"""
 
 import fnmatch
+import os
 import re
 import shlex
+import shutil
+import site
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -102,3 +110,117 @@ def test_every_image_is_named_in_the_documentation() -> None:
     for path in FILES:
         assert f"docker/{path.name}" in page
         assert f"docker build -f docker/{path.name} " in path.read_text(encoding="utf-8")
+
+
+PLACES = re.compile(r"(?<![\w.])/(?=(src|opt/refimpl)\b)")  # of the image that its lines write to
+APT = re.compile(
+    r"apt-get update\s+&& apt-get install --yes --no-install-recommends ([\w+ -]+?)\s+&& rm -rf /var/lib/apt/lists/\*"
+)
+
+
+def packages(line: str) -> list[str]:
+    """The Debian packages that a line installs; none where it installs none."""
+    found = APT.fullmatch(line)
+    assert found or "apt-get" not in line, line
+    return found[1].split() if found else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_packages_of_the_system_are_there(path: Path) -> None:
+    """As this machine's distribution names them; apt would install them without a conflict."""
+    if shutil.which("apt-get") is None:
+        pytest.skip("not a machine with apt")
+    wanted = sorted({name for line in runs(path) for name in packages(line)})
+    assert "g++" in wanted
+    simulated = ["apt-get", "--simulate", "--no-install-recommends", "install", *wanted]
+    done = subprocess.run(simulated, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}(apt-get update, if it knows none of them)"
+
+
+def make_environment(folder: Path) -> None:
+    """An environment that finds what this one has installed, after what is installed into it."""
+    if not (folder / "bin" / "pip").exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    (inside,) = folder.glob("lib/python*/site-packages")
+    (inside / "beside.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
+
+
+def copy_tracked(folder: Path) -> None:
+    """What `COPY .` takes: what git tracks, and nothing that was built here."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+
+
+def executed(path: Path, root: Path) -> tuple[list[str], list[str]]:
+    """Executes a Dockerfile's RUN lines below `root`, with its ARG and ENV; the lines that were, and were not.
+
+    Not executed are those that install packages of the system, those that need nvcc, and what needs their result.
+    """
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "python3").symlink_to(sys.executable)
+    environment = {"HOME": str(root), "LANG": "C.UTF-8", "PATH": f"{root}/bin:/usr/bin:/bin"}
+    if "MAX_JOBS" in os.environ:
+        environment["MAX_JOBS"] = os.environ["MAX_JOBS"]
+    if not any("-m venv" in line for line in runs(path)):  # the image's own Python
+        make_environment(root / "python")
+        environment["PATH"] = f"{root}/python/bin:{environment['PATH']}"
+    done: list[str] = []
+    left: list[str] = []
+    where = root
+    for name, arguments in instructions(path):
+        there = PLACES.sub(f"{root}/", arguments)
+        if name in ("ARG", "ENV"):
+            for word in shlex.split(there):
+                key, _, value = word.partition("=")
+                environment[key] = re.sub(r"\$\{PATH\}", environment["PATH"], value)
+        elif (name, arguments) == ("COPY", ". /src"):
+            copy_tracked(root / "src")
+        elif name == "WORKDIR":
+            where = root / arguments.lstrip("/")
+            where.mkdir(exist_ok=True)
+        elif name == "RUN":
+            needs_built = "refimpl doctor" in arguments and any("REFIMPL_CUDA=1" in line for line in left)
+            if (
+                packages(arguments)
+                or needs_built
+                or ("REFIMPL_CUDA=1" in arguments and not shutil.which("nvcc"))
+            ):
+                left.append(arguments)
+                continue
+            ended = subprocess.run(
+                ["sh", "-c", there], cwd=where, env=environment, capture_output=True, text=True, check=False
+            )
+            assert ended.returncode == 0, f"{arguments}\n{ended.stdout[-4000:]}{ended.stderr[-4000:]}"
+            if "-m venv" in arguments:
+                make_environment(root / "opt" / "refimpl")
+            done.append(arguments)
+    return done, left
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_processors_image_give_a_refimpl_that_works(tmp_path: Path) -> None:
+    """Its kernels are compiled, its doctor finds nothing wrong, and what is started by default answers."""
+    done, left = executed(FILES[0], tmp_path)
+    assert [bool(packages(line)) for line in left] == [True]
+    assert len(done) == 3
+    assert not (tmp_path / "src").exists()
+    refimpl = tmp_path / "python" / "bin" / "refimpl"
+    told = subprocess.run(
+        [refimpl, "--help"], cwd=tmp_path / "work", capture_output=True, text=True, check=True
+    )
+    assert "refimpl train" in told.stdout
+    (kernels,) = (tmp_path / "python").glob("lib/python*/site-packages/refimpl/ops/_kernels*.so")
+    assert kernels.stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_cards_image_that_need_no_nvcc(tmp_path: Path) -> None:
+    """Its environment and the requirements of the build; the line that compiles is executed where there is nvcc."""
+    done, left = executed(FILES[1], tmp_path)
+    assert [line for line in done if "pip install" in line or "-m venv" in line] == done[:2]
+    assert (tmp_path / "opt" / "refimpl" / "bin" / "pip").exists()
+    if not shutil.which("nvcc"):
+        assert [line.split()[0] for line in left if not packages(line)] == ["REFIMPL_CUDA=1", "refimpl"]
