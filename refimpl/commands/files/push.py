@@ -68,9 +68,8 @@ def push_command(arguments: list[str], program: str = "refimpl push") -> None:
     if out.exists() or out.is_symlink():
         left = "" if stays else " (left by an upload that was killed, unless you made it)"
         raise InputError(f"{out} exists already{left}; give another name with --out, or remove it first")
-    before = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that nothing half-uploaded stays here
+    # SIGTERM ends this as SIGINT does, so that the folder is removed.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         write_folder(command, settings, step, out)
         if command.dry_run:

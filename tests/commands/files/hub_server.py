@@ -11,6 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
+LATE = 5.0  # seconds
+
+
 @dataclass
 class Hub:
     """What the server was told, and how it answers."""
@@ -31,8 +34,8 @@ class Hub:
     failing: str = ""
     """requests whose path contains this fail"""
     how: int | str = 503
-    """how: a status; "half" of an answer; one that is "no JSON", "empty" or a "list"; none at all ("closed"); or one
-    that never comes ("silent")"""
+    """how: a status; "half" of an answer; one that is "no JSON", "empty" or a "list"; none at all ("closed"); or the
+    right one, but LATE ("late")"""
     over: threading.Event = field(default_factory=threading.Event)
     """set when the server ends, so that no answer is waited for any more"""
     told: Callable[[str], None] = lambda path: None
@@ -64,7 +67,13 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append(f"{self.command} {path}")
         body = self._body()
         hub.told(path)
-        if hub.failing and hub.failing in path:
+        is_failing = bool(hub.failing) and hub.failing in path
+        if is_failing and hub.how == "late":
+            if hub.over.wait(LATE):
+                self.close_connection = True
+                return
+            is_failing = False
+        if is_failing:
             self._fail(hub)
         elif needs_token and self.headers.get("authorization") != f"Bearer {hub.token}":
             self._reply(401, {"error": "Invalid username or password."})
@@ -134,8 +143,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
             self.close_connection = True
         else:
-            if hub.how == "silent":
-                hub.over.wait()
             self.close_connection = True
 
     def _body(self) -> bytes:
