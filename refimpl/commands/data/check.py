@@ -66,7 +66,7 @@ class CheckCommand:
     """For other sources: refuse files whose suffix is that of another format, such as a JPEG named .png, which are
     otherwise taken for what their bytes are."""
     allow_outside: bool = False
-    """For other sources: also read files outside their folder, which metadata files and links may name."""
+    """Also read files outside the source's folder, which metadata files, an index and links may name."""
     listed: int = 5
     """Number of problems and tags of each kind to list by name."""
     processes: int = 0

@@ -156,7 +156,7 @@ def build(
         refuse(sources, parts, found.duplicates, max_bad_share, allow_missing)
         write_table(out, found.columns, {**found.facts, **facts})
         shutil.rmtree(parts_folder, ignore_errors=True)
-    return read_table(out)
+    return read_table(out, allow_outside=options.allow_outside)
 
 
 @contextmanager
@@ -190,13 +190,13 @@ def looked_at(source: str, options: IndexOptions, processes: int) -> Iterator[Ta
     from refimpl.data.index.parallel_read import gather
 
     if is_index(source):
-        yield read_table(source)
+        yield read_table(source, allow_outside=options.allow_outside)
         return
     with tempfile.TemporaryDirectory() as folder:
         found = merged(gather((source,), options, Path(folder), processes))
         path = Path(folder) / "index"
         write_table(path, found.columns, found.facts)
-        yield read_table(path)
+        yield read_table(path, allow_outside=options.allow_outside)
 
 
 def cores() -> int:
