@@ -92,12 +92,29 @@ def open_store(folder: Path) -> Store:
     return Store(folder, manifest, {name: tensor.numpy() for name, tensor in lookup.tensors.items()})
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """What has the name of a shard in a folder, which is named after its kind; other files are the user's own."""
+    return sorted(path for path in folder.glob(f"{folder.name}-*.safetensors") if not path.is_dir())
+
+
+def refuse_newer(folder: Path) -> None:
+    """Raises InputError for a cache of a newer format, which this version would write over."""
+    try:
+        table = parsed_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = table["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # none, or a damaged one, which a new one takes the place of
+    if type(version) is int and version > FORMAT:
+        raise InputError(
+            f"{folder / MANIFEST} has format {version}, of a newer version; this one writes {FORMAT}: name another "
+            "folder, or update"
+        )
+
+
 def scan(folder: Path, encoding: Mapping[str, Any]) -> tuple[list[Shard], dict[Path, InputError]]:
     """The shards made so far with an encoding, in order of name, and what is wrong with each damaged file."""
     wanted, shards, bad = fingerprint(encoding), [], {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name.startswith(LOOKUP):
-            continue
+    for path in shard_files(folder):
         try:
             shard = map_shard(path)
             if shard.metadata.get(ENCODING) == wanted:

@@ -164,7 +164,10 @@ def _alone_in(folder: Path, out: Path) -> Iterator[None]:
     """Holds the folder's lock, which the system releases when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("wb")
+        flags = (
+            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        )  # a link is not followed to some other file of the user's
+        file = os.fdopen(os.open(folder / "lock", flags, 0o666), "rb+")
     except OSError as error:
         raise InputError(
             f"could not write {folder}: {error.strerror}; choose another place for {out}"
