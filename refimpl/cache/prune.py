@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from refimpl.cache.files import write_manifest, write_shard
-from refimpl.errors import InputError
 from refimpl.storage.shards import Shard, map_shard, verify_shard
 from refimpl.storage.store import LOOKUP, Int64s, Store, open_store, shard_files
 
@@ -55,14 +54,13 @@ def _compacted(store: Store, folder: Path) -> tuple[list[Shard], list[Int64s]]:
     """The manifest's shards without the rows that nothing uses; and for each, where its former rows are now."""
     numbers, rows = (store.lookup[name].reshape(-1) for name in ("shards", "rows"))
     shards, places = [], []
-    lost = f"{folder / store.manifest.lookup}: it points to what is not there; run `refimpl cache` again"
     if not bool(((numbers >= 0) & (numbers < len(store.manifest.shards)) & (rows >= 0)).all()):
-        raise InputError(lost)
+        raise store.lost()
     for number in range(len(store.manifest.shards)):
         shard, used = store.shard(number), np.unique(rows[numbers == number]).astype(np.int64)
         count = len(next(iter(shard.tensors.values())))
         if used.size and used[-1] >= count:
-            raise InputError(lost)
+            raise store.lost()
         place = np.full(count, -1, np.int64)
         place[used] = np.arange(len(used))
         places.append(place)

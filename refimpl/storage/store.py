@@ -57,10 +57,24 @@ class Store:
     _mapped: dict[int, Shard] = field(default_factory=dict)
 
     def shard(self, number: int) -> Shard:
-        """The shard with this number in the manifest. Raises InputError when it is gone or damaged."""
+        """The shard with this number in the manifest. Raises InputError when there is none, or it is damaged."""
         if number not in self._mapped:
+            if not 0 <= number < len(self.manifest.shards):
+                raise self.lost()
             self._mapped[number] = map_shard(self.folder / self.manifest.shards[number])
         return self._mapped[number]
+
+    def place(self, entry: int | tuple[int, int]) -> tuple[Shard, int]:
+        """The shard of an entry of the lookup, and its row there. Raises InputError when there is none."""
+        shard, row = self.shard(int(self.lookup["shards"][entry])), int(self.lookup["rows"][entry])
+        if not 0 <= row < len(next(iter(shard.tensors.values()))):
+            raise self.lost()
+        return shard, row
+
+    def lost(self) -> InputError:
+        """The error for a lookup that is not that of the shards."""
+        name = self.folder / self.manifest.lookup
+        return InputError(f"{name}: it points to what is not there; run `refimpl cache` again")
 
 
 def open_store(folder: Path) -> Store:
