@@ -226,13 +226,17 @@ def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None
     """
     import numpy as np
 
+    from refimpl.data.index.index_file import is_index
     from refimpl.data.survey.plan_survey import PlannedEpoch, survey_plans
     from refimpl.data.survey.survey import changed_files, survey
     from refimpl.report.data_page import survey_lines, survey_page
+    from refimpl.storage.store import listed
 
     plans: list[PlannedEpoch] = []
     refused = asked.no_batch
     with looked_at(asked.source, asked.options, command.processes or cores()) as table:
+        if is_index(asked.source):  # which may come from elsewhere, and says itself what it reads
+            print(f"its images are in {listed(sorted({path for _, path, *_ in table.facts['containers']}))}")
         found = survey(table, asked.buckets, asked.metric, asked.limit, command.listed)
         for bad in changed_files(table) if command.files else []:
             found.problems.setdefault(bad.kind, []).append(bad)

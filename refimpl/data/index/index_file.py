@@ -210,8 +210,12 @@ def _check(table: Table) -> None:
             raise ValueError(
                 f"{values} has {len(arrays[values])} entries, which is not where its last one ends"
             )
-    if not all(len(container) == 4 for container in table.facts["containers"]):
-        raise ValueError("containers without a kind, a path, a column and a size")
+    for container in table.facts["containers"]:
+        kind, path, column, size = container
+        if kind not in (FILES, TAR, PARQUET) or not isinstance(path, str) or not isinstance(column, str):
+            raise ValueError(f"a container without a kind, a path and a column: {container!r:.100}")
+        if type(size) is not int:
+            raise ValueError(f"a container without a size: {container!r:.100}")
     table.facts["classes"][:0]
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from refimpl.commands.data.tags import tags_command
 from refimpl.data.images.decode import BadImage
 from refimpl.data.index import inside
 from refimpl.data.index.data_set import index_of, read_index, read_source
-from refimpl.data.index.index_file import read_table
+from refimpl.data.index.index_file import read_table, write_table
 from refimpl.data.index.inside import leads_outside
 from refimpl.data.index.record import IndexOptions
 from refimpl.data.survey.survey import changed_files
@@ -141,7 +142,30 @@ def test_an_index_that_names_a_file_outside_is_refused_by_every_reader(
     allowed = replace(config, data=replace(config.data, allow_outside=True))
     assert len(read_stage(allowed, stage).index) == len(read_index(made, allow_outside=True)) == 1
     assert not browse(made, allowed).problem
-    assert capsys.readouterr().err == ""
+    out, err = capsys.readouterr()
+    assert f"its images are in {folder}\n" in out  # which the index says itself
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        ["files", 7, "", -1],
+        ["files", "/", 7, -1],
+        ["files", "/", "", "x"],
+        ["links", "/", "", -1],
+        [],
+        7,
+        None,
+    ],
+)
+def test_an_index_whose_folders_are_none_is_damaged(container: Any, folder: Path, tmp_path: Path) -> None:
+    made = indexed(metadata_jsonl(folder, "good.png"), tmp_path / "index")
+    table = read_table(made)
+    columns = {name: (array.dtype, array.shape, [array]) for name, array in table.arrays.items()}
+    write_table(tmp_path / "other", columns, {**table.facts, "containers": [container]})
+    with pytest.raises(InputError, match="is not a whole index"):
+        read_source(tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["file.png", "there/x.png"])
