@@ -109,12 +109,13 @@ def test_photographs_are_cached_by_a_run_that_was_killed(
     assert len({hashlib.sha256(jpeg).digest() for jpeg in jpegs}) == images
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + PATIENCE
-    while (cached := _cached(out)) < images / 2:
+    while _cached(out) < images / 2:
         assert process.poll() is None, "the run ended before it was killed"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    cached = _cached(out)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("latents/latents-*.safetensors")}
     assert not (out / "latents" / "cache.json").exists()
     rows = {"continued": _run(command)}

@@ -20,8 +20,12 @@ from refimpl.data.images.decode import BadImage
 Real = Callable[[str], str]
 """os.path.realpath of a folder, or a cache in front of it."""
 CHUNK = 2**18  # names looked at once
-real_folder: Real = functools.lru_cache(maxsize=4096)(os.path.realpath)
-"""os.path.realpath that looks at each folder once in the life of the process."""
+
+
+@functools.lru_cache(maxsize=4096)
+def real_folder(folder: str) -> str:
+    """os.path.realpath, which looks at each folder once in the life of the process."""
+    return os.path.realpath(folder)
 
 
 def leads_outside(root: str, path: str, real: Real = os.path.realpath) -> bool:
