@@ -1,6 +1,7 @@
 """Hostile inputs of the commands that write: one message, nothing half-written, and what was there stays."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import resource
 import shutil
 import signal
 import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from tests.hostile.crafted import entry, header
 from tests.interop.checkpoints import working
 from tests.train.processes import run_and_kill
 
+BOMB_MIB = 64  # unpacked
 BIAS = "model.diffusion_model.out.2.bias"
 Change = Callable[[dict[str, Tensor]], object]
 
@@ -59,6 +62,18 @@ def edited(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
         path.write_bytes(container(change(content[8 : 8 + length]), content[8 + length :]))
 
     return write
+
+
+def bomb() -> bytes:
+    """A zip of zeros."""
+    content, zeros = io.BytesIO(), bytes(2**20)
+    with (
+        zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("archive/data/0", "w", force_zip64=True) as file,
+    ):
+        for _ in range(BOMB_MIB):
+            file.write(zeros)
+    return content.getvalue()
 
 
 def repeated(head: bytes) -> bytes:
@@ -99,6 +114,7 @@ INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no part at all": (written(container(header(x=entry([1], [0, 4])), bytes(4))), "x"),
     "a pickle": (written(PICKLE), "pickle"),
     "an archive of torch.save": (written(torch_archive()), "zip|pickle|torch"),
+    "a zip that unpacks to hundreds of times its size": (lambda path: path.write_bytes(bomb()), "zip|pickle|torch"),
     "names that are not UTF-8": (written(container(b'{"\xff\xfe":0}')), "not"),
     "names with escapes": (
         changed(lambda t: t.update({ESCAPES.replace("\0", ""): torch.zeros(1)})), r"\\x1b"),
