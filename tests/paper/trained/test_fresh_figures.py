@@ -20,4 +20,5 @@ def test_they_are_the_figures_measures_on_other_seeds(monkeypatch, tmp_path):
 
 
 def test_every_effect_of_the_figures_is_predicted_again():
-    assert tuple(f"{name}, fresh networks" for name in small_figures.PREDICTED) == fresh_figures.PREDICTED
+    expected = tuple(f"{name}, fresh networks" for name in small_figures.PREDICTED)
+    assert expected == fresh_figures.PREDICTED
