@@ -22,9 +22,8 @@ from benchmarks.timing import write
 from refimpl.commands.data.index import build
 from refimpl.data.captions import parse_caption
 from refimpl.data.index.builder import packed_strings
-from refimpl.data.index.columns import FILES
 from refimpl.data.index.data_set import read_folder, read_index
-from refimpl.data.index.index_file import NUMBERS, Shaped, write_table
+from refimpl.data.index.index_file import FILES, NUMBERS, Shaped, write_table
 from refimpl.data.index.layouts.folder import units
 from refimpl.data.index.parallel_read import read_unit
 from refimpl.data.index.record import IndexOptions

@@ -157,3 +157,28 @@ def vae_table(result: dict | None) -> list[str]:
         "|---|--:|--:|--:|--:|",
         *rows,
     ]
+
+
+def photographs_table(result: dict | None) -> list[str]:
+    """Photographs cached at SDXL's sizes: by a run that was killed midway and continued, and by one that was not."""
+    if result is None:
+        return []
+    left = {"continued": result["images"] - result["cached_when_killed"], "uninterrupted": result["images"]}
+    rows = [
+        f"| {name} | {left[name]} | {row['seconds']:.0f} | {row['processor_seconds']:.0f} | "
+        f"{row['peak_bytes'] / 2**30:.2f} |"
+        for name, row in result["rows"].items()
+    ]
+    return [
+        "",
+        "## Photographs cached at SDXL's sizes",
+        "",
+        f"`refimpl cache` of {result['images']} photographs in {result['buckets']} of SDXL's buckets, through the "
+        "tiny autoencoder and the tiny text towers, one thread. A run was killed when "
+        f"{result['cached_when_killed']} were in its shards, and the same command *continued* it, to the bytes of an "
+        "*uninterrupted* one.",
+        "",
+        "| | images encoded | s | processor, s | memory, GiB |",
+        "|---|--:|--:|--:|--:|",
+        *rows,
+    ]

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.gpu_tables import gpu_runs, gpu_section
 from benchmarks.shapes import LATENT_1024
-from benchmarks.summaries import GOALS, decoder_table, goal_table, vae_table
+from benchmarks.summaries import GOALS, decoder_table, goal_table, photographs_table, vae_table
 from benchmarks.timing import RESULTS
 
 HERE = Path(__file__).parent
@@ -222,6 +222,7 @@ def main() -> None:
     lines += goal_table({name: load(name) for name in GOALS})
     lines += decoder_table(load("decoder"))
     lines += vae_table(load("vae"))
+    lines += photographs_table(load("photographs"))
     (HERE / "README.md").write_text("\n".join(lines) + "\n")
     print(f"wrote {HERE / 'README.md'}")
 

@@ -14,6 +14,7 @@ from refimpl.interop.run.run_folder import write_config
 from refimpl.run.presets import load_config
 from refimpl.tables import to_table
 
+WIDTH = 135  # columns
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -84,3 +85,19 @@ def test_the_reading_order_is_short_and_on_the_first_screen() -> None:
     assert 8 <= len(files) <= 12
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 1500
     assert "#reading-order" in "\n".join(README.splitlines()[:20])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs", "docs/guides", "docs/paper"])
+def test_lines_fit_a_window(page: str) -> None:
+    """Of what is written by hand: not of tables, nor of the pages that commands write."""
+    place = ROOT / page
+    pages = sorted(place.glob("*.md")) if place.is_dir() else [place]
+    written = {"claims.md", "conformance.md"}
+    wide = [
+        f"{path.name}: {line}"
+        for path in pages
+        if path.name not in written
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if len(line) > WIDTH and not line.startswith("|")
+    ]
+    assert wide == []

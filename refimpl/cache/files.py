@@ -14,12 +14,25 @@ from tqdm import tqdm
 from refimpl.errors import InputError
 from refimpl.storage.atomic import remove_unfinished, replace_text, replaced_file
 from refimpl.storage.shards import Shard, shard_bytes, verify_shard
-from refimpl.storage.store import ENCODING, FORMAT, LOOKUP, MANIFEST, Manifest, fingerprint, scan
+from refimpl.storage.store import (
+    ENCODING,
+    FORMAT,
+    LOOKUP,
+    MANIFEST,
+    Manifest,
+    fingerprint,
+    refuse_newer,
+    scan,
+)
 
 
 def clean_folder(folder: Path, encoding: dict[str, Any], verify: bool) -> None:
-    """Removes files that a killed run left half written, and damaged shards, whose entries are then encoded again."""
+    """Removes files that a killed run left half written, and damaged shards, whose entries are then encoded again.
+
+    Raises InputError for a cache of a newer format, which stays as it is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_newer(folder)
     remove_unfinished(folder)
     shards, bad = scan(folder, encoding)
     for shard in shards if verify else ():

@@ -91,9 +91,7 @@ class LatentCache:
     def entry(self, row: int, crop: int, mirrored: bool) -> tuple[Tensor, Tensor]:
         """Latent [C, h, w] and size_ints [6] of an image's entry: views of the mapped file."""
         number = crop * (1 + self.flips) + mirrored
-        lookup = self.store.lookup
-        shard = self.store.shard(int(lookup["shards"][row, number]))
-        place = int(lookup["rows"][row, number])
+        shard, place = self.store.place((row, number))
         return shard.tensors["latents"][place], shard.tensors["size_ints"][place]
 
 

@@ -1,5 +1,7 @@
 """Removes from a finished cache what its manifest does not name: other images, other settings (not from a paper).
 
+Files that have not the name of a shard or a lookup are the user's own, and stay.
+
 A shard of which only some rows are still in use is written again with these alone. The order makes it safe to be
 killed: new shards first, then the lookup and the manifest that name them, then what nothing names is deleted. At
 every moment the manifest names whole shards only, and another run takes up what was left.
@@ -12,7 +14,7 @@ import torch
 
 from refimpl.cache.files import write_manifest, write_shard
 from refimpl.storage.shards import Shard, map_shard, verify_shard
-from refimpl.storage.store import Int64s, Store, open_store
+from refimpl.storage.store import LOOKUP, Int64s, Store, open_store, shard_files
 
 KEYS = {"latents": ("sample_ids", "entries", "contents"), "text": ("captions",)}
 """Kind → the columns of a shard that tell its entries apart, and after which it is named."""
@@ -22,7 +24,7 @@ def prune(folder: Path) -> dict[str, int]:
     """Removes what the cache of one kind holds beside its manifest; the folder's name is the kind.
 
     returns  counts to print: pruned_files, those deleted or written again; pruned_bytes
-    Raises InputError when the cache is unfinished, or a shard that has to be written again is damaged.
+    Raises InputError when the cache is unfinished, its lookup is damaged, or a shard is that has to be written again.
     """
     store = open_store(folder)
     before = _sizes(folder)
@@ -43,17 +45,22 @@ def prune(folder: Path) -> dict[str, int]:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Name → bytes of all shards and lookups in the folder."""
-    return {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    """Name → bytes of all shards and lookups in the folder; of a link, its own."""
+    files = [*shard_files(folder), *folder.glob(f"{LOOKUP}*.safetensors")]
+    return {path.name: path.lstat().st_size for path in files}
 
 
 def _compacted(store: Store, folder: Path) -> tuple[list[Shard], list[Int64s]]:
     """The manifest's shards without the rows that nothing uses; and for each, where its former rows are now."""
     numbers, rows = (store.lookup[name].reshape(-1) for name in ("shards", "rows"))
     shards, places = [], []
+    if not bool(((numbers >= 0) & (numbers < len(store.manifest.shards)) & (rows >= 0)).all()):
+        raise store.lost()
     for number in range(len(store.manifest.shards)):
         shard, used = store.shard(number), np.unique(rows[numbers == number]).astype(np.int64)
         count = len(next(iter(shard.tensors.values())))
+        if used.size and used[-1] >= count:
+            raise store.lost()
         place = np.full(count, -1, np.int64)
         place[used] = np.arange(len(used))
         places.append(place)

@@ -68,9 +68,7 @@ class TextCache:
 
     def states(self, row: int) -> tuple[Tensor, Tensor]:
         """Context [77·c, D] and pooled state [P]: views of the mapped file."""
-        lookup = self.store.lookup
-        shard = self.store.shard(int(lookup["shards"][row]))
-        place = int(lookup["rows"][row])
+        shard, place = self.store.place(row)
         return shard.tensors["context"][place], shard.tensors["pooled"][place]
 
 

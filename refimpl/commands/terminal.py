@@ -147,6 +147,8 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
         return "", BROKEN_PIPE
     if isinstance(error, OSError) and error.errno in REFUSED:
         return f"error: {refused_write(error.filename or 'a file', error)}", BAD_INPUT
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"error: {error.filename}: {error.strerror}; give a shorter one", BAD_INPUT
     if isinstance(error, OSError) and error.errno in FAILING:
         where = error.filename or "a file"
         reason = f"could not read or write {where}: {error.strerror}; its disk or mount fails, see the system's log"

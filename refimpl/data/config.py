@@ -60,8 +60,8 @@ class DataConfig:
     """Held-out images in any of the same layouts: the loss is measured on them and they are never trained on. Empty
     for none."""
     allow_outside: bool = False
-    """Also read images and captions outside their data set's folder, which metadata files and symbolic links may
-    name. An index file was made with its own choice (`refimpl data index --allow-outside`)."""
+    """Also read images and captions outside their data set's folder, which metadata files, index files and symbolic
+    links may name."""
     demo: bool = False
     """Draw the demonstration data set when `folder` does not exist."""
     allow_missing: bool = False

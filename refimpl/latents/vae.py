@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from refimpl.errors import InputError
 from refimpl.latents.config import VAEConfig
-from refimpl.latents.strips import decode_in_strips, encode_in_strips
+from refimpl.latents.tiling import decode_in_strips, encode_in_strips
 from refimpl.latents.vae_blocks import NORM_EPS, Level, Middle
 
 LOGVAR_RANGE = (-30.0, 20.0)  # of the posterior, as in the published autoencoder: exp stays finite
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
     def in_strips(self, images: Tensor, rows: int) -> Tensor:
-        """The same in strips of `rows` rows (a multiple of the factor f); see refimpl.latents.strips."""
+        """The same in strips of `rows` rows (a multiple of the factor f); see refimpl.latents.tiling."""
         return encode_in_strips(self.conv_in, self.down, self.mid, self.norm_out, self.conv_out, images, rows)
 
 
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def in_strips(self, latents: Tensor, rows: int) -> Tensor:
-        """The same in strips of `rows` rows; see refimpl.latents.strips."""
+        """The same in strips of `rows` rows; see refimpl.latents.tiling."""
         return decode_in_strips(
             self.conv_in, self.mid, reversed(self.up), self.norm_out, self.conv_out, latents, rows
         )
@@ -91,7 +91,7 @@ class VAE(nn.Module):
 
         images   [B, 3, H, W]  float in [−1, 1]; H, W multiples of the factor
         tile     px, a multiple of the factor and at least twice it: every layer is applied to tiles as wide as the
-                 picture and this high, which takes less memory and more time (refimpl.latents.strips). The result
+                 picture and this high, which takes less memory and more time (refimpl.latents.tiling). The result
                  is that of the whole picture but for the order in which sums are rounded, and bitwise equal to it
                  when one tile covers the picture
         returns  mean, logvar  [B, 4, H/f, W/f]; logvar clamped to −30..20

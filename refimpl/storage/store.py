@@ -57,10 +57,24 @@ class Store:
     _mapped: dict[int, Shard] = field(default_factory=dict)
 
     def shard(self, number: int) -> Shard:
-        """The shard with this number in the manifest. Raises InputError when it is gone or damaged."""
+        """The shard with this number in the manifest. Raises InputError when there is none, or it is damaged."""
         if number not in self._mapped:
+            if not 0 <= number < len(self.manifest.shards):
+                raise self.lost()
             self._mapped[number] = map_shard(self.folder / self.manifest.shards[number])
         return self._mapped[number]
+
+    def place(self, entry: int | tuple[int, int]) -> tuple[Shard, int]:
+        """The shard of an entry of the lookup, and its row there. Raises InputError when there is none."""
+        shard, row = self.shard(int(self.lookup["shards"][entry])), int(self.lookup["rows"][entry])
+        if not 0 <= row < len(next(iter(shard.tensors.values()))):
+            raise self.lost()
+        return shard, row
+
+    def lost(self) -> InputError:
+        """The error for a lookup that is not that of the shards."""
+        name = self.folder / self.manifest.lookup
+        return InputError(f"{name}: it points to what is not there; run `refimpl cache` again")
 
 
 def open_store(folder: Path) -> Store:
@@ -92,12 +106,29 @@ def open_store(folder: Path) -> Store:
     return Store(folder, manifest, {name: tensor.numpy() for name, tensor in lookup.tensors.items()})
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """What has the name of a shard in a folder, which is named after its kind; other files are the user's own."""
+    return sorted(path for path in folder.glob(f"{folder.name}-*.safetensors") if not path.is_dir())
+
+
+def refuse_newer(folder: Path) -> None:
+    """Raises InputError for a cache of a newer format, which this version would write over."""
+    try:
+        table = parsed_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = table["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # none, or a damaged one, which a new one takes the place of
+    if type(version) is int and version > FORMAT:
+        raise InputError(
+            f"{folder / MANIFEST} has format {version}, of a newer version; this one writes {FORMAT}: name another "
+            "folder, or update"
+        )
+
+
 def scan(folder: Path, encoding: Mapping[str, Any]) -> tuple[list[Shard], dict[Path, InputError]]:
     """The shards made so far with an encoding, in order of name, and what is wrong with each damaged file."""
     wanted, shards, bad = fingerprint(encoding), [], {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name.startswith(LOOKUP):
-            continue
+    for path in shard_files(folder):
         try:
             shard = map_shard(path)
             if shard.metadata.get(ENCODING) == wanted:

@@ -146,7 +146,7 @@ def browse(source: Path, config: Config) -> Browsed:
         return Browsed(source, config, f"{source} {absent}; {advice}")
     stamp = _stamp(source)
     try:
-        table = read_table(source)
+        table = read_table(source, allow_outside=config.data.allow_outside)
         buckets = config.all_stages()[-1].buckets.sizes()
         bucket_of, flags = _assigned(table, buckets, config)
     except InputError as error:

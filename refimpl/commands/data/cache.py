@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,12 +168,13 @@ def alone_in(out: Path, world: World) -> Iterator[None]:
 
     Raises InputError on every rank when another run holds it, or the folder can't be made.
     """
-    held = []
+    held: list[int] = []  # descriptors: on rank 0, one
 
     def lock() -> None:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            held.append((out / LOCK).open("w"))
+            # A link in a folder from elsewhere is not followed: the lock would be some other file of the user's.
+            held.append(os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
             fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
@@ -185,8 +187,8 @@ def alone_in(out: Path, world: World) -> Iterator[None]:
         world.on_main(lock)
         yield
     finally:
-        for file in held:
-            file.close()
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def _say(world: World, row: dict[str, object]) -> None:

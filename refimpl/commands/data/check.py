@@ -66,7 +66,7 @@ class CheckCommand:
     """For other sources: refuse files whose suffix is that of another format, such as a JPEG named .png, which are
     otherwise taken for what their bytes are."""
     allow_outside: bool = False
-    """For other sources: also read files outside their folder, which metadata files and links may name."""
+    """Also read files outside the source's folder, which metadata files, an index and links may name."""
     listed: int = 5
     """Number of problems and tags of each kind to list by name."""
     processes: int = 0
@@ -226,13 +226,17 @@ def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None
     """
     import numpy as np
 
+    from refimpl.data.index.index_file import is_index
     from refimpl.data.survey.plan_survey import PlannedEpoch, survey_plans
     from refimpl.data.survey.survey import changed_files, survey
     from refimpl.report.data_page import survey_lines, survey_page
+    from refimpl.storage.store import listed
 
     plans: list[PlannedEpoch] = []
     refused = asked.no_batch
     with looked_at(asked.source, asked.options, command.processes or cores()) as table:
+        if is_index(asked.source):  # which may come from elsewhere, and says itself what it reads
+            print(f"its images are in {listed(sorted({path for _, path, *_ in table.facts['containers']}))}")
         found = survey(table, asked.buckets, asked.metric, asked.limit, command.listed)
         for bad in changed_files(table) if command.files else []:
             found.problems.setdefault(bad.kind, []).append(bad)

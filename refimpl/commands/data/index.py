@@ -156,7 +156,7 @@ def build(
         refuse(sources, parts, found.duplicates, max_bad_share, allow_missing)
         write_table(out, found.columns, {**found.facts, **facts})
         shutil.rmtree(parts_folder, ignore_errors=True)
-    return read_table(out)
+    return read_table(out, allow_outside=options.allow_outside)
 
 
 @contextmanager
@@ -164,7 +164,10 @@ def _alone_in(folder: Path, out: Path) -> Iterator[None]:
     """Holds the folder's lock, which the system releases when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("wb")
+        flags = (
+            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        )  # a link is not followed to some other file of the user's
+        file = os.fdopen(os.open(folder / "lock", flags, 0o666), "rb+")
     except OSError as error:
         raise InputError(
             f"could not write {folder}: {error.strerror}; choose another place for {out}"
@@ -190,13 +193,13 @@ def looked_at(source: str, options: IndexOptions, processes: int) -> Iterator[Ta
     from refimpl.data.index.parallel_read import gather
 
     if is_index(source):
-        yield read_table(source)
+        yield read_table(source, allow_outside=options.allow_outside)
         return
     with tempfile.TemporaryDirectory() as folder:
         found = merged(gather((source,), options, Path(folder), processes))
         path = Path(folder) / "index"
         write_table(path, found.columns, found.facts)
-        yield read_table(path)
+        yield read_table(path, allow_outside=options.allow_outside)
 
 
 def cores() -> int:

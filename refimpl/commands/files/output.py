@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from refimpl.interop.any_checkpoint import Opened
+    from refimpl.interop.checkpoint import Checkpoint
     from refimpl.text.tokenizer import Tokenizer
 
 DTYPES = ("fp16", "bf16", "fp32")
@@ -49,13 +50,17 @@ def check_paths(source: Path, out: Path, format: str) -> bool:
     """Whether a single file is asked for. Raises InputError when the paths cannot be used."""
     from refimpl.interop import any_checkpoint
 
-    any_checkpoint.kind_of(source)  # it exists
+    kind = any_checkpoint.kind_of(source)  # it exists
     if out.exists() and out.samefile(source):
         raise InputError(f"{out} is both what is read and what would be written; give another name")
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already; give another name, or remove it first")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a folder; make it first")
+    folder, read = out.parent.resolve(), source.resolve()
+    is_beside_steps = kind == any_checkpoint.RUN and folder == read and (read / "checkpoints").is_dir()
+    if source.is_dir() and folder.is_relative_to(read) and not is_beside_steps:
+        raise InputError(f"{out} lies in {source}, which is only read; give a name outside of it")
     single = format == "single_file" or (format == "auto" and out.suffix == SUFFIX)
     if single and out.suffix != SUFFIX:
         raise InputError(f"{out} would be a single file, and must end in {SUFFIX} for other tools to open it")
@@ -72,6 +77,7 @@ def write_opened(command: Output, opened: Opened, source: Path, out: Path, singl
     from refimpl.latents.scale_shift import SDXL_DEFAULT
 
     checkpoint, dtype, tokenizer = opened.checkpoint, dtype_named(command.dtype), None
+    check_finite(checkpoint, source)
     if single:
         single_file.save(checkpoint, out, dtype)
         if checkpoint.scale_shift != SDXL_DEFAULT:
@@ -94,6 +100,26 @@ def write_opened(command: Output, opened: Opened, source: Path, out: Path, singl
         print(f"{out}: written")
     say_for_diffusers(out, checkpoint, single, has_tokenizer=tokenizer is not None)
     say_cleaning(opened.tokenizer)
+
+
+def check_finite(checkpoint: Checkpoint, source: Path) -> None:
+    """Raises InputError for a stored weight that is NaN or infinite; what is computed in writing is not looked at."""
+    import torch
+
+    from refimpl.storage.safetensors_file import CHUNK
+    from refimpl.storage.streaming import Deferred
+
+    for part in ("unet", "vae", "text_l", "text_g"):
+        for name, tensor in (getattr(checkpoint, part) or {}).items():
+            if isinstance(tensor, Deferred) or not tensor.is_floating_point():
+                continue
+            for piece in tensor.detach().flatten().split(CHUNK):
+                wide = piece.float() if piece.dtype.itemsize == 1 else piece
+                if not bool(torch.isfinite(wide).all()):
+                    raise InputError(
+                        f"{source}: {part} tensor {name} has values that are not finite (NaN or infinity), and so "
+                        "would every picture be; give a checkpoint from before they came up"
+                    )
 
 
 def _tokenizer(given: str, opened: Opened, source: Path) -> Tokenizer | Path | None:

@@ -11,8 +11,7 @@ import numpy as np
 from refimpl.data.captions import Tags
 from refimpl.data.images.archives import Packed, ParquetCell
 from refimpl.data.images.decode import BadImage
-from refimpl.data.index.columns import FILES, PARQUET, TAR
-from refimpl.data.index.index_file import NUMBERS, STRINGS, Table
+from refimpl.data.index.index_file import FILES, NUMBERS, PARQUET, STRINGS, TAR, Table
 
 Container = tuple[str, str, str, int]  # kind, path, column, bytes
 

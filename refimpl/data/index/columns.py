@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from refimpl.data.captions import Tags
 from refimpl.data.images.archives import Packed, ParquetCell, TarMember
-from refimpl.data.index.index_file import Table
+from refimpl.data.index.index_file import PARQUET, TAR, Table
+from refimpl.data.index.inside import real_folder, refuse_outside
 from refimpl.errors import InputError
 
 T = TypeVar("T")
 Rows = npt.NDArray[np.integer]
-FILES, TAR, PARQUET = "files", "tar", "parquet"  # kinds of containers
 
 
 class Column(Sequence[T]):
@@ -91,7 +91,10 @@ class Captions(Column[str]):
 
 
 class Places(Column[Path | Packed]):
-    """The source of each image, as `images.decode` takes it: a path, or a place in an archive."""
+    """The source of each image, as `images.decode` takes it: a path, or a place in an archive.
+
+    Asking for a file outside its folder, behind a link perhaps, raises BadImage unless the table allows it.
+    """
 
     def _entry(self, row: int) -> Path | Packed:
         arrays = self.table.arrays
@@ -106,6 +109,8 @@ class Places(Column[Path | Packed]):
             return TarMember(path, name, int(arrays["offset"][row]), int(arrays["size"][row]), size)
         if kind == PARQUET:
             return ParquetCell(path, name, column, int(arrays["offset"][row]), size)
+        if not self.table.allow_outside:
+            refuse_outside(path, name, self.table.path, real_folder)
         return Path(path) / name
 
 

@@ -82,12 +82,12 @@ def index_of(table: Table) -> Index:
     )
 
 
-def read_index(path: str | os.PathLike[str]) -> Index:
+def read_index(path: str | os.PathLike[str], allow_outside: bool = False) -> Index:
     """An index written by `refimpl data index`, memory-mapped.
 
-    Raises InputError for a file that is not an index, is damaged, or comes from a newer version.
+    Raises InputError as `read_table` does.
     """
-    return index_of(read_table(path))
+    return index_of(read_table(path, allow_outside=allow_outside))
 
 
 def read_source(
@@ -100,11 +100,11 @@ def read_source(
 
     tag_classes    classes that a tag may name as its prefix
     allow_missing  give an image without a caption an empty one
-    allow_outside  also read files outside the data set's folder; an index file has been made with its own choice
+    allow_outside  also read files outside the data set's folder; of an index, outside the folders that it gives
     Raises InputError as `read_index` and `read_folder` do, and for an index that was made without one of the classes.
     """
     if is_index(source):
-        table = read_table(source)
+        table = read_table(source, allow_outside=allow_outside)
         known = table.facts.get("tag_classes", tag_classes)
         missing = [name for name in tag_classes if name not in known]
         if missing:

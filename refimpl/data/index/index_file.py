@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.data.index.inside import real_folder, refuse_outside, unusual_names
 from refimpl.errors import InputError
 from refimpl.storage.atomic import replaced_file
 from refimpl.storage.safetensors_header import Entry, Header, Pieces, Reader, opened, write_container
@@ -26,6 +27,7 @@ RELEASE_EVERY = 1024  # entries read; the system maps some 64 KiB around each, s
 READER = Reader("index", "make it again with: refimpl data index FOLDER -o INDEX")
 _CODES = {"<i8": "I64", "<i4": "I32", "<i2": "I16", "|u1": "U8"}
 _DTYPES = {code: np.dtype(kind) for kind, code in _CODES.items()}
+FILES, TAR, PARQUET = "files", "tar", "parquet"  # kinds of containers
 STRINGS = ("id", "name", "caption", "tag_name", "bad_path", "bad_reason", "bad_kind")
 NUMBERS = {  # column → dtype, one entry per image
     "container": np.int32,  # which of facts["containers"] holds the image
@@ -45,12 +47,14 @@ class Table:
     facts   containers: a list of [kind, path, column, bytes]; classes: names of the tag classes
     path    the file that the arrays are read from; empty for a table in memory
     memory  its memory map, if any
+    allow_outside  whether an image may lie outside the folder that the table gives for it (see `inside`)
     """
 
     arrays: Mapping[str, npt.NDArray[Any]]
     facts: Mapping[str, Any]
     path: str = ""
     memory: "_Mapping | None" = None
+    allow_outside: bool = False
 
     def __len__(self) -> int:
         return len(self.arrays["width"])
@@ -62,7 +66,9 @@ class Table:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A table backed by a file is pickled as its path."""
-        return (read_table, (self.path,)) if self.path else (Table, (dict(self.arrays), dict(self.facts)))
+        if self.path:
+            return read_table, (self.path, True, self.allow_outside)
+        return Table, (dict(self.arrays), dict(self.facts), "", None, self.allow_outside)
 
 
 class _Mapping:
@@ -107,12 +113,12 @@ def _bytes_of(pieces: Iterable[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Itera
 
 
 def in_memory(columns: Mapping[str, Shaped], facts: Mapping[str, Any]) -> Table:
-    """The same columns as a table."""
+    """The same columns as a table, of images that were found by the rule of `inside` just now."""
     arrays = {
         name: np.concatenate([np.empty((0, *shape[1:]), dtype), *pieces]).astype(dtype, copy=False)
         for name, (dtype, shape, pieces) in columns.items()
     }
-    return Table(arrays, dict(facts))
+    return Table(arrays, dict(facts), allow_outside=True)
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:
@@ -144,11 +150,13 @@ class _OnDisk(Mapping[str, npt.NDArray[Any]]):
         return len(self.header.entries)
 
 
-def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
-    """Memory-map an index file; little but its header is read.
+def read_table(path: str | os.PathLike[str], mapped: bool = True, allow_outside: bool = False) -> Table:
+    """Memory-map an index file; little but its header and the images' names is read.
 
-    mapped  if False, each access reads a whole column instead, so that thousands of tables need no open files
-    Raises InputError for a file that is not an index, is damaged or truncated, or comes from a newer version.
+    mapped         if False, each access reads a whole column instead, so that thousands of tables need no open files
+    allow_outside  accept images outside the folders that the index gives for them
+    Raises InputError for a file that is not an index, is damaged or truncated, or comes from a newer version, and
+    for an image outside its folder, unless that is allowed; one that only a link leads to is refused when it is read.
     """
     name = os.fspath(path)
     with opened(name, READER) as (file, header):
@@ -166,10 +174,12 @@ def read_table(path: str | os.PathLike[str], mapped: bool = True) -> Table:
         arrays = {
             column: _mapped(memory.map, header.start, entry) for column, entry in header.entries.items()
         }
-        table = Table(arrays, facts, name, memory)
+        table = Table(arrays, facts, name, memory, allow_outside)
         _check(table)
         if not mapped:
             return Table(_OnDisk(name, header), facts, name)
+        if not allow_outside:
+            _check_inside(table)
         memory.has_read(RELEASE_EVERY)
     except InputError:
         raise
@@ -200,6 +210,20 @@ def _check(table: Table) -> None:
             raise ValueError(
                 f"{values} has {len(arrays[values])} entries, which is not where its last one ends"
             )
-    if not all(len(container) == 4 for container in table.facts["containers"]):
-        raise ValueError("containers without a kind, a path, a column and a size")
+    for container in table.facts["containers"]:
+        kind, path, column, size = container
+        if kind not in (FILES, TAR, PARQUET) or not isinstance(path, str) or not isinstance(column, str):
+            raise ValueError(f"a container without a kind, a path and a column: {container!r:.100}")
+        if type(size) is not int:
+            raise ValueError(f"a container without a size: {container!r:.100}")
     table.facts["classes"][:0]
+
+
+def _check_inside(table: Table) -> None:
+    """Raises BadImage for an image that its name alone leads out of its folder."""
+    data, ends = table.arrays["name.bytes"], table.arrays["name.ends"]
+    for row in unusual_names(data, ends):
+        kind, folder, *_ = table.facts["containers"][table.arrays["container"][row]]
+        if kind == FILES:
+            name = data[ends[row - 1] if row else 0 : ends[row]].tobytes().decode()
+            refuse_outside(folder, name, table.path, real_folder)

@@ -12,9 +12,9 @@ from refimpl.data.bucket_sizes import Bucket, Metric
 from refimpl.data.buckets import assign_and_prune
 from refimpl.data.images.archives import Packed
 from refimpl.data.images.decode import BadImage
-from refimpl.data.index.columns import FILES, Ids, TagLists
+from refimpl.data.index.columns import Ids, TagLists
 from refimpl.data.index.data_set import Index, index_of
-from refimpl.data.index.index_file import Table
+from refimpl.data.index.index_file import FILES, Table
 from refimpl.data.index.record import hashed
 from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 
@@ -202,8 +202,10 @@ def changed_files(table: Table) -> list[BadImage]:
     sizes, hashes = table.arrays["size"], table.arrays.get("sha256")
     plain = np.array([container[0] == FILES for container in table.facts["containers"]], bool)
     problems = []
-    for row, source in enumerate(index.paths):
+    for row in range(len(index)):
+        source = table.path
         try:
+            source = index.paths[row]
             if plain[table.arrays["container"][row]]:
                 found = os.stat(source).st_size
                 if found != sizes[row]:

@@ -93,14 +93,23 @@ def read_tower(folder: Path, variant: str | None, projected: bool) -> tuple[Stat
 
 
 def write_network(
-    folder: Path, table: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, stem: str
+    folder: Path,
+    table: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    stem: str,
+    source: str,
 ) -> None:
-    """Write config.json and one safetensors file, tensor by tensor; with `dtype` None, each tensor keeps its own."""
+    """Write config.json and one safetensors file, tensor by tensor; with `dtype` None, each tensor keeps its own.
+
+    folder  that of a component, in one that is yet to be renamed        source  what to call it in messages
+    """
     folder.mkdir()
     write_json(folder / CONFIG, table)
     dtypes = {} if dtype is None else dict.fromkeys(state, dtype)
     # transformers refuses a file that does not say "pt"
-    safetensors_file.write(folder / f"{stem}.safetensors", state, {"format": "pt"}, dtypes)
+    with (folder / f"{stem}.safetensors").open("wb") as file:
+        safetensors_file.write_to(file, source, state, {"format": "pt"}, dtypes)
 
 
 def unet_for_diffusers(state: Mapping[str, Tensor], config: UNetConfig) -> State:

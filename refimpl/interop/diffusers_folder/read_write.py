@@ -126,7 +126,7 @@ def save(
     with renamed_folder(path) as folder:
         for name, (table, state) in networks.items():
             stem = TOWER_STEM if name.startswith("text") else NETWORK_STEM
-            write_network(folder / name, table, state, dtype, stem)
+            write_network(folder / name, table, state, dtype, stem, str(path / name))
         if isinstance(tokenizer, Tokenizer):
             write_tokenizers(tokenizer, folder, tokenizers)
         (folder / SCHEDULER).parent.mkdir()

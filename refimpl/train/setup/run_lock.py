@@ -60,7 +60,8 @@ def _locked(run: Path) -> int:
     path = run / LOCK
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            # A link is not followed: in a folder from elsewhere, it could name any file of the user's.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise InputError(
                 f"{path} can't be made: {error.strerror}; choose a folder that can be written"

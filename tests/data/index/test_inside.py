@@ -2,16 +2,34 @@
 
 import json
 import os
+import pickle
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from refimpl.commands.data.check import check_command
 from refimpl.commands.data.index import IndexCommand, build, looked_at
-from refimpl.data.index.data_set import index_of, read_source
+from refimpl.commands.data.tags import tags_command
+from refimpl.data.images.decode import BadImage
+from refimpl.data.index import inside
+from refimpl.data.index.data_set import index_of, read_index, read_source
+from refimpl.data.index.index_file import read_table, write_table
 from refimpl.data.index.inside import leads_outside
 from refimpl.data.index.record import IndexOptions
+from refimpl.data.survey.survey import changed_files
 from refimpl.errors import InputError
+from refimpl.run.data_digest import files_digest
+from refimpl.run.presets import load_config
+from refimpl.run.stage import read_stage
+from refimpl.studio.browsed import browse
+from refimpl.studio.image_row import Row
 from tests.data.layouts import picture
 
 
@@ -88,12 +106,106 @@ def test_links_of_a_folder_and_their_sidecars_follow_the_rule(folder: Path, tmp_
     (folder / "good.txt").symlink_to(folder.parent / "private" / "x.txt")
     with pytest.raises(InputError, match=r"'good\.txt' leaves the folder"):
         read_source(folder)
-    options = IndexCommand((str(folder),), tmp_path / "index", allow_outside=True).options()
-    build((str(folder),), tmp_path / "index", options, 1, show=False)
-    assert list(read_source(tmp_path / "index").captions) == [
-        "secret",
-        "t",
-    ]  # the index was made with its own choice
+    made = indexed(folder, tmp_path / "index")
+    assert list(read_source(made).captions) == ["secret", "t"]  # the captions are in it, the images inside
+
+
+def indexed(source: Path, out: Path) -> Path:
+    """An index of all that a data set names, inside its folder or not."""
+    options = IndexCommand((str(source),), out, allow_outside=True).options()
+    build((str(source),), out, options, 1, show=False)
+    return out
+
+
+LEAVES = r"leaves the folder of its data set, .*/set; .* allow it with --allow-outside"
+OUTSIDE = ["../private/x.png", "sub/../../private/x.png", "{private}/x.png"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_index_that_names_a_file_outside_is_refused_by_every_reader(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = indexed(
+        metadata_jsonl(folder, name.replace("{private}", str(tmp_path / "private"))), tmp_path / "index"
+    )
+    tiny = load_config("tiny")
+    config = replace(tiny, data=replace(tiny.data, folder=str(made), heldout="", tag_classes=()))
+    stage = config.all_stages()[0]
+    for read in (read_source, read_index, lambda path: read_stage(config, stage)):
+        with pytest.raises(InputError, match=LEAVES):
+            read(made)
+    assert re.search(LEAVES, browse(made, config).problem)
+    for command in (check_command, tags_command):
+        with pytest.raises(InputError, match=LEAVES):
+            command([str(made)])
+        command([str(made), "--allow-outside"])
+    allowed = replace(config, data=replace(config.data, allow_outside=True))
+    assert len(read_stage(allowed, stage).index) == len(read_index(made, allow_outside=True)) == 1
+    assert not browse(made, allowed).problem
+    out, err = capsys.readouterr()
+    assert f"its images are in {folder}\n" in out  # which the index says itself
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        ["files", 7, "", -1],
+        ["files", "/", 7, -1],
+        ["files", "/", "", "x"],
+        ["links", "/", "", -1],
+        [],
+        7,
+        None,
+    ],
+)
+def test_an_index_whose_folders_are_none_is_damaged(container: Any, folder: Path, tmp_path: Path) -> None:
+    made = indexed(metadata_jsonl(folder, "good.png"), tmp_path / "index")
+    table = read_table(made)
+    columns = {name: (array.dtype, array.shape, [array]) for name, array in table.arrays.items()}
+    write_table(tmp_path / "other", columns, {**table.facts, "containers": [container]})
+    with pytest.raises(InputError, match="is not a whole index"):
+        read_source(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["file.png", "there/x.png"])
+def test_a_link_that_an_index_names_is_not_followed_outside(name: str, folder: Path, tmp_path: Path) -> None:
+    made = indexed(metadata_jsonl(folder, name), tmp_path / "index")
+    index = read_source(made)
+    for copy in (index, index.take([0]), pickle.loads(pickle.dumps(index))):
+        with pytest.raises(BadImage, match=LEAVES) as found:
+            copy.paths[0]
+        assert found.value.kind == "outside"
+    with pytest.raises(InputError, match=LEAVES):
+        files_digest(index, "stat")  # which training begins with
+    (problem,) = changed_files(read_table(made))
+    assert problem.kind == "outside"
+    with pytest.raises(InputError, match=LEAVES):
+        Row(browse(made, load_config("tiny")), 0).place  # noqa: B018
+    allowed = read_source(made, allow_outside=True)
+    for copy in (allowed, allowed.take([0]), pickle.loads(pickle.dumps(allowed))):
+        assert copy.paths[0] == folder / name
+    assert changed_files(read_table(made, allow_outside=True)) == []
+
+
+@pytest.mark.parametrize("name", ["good.png", "sub/../good.png", "{set}/good.png", "sub/near.png"])
+def test_what_an_index_names_inside_its_folder_is_read(name: str, folder: Path, tmp_path: Path) -> None:
+    made = indexed(metadata_jsonl(folder, name.replace("{set}", str(folder))), tmp_path / "index")
+    assert Path(os.path.normpath(read_source(made).paths[0])).parent in (folder, folder / "sub")
+
+
+@given(names=st.lists(st.text("a./", max_size=6), max_size=12), chunk=st.integers(1, 5))
+def test_unusual_names_are_those_that_are_absolute_or_go_up(names: list[str], chunk: int) -> None:
+    data = np.frombuffer("".join(names).encode(), np.uint8)
+    ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inside, "CHUNK", chunk)
+        found = list(inside.unusual_names(data, ends))
+    assert found == [row for row, name in enumerate(names) if name.startswith("/") or ".." in name.split("/")]
+
+
+def test_a_name_with_a_nul_is_no_file_of_the_folder(folder: Path) -> None:
+    assert leads_outside(str(folder), "a\0b.png")
 
 
 def test_a_data_set_behind_a_link_is_its_own_folder(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from refimpl.errors import InputError
-from refimpl.latents.strips import group_scale_shift, in_strips, residual_in_strips, spans
+from refimpl.latents.tiling import group_scale_shift, in_strips, residual_in_strips, spans
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.latents.vae_blocks import AttnBlock, ResnetBlock
 from refimpl.train.budget.live_memory import COUNTED_BATCH, count_inference
