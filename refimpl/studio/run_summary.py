@@ -13,7 +13,8 @@ from PIL import Image
 
 from refimpl.studio.run_files import CONFIG, METRICS, Run, is_training, plain_file, read_json
 from refimpl.tables import flat
-from refimpl.train.metrics.read_rows import LARGEST, JsonLines, opened_regular
+from refimpl.train.metrics.own_files import linked, opened_regular
+from refimpl.train.metrics.read_rows import LARGEST, JsonLines
 from refimpl.train.watch.control_file import CONTROL, asked_actions
 
 LAST_BYTES = 2**16  # of metrics.jsonl, read for the list
@@ -49,7 +50,7 @@ def summary(run: Run) -> dict[str, Any]:
         "quarantined": _lines(run.path / QUARANTINE),
         "samples": sum(1 for _ in _grids(run.path)),
         "has_report": plain_file(run.path, REPORT) is not None,
-        "problem": problem,
+        "problem": linked(run.path) or problem,
     }
 
 
@@ -132,7 +133,7 @@ def notes_of(image: Image.Image) -> dict[str, Any]:
 def _grids(run: Path) -> list[tuple[int, Path]]:
     folder = run / "samples"
     with contextlib.suppress(OSError):
-        names = (GRID.fullmatch(name) for name in os.listdir(folder))
+        names = (GRID.fullmatch(name) for name in ([] if folder.is_symlink() else os.listdir(folder)))
         return [(int(name[1]), folder / name[0]) for name in names if name]
     return []
 

@@ -4,8 +4,6 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from refimpl.diffusion.config import POLICIES
 from refimpl.diffusion.min_snr import min_snr_weight
@@ -22,52 +20,6 @@ ZERO_TERMINAL = zero_terminal_snr(PLAIN)
 
 def texts(axes) -> str:
     return " | ".join([axes.get_title(loc="left"), *(text.get_text() for text in axes.texts)])
-
-
-def test_loss_curve_draws_every_row_and_skips_what_has_no_loss():
-    rows = [
-        {"step": 1, "loss": 2.0},
-        {"step": 2, "sampled": "grid.png"},
-        {"step": 3, "loss": 0.5, "heldout_loss": 1.5},
-    ]
-    raw, smooth, heldout = figures.loss_curve(rows).axes[0].lines
-    assert raw.get_xydata().tolist() == [[1, 2], [3, 0.5]]
-    assert smooth.get_xdata().tolist() == [1, 3]
-    assert heldout.get_xydata().tolist() == [[3, 1.5]]
-
-
-def test_loss_curve_of_heldout_rows_alone():
-    (line,) = figures.loss_curve([{"step": 0, "heldout_loss": 1.0}]).axes[0].lines
-    assert line.get_xydata().tolist() == [[0, 1]]
-
-
-@pytest.mark.parametrize("rows", [[], [{"step": 3}], [{"step": 3, "loss": None}]])
-def test_loss_curve_of_nothing_is_refused(rows):
-    with pytest.raises(InputError, match="has a `loss` or a `heldout_loss`"):
-        figures.loss_curve(rows)
-
-
-@given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
-    st.sampled_from([0.1, 1.0, 7.0, 1e6]),
-)
-def test_smoothed_stays_inside_the_values_so_far_and_starts_at_the_first(values, half_life):
-    averaged = figures.smoothed(values, half_life)
-    scale = FLOAT64_ROUNDING * max(1.0, *map(abs, values)) / min(1.0, 1 - 0.5 ** (1 / half_life))
-    assert len(averaged) == len(values)
-    assert abs(averaged[0] - values[0]) <= scale
-    for n, value in enumerate(averaged, start=1):
-        assert min(values[:n]) - scale <= value <= max(values[:n]) + scale
-
-
-def test_smoothed_halves_a_step_after_one_half_life():
-    values = np.r_[np.zeros(2000), np.ones(50)]
-    assert figures.smoothed(values, 50.0)[-1] == pytest.approx(0.5, rel=FLOAT64_ROUNDING)
-
-
-def test_smoothed_refuses_a_half_life_of_zero():
-    with pytest.raises(InputError, match="half_life is 0"):
-        figures.smoothed([1.0], 0)
 
 
 def test_bucket_histogram_runs_from_tall_to_wide():

@@ -15,6 +15,7 @@ from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.report.page import data_uri
 from refimpl.tables import parsed_json
 from refimpl.train.metrics.downsample import downsampled
+from refimpl.train.metrics.own_files import linked, opened_regular
 from refimpl.train.metrics.read_rows import JsonLines, MetricRows
 
 POINTS = 2000  # of a series in the page: more than a wide screen has pixels across
@@ -65,11 +66,13 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Reads a run folder. Raises InputError when it is none, or when its metrics can't be read."""
     metrics, config = folder / "metrics.jsonl", folder / "config.json"
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError(f"{folder}: there is no such folder; name a run's")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name the folder of a run, such as {folder.absolute().parent}")
     if not metrics.is_file() and not config.is_file():
         raise InputError(f"{folder} is no run folder: it has neither metrics.jsonl nor config.json")
-    problems: list[str] = []
+    problems = [line] if (line := linked(folder)) else []
     rows = MetricRows(metrics)
     if metrics.is_file():
         try:
@@ -83,7 +86,7 @@ def read_run(folder: Path) -> Run:
         _newest(folder / "faults.jsonl", problems),
         _newest(folder / "quarantine.jsonl", problems),
         committed_steps(folder),
-        sorted((_steps_of(path.stem), path) for path in folder.glob("samples/step-*.png")),
+        _grids(folder / "samples"),
         _weight_mass(metrics),
         problems,
     )
@@ -100,6 +103,14 @@ def _weight_mass(metrics: Path) -> float | None:
     return float(share) if isinstance(share, int | float) else None
 
 
+def _grids(folder: Path) -> list[tuple[int, Path]]:
+    return (
+        []
+        if folder.is_symlink()
+        else sorted((_steps_of(path.stem), path) for path in folder.glob("step-*.png"))
+    )
+
+
 def _steps_of(name: str) -> int:
     number = name.removeprefix("step-")
     return int(number) if number.isascii() and number.isdecimal() else 0
@@ -107,7 +118,8 @@ def _steps_of(name: str) -> int:
 
 def _settings(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        table = parsed_json(path.read_text(encoding="utf-8"))
+        with opened_regular(path) as file:
+            table = parsed_json(file.read())
         if not isinstance(table, dict):
             raise ValueError("no table")
     except (OSError, ValueError, RecursionError) as error:
@@ -151,7 +163,7 @@ def embedded_grids(run: Run) -> list[dict[str, Any]]:
     found = []
     for step, path in chosen:
         try:
-            with Image.open(path) as opened:
+            with opened_regular(path) as file, Image.open(file) as opened:
                 picture = opened.convert("RGB")
         except (OSError, ValueError, Image.DecompressionBombError):
             continue

@@ -3,7 +3,7 @@ import { answered, failed, tell } from "./status.js";
 import { ask, repeatedly } from "./api.js";
 import { openRun } from "./run.js";
 
-const { element, number, chart, chartsOf } = refimplCharts;
+const { element, isolated, number, chart, chartsOf } = refimplCharts;
 const MOST = 4, POINTS = 4000;
 
 export function duration(seconds) {
@@ -132,7 +132,7 @@ export function openRuns(view, about) {
     answered();
     tell("runs", [answer.problem]);
     runs = answer.runs;
-    found.textContent = `${runs.length} in ${about.runs_folder}`;
+    found.replaceChildren(`${runs.length} in `, isolated(about.runs_folder));
     if (isFirst && runs.length) {
       isFirst = false;
       await choose(runs[0].id, true);

@@ -11,10 +11,10 @@ import pytest
 
 from refimpl.commands.main import dispatch
 from refimpl.errors import InputError
-from refimpl.report.page import static
+from refimpl.report.page import SCRIPTS, static
 from refimpl.report.run_page import ReportContent, write_report
 from refimpl.report.runs.read_run import MOST_GRIDS, POINTS, embedded_grids, embedded_series, read_run
-from refimpl.report.runs.run_report import SCRIPTS, run_report, write_run_report
+from refimpl.report.runs.run_report import run_report, write_run_report
 from tests.report.runs.runs import HOSTILE, SETTINGS, rows, write_run
 from tests.report.test_run_page import Reader
 from tests.studio.page.browser import chromium, looked_at
@@ -30,7 +30,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows(40),
         grids=[100, 200, 300],
         faults=[
-            {"step": 12, "cause": "loss", "images": [{"id": HOSTILE, "rank": 0, "timestep": 9, "loss": None}]}
+            {
+                "step": 12,
+                "not_finite": "loss",
+                "images": [{"id": HOSTILE, "rank": 0, "timestep": 9, "loss": None}],
+            }
         ],
         quarantine=[{"path": HOSTILE, "kind": "damaged", "reason": HOSTILE}],
     )
@@ -49,6 +53,7 @@ def test_the_command_writes_a_page_into_the_run(run: Path, capsys: pytest.Captur
     shown = "".join(Reader(path.read_text()).visible)
     for words in (
         "1 of 400 steps were skipped",
+        "step 12, loss: <script>",
         "1 images turned out bad",
         "taken all of its 400 steps",
         "train.seed",
@@ -125,6 +130,42 @@ def test_a_decoder_run_has_its_own_curves(tmp_path: Path) -> None:
 
 def test_a_run_that_logged_nothing_says_so(tmp_path: Path) -> None:
     assert "The run has logged no row." in run_report(read_run(write_run(tmp_path / "run", [])))
+
+
+def test_a_file_is_told_from_a_missing_folder(run: Path) -> None:
+    """The folder that it lies in is most likely the run's."""
+    for file in (run / "metrics.jsonl", run / "samples" / "step-00000100.png"):
+        with pytest.raises(
+            InputError, match=f"{file} is a file; name the folder of a run, such as {file.parent}$"
+        ):
+            dispatch(["report", str(file)])
+
+
+def test_links_are_not_followed_into_the_page(tmp_path: Path) -> None:
+    """The page is made to be sent: what lies outside the run folder stays there."""
+    secret = write_run(tmp_path / "secret", rows(40), {"train": {"SECRET": 1}}, grids=[100],
+                       faults=[{"step": 1, "not_finite": "SECRET"}], quarantine=[{"path": "SECRET"}])  # fmt: skip
+    folder = write_run(tmp_path / "run", rows(3))
+    (folder / "config.json").unlink()
+    for name in ("config.json", "faults.jsonl", "quarantine.jsonl", "samples"):
+        (folder / name).symlink_to(secret / name)
+    run = read_run(folder)
+    assert (
+        "config.json, faults.jsonl, quarantine.jsonl, samples: links in a run folder are not followed"
+        in run.problems
+    )
+    assert "SECRET" not in run_report(run)
+    assert embedded_grids(run) == []
+    (folder / "samples").unlink()
+    (folder / "samples").mkdir()
+    (folder / "samples" / "step-00000100.png").symlink_to(secret / "samples" / "step-00000100.png")
+    assert embedded_grids(read_run(folder)) == []
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").symlink_to(secret / "metrics.jsonl")
+    with pytest.raises(
+        InputError, match=r"metrics.jsonl cannot be read: links in a run folder are not followed"
+    ):
+        read_run(folder)
 
 
 @pytest.mark.parametrize(("make", "said"), [(False, "no such folder"), (True, "is no run folder")])

@@ -19,7 +19,7 @@ def test_reports_are_readable(chromium: Any, tmp_path: Path) -> None:
     full = full_content(HOSTILE)
     told = demo_headlines(criteria, "photograph, cat", 78, 64, 3_000_000)
     pages = {
-        "demo": render_report(ReportContent(HOSTILE, criteria=criteria, headlines=told, losses=full.losses,
+        "demo": render_report(ReportContent(HOSTILE, criteria=criteria, headlines=told, series=full.series,
                               samples=[Grid("g", full.originals, ["x" * 90] * 3)], environment=full.environment)),
         "data": survey_page("x" * 200, survey(table, BUCKETS), 5),
     }  # fmt: skip
