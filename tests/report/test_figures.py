@@ -1,21 +1,61 @@
 """Figures: the drawn data are the given data, and N's numbers appear where its figures show them."""
 
+import re
+
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 from refimpl.diffusion.config import POLICIES
 from refimpl.diffusion.min_snr import min_snr_weight
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
 from refimpl.latents.scale_shift import NOVELAI_ANIME
-from refimpl.report import figures
-from refimpl.report.style import matplotlib_module, png_bytes
+from refimpl.report import data_figures, figures
+from refimpl.report.noised_image import example_image, noised_image
+from refimpl.report.page import static
+from refimpl.report.style import ON_DARK, matplotlib_module, png_bytes
+from tests.studio.page.browser import LEAST_CONTRAST, LEAST_TEXTS
 from tests.tolerances import FLOAT64_ROUNDING, PRINTED_PERCENT
 
 PLAIN = sdxl_schedule()
 ZERO_TERMINAL = zero_terminal_snr(PLAIN)
+MOMENTS = ([1.0, 2.0], [3.0, 4.0])
+DRAWN = {
+    "buckets": lambda: figures.bucket_histogram([(64, 64), (32, 128)], [5, 7], 0.04),
+    "schedule": lambda: figures.schedule_figure(PLAIN, ZERO_TERMINAL),
+    "latents": lambda: figures.latent_statistics(MOMENTS, MOMENTS, MOMENTS),
+    "weights": lambda: figures.weight_mass({"none": torch.ones(1000)}),
+    "sizes": lambda: data_figures.size_density(np.eye(4), 64, [(64, 64)]),
+    "errors": lambda: data_figures.aspect_errors([0.1, 0.2], 0.15),
+    "weights of images": lambda: data_figures.weight_histogram([0.5, 1.0, 2.0], [3, 4]),
+    "noised": lambda: noised_image(example_image(128), PLAIN, ZERO_TERMINAL),
+}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2.1)."""
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_words_in_figures_can_be_read(name: str) -> None:
+    """Labels, ticks, legends and notes, in the colours of a light and of a dark page."""
+    light, dark = re.findall(r"--page: (#[0-9a-f]{6})", static("style.css"))
+    figure = DRAWN[name]()
+    figure.draw_without_rendering()
+    words = [each for each in figure.findobj(Text) if isinstance(each, Text) and each.get_text().strip()]
+    assert len(words) > LEAST_TEXTS
+    for each in words:
+        colour = to_hex(each.get_color())
+        for ink, ground in ((colour, light), (ON_DARK[colour], dark)):
+            less, more = sorted((luminance(ink), luminance(ground)))
+            assert (more + 0.05) / (less + 0.05) >= LEAST_CONTRAST, (each.get_text(), ink, ground)
 
 
 def texts(axes) -> str:

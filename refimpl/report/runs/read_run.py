@@ -104,11 +104,8 @@ def _weight_mass(metrics: Path) -> float | None:
 
 
 def _grids(folder: Path) -> list[tuple[int, Path]]:
-    return (
-        []
-        if folder.is_symlink()
-        else sorted((_steps_of(path.stem), path) for path in folder.glob("step-*.png"))
-    )
+    found = [] if folder.is_symlink() else folder.glob("step-*.png")
+    return sorted((_steps_of(path.stem), path) for path in found)
 
 
 def _steps_of(name: str) -> int:

@@ -4,9 +4,11 @@ import base64
 import hashlib
 import json
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from refimpl.commands.main import dispatch
@@ -15,9 +17,10 @@ from refimpl.report.page import SCRIPTS, static
 from refimpl.report.run_page import ReportContent, write_report
 from refimpl.report.runs.read_run import MOST_GRIDS, POINTS, embedded_grids, embedded_series, read_run
 from refimpl.report.runs.run_report import run_report, write_run_report
-from tests.report.runs.runs import HOSTILE, SETTINGS, rows, write_run
+from tests.report.runs.runs import HOSTILE, RIGHT_TO_LEFT, SETTINGS, rows, write_run
 from tests.report.test_run_page import Reader
-from tests.studio.page.browser import chromium, looked_at
+from tests.studio.page.browser import chromium, looked_at, read_in_order
+from tests.tolerances import FLOAT64_ROUNDING
 
 __all__ = ["chromium"]
 
@@ -176,6 +179,46 @@ def test_what_is_no_run_is_refused(tmp_path: Path, make: bool, said: str) -> Non
         dispatch(["report", str(tmp_path / "x")])
     with pytest.raises(InputError, match="is a folder; name a file in it"):
         dispatch(["report", str(tmp_path / "x"), "--out", str(tmp_path)])
+
+
+def test_names_from_right_to_left_in_a_browser(tmp_path: Path, chromium: Any) -> None:
+    """They reorder nothing beside them; without their isolation they would."""
+    images = [{"id": RIGHT_TO_LEFT}, {"id": RIGHT_TO_LEFT}]
+    bad = [{"path": RIGHT_TO_LEFT, "kind": "empty", "reason": "12 bytes"}]
+    folder = write_run(tmp_path / RIGHT_TO_LEFT, rows(3), quarantine=bad,
+                       faults=[{"step": 7, "not_finite": "loss", "images": images}])  # fmt: skip
+    page = chromium.new_page()
+    page.goto(write_run_report(folder).as_uri())
+    for each in page.get_by_text("Show the list").all():
+        each.click()
+    read_in_order(page, RIGHT_TO_LEFT)
+    page.add_style_tag(content="bdi { unicode-bidi: normal !important; }")
+    with pytest.raises(AssertionError):
+        read_in_order(page, RIGHT_TO_LEFT)
+    page.close()
+
+
+def test_a_smoothed_curve(run: Path, tmp_path: Path, chromium: Any) -> None:
+    """It begins at the first value, stays within the values so far, and halves a step after one half-life."""
+    page = chromium.new_page()
+    page.goto(write_run_report(run, tmp_path / "r.html").as_uri())
+
+    def smoothed(values: list[float]) -> list[float]:
+        return page.evaluate("refimplCharts.smoothed", values)
+
+    half_life = 40
+    assert smoothed([0.0] * 49 * half_life + [1.0] * half_life)[-1] == pytest.approx(
+        0.5, rel=FLOAT64_ROUNDING
+    )
+    for values in ([3.0], [-1e6, 1e6, 0.0], np.random.default_rng(0).normal(size=500).tolist()):
+        averaged, slack = smoothed(values), FLOAT64_ROUNDING * max(map(abs, values))
+        assert len(averaged) == len(values)
+        assert averaged[0] == pytest.approx(values[0], abs=slack)
+        for value, least, most in zip(
+            averaged, accumulate(values, min), accumulate(values, max), strict=True
+        ):
+            assert least - slack <= value <= most + slack
+    page.close()
 
 
 def test_in_a_browser(run: Path, tmp_path: Path, chromium: Any) -> None:
