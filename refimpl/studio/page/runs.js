@@ -67,6 +67,7 @@ export function openRuns(view, about) {
   }
   async function choose(id, wanted) {
     shown = wanted ? [...shown.filter((each) => each !== id), id].slice(-MOST) : shown.filter((each) => each !== id);
+    if (!wanted) tell(id, []);
     drawList();
     await Promise.all(shown.filter((each) => !series.has(each)).map(load));
     drawCharts();
@@ -77,9 +78,8 @@ export function openRuns(view, about) {
       series.set(id, await ask(`/api/runs/${id}/metrics?points=${POINTS}`));
     } catch (error) {
       if (error.status === 0) throw error;
-      tell("run", [error.message]);
-      shown = shown.filter((each) => each !== id);
-      drawList();
+      tell(id, [error.message]);
+      series.set(id, { cursor: "", series: {} }); // the rest of the run can be looked at, and its rows are asked for again
     }
   }
   function drawCharts() {
@@ -114,11 +114,11 @@ export function openRuns(view, about) {
       if (!held) continue;
       const news = await ask(`/api/runs/${id}/metrics?after=${encodeURIComponent(held.cursor)}`).catch((error) => {
         if (error.status === 0) throw error;
-        tell("run", [error.message]);
+        if (shown.includes(id)) tell(id, [error.message]);
         return null;
       });
       if (!news) continue;
-      tell("run", []);
+      tell(id, []);
       if (news.reload) { await load(id); changed = true; continue; }
       held.cursor = news.cursor;
       for (const row of news.rows) add(held.series, row);

@@ -276,6 +276,31 @@ def test_the_page_stays_up_when_a_run_vanishes(page: Any, tmp_path: Path) -> Non
     page.get_by_text("the studio does not answer; is it still running?").wait_for()
 
 
+def test_a_run_whose_rows_cannot_be_read_is_shown_without_them(page: Any, tmp_path: Path) -> None:
+    """With the reason, until they can be; no longer when it isn't looked at."""
+    run = write_run(tmp_path / "runs" / "a", rows(3), grids=[10])
+    (run / "metrics.jsonl").rename(tmp_path / "elsewhere")
+    (run / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    address, end = serving(tmp_path / "runs", None)
+    line = "metrics.jsonl can't be read: links in a run folder are not followed"
+    try:
+        page.goto(address)
+        said = page.locator("#problems").get_by_text(line)
+        said.wait_for()
+        page.get_by_role("slider").wait_for()
+        assert page.get_by_role("checkbox").is_checked()
+        page.get_by_role("checkbox").uncheck()
+        said.wait_for(state="detached")
+        page.get_by_role("checkbox").check()
+        said.wait_for()
+        (run / "metrics.jsonl").unlink()
+        (tmp_path / "elsewhere").rename(run / "metrics.jsonl")
+        page.get_by_role("img", name=re.compile(r"^Loss\. .*at step 30\b")).wait_for()
+        said.wait_for(state="detached")
+    finally:
+        end()
+
+
 def test_actions_are_asked_for(page: Any, tmp_path: Path) -> None:
     """Only a run that is being trained can be asked; one that has ended by then shows the server's line."""
     from tests.studio.asking import begin_training
