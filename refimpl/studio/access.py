@@ -2,8 +2,8 @@
 
 A page of another site can make a browser send requests here. A name that it points at 127.0.0.1 (DNS rebinding) is
 refused by the Host header, its own requests by Origin and Sec-Fetch-Site, and both lack the cookie, which only the
-address with the token sets and which a browser sends along with no other site's requests (SameSite=Strict). A page
-that another server of this machine made is of the same site: its requests have the cookie, and Sec-Fetch-Site tells them.
+address with the token sets and which a browser sends along with no other site's requests (SameSite=Strict). A page of
+another server on this machine is of the same site: its requests have the cookie, and Sec-Fetch-Site tells them apart.
 """
 
 import hmac

@@ -70,8 +70,10 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: there is no such folder; name a run's")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; name the folder of a run, such as {folder.absolute().parent}")
-    if not metrics.is_file() and not config.is_file():
-        raise InputError(f"{folder} is no run folder: it has neither metrics.jsonl nor config.json")
+    if not _is_run(folder):
+        inner = sorted(path for path in folder.glob("*") if _is_run(path))
+        advice = f"; it holds runs: name one of them, such as {inner[0]}" if inner else ""
+        raise InputError(f"{folder} is no run folder: it has neither metrics.jsonl nor config.json{advice}")
     problems = [line] if (line := linked(folder)) else []
     rows = MetricRows(metrics)
     if metrics.is_file():
@@ -90,6 +92,10 @@ def read_run(folder: Path) -> Run:
         _weight_mass(metrics),
         problems,
     )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").is_file() or (folder / "config.json").is_file()
 
 
 def _weight_mass(metrics: Path) -> float | None:

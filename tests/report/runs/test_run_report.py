@@ -144,6 +144,15 @@ def test_a_file_is_told_from_a_missing_folder(run: Path) -> None:
             dispatch(["report", str(file)])
 
 
+def test_a_folder_of_runs_names_one_of_them(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_run(tmp_path / "runs" / name, [])
+    with pytest.raises(
+        InputError, match=f"it holds runs: name one of them, such as {tmp_path / 'runs' / 'a'}$"
+    ):
+        dispatch(["report", str(tmp_path / "runs")])
+
+
 def test_links_are_not_followed_into_the_page(tmp_path: Path) -> None:
     """The page is made to be sent: what lies outside the run folder stays there."""
     secret = write_run(tmp_path / "secret", rows(40), {"train": {"SECRET": 1}}, grids=[100],
