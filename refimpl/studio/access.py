@@ -68,7 +68,9 @@ class Access:
         origin = headers.get("origin")
         is_foreign = origin is not None and origin not in self._origins
         if is_foreign or headers.get("sec-fetch-site") not in OWN_FETCHES:
-            return _refused("requests of other pages are refused", 403)
+            return _refused(
+                "requests of other pages are refused; if you followed a link, paste the address instead", 403
+            )
         if scope["method"] not in ("GET", "HEAD"):
             if origin is None:
                 return _refused("a request that changes something needs an Origin header", 403)

@@ -24,6 +24,7 @@ from refimpl.train.watch.control_file import ACTIONS, CONTROL, ask
 OPEN_RUNS = 8  # whose rows are kept in memory; a page overlays four
 COMPARED = 4
 POINTS = 800
+MOST_BYTES = 2**26  # of a picture or a report
 SANDBOX = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
@@ -141,7 +142,10 @@ def run_routes(runs: Runs) -> list[Route]:
 
 def _content(path: Path) -> bytes:
     with opened_regular(path) as file:
-        return file.read()
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise Refusal(f"{path.name} is larger than {MOST_BYTES >> 20} MiB; open the file itself", 413)
+    return content
 
 
 def _ask(run: Run, action: str) -> Response:

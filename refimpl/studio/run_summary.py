@@ -13,6 +13,7 @@ from PIL import Image
 
 from refimpl.studio.run_files import CONFIG, METRICS, Run, is_training, plain_file, read_json
 from refimpl.tables import flat
+from refimpl.train.metrics.grid_notes import notes_of
 from refimpl.train.metrics.own_files import linked, opened_regular
 from refimpl.train.metrics.read_rows import LARGEST, JsonLines
 from refimpl.train.watch.control_file import CONTROL, asked_actions
@@ -115,19 +116,6 @@ def _picture(path: Path) -> tuple[tuple[int, int] | None, dict[str, Any]]:
             return image.size, notes_of(image)
     except Exception:  # whatever Pillow raises about a damaged or half-written file
         return None, {}
-
-
-def notes_of(image: Image.Image) -> dict[str, Any]:
-    """What `write_grid` has noted in a picture: prompts and columns; empty where it has not."""
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
-        found = json.loads(image.info.get("refimpl", "{}"))
-        if (
-            isinstance(found, dict)
-            and isinstance(found.get("prompts"), list)
-            and type(found.get("columns")) is int
-        ):
-            return found
-    return {}
 
 
 def _grids(run: Path) -> list[tuple[int, Path]]:

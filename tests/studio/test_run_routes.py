@@ -269,6 +269,22 @@ def test_a_report_is_shown_without_scripts(run: Path, client: TestClient) -> Non
     assert told(client, f"/api/runs/{only(client)['id']}")["report_url"] == where
 
 
+def test_a_file_too_large_to_be_shown_is_refused_in_words(
+    run: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.studio.run_routes.MOST_BYTES", 2**20)
+    write_grid(torch.rand(1, 1, 3, 8, 8), run / "samples" / "step-00000004.png", ["a"])
+    where = f"/runs/{only(client)['id']}"
+    for name, path in (("report.html", "report.html"), ("step-00000004.png", "samples/step-00000004.png")):
+        with (run / path).open("ab") as file:
+            file.truncate(2**20)
+        assert client.get(f"{where}/{path}").status_code == 200
+        with (run / path).open("ab") as file:
+            file.write(b"x")
+        error = told(client, f"{where}/{path}", 413)["error"]
+        assert error == f"{name} is larger than 1 MiB; open the file itself"
+
+
 HOSTILE_FILES = {
     "config.json": [b"", b"{", b"[1]", b"\xff", b"[" * 100000, b'{"train": 3, "sample": [], "stages": {"a": 1}}',
                     b'{"train": {"steps": "<script>", "batch_size": []}, "stages": [1, {"batch_size": "x"}]}',

@@ -15,6 +15,7 @@ from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.report.page import data_uri
 from refimpl.tables import parsed_json
 from refimpl.train.metrics.downsample import downsampled
+from refimpl.train.metrics.grid_notes import notes_of
 from refimpl.train.metrics.own_files import linked, opened_regular
 from refimpl.train.metrics.read_rows import JsonLines, MetricRows
 
@@ -162,12 +163,12 @@ def embedded_grids(run: Run) -> list[dict[str, Any]]:
         places = np.linspace(0, len(chosen) - 1, MOST_GRIDS).round().astype(int)
         chosen = [chosen[place] for place in places]
     prompts = run.settings.get("sample.prompts")
-    prompts = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
+    prompts = prompts if isinstance(prompts, list) else []
     found = []
     for step, path in chosen:
         try:
             with opened_regular(path) as file, Image.open(file) as opened:
-                picture = opened.convert("RGB")
+                drawn_for, picture = notes_of(opened).get("prompts", prompts), opened.convert("RGB")
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
         gap = GAP * min(1.0, WIDEST / picture.width)
@@ -175,7 +176,8 @@ def embedded_grids(run: Run) -> list[dict[str, Any]]:
             picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)))
         content, kind = _encoded(picture)
         size = {"width": picture.width, "height": picture.height, "gap": gap}
-        found.append({"step": step, "url": data_uri(content, kind), "prompts": prompts, **size})
+        labels = [str(prompt) for prompt in drawn_for]
+        found.append({"step": step, "url": data_uri(content, kind), "prompts": labels, **size})
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from refimpl.commands.main import dispatch
 from refimpl.errors import InputError
@@ -17,6 +18,7 @@ from refimpl.report.page import SCRIPTS, static
 from refimpl.report.run_page import ReportContent, write_report
 from refimpl.report.runs.read_run import MOST_GRIDS, POINTS, embedded_grids, embedded_series, read_run
 from refimpl.report.runs.run_report import run_report, write_run_report
+from refimpl.sample.images.picture_files import write_grid
 from tests.report.runs.runs import HOSTILE, RIGHT_TO_LEFT, SETTINGS, rows, write_run
 from tests.report.test_run_page import Reader
 from tests.studio.page.browser import chromium, looked_at, read_in_order
@@ -106,6 +108,14 @@ def test_grids_are_spread_over_the_steps_with_their_prompts(tmp_path: Path) -> N
     assert (grids[0]["step"], grids[-1]["step"]) == (0, 590)
     assert grids[0]["prompts"] == SETTINGS["sample"]["prompts"]
     assert (grids[0]["width"], grids[0]["height"], grids[0]["gap"]) == (100, 66, 2)
+
+
+def test_a_grid_keeps_the_prompts_that_it_was_drawn_for(tmp_path: Path) -> None:
+    """The settings have the prompts of the last time that the run was continued."""
+    folder = write_run(tmp_path / "run", rows(1), grids=[100])
+    write_grid(torch.rand(2, 1, 3, 8, 8), folder / "samples" / "step-00000050.png", ["before", HOSTILE])
+    grids = embedded_grids(read_run(folder))
+    assert [each["prompts"] for each in grids] == [["before", HOSTILE], SETTINGS["sample"]["prompts"]]
 
 
 @pytest.mark.parametrize(
