@@ -20,6 +20,7 @@ from refimpl.paper.exact_posteriors import (
     kept_by_exact_flow,
     kept_spread,
     mixture_covariance,
+    most_that_euler_keeps,
     order_of_convergence,
 )
 from refimpl.sample.config import SampleConfig
@@ -58,6 +59,23 @@ def test_euler_has_a_closed_form(grid, spread):
         kept *= (spread**2 + sigma * following) / (spread**2 + sigma**2)
     got = math.sqrt(gaussian_covariance("euler", grid, [spread**2])[0])
     assert got == pytest.approx(kept, rel=FLOAT64_ROUNDING, abs=FLOAT64_ROUNDING)
+    assert got <= most_that_euler_keeps(len(grid) - 1) * (1 + FLOAT64_ROUNDING)
+
+
+@given(st.integers(1, 60), st.just(1e-3) | st.floats(1e-2, 1e3))
+def test_equal_angles_keep_the_most_that_euler_can(steps, spread):
+    angles = torch.linspace(math.pi / 2, 0, steps + 1, dtype=torch.float64)
+    grid = spread * torch.tan(angles)
+    grid[0] = math.inf
+    kept = math.sqrt(gaussian_covariance("euler", grid, [spread**2])[0])
+    assert kept == pytest.approx(most_that_euler_keeps(steps), rel=FLOAT64_ROUNDING, abs=FLOAT64_ROUNDING)
+
+
+def test_28_steps_of_euler_can_just_keep_what_the_grid_promises_for_one_spread():
+    assert most_that_euler_keeps(28) == pytest.approx(0.957, abs=5e-4)
+    assert most_that_euler_keeps(23) < 0.95 < most_that_euler_keeps(25)
+    with pytest.raises(InputError, match="steps"):
+        most_that_euler_keeps(0)
 
 
 @given(

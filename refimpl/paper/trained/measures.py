@@ -5,7 +5,7 @@ together 90 minutes on two cores. Experiments that share networks stand apart, s
 do not train the same one.
 """
 
-from refimpl.paper.trained import small_figures
+from refimpl.paper.trained import fresh_figures, small_figures
 from refimpl.paper.trained.autoencoders import decoder_and_jpeg, ema_and_batch
 from refimpl.paper.trained.conditions import (
     bucketed_crops,
@@ -26,7 +26,7 @@ from refimpl.paper.trained.recipe import (
 EXPERIMENTS: dict[str, TrainedExperiment] = {
     name: TrainedExperiment(module.of_seed, module.PREDICTED, seconds)
     for name, module, seconds in (
-        ("figures", small_figures, 150),
+        ("figures", small_figures, 125),
         ("factorial", factorial, 340),
         ("min_snr_policies", min_snr_policies, 110),
         ("size_conditioning", size_conditioning, 105),
@@ -39,5 +39,6 @@ EXPERIMENTS: dict[str, TrainedExperiment] = {
         ("bucketed_crops", bucketed_crops, 200),
         ("ema_and_batch", ema_and_batch, 200),
         ("decoder_and_jpeg", decoder_and_jpeg, 170),
+        ("fresh_figures", fresh_figures, 125),
     )
 }
