@@ -1,6 +1,6 @@
 """What being looked at costs a run: its look for control.json in every step, and writing the rows of metrics.jsonl.
 
-python -m benchmarks.bench_watch [--steps N]        writes results/watch.json
+python -m benchmarks.bench_watch [--minutes N]        writes results/watch.json
 Exits with 1 when the two take 0.5 % of a step or more.
 
 The loop of `refimpl.train` itself trains the tiny preset's networks, from 64 × 64 px images in one bucket so that all
@@ -25,14 +25,20 @@ from safetensors.torch import save_file
 
 from benchmarks.timing import summary, write
 from refimpl.latents.vae import VAE
+from refimpl.run.config import Config
 from refimpl.run.presets import load_config
 from refimpl.train.faults import Faults
 from refimpl.train.log import RunLog
+from refimpl.train.loop import train
+from refimpl.train.setup.out_folder import run_folder
+from refimpl.train.setup.prepare import prepare
+from refimpl.train.setup.resumed import settled
 from refimpl.train.watch.control_file import ask, taken
 from tests.train import runs
 
 GOAL = 0.005  # share of a step
 IMAGES = 64
+MOST_STEPS = 10**6  # it is stopped before
 WARM_BLOCKS = 2  # which plan and allocate
 ASKED = 1000  # control files written and taken
 
@@ -58,7 +64,7 @@ class Block:
         return (sum(self.looks) + sum(self.written)) / sum(self.steps)
 
 
-def settings_of(root: Path, steps: int) -> Any:
+def settings_of(root: Path) -> Config:
     """The tiny preset's networks, batch and threads, on a handful of drawn images and a random autoencoder."""
     tiny = load_config("tiny")
     torch.manual_seed(0)
@@ -69,10 +75,9 @@ def settings_of(root: Path, steps: int) -> Any:
     )
     for number, folder in enumerate(("train", "heldout")):
         runs.write_images(root / folder, IMAGES, number)
-    never = 10 * steps
-    train = {"steps": steps, "batch_size": tiny.train.batch_size, "threads": tiny.train.threads,
-             "log_every": tiny.train.log_every, "validate_every": never, "checkpoint_every": never}  # fmt: skip
-    return runs.config(root, root / "run", vae=asdict(tiny.vae), unet=asdict(tiny.unet), train=train,
+    table = {"steps": MOST_STEPS, "batch_size": tiny.train.batch_size, "threads": tiny.train.threads,
+             "log_every": tiny.train.log_every, "validate_every": MOST_STEPS, "checkpoint_every": MOST_STEPS}  # fmt: skip
+    return runs.config(root, root / "run", vae=asdict(tiny.vae), unet=asdict(tiny.unet), train=table,
                        buckets={"max_area": 4096, "max_side": 64, "min_side": 64, "step": 64})  # fmt: skip
 
 
@@ -164,17 +169,24 @@ def taking(folder: Path) -> dict[str, float]:
     return summary(seconds)
 
 
-def measure(steps: int) -> dict[str, Any]:
-    """The comparison over a run of that many steps, without its first blocks."""
+def measure(minutes: float) -> dict[str, Any]:
+    """The comparison over a run of so many minutes, without its first blocks and the one that it is stopped in."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = settings_of(Path(folder), steps)
+        settings = settled(settings_of(Path(folder)), runs.ALONE)
+        run = run_folder(settings, "watch", runs.ALONE)
+        prepared = prepare(settings, run, runs.ALONE)
+        ends = time.monotonic() + 60 * minutes
         with measured(settings.train.log_every) as blocks:
-            run = runs.go(settings)
-        written = [row["step"] for row in runs.rows(run) if "learning_rate" in row]
-        timed = [block for block in blocks if len(block.steps) == settings.train.log_every]
-        assert len(written) == sum(block.is_watched for block in blocks)
-        timed = timed[WARM_BLOCKS : len(timed) // 2 * 2]
+            train(settings, run, prepared, runs.ALONE, lambda: time.monotonic() > ends)
+        whole = [block for block in blocks if len(block.steps) == settings.train.log_every]
+        rows = [row["step"] for row in runs.rows(run) if "learning_rate" in row]
+        assert len(rows) - sum(block.is_watched for block in whole) in (
+            0,
+            1,
+        )  # of the block that it is stopped in
+        timed = whole[WARM_BLOCKS : len(whole) // 2 * 2]
         found = compared(timed) | {"look that takes a file": taking(Path(folder))}
+    steps = sum(len(block.steps) for block in timed)
     return {"steps": steps, "log_every": settings.train.log_every, "pairs": len(timed) // 2, **found}
 
 
@@ -183,8 +195,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the run")
-    result = measure(parser.parse_args().steps)
+    parser.add_argument("--minutes", type=float, default=15.0, help="how long the run takes")
+    result = measure(parser.parse_args().minutes)
     path = write("watch", result)
     share, slowed = result["share of a step"], result["slowed, by pairs"]
     print(
