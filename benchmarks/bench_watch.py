@@ -75,10 +75,13 @@ def settings_of(root: Path) -> Config:
     )
     for number, folder in enumerate(("train", "heldout")):
         runs.write_images(root / folder, IMAGES, number)
-    table = {"steps": MOST_STEPS, "batch_size": tiny.train.batch_size, "threads": tiny.train.threads,
-             "log_every": tiny.train.log_every, "validate_every": MOST_STEPS, "checkpoint_every": MOST_STEPS}  # fmt: skip
-    return runs.config(root, root / "run", vae=asdict(tiny.vae), unet=asdict(tiny.unet), train=table,
-                       buckets={"max_area": 4096, "max_side": 64, "min_side": 64, "step": 64})  # fmt: skip
+    table = {
+        "steps": MOST_STEPS, "validate_every": MOST_STEPS, "checkpoint_every": MOST_STEPS,
+        "batch_size": tiny.train.batch_size, "threads": tiny.train.threads, "log_every": tiny.train.log_every,
+    }  # fmt: skip
+    one_bucket = {"max_area": 4096, "max_side": 64, "min_side": 64, "step": 64}
+    networks = {"vae": asdict(tiny.vae), "unet": asdict(tiny.unet)}
+    return runs.config(root, root / "run", buckets=one_bucket, train=table, **networks)
 
 
 @contextmanager
