@@ -218,7 +218,7 @@ def bench(session: nox.Session) -> None:
     install_project(session, "test")
     for name in ("bench_plan", "bench_unet", "bench_ops", "bench_images", "bench_cache"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
-    for name in ("bench_index", "bench_decoder", "bench_threads"):
+    for name in ("bench_index", "bench_decoder", "bench_threads", "bench_watch"):
         session.run("python", "-m", f"benchmarks.{name}")
     session.run("python", "-m", "benchmarks.tables")
     # The operations once more under pytest-benchmark, saved in .benchmarks for `pytest-benchmark compare`.

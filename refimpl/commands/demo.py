@@ -100,7 +100,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     with _stage(timings, 4):
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         criteria, measured = judge(rows, psnr, samples, WANTED_PSNR[command.short])
-        content = report_content(config, out, data, heldout, vae, scale_shift, statistics, samples, rows)
+        content = report_content(config, out, data, heldout, vae, scale_shift, statistics, samples)
         photographs = read_demo_manifest(out / "data").counts["train"]["photographs"]
         told = demo_headlines(
             criteria, FIXED_PROMPTS[-1], photographs, config.sample.height, unet_size(config.unet)

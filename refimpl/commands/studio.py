@@ -29,7 +29,7 @@ class StudioCommand:
     data: Path | None = None
     """Index to browse, written by `refimpl data index`."""
     config: str = ""
-    """Preset or TOML file whose buckets, seed, flips and tag weights are shown of the data set; empty for the
+    """Preset or TOML file with whose buckets, seed, flips and tag weights the images are shown; empty for the
     defaults with the buckets novelai_v3."""
     control: bool = False
     """Let the page ask a run for samples, a checkpoint, or to stop; without it, it only reads."""

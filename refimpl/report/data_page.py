@@ -1,7 +1,7 @@
 """A data set's survey as lines for the terminal and as one HTML page; tags and names are escaped as data."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from refimpl.data.bucket_sizes import Bucket
@@ -10,12 +10,14 @@ from refimpl.data.survey.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Sur
 from refimpl.printable import printable
 from refimpl.report import data_figures, figures
 from refimpl.report.headlines.data_set import data_headlines
-from refimpl.report.page import Markup, folded, image, page, paragraph, table
+from refimpl.report.page import Markup, folded, image, page, paragraph, phrase, table
 from refimpl.report.style import svg_bytes
 
 BUCKETS = "buckets"  # heading of their table
 BAR = 40  # characters of the longest bar in the terminal
 
+# A sentence and the data in it, for the terminal (str.format) or for the page (phrase).
+Phrase = Callable[..., str]
 Part = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]  # heading, header, rows
 
 
@@ -25,7 +27,8 @@ def survey_lines(
     """The lines that `refimpl data check` prints. no_plan  why no plan could be made; empty where one was"""
     yield f"{found.images} images in {printable(source, kept='')}"
     yield from _summary(found)
-    for heading, header, rows in [*_tables(found, listed, no_plan), *_plan_tables(plans, found.buckets)]:
+    tables = [*_tables(found, listed, no_plan, str.format), *_plan_tables(plans, found.buckets)]
+    for heading, header, rows in tables:
         yield ""
         yield heading
         yield from _aligned([header, *rows])
@@ -37,7 +40,7 @@ def weight_lines(source: str, found: WeightSurvey) -> Iterator[str]:
     most = max([1, *found.images])
     for low, high, count in zip(found.edges, found.edges[1:], found.images, strict=False):
         yield f"  {low:8.5g} – {high:<8.5g} {'█' * math.ceil(BAR * count / most):<{BAR}} {count}"
-    for heading, header, rows in _weight_tables(found):
+    for heading, header, rows in _weight_tables(found, str.format):
         yield ""
         yield heading
         yield from _aligned([header, *rows])
@@ -74,7 +77,7 @@ def survey_page(
         paragraph(f"{found.images} images in {source}"),
         paragraph(_summary(found)[0]),
     ]
-    tables = [*_tables(found, listed, no_plan), *_plan_tables(plans, found.buckets)]
+    tables = [*_tables(found, listed, no_plan, phrase), *_plan_tables(plans, found.buckets)]
     headlines = data_headlines(found, listed, plans, no_plan)
     return page(f"Data set {source}", [*drawn, *_sections(tables)], opening, headlines)
 
@@ -87,7 +90,7 @@ def weight_page(source: str, found: WeightSurvey) -> str:
         ("Loss weights", [_figure(histogram, "images by loss weight", "Images by loss weight (N §4.3).")])
     ]
     opening = [paragraph(f"{found.count} images in {source}")]
-    return page(f"Tags of {source}", [*drawn, *_sections(_weight_tables(found))], opening)
+    return page(f"Tags of {source}", [*drawn, *_sections(_weight_tables(found, phrase))], opening)
 
 
 def _sections(parts: Sequence[Part]) -> list[tuple[str, list[Markup]]]:
@@ -119,12 +122,12 @@ def _summary(found: Survey) -> list[str]:
     ]
 
 
-def _tables(found: Survey, listed: int, no_plan: str = "") -> list[Part]:
+def _tables(found: Survey, listed: int, no_plan: str, words: Phrase) -> list[Part]:
     parts: list[Part] = []
     if no_plan:
         parts.append(("problem: plan, 1", ("reason",), [(f"no plan of epoch 0: {no_plan}",)]))
     for kind, problems in sorted(found.problems.items()):
-        rows: list[tuple[Any, ...]] = [(str(bad),) for bad in problems[:listed]]
+        rows: list[tuple[Any, ...]] = [(words("{}: {}", bad.path, bad.reason),) for bad in problems[:listed]]
         parts.append(
             (f"problem: {kind}, {len(problems)}", ("file and reason",), [*rows, *_more(problems, listed)])
         )
@@ -151,7 +154,7 @@ def _tables(found: Survey, listed: int, no_plan: str = "") -> list[Part]:
         for bucket in order for width, height in [found.buckets[bucket]]
     ]  # fmt: skip
     parts.append((BUCKETS, ("width", "height", "aspect", "images", "share"), rows))
-    return [*parts, *_class_tables(found.classes)]
+    return [*parts, *_class_tables(found.classes, words)]
 
 
 def _plan_tables(plans: Sequence[PlannedEpoch], buckets: Sequence[Bucket]) -> list[Part]:
@@ -184,26 +187,31 @@ def _plan_tables(plans: Sequence[PlannedEpoch], buckets: Sequence[Bucket]) -> li
     return parts
 
 
-def _weight_tables(found: WeightSurvey) -> list[Part]:
+def _weight_tables(found: WeightSurvey, words: Phrase) -> list[Part]:
     parts: list[Part] = []
     for heading, images in (("heaviest images", found.heaviest), ("lightest images", found.lightest)):
         rows: list[tuple[Any, ...]] = [
-            (f"{weight:.5g}", name, "; ".join(f"{c}: {', '.join(tags)}" for c, tags in by_class.items()))
+            (f"{weight:.5g}", name, words("; ").join(_of_class(*each, words) for each in by_class.items()))
             for weight, name, by_class in images
         ]
         parts.append((heading, ("weight", "id", "tags"), rows))
-    return [*parts, *_class_tables(found.classes)]
+    return [*parts, *_class_tables(found.classes, words)]
 
 
-def _class_tables(classes: Sequence[ClassSurvey]) -> list[Part]:
+def _of_class(name: str, tags: Sequence[str], words: Phrase) -> str:
+    return words("{}: " + ", ".join(["{}"] * len(tags)), name, *tags)
+
+
+def _class_tables(classes: Sequence[ClassSurvey], words: Phrase) -> list[Part]:
     rows: list[tuple[Any, ...]] = [
-        (each.name, each.distinct, each.uses, _ranked(each.most), _ranked(each.least)) for each in classes
+        (each.name, each.distinct, each.uses, _ranked(each.most, words), _ranked(each.least, words))
+        for each in classes
     ]
     return [("tags", ("class", "tags", "uses", "most frequent", "least frequent"), rows)] if rows else []
 
 
-def _ranked(tags: Sequence[tuple[str, int]]) -> str:
-    return ", ".join(f"{tag} ({count})" for tag, count in tags)
+def _ranked(tags: Sequence[tuple[str, int]], words: Phrase) -> str:
+    return words(", ").join(words("{} ({})", tag, count) for tag, count in tags)
 
 
 def _more(entries: Sequence[object], listed: int) -> list[tuple[str]]:

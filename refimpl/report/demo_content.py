@@ -23,6 +23,7 @@ from refimpl.latents.vae import VAE
 from refimpl.latents.welford import Welford
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.report.run_page import Grid, ReportContent
+from refimpl.report.runs.read_run import embedded_series, read_run
 from refimpl.run.config import Config
 from refimpl.run.stage import StageData
 
@@ -36,7 +37,6 @@ def report_content(
     scale_shift: ScaleShift,
     statistics: dict[str, torch.Tensor],
     samples: dict[str, dict[str, Any]],
-    rows: list[dict[str, Any]],
 ) -> ReportContent:
     """Everything that the report shows, except for verdicts and timings."""
     manifest = read_demo_manifest(out / "data")
@@ -60,7 +60,7 @@ def report_content(
             f"{config.train.steps} steps of {config.train.batch_size}; {counts['heldout']} images held out. "
             f"The UNet is SDXL's in shape, {unet_size(config.unet):,} parameters.",
         ],
-        losses=rows,
+        series=embedded_series(read_run(out)),
         samples=[
             _grid(out, samples, "guided", "Fixed prompts, classifier-free guidance 3.5, native grid from σ = ∞"),
             _grid(out, samples, "infinite", "Colours from σ = ∞, no guidance", "The exact first step of N App. A.1."),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from refimpl.diffusion.min_snr import weight_mass as mass_from
 from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
-from refimpl.report.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, styled
+from refimpl.report.style import BLUE, GREEN, GREY, ORANGE, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,6 @@ FloatArray = NDArray[np.float64]
 Moments = tuple[Any, Any]  # mean[C] and std[C]: anything numpy reads, torch CPU tensors among it
 
 N_MEAN_ASPECT_ERROR = 0.033  # of N's data set
-SMOOTHING = 0.02  # the half-life of the smoothed loss, as a share of the run
 
 
 def _numbers(name: str, values: Any, ndim: int = 1) -> FloatArray:
@@ -28,57 +27,6 @@ def _numbers(name: str, values: Any, ndim: int = 1) -> FloatArray:
     if array.ndim != ndim:
         raise InputError(f"{name} must have {ndim} dimension(s), got shape {list(array.shape)}")
     return array
-
-
-def smoothed(values: Any, half_life: float) -> FloatArray:
-    """Exponential moving average with bias correction, so that it starts at the first value.
-
-    values [N]; half_life in entries        returns [N] float64
-    Raises InputError when half_life is not positive.
-    """
-    if not half_life > 0:
-        raise InputError(f"half_life is {half_life}; give a positive number of entries")
-    keep = 0.5 ** (1 / half_life)
-    total = weight = 0.0
-    averaged = []
-    for value in _numbers("values", values):
-        total = keep * total + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        averaged.append(total / weight)
-    return np.array(averaged)
-
-
-@styled
-def loss_curve(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Training loss, raw and smoothed, and the held-out loss where a row has one.
-
-    rows  mappings with `step` and any of `loss`, `heldout_loss`; other rows (sample times, …) are ignored
-    Raises InputError when no row has a loss.
-    """
-    train = np.array([(row["step"], row["loss"]) for row in rows if row.get("loss") is not None])
-    heldout = np.array([(r["step"], r["heldout_loss"]) for r in rows if r.get("heldout_loss") is not None])
-    if not len(train) and not len(heldout):
-        raise InputError(f"none of the {len(rows)} rows has a `loss` or a `heldout_loss` to draw")
-    figure, (axes,) = new_figure(3.6)
-    if len(train):
-        half_life = max(1.0, SMOOTHING * len(train))
-        axes.plot(
-            train[:, 0], train[:, 1], color=BLUE, alpha=0.25, linewidth=0.8, label="training, each step"
-        )
-        axes.plot(train[:, 0], smoothed(train[:, 1], half_life), color=BLUE, label="training, smoothed")
-    if len(heldout):
-        axes.plot(
-            heldout[:, 0],
-            heldout[:, 1],
-            color=VERMILION,
-            marker="o",
-            markersize=4,
-            label="held-out, fixed noise",
-        )
-    axes.set(xlabel="step", ylabel="v-loss (mean square)")
-    axes.set_ylim(bottom=0)
-    axes.legend(ncols=3, loc="upper right")
-    return figure
 
 
 @styled

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from refimpl.printable import printable
 
 HERE = Path(__file__).parent
+SCRIPTS = ("uplot.min.js", "charts.js", "report.js")  # of a page with charts or samples by step
 Severity = Literal["bad", "warning", "good", "note"]
 SEVERITIES: dict[Severity, str] = {"bad": "Problem", "warning": "Warning", "good": "Good", "note": "Note"}
 
@@ -34,6 +35,14 @@ class Headline:
 def text(value: object) -> Markup:
     """Data as HTML: escaped, including quotes and what is not printable, unless it is already Markup."""
     return value if isinstance(value, Markup) else escape(printable(str(value)))
+
+
+def phrase(words: str, *data: object) -> Markup:
+    """A sentence as HTML with data in it, each isolated, so that right-to-left letters reorder nothing beside them.
+
+    words  this program's own HTML, with a {} for each of the data
+    """
+    return Markup(words).format(*(Markup("<bdi>{}</bdi>").format(text(each)) for each in data))
 
 
 def with_code(words: str) -> Markup:
@@ -114,6 +123,20 @@ def image_grid(pictures: Sequence[tuple[bytes, object]], caption: object, column
     """
     cells = [(data_uri(content, "png"), label) for content, label in pictures]
     return _part("image_grid", cells, caption, columns)
+
+
+def place(name: Literal["charts", "samples"], about: str) -> Markup:
+    """Where a page's scripts draw the charts of its series, or its samples by step, below a line about them.
+
+    The page needs SCRIPTS, and data with `series` as `refimpl.report.runs.read_run.embedded_series` gives them, and
+    `grids` as `embedded_grids` does.
+    """
+    return _part("place", name, about)
+
+
+def charts() -> Markup:
+    """Where the charts of the page's series are drawn."""
+    return place("charts", "Drag over a chart to zoom, double-click to see all again.")
 
 
 def folded(summary: object, inside: Sequence[Markup]) -> Markup:

@@ -14,7 +14,19 @@ from refimpl.diffusion.schedule import NoiseSchedule
 from refimpl.errors import InputError
 from refimpl.report import figures, pictures
 from refimpl.report.noised_image import noised_image
-from refimpl.report.page import Headline, Markup, folded, image, image_grid, page, paragraph, table, verdict
+from refimpl.report.page import (
+    SCRIPTS,
+    Headline,
+    Markup,
+    charts,
+    folded,
+    image,
+    image_grid,
+    page,
+    paragraph,
+    table,
+    verdict,
+)
 from refimpl.report.style import svg_bytes
 from refimpl.storage.atomic import replaced_file
 
@@ -51,7 +63,7 @@ class ReportContent:
     summary: Sequence[str] = ()  # paragraphs
     headlines: Sequence[Headline] = ()  # what matters most, and what to do next
     criteria: Sequence[Criterion] = ()
-    losses: Sequence[Mapping[str, Any]] = ()  # step, loss, heldout_loss: the rows of the metrics file
+    series: Mapping[str, Any] = field(default_factory=dict)  # curves by name, as `embedded_series` gives them
     samples: Sequence[Grid] = ()
     buckets: Sequence[tuple[int, int]] = ()  # (width, height)
     bucket_counts: Sequence[int] = ()
@@ -164,8 +176,8 @@ def _sections(content: ReportContent) -> list[Section]:
         sections.append(_criteria(content))
     if content.samples:
         sections.append(("Samples", [_grid(grid) for grid in content.samples]))
-    if content.losses:
-        sections.append(("Loss", [_figure(figures.loss_curve(content.losses), "loss against step")]))
+    if content.series:
+        sections.append(("Curves", [charts()]))
     if content.buckets:
         sections.append(_buckets(content))
     if content.schedules is not None:
@@ -198,7 +210,10 @@ def render_report(content: ReportContent) -> str:
     Raises InputError when parts that belong together differ in length, and when matplotlib is missing.
     """
     opening = [paragraph(line) for line in content.summary]
-    return page(content.title, _sections(content), opening, content.headlines)
+    scripts, data = (
+        (SCRIPTS, {"name": content.title, "series": content.series}) if content.series else ((), None)
+    )
+    return page(content.title, _sections(content), opening, content.headlines, scripts, data)
 
 
 def write_report(path: str | os.PathLike[str], content: ReportContent) -> Path:

@@ -17,7 +17,7 @@ P = ParamSpec("P")
 
 # Okabe & Ito 2008: distinguishable with every common form of colour vision, and in greyscale.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = (
-    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#767676",
+    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#6b6b6b",
 )  # fmt: skip
 WIDTH = 9.0  # inches; at DPI it is 1,800 px, twice the width of the page for dense screens
 DPI = 200

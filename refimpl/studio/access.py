@@ -1,8 +1,9 @@
 """Who may ask: this machine's browser with the token, and no page from anywhere else.
 
 A page of another site can make a browser send requests here. A name that it points at 127.0.0.1 (DNS rebinding) is
-refused by the Host header, its own requests by the Origin header, and both lack the cookie, which only the address
-with the token sets and which a browser sends to nobody else (SameSite=Strict).
+refused by the Host header, its own requests by Origin and Sec-Fetch-Site, and both lack the cookie, which only the
+address with the token sets and which a browser sends along with no other site's requests (SameSite=Strict). A page of
+another server on this machine is of the same site: its requests have the cookie, and Sec-Fetch-Site tells them apart.
 """
 
 import hmac
@@ -17,6 +18,9 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HTTP_PORT = 80  # which a browser leaves out of Host and Origin
+# Sec-Fetch-Site of the page's own requests and of a typed address; clients that are no browsers have no such header.
+OWN_FETCHES = (None, "same-origin", "none")
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -37,7 +41,8 @@ class Access:
 
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:
         self._app, self._token, self._cookie = app, token, cookie_name(port)
-        self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        names = ("127.0.0.1", "localhost")
+        self._hosts = {f"{name}:{port}" for name in names} | set(names if port == HTTP_PORT else ())
         self._origins = {f"http://{host}" for host in self._hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,10 +66,11 @@ class Access:
         if headers.get("host") not in self._hosts:
             return _refused("this server is asked as 127.0.0.1 or localhost only", 421)
         origin = headers.get("origin")
-        if (origin is not None and origin not in self._origins) or headers.get(
-            "sec-fetch-site"
-        ) == "cross-site":
-            return _refused("requests of other pages are refused", 403)
+        is_foreign = origin is not None and origin not in self._origins
+        if is_foreign or headers.get("sec-fetch-site") not in OWN_FETCHES:
+            return _refused(
+                "requests of other pages are refused; if you followed a link, paste the address instead", 403
+            )
         if scope["method"] not in ("GET", "HEAD"):
             if origin is None:
                 return _refused("a request that changes something needs an Origin header", 403)

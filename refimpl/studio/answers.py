@@ -4,7 +4,9 @@ import functools
 import inspect
 import json
 import math
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -74,7 +76,8 @@ def _said(error: Exception) -> Response:
     if isinstance(error, FileNotFoundError):
         return refused("it is not there any more", 404)
     if isinstance(error, OSError):
-        return refused(f"it can't be read: {error.strerror or error}", 404)
+        name = Path(os.fsdecode(error.filename)).name if error.filename else "it"
+        return refused(f"{name} can't be read: {error.strerror or error}", 404)
     raise error
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refimpl.train.metrics.read_rows import opened_regular
+from refimpl.train.metrics.own_files import opened_regular
 
 CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", ".lock"
 MOST_RUNS = 2000  # folders looked for
@@ -104,10 +104,11 @@ def is_training(run: Path) -> bool:
     return True
 
 
-def plain_file(folder: Path, name: str) -> Path | None:
-    """A regular file directly in a folder, or None: no link, nothing else that a name may lead to."""
-    path = folder / name
+def plain_file(run: Path, *names: str) -> Path | None:
+    """A regular file of a run by the names that lead to it, or None: no link, nothing else that they may lead to."""
+    path = run.joinpath(*names)
     with contextlib.suppress(OSError, ValueError):
-        if path.parent == folder and path.is_file() and not path.is_symlink() and not folder.is_symlink():
+        inside = [path, *path.parents][: len(names)]
+        if path.relative_to(run).parts == names and path.is_file() and not any(map(Path.is_symlink, inside)):
             return path
     return None

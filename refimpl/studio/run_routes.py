@@ -17,12 +17,14 @@ from refimpl.studio.answers import Refusal, answer, answered, whole_number
 from refimpl.studio.run_files import CONFIG, METRICS, Run, find_runs, is_training, plain_file, read_json
 from refimpl.studio.run_summary import GRID, REPORT, details, differences, summary
 from refimpl.train.metrics.downsample import FEWEST, MOST, downsampled
+from refimpl.train.metrics.own_files import opened_regular
 from refimpl.train.metrics.read_rows import LARGEST, MetricRows
 from refimpl.train.watch.control_file import ACTIONS, CONTROL, ask
 
 OPEN_RUNS = 8  # whose rows are kept in memory; a page overlays four
 COMPARED = 4
 POINTS = 800
+MOST_BYTES = 2**26  # of a picture or a report
 SANDBOX = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
@@ -102,17 +104,17 @@ def run_routes(runs: Runs) -> list[Route]:
 
     def picture(request: Request) -> Response:
         run, name = runs.run(request), request.path_params["name"]
-        path = plain_file(run.path / "samples", name) if GRID.fullmatch(name) else None
+        path = plain_file(run.path, "samples", name) if GRID.fullmatch(name) else None
         if path is None:
             raise Refusal("there is no such picture", 404)
-        return Response(path.read_bytes(), media_type="image/png")
+        return Response(_content(path), media_type="image/png")
 
     def report(request: Request) -> Response:
         path = plain_file(runs.run(request).path, REPORT)
         if path is None:
             raise Refusal("this run has no report yet: refimpl report RUN", 404)
-        content = path.read_bytes()
-        return Response(content, media_type="text/html", headers={"Content-Security-Policy": SANDBOX})
+        headers = {"Content-Security-Policy": SANDBOX}
+        return Response(_content(path), media_type="text/html", headers=headers)
 
     async def control(request: Request) -> Response:
         if not runs.may_control:
@@ -136,6 +138,14 @@ def run_routes(runs: Runs) -> list[Route]:
     }
     routes = [Route(path, answered(what)) for path, what in get.items()]
     return [*routes, Route("/api/runs/{id}/control", answered(control), methods=["POST"])]
+
+
+def _content(path: Path) -> bytes:
+    with opened_regular(path) as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise Refusal(f"{path.name} is larger than {MOST_BYTES >> 20} MiB; open the file itself", 413)
+    return content
 
 
 def _ask(run: Run, action: str) -> Response:

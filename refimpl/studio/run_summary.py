@@ -13,7 +13,9 @@ from PIL import Image
 
 from refimpl.studio.run_files import CONFIG, METRICS, Run, is_training, plain_file, read_json
 from refimpl.tables import flat
-from refimpl.train.metrics.read_rows import LARGEST, JsonLines, opened_regular
+from refimpl.train.metrics.grid_notes import notes_of
+from refimpl.train.metrics.own_files import linked, opened_regular
+from refimpl.train.metrics.read_rows import LARGEST, JsonLines
 from refimpl.train.watch.control_file import CONTROL, asked_actions
 
 LAST_BYTES = 2**16  # of metrics.jsonl, read for the list
@@ -49,7 +51,7 @@ def summary(run: Run) -> dict[str, Any]:
         "quarantined": _lines(run.path / QUARANTINE),
         "samples": sum(1 for _ in _grids(run.path)),
         "has_report": plain_file(run.path, REPORT) is not None,
-        "problem": problem,
+        "problem": linked(run.path) or problem,
     }
 
 
@@ -116,23 +118,10 @@ def _picture(path: Path) -> tuple[tuple[int, int] | None, dict[str, Any]]:
         return None, {}
 
 
-def notes_of(image: Image.Image) -> dict[str, Any]:
-    """What `write_grid` has noted in a picture: prompts and columns; empty where it has not."""
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
-        found = json.loads(image.info.get("refimpl", "{}"))
-        if (
-            isinstance(found, dict)
-            and isinstance(found.get("prompts"), list)
-            and type(found.get("columns")) is int
-        ):
-            return found
-    return {}
-
-
 def _grids(run: Path) -> list[tuple[int, Path]]:
     folder = run / "samples"
     with contextlib.suppress(OSError):
-        names = (GRID.fullmatch(name) for name in os.listdir(folder))
+        names = (GRID.fullmatch(name) for name in ([] if folder.is_symlink() else os.listdir(folder)))
         return [(int(name[1]), folder / name[0]) for name in names if name]
     return []
 

@@ -1,73 +1,65 @@
 """Figures: the drawn data are the given data, and N's numbers appear where its figures show them."""
 
+import re
+
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 from refimpl.diffusion.config import POLICIES
 from refimpl.diffusion.min_snr import min_snr_weight
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.errors import InputError
 from refimpl.latents.scale_shift import NOVELAI_ANIME
-from refimpl.report import figures
-from refimpl.report.style import matplotlib_module, png_bytes
+from refimpl.report import data_figures, figures
+from refimpl.report.noised_image import example_image, noised_image
+from refimpl.report.page import static
+from refimpl.report.style import ON_DARK, matplotlib_module, png_bytes
+from tests.studio.page.browser import LEAST_CONTRAST, LEAST_TEXTS
 from tests.tolerances import FLOAT64_ROUNDING, PRINTED_PERCENT
 
 PLAIN = sdxl_schedule()
 ZERO_TERMINAL = zero_terminal_snr(PLAIN)
+MOMENTS = ([1.0, 2.0], [3.0, 4.0])
+DRAWN = {
+    "buckets": lambda: figures.bucket_histogram([(64, 64), (32, 128)], [5, 7], 0.04),
+    "schedule": lambda: figures.schedule_figure(PLAIN, ZERO_TERMINAL),
+    "latents": lambda: figures.latent_statistics(MOMENTS, MOMENTS, MOMENTS),
+    "weights": lambda: figures.weight_mass({"none": torch.ones(1000)}),
+    "sizes": lambda: data_figures.size_density(np.eye(4), 64, [(64, 64)]),
+    "errors": lambda: data_figures.aspect_errors([0.1, 0.2], 0.15),
+    "weights of images": lambda: data_figures.weight_histogram([0.5, 1.0, 2.0], [3, 4]),
+    "noised": lambda: noised_image(example_image(128), PLAIN, ZERO_TERMINAL),
+}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2.1)."""
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_words_in_figures_can_be_read(name: str) -> None:
+    """Labels, ticks, legends and notes, in the colours of a light and of a dark page."""
+    light, dark = re.findall(r"--page: (#[0-9a-f]{6})", static("style.css"))
+    figure = DRAWN[name]()
+    figure.draw_without_rendering()
+    words = [each for each in figure.findobj(Text) if isinstance(each, Text) and each.get_text().strip()]
+    assert len(words) > LEAST_TEXTS
+    for each in words:
+        colour = to_hex(each.get_color())
+        for ink, ground in ((colour, light), (ON_DARK[colour], dark)):
+            less, more = sorted((luminance(ink), luminance(ground)))
+            assert (more + 0.05) / (less + 0.05) >= LEAST_CONTRAST, (each.get_text(), ink, ground)
 
 
 def texts(axes) -> str:
     return " | ".join([axes.get_title(loc="left"), *(text.get_text() for text in axes.texts)])
-
-
-def test_loss_curve_draws_every_row_and_skips_what_has_no_loss():
-    rows = [
-        {"step": 1, "loss": 2.0},
-        {"step": 2, "sampled": "grid.png"},
-        {"step": 3, "loss": 0.5, "heldout_loss": 1.5},
-    ]
-    raw, smooth, heldout = figures.loss_curve(rows).axes[0].lines
-    assert raw.get_xydata().tolist() == [[1, 2], [3, 0.5]]
-    assert smooth.get_xdata().tolist() == [1, 3]
-    assert heldout.get_xydata().tolist() == [[3, 1.5]]
-
-
-def test_loss_curve_of_heldout_rows_alone():
-    (line,) = figures.loss_curve([{"step": 0, "heldout_loss": 1.0}]).axes[0].lines
-    assert line.get_xydata().tolist() == [[0, 1]]
-
-
-@pytest.mark.parametrize("rows", [[], [{"step": 3}], [{"step": 3, "loss": None}]])
-def test_loss_curve_of_nothing_is_refused(rows):
-    with pytest.raises(InputError, match="has a `loss` or a `heldout_loss`"):
-        figures.loss_curve(rows)
-
-
-@given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
-    st.sampled_from([0.1, 1.0, 7.0, 1e6]),
-)
-def test_smoothed_stays_inside_the_values_so_far_and_starts_at_the_first(values, half_life):
-    averaged = figures.smoothed(values, half_life)
-    scale = FLOAT64_ROUNDING * max(1.0, *map(abs, values)) / min(1.0, 1 - 0.5 ** (1 / half_life))
-    assert len(averaged) == len(values)
-    assert abs(averaged[0] - values[0]) <= scale
-    for n, value in enumerate(averaged, start=1):
-        assert min(values[:n]) - scale <= value <= max(values[:n]) + scale
-
-
-def test_smoothed_halves_a_step_after_one_half_life():
-    values = np.r_[np.zeros(2000), np.ones(50)]
-    assert figures.smoothed(values, 50.0)[-1] == pytest.approx(0.5, rel=FLOAT64_ROUNDING)
-
-
-def test_smoothed_refuses_a_half_life_of_zero():
-    with pytest.raises(InputError, match="half_life is 0"):
-        figures.smoothed([1.0], 0)
 
 
 def test_bucket_histogram_runs_from_tall_to_wide():

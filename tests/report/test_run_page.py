@@ -1,9 +1,12 @@
 """report.html: complete, self-contained, and free of active content whatever the data contain."""
 
 import base64
+import hashlib
 import io
+import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -20,7 +23,7 @@ from refimpl.errors import InputError
 from refimpl.printable import printable
 from refimpl.report import figures
 from refimpl.report.noised_image import example_image
-from refimpl.report.page import Headline, Markup, image, page, table, text, verdict
+from refimpl.report.page import SCRIPTS, Headline, Markup, image, page, static, table, text, verdict
 from refimpl.report.run_page import Criterion, Grid, ReportContent, render_report, write_report
 from refimpl.report.style import svg_bytes
 
@@ -28,12 +31,13 @@ HOSTILE = "<script>alert('x')</script>\" onload=\"y' & <b>"
 
 
 class Reader(HTMLParser):
-    """Collects elements, attributes and visible text; nothing in the data may become an element."""
+    """Collects elements, attributes, visible text and scripts; nothing in the data may become an element."""
 
     def __init__(self, markup: str):
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.visible: list[str] = []
+        self.scripts: list[str] = []
         self.open: list[str] = []
         self.feed(markup)
         self.close()
@@ -47,10 +51,15 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.visible.append(data)
+        (self.scripts if self.open[-1:] == ["script"] else self.visible).append(data)
 
     def of(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+def shown(markup: str) -> str:
+    """The words of some HTML as a reader sees them."""
+    return "".join(Reader(markup).visible)
 
 
 def full_content(words: str = "plain") -> ReportContent:
@@ -60,7 +69,7 @@ def full_content(words: str = "plain") -> ReportContent:
         title=words,
         summary=[words],
         criteria=[Criterion(words, 0.123456, words, True), Criterion("two", words, "1", False)],
-        losses=[{"step": 0, "loss": 1.0, "heldout_loss": 1.0}, {"step": 1, "loss": 0.5}],
+        series={"loss": {"steps": [0, 1], "values": [1.0, 0.5]}, words: {"steps": [1], "values": [2.0]}},
         samples=[
             Grid(words, pictures, [words] * 3, words),
             Grid("other", torch.zeros(1, 8, 8, 3).byte(), ["b"]),
@@ -95,7 +104,7 @@ def hostile() -> Reader:
 
 def test_every_section_is_there_in_order_and_linked(full):
     headings = [
-        "Criteria", "Samples", "Loss", "Buckets", "Schedule", "Latent statistics", "Loss weight by timestep",
+        "Criteria", "Samples", "Curves", "Buckets", "Schedule", "Latent statistics", "Loss weight by timestep",
         "VAE reconstructions", "Environment", "Timings", "Licences of the photographs",
     ]  # fmt: skip
     assert [link["href"] for link in full.of("a")] == [f"#{section['id']}" for section in full.of("section")]
@@ -105,7 +114,7 @@ def test_every_section_is_there_in_order_and_linked(full):
 def test_images_are_data_in_the_page_with_alternative_text(full):
     images = full.of("img")
     heads = Counter(attributes["src"].partition(",")[0] for attributes in images)
-    assert heads == {"data:image/svg+xml;base64": 5, "data:image/png;base64": 7}
+    assert heads == {"data:image/svg+xml;base64": 4, "data:image/png;base64": 7}
     for attributes in images:
         head, _, data = attributes["src"].partition(",")
         content = base64.b64decode(data, validate=True)
@@ -156,23 +165,39 @@ def test_the_worst_headline_comes_first_with_its_list_and_what_to_do():
 
 def test_figures_follow_the_readers_colours():
     """Every colour of a figure is one that a dark page replaces, and its background is the page's."""
-    drawn = svg_bytes(figures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])).decode()
+    moments = ([1.0, 2.0], [3.0, 4.0])
+    drawn = svg_bytes(figures.latent_statistics(moments, moments, moments)).decode()
     assert "prefers-color-scheme:dark" in drawn
     assert not re.findall(r"(?:fill|stroke): #", drawn)
-    assert (
-        drawn == svg_bytes(figures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}])).decode()
-    )
+    assert drawn == svg_bytes(figures.latent_statistics(moments, moments, moments)).decode()
 
 
 def test_nothing_is_loaded_from_anywhere_and_nothing_runs(full, hostile):
     for reader in (full, hostile):
         for tag, attributes in reader.elements:
-            assert tag not in ("script", "link", "iframe", "object", "base", "form")
+            assert tag not in ("link", "iframe", "object", "base", "form")
             assert not any(name.startswith("on") for name in attributes)
             assert attributes.get("src", "data:").startswith("data:")
             assert attributes.get("href", "#").startswith("#")
         assert "url(" not in " ".join(reader.visible)
         assert "default-src 'none'" in reader.of("meta")[1]["content"]
+
+
+def test_only_the_scripts_of_the_charts_run(full, hostile):
+    """Allowed by their hashes; the data that they draw is no script, and a page without curves has none."""
+    for reader in (full, hostile):
+        policy = reader.of("meta")[1]["content"].partition("script-src ")[2]
+        allowed = [
+            base64.b64encode(hashlib.sha256(static(name).encode()).digest()).decode() for name in SCRIPTS
+        ]
+        assert policy.split() == [f"'sha256-{each}'" for each in allowed]
+        assert reader.of("script") == [{"type": "application/json", "id": "data"}, *[{}] * len(SCRIPTS)]
+        held, *sources = reader.scripts
+        assert json.loads(held)["series"]["loss"] == {"steps": [0, 1], "values": [1.0, 0.5]}
+        assert sources == [static(name) for name in SCRIPTS]
+    reader = Reader(render_report(replace(full_content(), series={})))
+    assert not reader.of("script")
+    assert "script-src" not in reader.of("meta")[1]["content"]
 
 
 def test_hostile_words_are_shown_as_they_are(full, hostile):
@@ -217,7 +242,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path):
     assert write_report(path, ReportContent("first")) == path
     before = path.read_bytes()
     with pytest.raises(InputError):
-        write_report(path, ReportContent("second", losses=[{"step": 1}]))
+        write_report(path, ReportContent("second", weights={"none": torch.zeros(1000)}))
     assert path.read_bytes() == before
     write_report(str(path), ReportContent("third"))
     assert b"third" in path.read_bytes()

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
-from refimpl.studio.access import HEADERS, cookie_name
+from refimpl.studio.access import HEADERS, Access, cookie_name
 from tests.studio.asking import BASE, PORT, TOKEN, asking, stranger, write_run
 
 EVERYWHERE = [
@@ -81,7 +82,8 @@ def test_both_names_of_the_studio_are_answered(host: str, root: Path) -> None:
 @pytest.mark.parametrize(
     "headers",
     [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": f"http://127.0.0.1:{PORT + 1}"},
-     {"Origin": f"https://127.0.0.1:{PORT}"}, {"Origin": ""}, {"Sec-Fetch-Site": "cross-site"}],
+     {"Origin": f"https://127.0.0.1:{PORT}"}, {"Origin": ""}, {"Sec-Fetch-Site": "cross-site"},
+     {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": ""}, {"Sec-Fetch-Site": "same-origin, same-site"}],
 )  # fmt: skip
 def test_other_pages_are_refused(headers: dict[str, str], root: Path) -> None:
     client = asking(root, control=True)
@@ -89,6 +91,25 @@ def test_other_pages_are_refused(headers: dict[str, str], root: Path) -> None:
         answer = client.request(method, "/api/runs", headers=headers)
         assert answer.status_code == 403
         assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_the_page_itself_and_a_typed_address_are_answered(site: str, root: Path) -> None:
+    assert asking(root).get("/api/runs", headers={"Sec-Fetch-Site": site}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_browser_leaves_port_80_out(name: str) -> None:
+    """Of both headers; with the port they are the same."""
+    app = Access(PlainTextResponse("in"), TOKEN, 80)
+    cookie = {"Cookie": f"{cookie_name(80)}={TOKEN}"}
+    client = TestClient(app, f"http://{name}")
+    for port in ("", ":80"):
+        headers = {**cookie, "Host": f"{name}{port}", "Origin": f"http://{name}{port}"}
+        assert client.get("/", headers=headers).text == "in"
+    for host in (f"{name}:{PORT}", "evil.example", f"{name}."):
+        assert client.get("/", headers={**cookie, "Host": host}).status_code == 421
+    assert client.get("/", headers={**cookie, "Origin": f"http://{name}:{PORT}"}).status_code == 403
 
 
 def test_a_form_of_another_page_changes_nothing(root: Path) -> None:

@@ -13,10 +13,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from refimpl.sample.images.picture_files import write_grid
+from refimpl.train.metrics.own_files import SHOWN
 from refimpl.train.watch.control_file import CONTROL
 from tests.studio.asking import BASE, MARKUP, add_rows, asking, begin_training, write_run
 
 JSON = {"Origin": BASE}
+LEAKED = ("SECRET", '": 777', "step-00000777", '"training"', '"stop"')  # of the run that links lead to
 
 
 @pytest.fixture
@@ -206,6 +208,49 @@ def test_no_picture_leads_elsewhere(name: str, run: Path, client: TestClient) ->
     assert told(client, f"/api/runs/{only(client)['id']}")["state"] == "stopped"
 
 
+@pytest.mark.parametrize("name", [*SHOWN, ".lock", CONTROL])
+def test_no_file_of_a_run_is_read_through_a_link(name: str, run: Path, client: TestClient) -> None:
+    """Not even one that holds what the run's own file would; the run stays in the list and says which it is."""
+    secret = write_run(run.parent.parent / "secret", steps=9, train={"steps": 777})
+    (secret / "faults.jsonl").write_text(
+        '{"step": 777, "not_finite": "SECRET", "images": [{"id": "SECRET"}]}\n'
+    )
+    (secret / "quarantine.jsonl").write_text('{"path": "SECRET", "kind": "SECRET", "reason": "777"}\n')
+    write_grid(torch.rand(1, 1, 3, 8, 8), secret / "samples" / "step-00000777.png", ["SECRET"])
+    (secret / "report.html").write_text("SECRET")
+    (secret / CONTROL).write_text('{"actions": ["stop"]}')
+    begin_training(secret)
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(secret / name)
+    line = only(client)
+    assert line["problem"] == (f"{name}: links in a run folder are not followed" if name in SHOWN else "")
+    where = f"/api/runs/{line['id']}"
+    details, curves = client.get(where), client.get(f"{where}/metrics")
+    assert details.status_code == 200
+    assert curves.status_code == (404 if name == "metrics.jsonl" else 200)
+    if name == "metrics.jsonl":
+        assert curves.json() == {"error": f"{name} can't be read: links in a run folder are not followed"}
+    pictures = [f"/runs/{line['id']}/samples/step-00000777.png", f"/runs/{line['id']}/report.html"]
+    for answer in (details, curves, *map(client.get, pictures)):
+        assert not [word for word in LEAKED if word in answer.text]
+    assert [client.get(path).status_code for path in pictures] == [404, 404]
+    assert told(client, f"/api/differences?ids={line['id']}")["differences"] == []
+
+
+def test_a_run_folder_may_itself_be_a_link(run: Path, tmp_path: Path) -> None:
+    """Whoever starts the studio names it, and all that it holds is shown."""
+    write_grid(torch.rand(1, 1, 3, 8, 8), run / "samples" / "step-00000004.png", ["a"])
+    (run / "report.html").write_text("its report")
+    (tmp_path / "link").symlink_to(run)
+    client = asking(tmp_path / "link")
+    line = only(client)
+    assert (line["name"], line["step"], line["samples"], line["problem"]) == ("link", 4, 1, "")
+    details = told(client, f"/api/runs/{line['id']}")
+    assert client.get(details["sample_grids"][0]["url"]).status_code == 200
+    assert client.get(details["report_url"]).text == "its report"
+    assert told(client, f"/api/runs/{line['id']}/metrics")["rows"] == 4
+
+
 def test_ids_are_no_paths(client: TestClient) -> None:
     for name in ("..", "%2e%2e", "..%2f..", "tiny-001", "%2fetc", "0" * 12, "a" * 9999):
         assert client.get(f"/api/runs/{name}").status_code == 404
@@ -222,6 +267,22 @@ def test_a_report_is_shown_without_scripts(run: Path, client: TestClient) -> Non
     assert policy.startswith("sandbox; default-src 'none';")
     assert "script" not in policy
     assert told(client, f"/api/runs/{only(client)['id']}")["report_url"] == where
+
+
+def test_a_file_too_large_to_be_shown_is_refused_in_words(
+    run: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.studio.run_routes.MOST_BYTES", 2**20)
+    write_grid(torch.rand(1, 1, 3, 8, 8), run / "samples" / "step-00000004.png", ["a"])
+    where = f"/runs/{only(client)['id']}"
+    for name, path in (("report.html", "report.html"), ("step-00000004.png", "samples/step-00000004.png")):
+        with (run / path).open("ab") as file:
+            file.truncate(2**20)
+        assert client.get(f"{where}/{path}").status_code == 200
+        with (run / path).open("ab") as file:
+            file.write(b"x")
+        error = told(client, f"{where}/{path}", 413)["error"]
+        assert error == f"{name} is larger than 1 MiB; open the file itself"
 
 
 HOSTILE_FILES = {

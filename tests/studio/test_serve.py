@@ -1,6 +1,8 @@
 """The real process: its address, its port, new rows in time, its memory; and what it says when it can't begin."""
 
+import errno
 import json
+import os
 import re
 import socket
 import subprocess
@@ -32,8 +34,6 @@ RAW_PATHS = (
 @contextmanager
 def studio(*words: str, **environment: str) -> Iterator[tuple[httpx2.Client, subprocess.Popen[str], str]]:
     """A studio of its own process at a free port, a client with its cookie, and what it printed first."""
-    import os
-
     call = [sys.executable, "-c", STUDIO, "studio", *words, "--port", "0"]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=os.environ | environment)  # fmt: skip
@@ -120,6 +120,20 @@ def test_a_port_in_use_is_named() -> None:
             InputError, match=rf"port {port} is in use; choose another with --port, or 0 for any"
         ):
             studio_command(["--port", str(port)])
+
+
+def test_a_port_that_is_not_ours_to_open_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those below 1024 for most accounts."""
+
+    class Refused(socket.socket):
+        def bind(self, address: object, /) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("refimpl.studio.serve.socket.socket", Refused)
+    with pytest.raises(
+        InputError, match="port 80: Permission denied; choose another with --port, or 0 for any"
+    ):
+        serve.listening(80)
 
 
 def test_without_the_library_the_line_to_install_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

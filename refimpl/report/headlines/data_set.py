@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from refimpl.data.survey.plan_survey import PlannedEpoch
 from refimpl.data.survey.survey import Survey
-from refimpl.report.page import Headline
+from refimpl.report.page import Headline, phrase
 
 MANY_ENLARGED = (
     0.1  # share of the images from which enlarging is a warning: what is learned there is the blur
@@ -72,7 +72,7 @@ def _refused(found: Survey, listed: int, no_plan: str) -> list[Headline]:
                 "bad",
                 f"{len(bad)} files can't be used: {kinds}.",
                 "Repair or remove them, index the images again, and check again.",
-                named([str(problem) for problem in bad[:listed]], len(bad)),
+                named([phrase("{}: {}", each.path, each.reason) for each in bad[:listed]], len(bad)),
             )
         )
     return headlines
@@ -109,7 +109,9 @@ def _extreme(found: Survey) -> list[Headline]:
 def _pruned(found: Survey, listed: int) -> list[Headline]:
     if not found.pruned:
         return []
-    files = [f"{path} ({width} × {height} px)" for path, width, height, _ in found.pruned[:listed]]
+    files = [
+        phrase("{} ({} × {} px)", path, width, height) for path, width, height, _ in found.pruned[:listed]
+    ]
     return [
         Headline(
             "warning",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from refimpl.report.page import Headline
+from refimpl.report.page import Headline, phrase
 from refimpl.report.run_page import Criterion
 
 
@@ -17,7 +17,7 @@ def demo_headlines(
     parameters  of the UNet
     """
     missed = [each for each in criteria if not each.passed]
-    listed = [f"{each.name}: {_number(each.measured)}, wanted {each.wanted}" for each in missed]
+    listed = [phrase("{}: {}, wanted {}", each.name, _number(each.measured), each.wanted) for each in missed]
     if missed:
         targets = Headline(
             "bad",
@@ -35,7 +35,8 @@ def demo_headlines(
         targets,
         Headline(
             "note",
-            f"“{photograph}” is a blur, and that is no fault: flat colours and shapes are what this size can draw.",
+            phrase("“{}” is a blur, and that is no fault: ", photograph)
+            + "flat colours and shapes are what this size can draw.",
             f"The UNet has {parameters / 1e6:.1f} million parameters where SDXL has 2.6 billion, the canvas is "
             f"{side} pixels a side, and it has seen {photographs} cuts of photographs, for minutes. Noise, the same "
             "grey for every prompt, or another colour than the one asked for would be a fault.",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from refimpl.report.headlines.data_set import named
-from refimpl.report.page import Headline
+from refimpl.report.page import Headline, Markup, phrase
 from refimpl.report.runs.read_run import Run
 
 RISEN = 1.1  # held-out loss, as a multiple of its least, from which a run is said to overfit
@@ -14,6 +14,7 @@ STALLED = 0.2  # share of the time that waits for images
 LEAST_MASS = 1e-4  # share of the loss weight on the noisiest timesteps
 LATEST = 0.25  # share of the rows, the newest, that the speed is judged by
 LISTED = 20
+NAMED = 4  # images of a skipped step
 
 
 def run_headlines(run: Run) -> list[Headline]:
@@ -48,7 +49,7 @@ def _faults(run: Run) -> Iterator[Headline]:
             named(listed, len(run.faults)),
         )
     if run.quarantine:
-        listed = [f"{row.get('path')}: {row.get('reason')}" for row in run.quarantine[:LISTED]]
+        listed = [phrase("{}: {}", row.get("path"), row.get("reason")) for row in run.quarantine[:LISTED]]
         yield Headline(
             "warning",
             f"{len(run.quarantine)} images turned out bad during the run; others took their place.",
@@ -57,7 +58,7 @@ def _faults(run: Run) -> Iterator[Headline]:
         )
 
 
-def _fault(row: object) -> str:
+def _fault(row: object) -> Markup:
     row = row if isinstance(row, dict) else {}
     images = row.get("images")
     names = (
@@ -65,9 +66,8 @@ def _fault(row: object) -> str:
         if isinstance(images, list)
         else []
     )
-    return (
-        f"step {row.get('step')}, {row.get('cause')}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
-    )
+    shown = ", ".join(["{}"] * len(names[:NAMED]) + ["…"] * (len(names) > NAMED))
+    return phrase("step {}, {}: " + shown, row.get("step"), row.get("not_finite"), *names[:NAMED])
 
 
 def _losses(run: Run) -> Iterator[Headline]:

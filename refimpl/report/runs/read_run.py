@@ -15,6 +15,8 @@ from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.report.page import data_uri
 from refimpl.tables import parsed_json
 from refimpl.train.metrics.downsample import downsampled
+from refimpl.train.metrics.grid_notes import notes_of
+from refimpl.train.metrics.own_files import linked, opened_regular
 from refimpl.train.metrics.read_rows import JsonLines, MetricRows
 
 POINTS = 2000  # of a series in the page: more than a wide screen has pixels across
@@ -65,11 +67,15 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Reads a run folder. Raises InputError when it is none, or when its metrics can't be read."""
     metrics, config = folder / "metrics.jsonl", folder / "config.json"
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError(f"{folder}: there is no such folder; name a run's")
-    if not metrics.is_file() and not config.is_file():
-        raise InputError(f"{folder} is no run folder: it has neither metrics.jsonl nor config.json")
-    problems: list[str] = []
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name the folder of a run, such as {folder.absolute().parent}")
+    if not _is_run(folder):
+        inner = sorted(path for path in folder.glob("*") if _is_run(path))
+        advice = f"; it holds runs: name one of them, such as {inner[0]}" if inner else ""
+        raise InputError(f"{folder} is no run folder: it has neither metrics.jsonl nor config.json{advice}")
+    problems = [line] if (line := linked(folder)) else []
     rows = MetricRows(metrics)
     if metrics.is_file():
         try:
@@ -83,10 +89,14 @@ def read_run(folder: Path) -> Run:
         _newest(folder / "faults.jsonl", problems),
         _newest(folder / "quarantine.jsonl", problems),
         committed_steps(folder),
-        sorted((_steps_of(path.stem), path) for path in folder.glob("samples/step-*.png")),
+        _grids(folder / "samples"),
         _weight_mass(metrics),
         problems,
     )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").is_file() or (folder / "config.json").is_file()
 
 
 def _weight_mass(metrics: Path) -> float | None:
@@ -100,6 +110,11 @@ def _weight_mass(metrics: Path) -> float | None:
     return float(share) if isinstance(share, int | float) else None
 
 
+def _grids(folder: Path) -> list[tuple[int, Path]]:
+    found = [] if folder.is_symlink() else folder.glob("step-*.png")
+    return sorted((_steps_of(path.stem), path) for path in found)
+
+
 def _steps_of(name: str) -> int:
     number = name.removeprefix("step-")
     return int(number) if number.isascii() and number.isdecimal() else 0
@@ -107,7 +122,8 @@ def _steps_of(name: str) -> int:
 
 def _settings(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        table = parsed_json(path.read_text(encoding="utf-8"))
+        with opened_regular(path) as file:
+            table = parsed_json(file.read())
         if not isinstance(table, dict):
             raise ValueError("no table")
     except (OSError, ValueError, RecursionError) as error:
@@ -147,12 +163,12 @@ def embedded_grids(run: Run) -> list[dict[str, Any]]:
         places = np.linspace(0, len(chosen) - 1, MOST_GRIDS).round().astype(int)
         chosen = [chosen[place] for place in places]
     prompts = run.settings.get("sample.prompts")
-    prompts = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
+    prompts = prompts if isinstance(prompts, list) else []
     found = []
     for step, path in chosen:
         try:
-            with Image.open(path) as opened:
-                picture = opened.convert("RGB")
+            with opened_regular(path) as file, Image.open(file) as opened:
+                drawn_for, picture = notes_of(opened).get("prompts", prompts), opened.convert("RGB")
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
         gap = GAP * min(1.0, WIDEST / picture.width)
@@ -160,7 +176,8 @@ def embedded_grids(run: Run) -> list[dict[str, Any]]:
             picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)))
         content, kind = _encoded(picture)
         size = {"width": picture.width, "height": picture.height, "gap": gap}
-        found.append({"step": step, "url": data_uri(content, kind), "prompts": prompts, **size})
+        labels = [str(prompt) for prompt in drawn_for]
+        found.append({"step": step, "url": data_uri(content, kind), "prompts": labels, **size})
     return found
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from refimpl.errors import InputError
 from refimpl.report.headlines.run import run_headlines
-from refimpl.report.page import Markup, folded, page, paragraph, table, templates
+from refimpl.report.page import SCRIPTS, Markup, charts, folded, page, paragraph, place, table, templates
 from refimpl.report.runs.read_run import MOST_LISTED, Run, embedded_grids, embedded_series, read_run, shown
 from refimpl.storage.atomic import replaced_file
 
-SCRIPTS = ("uplot.min.js", "charts.js", "report.js")
 MARK = "<!-- made by refimpl report -->"
 
 
@@ -35,11 +34,9 @@ def run_report(run: Run) -> str:
     series, grids = embedded_series(run), embedded_grids(run)
     sections: list[tuple[str, list[Markup]]] = []
     if series:
-        sections.append(
-            ("Curves", [_place("charts", "Drag over a chart to zoom, double-click to see all again.")])
-        )
+        sections.append(("Curves", [charts()]))
     if grids:
-        sections.append(("Samples", [_place("samples", _about_grids(run, len(grids)))]))
+        sections.append(("Samples", [place("samples", _about_grids(run, len(grids)))]))
     if run.faults or run.quarantine:
         sections.append(("Faults and quarantine", _faults(run)))
     if run.settings:
@@ -47,10 +44,6 @@ def run_report(run: Run) -> str:
     opening = [Markup(MARK), paragraph(f"{run.folder}"), _facts(run)]
     data = {"name": run.folder.name, "series": series, "grids": grids}
     return page(f"Run {run.folder.resolve().name}", sections, opening, run_headlines(run), SCRIPTS, data)
-
-
-def _place(name: str, about: str) -> Markup:
-    return Markup(templates().get_template("run.html").module.place(name, about))  # type: ignore[attr-defined]
 
 
 def _about_grids(run: Run, count: int) -> str:
@@ -94,7 +87,9 @@ def _faults(run: Run) -> list[Markup]:
         images = row.get("images")
         for image in images if isinstance(images, list) else []:
             if isinstance(image, dict):
-                rows.append((row.get("step"), row.get("cause"), *(_cell(image.get(name)) for name in IMAGE)))
+                rows.append(
+                    (row.get("step"), row.get("not_finite"), *(_cell(image.get(name)) for name in IMAGE))
+                )
     if rows:
         parts.append(folded(f"{len(run.faults)} skipped steps", [table(("step", "cause", *IMAGE), rows)]))
     if run.quarantine:

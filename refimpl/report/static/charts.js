@@ -6,10 +6,16 @@ globalThis.refimplCharts = (() => {
   const tone = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colourOf = (place) => `--series-${(place % 4) + 1}`;
 
+  /* Text with what would reorder the text around it spelled out, as refimpl.printable does. */
+  const printable = (text) => String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,
+    (letter) => `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  /* Data in a sentence: letters that are read from right to left reorder nothing beside it. */
+  const isolated = (text) => element("bdi", { text });
+
   function element(name, { text, className, ...attributes } = {}, ...children) {
     const made = document.createElement(name);
     if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
+    if (text !== undefined) made.textContent = printable(text);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     made.append(...children.filter(Boolean));
     return made;
@@ -65,7 +71,7 @@ globalThis.refimplCharts = (() => {
   };
 
   /* A chart in `holder`.
-     series  [{label, steps, values, colour: "--series-1", faint, dash, points}]
+     series  [{label, steps, values, colour: "--series-1", faint, dash, points}], of several runs with {run, part} of the label
      options {title, format: number | bytes | percent, logarithmic, fromZero, height, wide, onZoom(from, to)}
      returns {update(series), destroy(), zoom(from, to)} */
   function chart(holder, series, options) {
@@ -100,7 +106,7 @@ globalThis.refimplCharts = (() => {
         series: [
           { label: "step", value: (_, value) => value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en-US") },
           ...shown.map((each, place) => ({
-            label: each.label, stroke: () => tone(each.colour ?? colourOf(place)), alpha: each.faint ? 0.35 : 1,
+            label: each.run === undefined ? each.label : labelOf(each), stroke: () => tone(each.colour ?? colourOf(place)), alpha: each.faint ? 0.35 : 1,
             width: each.faint ? 1 : 1.75, dash: each.dash, points: { show: each.points ?? each.values.length < 3, size: 6 },
             value: (_, value) => format(value),
           })),
@@ -116,6 +122,7 @@ globalThis.refimplCharts = (() => {
       });
       describe();
     }
+    function labelOf({ run, part }) { return element("span", {}, isolated(run), part && `, ${part}`); }
     function describe() { plot.setAttribute("aria-label", summary(options.title, shown, format)); }
     function ends() {
       const steps = shown.flatMap((each) => each.steps.length ? [each.steps[0], each.steps[each.steps.length - 1]] : []);
@@ -166,9 +173,10 @@ globalThis.refimplCharts = (() => {
      returns  [{key, title, series, format, logarithmic, fromZero, wide}], those without a value left out */
   function chartsOf(runs) {
     const several = runs.length > 1;
+    const named = (run, part) => ({ label: part ? `${run}, ${part}` : run, run, part });
     const of = (key, more = {}) => runs.flatMap((run, place) => run.series[key]
       ? [{ label: several ? run.name : more.label ?? "value", colour: colourOf(place), ...run.series[key], ...more,
-           ...(several ? { label: more.label ? `${run.name}, ${more.label}` : run.name } : {}) }] : []);
+           ...(several ? named(run.name, more.label) : {}) }] : []);
     const withSmooth = (key) => of(key).flatMap((each) => each.values.length < 20 ? [each] : [
       ...(several ? [] : [{ ...each, label: "each row", faint: true, points: false }]),
       { ...each, label: several ? each.label : "smoothed", values: smoothed(each.values), points: false }]);
@@ -201,7 +209,7 @@ globalThis.refimplCharts = (() => {
       return [0, 5, 9].map((place) => ({
         key: `loss_by_timestep/${place}`, title: `Loss, timesteps ${name(place)} of the way to noise`, fromZero: true,
         series: runs.flatMap((run, at) => tenth(run, place)
-          ? [{ label: run.name, colour: colourOf(at), ...tenth(run, place), values: smoothed(tenth(run, place).values), points: false }] : []),
+          ? [{ label: run.name, run: run.name, colour: colourOf(at), ...tenth(run, place), values: smoothed(tenth(run, place).values), points: false }] : []),
       }));
     }
     return [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]].map((places) => ({
@@ -254,5 +262,5 @@ globalThis.refimplCharts = (() => {
     } };
   }
 
-  return { element, number, bytes, percent, smoothed, chart, chartsOf, samples, summary };
+  return { element, isolated, printable, number, bytes, percent, smoothed, chart, chartsOf, samples, summary };
 })();

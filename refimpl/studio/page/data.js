@@ -3,7 +3,7 @@ import { ask } from "./api.js";
 import { answered, failed, tell } from "./status.js";
 import { openWall } from "./wall.js";
 
-const { element, number } = refimplCharts;
+const { element, isolated, number } = refimplCharts;
 const SEVERITY = { problem: ["Problem", "tone-bad"], warning: ["Warning", "tone-warning"], note: ["Note", "tone-note"] };
 const PROBLEMS = { "": "all images", enlarged: "enlarged", near_extreme: "near the most extreme aspect", too_far: "too far from every bucket",
   uncaptioned: "without a caption" };
@@ -27,7 +27,7 @@ export function openData(view) {
     answered();
     tell("data", [data.problem]);
     if (data.problem) { timer = setTimeout(about, 2000); return; }
-    heading.textContent = `${data.images.toLocaleString("en-US")} images in ${data.source}`;
+    heading.replaceChildren(`${data.images.toLocaleString("en-US")} images in `, isolated(data.source));
     headlines.replaceChildren(...data.headlines.map(headline));
     if (!wall) {
       makeTools(data);
@@ -79,7 +79,7 @@ export function openData(view) {
     if (!problems.length) return;
     left.append(element("h2", { text: "Files left out" }), ...problems.map((kind) => element("details", {},
       element("summary", { text: `${kind.kind}: ${kind.files} files` }),
-      element("ul", { className: "small" }, ...kind.shown.map((bad) => element("li", { text: `${bad.path}: ${bad.reason}` }))))));
+      element("ul", { className: "small" }, ...kind.shown.map((bad) => element("li", {}, isolated(bad.path), ": ", isolated(bad.reason)))))));
   }
 
   const fetchRows = (from, rows) => {
@@ -110,7 +110,7 @@ export function openData(view) {
     }, { once: true });
     const next = element("button", { type: "button", text: "Next visit's crop" });
     next.addEventListener("click", async () => { visit += 1; await show(row); look.querySelector("button")?.focus(); });
-    const pair = (name, value) => [element("dt", { text: name }), element("dd", {}, typeof value === "string" ? document.createTextNode(value) : value)];
+    const pair = (name, value) => [element("dt", { text: name }), element("dd", {}, typeof value === "string" ? isolated(value) : value)];
     look.replaceChildren(box, element("div", { className: "actions" }, next), element("dl", { className: "pairs" },
       ...pair("image", one.id), ...pair("size", `${one.width} × ${one.height} px`),
       ...pair("bucket", `${one.bucket.width} × ${one.bucket.height} px, aspect error ${number(one.aspect_error)}`),

@@ -3,7 +3,7 @@ import { answered, failed, tell } from "./status.js";
 import { ask, send } from "./api.js";
 import { duration } from "./runs.js";
 
-const { element, number, percent, samples } = refimplCharts;
+const { element, isolated, number, percent, samples } = refimplCharts;
 const ACTIONS = { sample: "Sample now", checkpoint: "Save a checkpoint now", stop: "Stop and save" };
 
 export function openRun(above, below, ids, runOf, about) {
@@ -38,7 +38,7 @@ function boxOf(id, place, runOf, about) {
   const facts = element("dl", { className: "facts" }), grids = element("div"), rest = element("div"), asked = element("p", { className: "soft small", role: "status" });
   const actions = element("div", { className: "actions" });
   const report = element("p", { className: "small" });
-  const named = () => element("h2", {}, element("span", { className: "swatch" }), document.createTextNode(name));
+  const named = () => element("h2", {}, element("span", { className: "swatch" }), isolated(name));
   const head = element("section", { className: `run-${place + 1}`, "aria-label": `${name} now` },
     element("div", { className: "run-head" }, named(), actions), asked, facts);
   const box = element("section", { className: `run-${place + 1} run-box`, "aria-label": name }, element("div", { className: "run-head" }, named()),

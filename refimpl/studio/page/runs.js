@@ -3,7 +3,7 @@ import { answered, failed, tell } from "./status.js";
 import { ask, repeatedly } from "./api.js";
 import { openRun } from "./run.js";
 
-const { element, number, chart, chartsOf } = refimplCharts;
+const { element, isolated, number, chart, chartsOf } = refimplCharts;
 const MOST = 4, POINTS = 4000;
 
 export function duration(seconds) {
@@ -67,6 +67,7 @@ export function openRuns(view, about) {
   }
   async function choose(id, wanted) {
     shown = wanted ? [...shown.filter((each) => each !== id), id].slice(-MOST) : shown.filter((each) => each !== id);
+    if (!wanted) tell(id, []);
     drawList();
     await Promise.all(shown.filter((each) => !series.has(each)).map(load));
     drawCharts();
@@ -77,9 +78,8 @@ export function openRuns(view, about) {
       series.set(id, await ask(`/api/runs/${id}/metrics?points=${POINTS}`));
     } catch (error) {
       if (error.status === 0) throw error;
-      tell("run", [error.message]);
-      shown = shown.filter((each) => each !== id);
-      drawList();
+      tell(id, [error.message]);
+      series.set(id, { cursor: "", series: {} }); // the rest of the run can be looked at, and its rows are asked for again
     }
   }
   function drawCharts() {
@@ -114,11 +114,11 @@ export function openRuns(view, about) {
       if (!held) continue;
       const news = await ask(`/api/runs/${id}/metrics?after=${encodeURIComponent(held.cursor)}`).catch((error) => {
         if (error.status === 0) throw error;
-        tell("run", [error.message]);
+        if (shown.includes(id)) tell(id, [error.message]);
         return null;
       });
       if (!news) continue;
-      tell("run", []);
+      tell(id, []);
       if (news.reload) { await load(id); changed = true; continue; }
       held.cursor = news.cursor;
       for (const row of news.rows) add(held.series, row);
@@ -132,7 +132,7 @@ export function openRuns(view, about) {
     answered();
     tell("runs", [answer.problem]);
     runs = answer.runs;
-    found.textContent = `${runs.length} in ${about.runs_folder}`;
+    found.replaceChildren(`${runs.length} in `, isolated(about.runs_folder));
     if (isFirst && runs.length) {
       isFirst = false;
       await choose(runs[0].id, true);

@@ -3,15 +3,15 @@
 Nothing here loads torch: the studio and the report of a run read by this.
 """
 
-import errno
 import json
 import math
 import os
-import stat
 from array import array
 from collections import deque
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from refimpl.train.metrics.own_files import opened_regular
 
 CHUNK = 2**22  # bytes read at a time; a longer line is broken
 TAIL = 64  # bytes before the place read up to, by which a rewritten file is noticed
@@ -20,13 +20,6 @@ KEPT_ROWS = 1000  # newest rows kept whole
 MOST_DIGITS = 20  # of a cursor
 LARGEST = 2**53  # whole numbers up to here are exact in a column, and in a page
 TENTHS = 10  # of the timesteps, by which losses are told apart; a file may hold a longer list
-
-
-def opened_regular(path: Path) -> BinaryIO:
-    """A file opened to be read. Raises OSError for all that is no regular file: a pipe would be waited for."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return path.open("rb")
 
 
 class JsonLines:

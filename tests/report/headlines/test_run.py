@@ -9,7 +9,8 @@ import pytest
 from refimpl.report.headlines.run import run_headlines
 from refimpl.report.page import Headline
 from refimpl.report.runs.read_run import read_run
-from tests.report.runs.runs import rows, write_run
+from tests.report.runs.runs import RIGHT_TO_LEFT, rows, write_run
+from tests.report.test_run_page import shown
 
 
 def told(folder: Path, metrics: Sequence[dict[str, Any]], **more: Any) -> list[Headline]:
@@ -52,17 +53,34 @@ def test_a_heldout_loss_that_wavers_is_no_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("faults", "severity"), [(4, "warning"), (5, "bad")])
 def test_skipped_steps(tmp_path: Path, faults: int, severity: str) -> None:
     listed = [
-        {"step": n, "cause": "loss", "images": [{"id": f"i{k}"} for k in range(6)]} for n in range(faults)
+        {"step": n, "not_finite": "loss", "images": [{"id": f"i{k}"} for k in range(6)]}
+        for n in range(faults)
     ]
     found = only(told(tmp_path, rows(40), faults=listed), f"{faults} of 400 steps were skipped")
     assert found.severity == severity
-    assert found.listed[0] == f"step {faults - 1}, loss: i0, i1, i2, i3, …"
+    assert shown(found.listed[0]) == f"step {faults - 1}, loss: i0, i1, i2, i3, …"
+
+
+def test_what_a_file_names_is_isolated(tmp_path: Path) -> None:
+    """Letters that are read from right to left must not reorder the numbers and words beside them."""
+    faults = [{"step": 7, "not_finite": "loss", "images": [{"id": f"{RIGHT_TO_LEFT}<b>"}, {"id": "b"}]}]
+    bad = [{"path": RIGHT_TO_LEFT, "kind": "empty", "reason": "12 bytes"}]
+    found = told(tmp_path, rows(40), faults=faults, quarantine=bad)
+    (step,) = only(found, "were skipped").listed
+    isolated = f"<bdi>{RIGHT_TO_LEFT}&lt;b&gt;</bdi>"
+    assert step == f"step <bdi>7</bdi>, <bdi>loss</bdi>: {isolated}, <bdi>b</bdi>"
+    (image,) = only(found, "turned out bad").listed
+    assert image == f"<bdi>{RIGHT_TO_LEFT}</bdi>: <bdi>12 bytes</bdi>"
 
 
 def test_quarantined_images_are_listed(tmp_path: Path) -> None:
     bad = [{"path": f"{n}.png", "kind": "empty", "reason": "empty"} for n in range(30)]
     found = only(told(tmp_path, rows(40), quarantine=bad), "30 images turned out bad")
-    assert (found.severity, found.listed[0], found.listed[-1]) == ("warning", "29.png: empty", "and 10 more")
+    assert (found.severity, shown(found.listed[0]), found.listed[-1]) == (
+        "warning",
+        "29.png: empty",
+        "and 10 more",
+    )
 
 
 def test_waiting_for_images(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 from PIL import Image
 
 HOSTILE = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title = 'hacked'\">"
+RIGHT_TO_LEFT = (
+    "\u05d0\u05d1 7 \u05d2 3"  # Hebrew letters and numbers, which move what follows unless isolated
+)
 SETTINGS = {
     "train": {"steps": 400, "seed": 0},
     "diffusion": {"zero_terminal_snr": True},

@@ -18,8 +18,9 @@ from refimpl.data.config import BucketConfig
 from refimpl.data.index.record import IndexOptions
 from refimpl.run.config import Config
 from refimpl.tables import from_table
-from tests.report.runs.runs import HOSTILE, rows, write_run
-from tests.studio.page.browser import chromium, looked_at
+from tests.data.index.test_parallel_read import build_here
+from tests.report.runs.runs import HOSTILE, RIGHT_TO_LEFT, rows, write_run
+from tests.studio.page.browser import chromium, looked_at, read_in_order
 
 pytest.importorskip("starlette", reason="starlette is not installed: the extra studio has it")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: the extra studio has it")
@@ -120,6 +121,40 @@ def test_runs_are_read_compared_and_looked_at(page: Any, address: str, runs: Pat
     assert page.locator(".u-legend").first.inner_text().count("older") == 2  # its loss, and the held-out one
     looked_at(page)
     assert page.locator(".actions button").count() == 0  # only with --control
+
+
+def test_words_from_right_to_left_reorder_nothing_beside_them(page: Any, tmp_path: Path) -> None:
+    """Names of runs and folders, paths, prompts and tags; what orders text by itself is spelled out."""
+    turned = "\u202etxt.exe"
+    for number, name in enumerate((RIGHT_TO_LEFT, turned)):
+        settings = {"train": {"steps": 400, "seed": number}, "sample": {"prompts": [turned, RIGHT_TO_LEFT]}}
+        write_run(tmp_path / "runs" / name, rows(30), settings, grids=[100])
+    images = tmp_path / RIGHT_TO_LEFT
+    images.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 64)).save(images / f"{name}.png")
+        (images / f"{name}.txt").write_text(f"{RIGHT_TO_LEFT}, {turned}")
+    (images / RIGHT_TO_LEFT).with_suffix(".png").write_bytes(b"no image")
+    build_here(images, tmp_path / RIGHT_TO_LEFT[::-1], max_bad_share=1.0)
+    address, end = serving(tmp_path / "runs", tmp_path / RIGHT_TO_LEFT[::-1])
+    try:
+        page.goto(address)
+        page.get_by_role("checkbox").nth(1).check()
+        page.get_by_role("heading", name="Settings that differ").wait_for()
+        read_in_order(page, RIGHT_TO_LEFT)
+        spelled = turned.replace("\u202e", r"\u202e")
+        assert sorted(page.locator(".run-list .name").all_inner_texts()) == sorted((RIGHT_TO_LEFT, spelled))
+        assert set(page.locator(".u-legend bdi").all_inner_texts()) == {RIGHT_TO_LEFT, spelled}
+        assert page.locator(".sample-rows .label").all_inner_texts() == [spelled, RIGHT_TO_LEFT] * 2
+        page.get_by_role("link", name="Data").click()
+        page.locator("#cell-0").click()
+        page.get_by_role("button", name=spelled).wait_for()
+        page.get_by_text("not an image: 1 files").click()
+        read_in_order(page, RIGHT_TO_LEFT)
+        page.get_by_role("button", name=spelled).click()  # asks for the tag as it is
+        page.get_by_text("2 images", exact=True).wait_for()
+    finally:
+        end()
 
 
 def test_runs_by_keyboard(page: Any, address: str) -> None:
@@ -239,6 +274,31 @@ def test_the_page_stays_up_when_a_run_vanishes(page: Any, tmp_path: Path) -> Non
     finally:
         end()
     page.get_by_text("the studio does not answer; is it still running?").wait_for()
+
+
+def test_a_run_whose_rows_cannot_be_read_is_shown_without_them(page: Any, tmp_path: Path) -> None:
+    """With the reason, until they can be; no longer when it isn't looked at."""
+    run = write_run(tmp_path / "runs" / "a", rows(3), grids=[10])
+    (run / "metrics.jsonl").rename(tmp_path / "elsewhere")
+    (run / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    address, end = serving(tmp_path / "runs", None)
+    line = "metrics.jsonl can't be read: links in a run folder are not followed"
+    try:
+        page.goto(address)
+        said = page.locator("#problems").get_by_text(line)
+        said.wait_for()
+        page.get_by_role("slider").wait_for()
+        assert page.get_by_role("checkbox").is_checked()
+        page.get_by_role("checkbox").uncheck()
+        said.wait_for(state="detached")
+        page.get_by_role("checkbox").check()
+        said.wait_for()
+        (run / "metrics.jsonl").unlink()
+        (tmp_path / "elsewhere").rename(run / "metrics.jsonl")
+        page.get_by_role("img", name=re.compile(r"^Loss\. .*at step 30\b")).wait_for()
+        said.wait_for(state="detached")
+    finally:
+        end()
 
 
 def test_actions_are_asked_for(page: Any, tmp_path: Path) -> None:
