@@ -8,7 +8,15 @@ import torch
 from refimpl.diffusion.config import DiffusionConfig
 from refimpl.paper.trained import small_training
 from refimpl.paper.trained.small_model import PixelSpace
-from refimpl.paper.trained.small_training import SmallRun, train, trained_model
+from refimpl.paper.trained.small_training import (
+    SIZES_LEARNED,
+    SmallRun,
+    drawn_order,
+    fit,
+    pictured,
+    train,
+    trained_model,
+)
 
 RUN = SmallRun(side=8, steps=3, batch=4)
 
@@ -46,6 +54,7 @@ def test_every_setting_makes_other_weights():
         replace(RUN, steps=4),
         replace(RUN, batch=5),
         replace(RUN, learning_rate=1e-3),
+        replace(RUN, size_rate=SIZES_LEARNED),
         replace(RUN, ema_decay=0.9),
     ]
     assert len({run.digest() for run in runs}) == len(runs)
@@ -56,3 +65,14 @@ def test_latents_are_the_pixels():
     assert space.config.factor == 1
     assert torch.equal(space.encode(images), images)
     assert torch.equal(space.decode(images), images)
+
+
+@pytest.mark.parametrize(("rate", "is_alive"), [(1.0, False), (SIZES_LEARNED, True)])
+def test_units_behind_the_sizes_live_at_a_rate_of_their_own(rate, is_alive):
+    run = SmallRun(side=8, steps=60, batch=4, size_rate=rate)
+    model, examples = pictured(run)
+    takes_sizes = model.unet.label_emb[0][0]
+    before = takes_sizes(examples.conditions.vector).mean().item()
+    fit(model, (examples,), drawn_order(len(examples.latents), run)[:30], run, (30,))
+    after = takes_sizes(examples.conditions.vector).mean().item()
+    assert (abs(after - before) < 1) == is_alive

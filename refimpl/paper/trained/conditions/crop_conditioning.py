@@ -23,7 +23,7 @@ from refimpl.paper.trained.learned import learned, lesson
 from refimpl.paper.trained.pictures import NAMES, shape_caption
 from refimpl.paper.trained.small_measures import canvas, drawn
 from refimpl.paper.trained.small_model import small_model
-from refimpl.paper.trained.small_training import SmallRun, examples_of, measured
+from refimpl.paper.trained.small_training import SIZES_LEARNED, SmallRun, examples_of, measured
 
 MEASURE = "crop conditioning"
 SIDE, BATCH, STEPS = 32, 8, 450
@@ -117,7 +117,7 @@ def shape_place(images: Tensor, colour: str, background: str) -> tuple[float, fl
 
 def _drawn(seed: int, sizes: Tensor, crops: Crops, size: SizeInts, folder: Path) -> tuple[float, float]:
     """The centre and the share at the border of shapes drawn by the network that was told `sizes`."""
-    run = SmallRun(seed=seed, side=SIDE, steps=STEPS, batch=BATCH)
+    run = SmallRun(seed=seed, side=SIDE, steps=STEPS, batch=BATCH, size_rate=SIZES_LEARNED)
     model = small_model(run.diffusion, measured(crops.images), seed)
     model = learned(model, lesson(run, examples_of(model, crops.images, crops.captions, sizes)), folder)
     settings = canvas(SIDE, SIDE, seed, IMAGES)

@@ -21,7 +21,7 @@ from refimpl.paper.trained.learned import learned, lesson
 from refimpl.paper.trained.pictures import NAMES
 from refimpl.paper.trained.small_measures import canvas, drawn
 from refimpl.paper.trained.small_model import small_model
-from refimpl.paper.trained.small_training import SmallRun, examples_of, measured
+from refimpl.paper.trained.small_training import SIZES_LEARNED, SmallRun, examples_of, measured
 
 MEASURE = "size conditioning"
 SIDE, BATCH, STEPS = 32, 8, 450
@@ -37,7 +37,7 @@ PREDICTED = (DETAIL,)
 
 def of_seed(seed: int, folder: Path) -> Found:
     """The detail drawn by one seed's network for each original asked for, and the detail of its pictures."""
-    run = SmallRun(seed=seed, side=SIDE, steps=STEPS, batch=BATCH)
+    run = SmallRun(seed=seed, side=SIDE, steps=STEPS, batch=BATCH, size_rate=SIZES_LEARNED)
     images, captions, sizes = boards(COUNT, seed)
     model = small_model(run.diffusion, measured(images), seed)
     model = learned(model, lesson(run, examples_of(model, images, captions, sizes)), folder)
