@@ -165,7 +165,7 @@ def fit(
 
 def _groups(model: Model, run: SmallRun) -> list[dict[str, list[Tensor]]]:
     """The weights that learn at the run's rate, and those that learn at its `size_rate`."""
-    takes_sizes = model.unet.label_emb[0][0].weight  # pyright: ignore
+    takes_sizes = model.unet.get_parameter("label_emb.0.0.weight")
     others = [weight for weight in model.unet.parameters() if weight is not takes_sizes]
     return [{"params": others}, {"params": [takes_sizes]}]
 

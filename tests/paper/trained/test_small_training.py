@@ -71,7 +71,7 @@ def test_latents_are_the_pixels():
 def test_units_behind_the_sizes_live_at_a_rate_of_their_own(rate, is_alive):
     run = SmallRun(side=8, steps=60, batch=4, size_rate=rate)
     model, examples = pictured(run)
-    takes_sizes = model.unet.label_emb[0][0]
+    takes_sizes = model.unet.get_submodule("label_emb.0.0")
     before = takes_sizes(examples.conditions.vector).mean().item()
     fit(model, (examples,), drawn_order(len(examples.latents), run)[:30], run, (30,))
     after = takes_sizes(examples.conditions.vector).mean().item()
