@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refimpl.data.crop import conditioning_at_inference
 from refimpl.diffusion.config import DiffusionConfig
@@ -163,7 +163,7 @@ def fit(
     return kept
 
 
-def _groups(model: Model, run: SmallRun) -> list[dict[str, list[Tensor]]]:
+def _groups(model: Model, run: SmallRun) -> list[dict[str, list[nn.Parameter]]]:
     """The weights that learn at the run's rate, and those that learn at its `size_rate`."""
     takes_sizes = model.unet.get_parameter("label_emb.0.0.weight")
     others = [weight for weight in model.unet.parameters() if weight is not takes_sizes]
