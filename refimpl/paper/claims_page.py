@@ -55,8 +55,8 @@ ones they raise it; but the interval of the first includes 0. So does that of th
 (S §2.5): without it, networks differ in their contrast by more than the effect.
 
 **What these networks are (N05, N13, N25, N43, S32).** A text reaches them by cross-attention. The layer that takes in
-the sizes and the pooled text learned so fast in them that most of the units behind it stay silent; sizes were the same
-in all their pictures.
+the sizes and the pooled text learned so fast in them that most of the units behind it stay silent; sizes were the
+same in all their pictures.
 
 **DPM++ (N57).** The weight of the first estimate falls only as the inverse logarithm of its level: {w} even at
 σ = 20000. It is 0 at ∞ alone, so a multistep sampler that starts from a huge finite level must leave it out, as the
