@@ -89,7 +89,7 @@ def test_the_tensors_that_tell_the_shape_are_missed_too(
         ("base_model.model.x.lora_A.weight", "LoRA in PEFT's layout"),
         ("down_blocks.0.resnets.0.conv1.weight", "UNet in diffusers' layout"),
         ("cond_stage_model.transformer.x", "Stable Diffusion 1 or 2"),
-        ("model.diffusion_model.double_blocks.0.x", "unknown"),
+        ("model.diffusion_model.double_blocks.0.x", "looks like Flux"),
         ("double_blocks.0.x", "Flux"),
         ("something.else", "its tensors are something.else"),
     ],
