@@ -28,6 +28,7 @@ from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.text.encoders import clip_bigg_config, clip_l_config
 from tests.strategies import predictions, unet_configs, vae_configs
+from tests.train.first.holes import VAE as SDXL_VAE
 
 # The fields in which the two published folders differ from each other or from diffusers' defaults.
 BASE = {
@@ -59,21 +60,6 @@ REFINER = {
     "projection_class_embeddings_input_dim": 2560,
     "transformer_layers_per_block": 4,
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-}
-SDXL_VAE = {
-    "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "force_upcast": True,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 1024,
-    "scaling_factor": 0.13025,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
 CLIP_L = {
     "architectures": ["CLIPTextModel"],

@@ -8,18 +8,13 @@ import torch
 from refimpl.paper.trained import learned as module
 from refimpl.paper.trained import small_training
 from refimpl.paper.trained.learned import Lesson, learned, learned_on_the_way, lesson
-from refimpl.paper.trained.small_training import SmallRun, pictured, trained_model
-
-RUN = SmallRun(side=8, steps=3, batch=4)
+from refimpl.paper.trained.small_training import pictured, trained_model
+from tests.paper.trained.test_small_training import RUN, weights
 
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
     monkeypatch.setattr(small_training, "PICTURES", 16)
-
-
-def weights(model):
-    return torch.cat([parameter.flatten() for parameter in model.unet.parameters()])
 
 
 def test_a_lesson_of_a_runs_pictures_is_that_run(tmp_path):
