@@ -40,7 +40,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone writes files, logs and progress bars."""
+        """Whether this is rank 0, which alone logs, shows progress and writes what the ranks do not share out."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -76,7 +76,7 @@ class World:
             try:
                 box[0] = action()
             except (InputError, NotJSON) as error:
-                box[1] = type(error)(str(error))
+                box[1] = error  # which pickles as what it is: the path of a bad image goes with it
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
             raise box[1]

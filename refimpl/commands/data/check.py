@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from refimpl.checks import check_at_least, check_seed
-from refimpl.commands.data.index import cores, looked_at
+from refimpl.commands.data.index import looked_at
 from refimpl.commands.data.printed import check_page, show
 from refimpl.commands.terminal import parsed
 from refimpl.data.bucket_sizes import Bucket, Metric
@@ -20,6 +20,7 @@ from refimpl.errors import InputError
 from refimpl.names import nearest
 from refimpl.run.config import Config, Stage
 from refimpl.run.presets import load_config, preset_names
+from refimpl.run.threads import usable_cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ class CheckCommand:
     listed: int = 5
     """Number of problems and tags of each kind to list by name."""
     processes: int = 0
-    """Number of processes that read at once; 0 for one per core."""
+    """Number of processes that read at once; 0 for one per CPU that this process may use."""
 
     def __post_init__(self) -> None:
         check_at_least("--max-aspect-error", self.max_aspect_error or 0.0, 0)
@@ -234,7 +235,7 @@ def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None
 
     plans: list[PlannedEpoch] = []
     refused = asked.no_batch
-    with looked_at(asked.source, asked.options, command.processes or cores()) as table:
+    with looked_at(asked.source, asked.options, command.processes or usable_cpus()) as table:
         if is_index(asked.source):  # which may come from elsewhere, and says itself what it reads
             print(f"its images are in {listed(sorted({path for _, path, *_ in table.facts['containers']}))}")
         found = survey(table, asked.buckets, asked.metric, asked.limit, command.listed)

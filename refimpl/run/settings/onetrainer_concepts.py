@@ -1,12 +1,12 @@
 """OneTrainer's concepts, which name the images and how their captions vary, as settings of refimpl."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError
 from refimpl.run.settings.translated import Rule, Translation, same, to
+from refimpl.tables import parsed_json
 
 
 def read_concepts(fields: dict[str, Any], folder: str) -> list[Mapping[str, Any]]:
@@ -21,8 +21,8 @@ def read_concepts(fields: dict[str, Any], folder: str) -> list[Mapping[str, Any]
         if path is None:
             return []
         try:
-            concepts = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            concepts = parsed_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise InputError(f"concept_file_name {path} is not valid JSON: {error}") from error
     return [entry for entry in concepts if isinstance(entry, Mapping)] if isinstance(concepts, list) else []
 
