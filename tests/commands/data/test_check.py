@@ -1,5 +1,6 @@
 """`refimpl data check` and `tags`: what they print and the pages they write."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,25 @@ def images(tmp_path: Path) -> Path:
 def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     dispatch(["data", *words])
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["index", "check", "tags"])
+def test_a_cpu_quota_bounds_the_processes_that_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may use two of 64 CPUs, although all are in its affinity mask."""
+
+    def processes(*arguments: object) -> None:
+        raise InputError(f"{arguments[3 if command == 'index' else 2]} processes")
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("refimpl.run.threads.cpu_quota", lambda _: 2.5)
+    monkeypatch.setattr(
+        f"refimpl.commands.data.{command}.{'build' if command == 'index' else 'looked_at'}", processes
+    )
+    out = ["--out", str(tmp_path / "index")] if command == "index" else []
+    with pytest.raises(InputError, match=r"^2 processes"):
+        dispatch(["data", command, str(tmp_path), *out])
 
 
 def test_check_says_everything_of_a_source(
