@@ -8,6 +8,7 @@ import torch
 
 from refimpl.commands.paper.claims import claims_command
 from refimpl.commands.paper.figures import small_figures
+from refimpl.paper.effects import BLACK_FROM_INFINITY, WHITE_FROM_INFINITY
 from refimpl.paper.results_file import TRAINED, read_results
 from refimpl.paper.trained import experiment, small_training
 from refimpl.paper.trained import small_figures as module
@@ -15,14 +16,25 @@ from refimpl.paper.trained.small_figures import NETWORK_SEEDS, _over_networks
 from tests.tolerances import KEPT_NUMBER
 
 FIGURES = (2, 3, 4, 6, 7)
+BESIDE = (BLACK_FROM_INFINITY, WHITE_FROM_INFINITY)  # of no predicted sign
 
 
 def test_the_measured_effects_have_the_sign_of_the_report():
     kept = read_results(TRAINED)
     effects = [effect for number in FIGURES for effect in kept[f"figure {number}"]]
-    assert {effect.name for effect in effects} == set(module.PREDICTED)
+    assert {effect.name for effect in effects} == {*module.PREDICTED, *BESIDE}
     for effect in effects:
-        assert effect.low > 0, f"{effect.name}: {effect.low} to {effect.high}"
+        assert effect.name in BESIDE or effect.low > 0, f"{effect.name}: {effect.low} to {effect.high}"
+
+
+def test_black_is_black_and_white_is_white_from_infinity():
+    """In brightness from 0 to 1; the start from 14.6 draws a black brighter than this, and a white darker."""
+    kept = {effect.name: effect for effect in read_results(TRAINED)["figure 2"]}
+    black, white = (kept[name] for name in BESIDE)
+    brighter = kept["brightness of black from 14.6 less from ∞"]
+    assert black.high < 0.05
+    assert white.low > 0.95
+    assert brighter.low > black.high
 
 
 def test_there_are_five_networks_and_the_mean_of_each():
