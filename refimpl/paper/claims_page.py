@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from refimpl.paper.claims_table import KINDS, SOURCES, Claim
 from refimpl.paper.computed.cropping import IMAGES as SHAPES
 from refimpl.paper.computed.quantity import Quantity
-from refimpl.paper.effects import BLACK_FROM_INFINITY, WHITE_FROM_INFINITY
+from refimpl.paper.effects import BLACK_FROM_INFINITY, BRIGHTER_FROM_14, WHITE_FROM_INFINITY
 from refimpl.paper.results_file import Measured
 from refimpl.paper.trained.experiment import AS_PREDICTED, verdict
 from refimpl.paper.trained.measures import EXPERIMENTS
@@ -41,8 +41,9 @@ are equally strong at σ = {unit}. Of the variance of the average colour, the no
 σ = 136 and {at_317} at 317: between those levels, what a network can gain by reading the average off its input falls
 from about a fifth to a twentieth, and it has to take the colour from the prompt instead. An earlier estimate of these
 SNRs, 28 at σ = 14.6, took a variance of 0.382 for the average; the photographs whole, each scaled to the canvas, have
-{variance}. There are 13 of them: the ends of the interval of that variance, and so of an SNR, are {snr_fold} apart,
-those of the σ at which the SNR is 1, which grows as the root of the variance, {sigma_fold}.
+{variance}. There are only 13 of them: the ends of the interval of that variance, and of an SNR, are a factor of
+{snr_ends} apart, and those of the σ at which the SNR is 1, which grows as the root of the variance, one of
+{unit_ends}.
 
 **The doubling rule (N16).** For one scene enlarged the exponent is 1. For a canvas that shows more of the world it is
 {new}, so that N's rule is the upper bound that N says it is. Windows of 64 to 256 px of the same photographs are
@@ -88,7 +89,8 @@ samplers here do.
 of any shape between 1:2 and 2:1 in the buckets of N's size, not of those of a camera.
 
 **Black and white (N09, R02).** Brightness is the mean pixel, from 0 to 1: "completely black" should have 0 and
-"completely white" 1.
+"completely white" 1. From ∞ the small networks draw black at {black} of 255 in the mean, from 14.6 at {black_14} of
+255; they come near to true black and don't reach it.
 """
 
 
@@ -152,7 +154,7 @@ TELLING = {
     "N61": ("σ = 136", "σ = 317"),
     "N67": ("78224",),
     "N69": ("correlation", "white"),
-    "R02": (BLACK_FROM_INFINITY, "brightness of black from 14.6"),
+    "R02": (BLACK_FROM_INFINITY, BRIGHTER_FROM_14),
     "R26": ("euler",),
     "S28": ("less without",),
 }
@@ -189,15 +191,18 @@ def _noted(measured: Measured) -> dict[str, str]:
     by_name = {each.name: each for quantities in measured.values() for each in quantities}
     area = 104 * 152
     snr, unit = by_name["SNR of the canvas mean at σ = 14.6"], by_name[_unit_name()]
+    black, brighter = by_name[BLACK_FROM_INFINITY].value, by_name[BRIGHTER_FROM_14].value
     return {
         "unit": interval(unit),
-        "snr_fold": f"{snr.high / snr.low:.0f}-fold",
-        "sigma_fold": f"{unit.high / unit.low:.1f}-fold",
+        "snr_ends": f"{snr.high / snr.low:.0f}",
+        "unit_ends": f"{unit.high / unit.low:.1f}",
         "side": str(SIDE),
         "steps": str(STEPS),
         "at_136": f"{by_name['share told of the canvas mean at σ = 136'].value:.0%}",
         "at_317": f"{by_name['share told of the canvas mean at σ = 317'].value:.0%}",
         "variance": f"{snr.value * 14.6**2 / area:.3f}",
+        "black": f"{255 * black:.0f}",
+        "black_14": f"{255 * (black + brighter):.0f}",
         "new": interval(by_name["exponent of σ_max in the side, new content"]),
         "eps": interval(by_name["eps left open at t = 962"]),
         "v": interval(by_name["v left open at t = 962"]),

@@ -18,6 +18,7 @@ SECOND_NATIVE_LEVEL = 56.178238948721265  # of 28 steps on the rescaled schedule
 RAISED_END = 2 * PUBLISHED_END  # N Fig. 6, 7
 EXTREMES = ("completely black", "completely white")
 SHOWN_STEPS = 6  # of a trajectory
+BRIGHTER_FROM_14 = "brightness of black from 14.6 less from ∞"
 BLACK_FROM_INFINITY, WHITE_FROM_INFINITY = "brightness of black from ∞", "brightness of white from ∞"
 
 Effects = dict[str, Tensor]  # what is measured → [seeds], the images of each seed
@@ -36,7 +37,7 @@ def effect_2(model: Model, settings: SampleConfig) -> Effects:
     contrast = white - black
     return {
         "contrast of white and black, from ∞ less from 14.6": contrast[0] - contrast[1],
-        "brightness of black from 14.6 less from ∞": black[1] - black[0],
+        BRIGHTER_FROM_14: black[1] - black[0],
         BLACK_FROM_INFINITY: black[0],
         WHITE_FROM_INFINITY: white[0],
     }
