@@ -60,11 +60,11 @@ black from σ = 56 as from ∞. The effect is measured on shapes, whose size and
 brightness of black for N12, the scatter of the first estimate for N20. Those in the table were chosen after that
 was seen, and the first network is among the five. Read both as exploratory until other seeds confirm them.
 
-**What is answered of v against eps (N05).** A part, and at {side} px alone: after the same {steps} steps on
-the plain schedule, v has the lower held-out loss, in units of v, and the truer colours. That is one point of each
-training, not its speed; and numerical stability and high resolutions were not measured. Of the four cells of v and
-eps on both schedules, that of eps on the rescaled one is missing, since it is refused (N02): where the SNR is 0, the
-noise to predict is the input itself.
+**What is answered of v against eps (N05).** A part, and at {side} px alone: after the same {steps} steps on the plain
+schedule, v has the lower held-out loss, in units of v, and the truer colours. That is one point of each training, not
+its speed; and numerical stability and high resolutions were not measured. Of the four cells of v and eps on both
+schedules, that of eps on the rescaled one is missing, since it is refused (N02): where the SNR is 0, the noise to
+predict is the input itself.
 
 **When tags are counted (N42).** N keeps track of how often tags occur "during training" and doesn't say how. Here the
 tags of a stage's whole data set are counted before its first step, so that an image's weight is the same at every
@@ -118,7 +118,7 @@ def answer_of(claim: Claim, measured: Measured) -> str:
         return claim.answer or NOT_YET
     shown = _telling(claim, quantities)
     said = "; ".join([*filter(None, [claim.answer]), *(f"{each.name}: {judged(each)}" for each in shown)])
-    said += f"; {LEFT_OPEN[claim.id]}" if claim.id in LEFT_OPEN else ""
+    said += f"; {REMARKS[claim.id]}" if claim.id in REMARKS else ""
     return said if len(shown) == len(quantities) else f"{said} ([all](#{_anchor(claim.measure)}))"
 
 
@@ -154,14 +154,17 @@ TELLING = {
     "N61": ("σ = 136", "σ = 317"),
     "N67": ("78224",),
     "N69": ("correlation", "white"),
-    "R02": (BLACK_FROM_INFINITY, BRIGHTER_FROM_14),
+    "R02": (BLACK_FROM_INFINITY,),
     "R26": ("euler",),
     "S28": ("less without",),
 }
 
-# What the numbers in a row leave of its statement; the notes say more.
-LEFT_OPEN = {
+# What a row says beside its numbers: how to read them, and what they leave of the statement.
+REMARKS = {
     "N05": f"at {SIDE} px, after {STEPS} steps; numerical stability and high resolutions were not measured",
+    "N09": "0 and 1 were asked for",
+    "R02": "true black is 0",
+    "S28": "on small networks, by `refimpl claims --trained`",
 }
 
 

@@ -60,7 +60,8 @@ def test_rows_say_what_their_numbers_leave_open():
     assert "(unresolved)" in rows["N43"]
     assert rows["S28"].startswith("0.05; contrast of white and black, with offset noise less without: ")
     assert "(unresolved)" in rows["S28"]
-    assert rows["R02"].startswith("brightness of black from ∞: ")
+    assert rows["R02"].startswith("brightness of black from ∞: 0.0")
+    assert "]; true black is 0 ([all]" in rows["R02"]
 
 
 def test_notes_quote_how_far_apart_the_ends_of_intervals_are():

@@ -27,7 +27,7 @@ def test_the_measured_effects_have_the_sign_of_the_report():
         assert effect.name in BESIDE or effect.low > 0, f"{effect.name}: {effect.low} to {effect.high}"
 
 
-def test_black_is_black_and_white_is_white_from_infinity():
+def test_black_and_white_from_infinity_are_near_what_was_asked():
     """In brightness from 0 to 1: nearer to it than the start from 14.6 is from both."""
     kept = {effect.name: effect for effect in read_results(TRAINED)["figure 2"]}
     black, white = (kept[name] for name in BESIDE)
