@@ -80,7 +80,7 @@ def guided_samples() -> Figure:
         guided = [rescale(cfg(v_cond, v_uncond, float(scale)), v_cond, factor) for scale in scales]
         contrast = [float(v.std() / v_cond.std()) for v in guided]
         panels[1].plot(scales, contrast, color=colour, label=f"φ = {factor:g}")
-    panels[1].axvspan(*SCALE_RANGE, color=GREY, alpha=0.15, linewidth=0)
+    panels[1].axvspan(SCALE_RANGE[0], SCALE_RANGE[1], color=GREY, alpha=0.15, linewidth=0)
     panels[1].set(xlabel="guidance scale s", title="std of v over that of v_cond")
     panels[1].legend(loc="upper left")
     return figure
