@@ -19,8 +19,8 @@ from refimpl.report.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figur
 from refimpl.text.image_tower import PIXEL_MEAN, PIXEL_STD, clip_pixels
 from refimpl.text.sinusoid import sinusoidal_features
 
-QUALITIES = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)  # of JPEG
-JPEG_SIDE = 512  # px
+QUALITIES = (5, 10, 20, 40, 60, 80, 90, 95)  # of JPEG
+JPEG_SIDE = 256  # px
 TOWER_SIDE = 224  # px, of OpenCLIP ViT-bigG
 PORTRAIT = (832, 1216)  # width and height, px
 
@@ -88,7 +88,7 @@ def jpeg_measures() -> Figure:
     series = (
         ("PSNR (dB)", [float(psnr(each, original)) for each in restored], BLUE),
         ("SSIM", [float(ssim(each, original)) for each in restored], GREEN),
-        ("blockiness", [float(blockiness(each)) for each in restored], VERMILION),
+        ("Blockiness", [float(blockiness(each)) for each in restored], VERMILION),
     )
     for axes, (name, values, colour) in zip(panels, series, strict=True):
         axes.plot(QUALITIES, values, marker=".", color=colour)
@@ -110,7 +110,7 @@ def image_prompt() -> Figure:
     for edge in ((height - width) / 2, (height + width) / 2):
         panels[0].axhline(edge, color="white", linewidth=1, linestyle="--")
     panels[1].imshow((seen * std + mean).clamp(0, 1).permute(1, 2, 0).numpy())
-    titles = f"image, {width}×{height} px", f"what the tower is given, {TOWER_SIDE}×{TOWER_SIDE} px"
+    titles = f"An image, {width}×{height} px", f"What the tower is given, {TOWER_SIDE}×{TOWER_SIDE} px"
     for axes, title in zip(panels, titles, strict=True):
         axes.grid(visible=False)
         axes.set(xticks=[], yticks=[], title=title)

@@ -44,6 +44,7 @@ def _effects(numbers: Sequence[int], title: str) -> Figure:
     axes.set_ylim(len(effects) - 0.5, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set(
-        xlabel="mean over five small networks, with its 95 % interval; positive by the report", title=title
+        xlabel="mean over five small networks, with its 95 % interval; the report predicts above 0",
+        title=title,
     )
     return figure

@@ -20,7 +20,7 @@ CELL = 32  # px a side of a token of SDXL's lowest level
 TRAINED = 1024  # px a side
 SIDES = (512, 768, 1024, 1536, 2048, 3072, 4096)  # px
 SPREAD = 3.0  # standard deviation of the logits that are drawn
-QUERIES = 16
+QUERIES = 64
 
 
 def shares_by_level(config: UNetConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +57,7 @@ def network_levels() -> Figure:
     """Parameters and operations of SDXL's UNet by level."""
     config = UNetConfig.sdxl()
     figure, panels = new_figure(3.6, 1, 2)
-    titles = "parameters (millions)", "operations of a pass at 1024² px (TFLOP)"
+    titles = "Parameters (millions)", "Operations of a pass at 1024² px (TFLOP)"
     names = [
         f"{CANVAS >> level}² cells,\n{width} channels,\ndepth {depth}"
         for level, (width, depth) in enumerate(zip(config.widths, config.transformer_depth, strict=True))

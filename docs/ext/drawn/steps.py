@@ -33,7 +33,7 @@ def keyed_noise() -> Figure:
     """The distribution of keyed noise, and how far a channel's average is from 0 with and without an offset."""
     key = draw_key(0, torch.arange(IMAGES), 0, Purpose.NOISE)
     figure, panels = new_figure(3.4, 1, 2)
-    values = keyed_normal(key, (CHANNELS, SIDES[3], SIDES[3])).flatten().numpy()
+    values = keyed_normal(key, (CHANNELS, SIDES[2], SIDES[2])).flatten().numpy()
     x = np.linspace(-4, 4, 200)
     panels[0].hist(values, bins=80, range=(-4, 4), density=True, color=BLUE, label="drawn")
     panels[0].plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color=VERMILION, label="normal density")
@@ -68,7 +68,7 @@ def guided_samples() -> Figure:
         panels[0].hist(drawn, 90, (-0.5, 4), density=True, histtype="step", color=colour, linewidth=1.5,
                        label=f"s = {scale:g}")  # fmt: skip
     panels[0].axvline(MODE, color=GREY, linewidth=0.8, linestyle="--")
-    panels[0].set(xlabel="sample", ylabel="density", title="Samples move on past the prompt's own")
+    panels[0].set(xlabel="sample", ylabel="density", title="Samples move past the prompt's own mode")
     panels[0].legend()
 
     v_cond, other = keyed_normal(draw_key(1, torch.arange(2), 0, Purpose.NOISE), (CHANNELS, 64, 64)).double()[
@@ -81,7 +81,7 @@ def guided_samples() -> Figure:
         contrast = [float(v.std() / v_cond.std()) for v in guided]
         panels[1].plot(scales, contrast, color=colour, label=f"φ = {factor:g}")
     panels[1].axvspan(SCALE_RANGE[0], SCALE_RANGE[1], color=GREY, alpha=0.15, linewidth=0)
-    panels[1].set(xlabel="guidance scale s", title="std of v over that of v_cond")
+    panels[1].set(xlabel="guidance scale s", title="Contrast: std of v over that of v_cond")
     panels[1].legend(loc="upper left")
     return figure
 
