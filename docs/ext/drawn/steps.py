@@ -65,7 +65,7 @@ def guided_samples() -> Figure:
     sigmas = native(zero_terminal_snr(sdxl_schedule()), STEPS)
     for scale, colour in zip((1.0, *SCALE_RANGE, 7.5), (GREY, BLUE, GREEN, VERMILION), strict=True):
         drawn = euler(guided_mode(scale), noise, sigmas).flatten().numpy()
-        panels[0].hist(drawn, 90, (-0.5, 4), density=True, histtype="step", color=colour, linewidth=1.5,
+        panels[0].hist(drawn, bins=90, range=(-0.5, 4), density=True, histtype="step", color=colour, linewidth=1.5,
                        label=f"s = {scale:g}")  # fmt: skip
     panels[0].axvline(MODE, color=GREY, linewidth=0.8, linestyle="--")
     panels[0].set(xlabel="sample", ylabel="density", title="Samples move past the prompt's own mode")
