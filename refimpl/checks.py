@@ -15,6 +15,8 @@ LARGEST_SIDE = 2**20  # largest dimension in a network; the bytes of its square 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises InputError unless value is one of the choices; names the nearest."""
     known = list(choices)
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a str, not {value!r:.200}; use {', '.join(known)}")
     if value not in known:
         near = nearest(value, known)
         raise InputError(f"{name} {value!r} is unknown; use {', '.join(known)} (the nearest is {near[0]!r})")

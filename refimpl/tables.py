@@ -116,7 +116,8 @@ def _value(root: type, hint: Any, value: Any, where: str, problems: list[Problem
                 Problem(f"{where} {value!r:.200} is unknown; use {', '.join(map(str, arguments))}")
             )
     elif type(value) is not hint:
-        problems.append(Problem(f"{where} must be {hint.__name__}, not {value!r:.200}"))
+        quoted = f'; write it in quotes: "{value}"' if hint is str and type(value) in (int, float) else ""
+        problems.append(Problem(f"{where} must be {hint.__name__}, not {value!r:.200}{quoted}"))
     return value
 
 

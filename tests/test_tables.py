@@ -104,7 +104,7 @@ BAD: list[tuple[Any, str]] = [
     ({**FULL, "nested": [[1, 2], [3]]}, r"nested\[1\] must have 2 entries"),
     ({**FULL, "many": {"size": 1}}, "many must be a list"),
     ({**FULL, "inner": {"rate": "fast"}}, r"inner\.rate must be float, not 'fast'"),
-    ({**FULL, "inner": {"name": 3}}, r"inner\.name must be str, not 3"),
+    ({**FULL, "inner": {"name": 3}}, r'inner\.name must be str, not 3; write it in quotes: "3"'),
 ]
 
 

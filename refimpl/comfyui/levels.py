@@ -19,9 +19,10 @@ TERMINAL = {name: terminal_level(name) for name in TERMINAL_NAMES}  # N App. A.1
 SAME_FLOAT32 = (
     2.0**-23
 )  # relative distance within which a level that passed through float32 is the table's own
-# Relative distance below the stand-in within which a level is the stand-in: schedulers that compute its power or its
-# logarithm in float32 miss it by up to 5e-7. ComfyUI takes a level this near the largest for the largest, too.
-NEAR_THE_STAND_IN = 1e-5
+# Relative distance below the last level within which a level is the last: float32 has no 4518.7637, and schedulers
+# that compute its power or its logarithm in float32 miss it by up to 5e-7. ComfyUI takes a level this near the
+# largest for the largest, too.
+NEAR_THE_LAST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Levels:
 
     def level(self, sigma: Tensor) -> Tensor:
         """The noise level that a sampler's sigma represents: ∞ for its stand-in, else sigma itself."""
-        return torch.where(self._is_last(sigma), math.inf, sigma) if self.exact else sigma
+        return torch.where(self.is_last(sigma), math.inf, sigma) if self.exact else sigma
 
     def sigma(self, t: Tensor) -> Tensor:
         """Timesteps [...], clamped to 0 … T−1, as sigma_edm [...] float64 within the ends; T−1 gives sigma_max."""
         t = t.double().clamp(0, self.schedule.timesteps - 1)
         inside = self.schedule.t_to_sigma_edm(t).clamp(self.sigma_min, self.sigma_max)
-        return torch.where((t == self.last_timestep) | self._is_last(inside), self.sigma_max, inside)
+        return torch.where((t == self.last_timestep) | self.is_last(inside), self.sigma_max, inside)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """sigma_edm [...] as timesteps [...] float64, whole where a level is the table's up to float32 rounding."""
@@ -63,10 +64,11 @@ class Levels:
         whole = t.round()
         near = self.schedule.t_to_sigma_edm(whole)
         t = torch.where(((sigma - near).abs() <= SAME_FLOAT32 * near) & near.isfinite(), whole, t)
-        return torch.where(self._is_last(sigma), self.last_timestep, t)
+        return torch.where(self.is_last(sigma), self.last_timestep, t)
 
-    def _is_last(self, sigma: Tensor) -> Tensor:
-        return sigma >= self.sigma_max * ((1 - NEAR_THE_STAND_IN) if self.exact else 1.0)
+    def is_last(self, sigma: Tensor) -> Tensor:
+        """Whether a sampler's sigma is the last level, as schedulers compute it or above."""
+        return sigma >= self.sigma_max * (1 - NEAR_THE_LAST)
 
     @property
     def largest_finite(self) -> float:

@@ -27,6 +27,7 @@ SHOWN_CANVAS = "832×1216"  # whose table has all samplers
 PROMISED = 0.95  # R of the grid `canvas`
 MOST_EULER_STEPS = 200
 LISTED_STEPS = {"community_trainer": 10}  # of the grid of a fixed length
+NAMED = tuple(f"{name} {STEPS}" for name in ("native", "trailing", "karras", "exponential"))  # others' grids
 WITHOUT_LAST = f"native {STEPS} without its last level"
 
 Numbers = dict[str, Any]
@@ -88,6 +89,9 @@ def grid_tables(numbers: Numbers) -> dict[str, str]:
             grids,
             lambda grid: [f"{worst_covariance(covariance[grid][name]):.2f}" for name in SAMPLERS],
         ),
+        "covariance of canvas and of the best": _table(
+            ("sampler", *posteriors), list(SAMPLERS), lambda name: _beside_the_best(covariance, name)
+        ),
         "covariance of dpmpp_2m_sde": _table(
             ("grid and steps", *posteriors),
             [*grids, WITHOUT_LAST],
@@ -134,6 +138,15 @@ def _covariance(sampler: str, sigmas: Tensor) -> dict[str, float]:
     names = [f"std {std:g}" for std in STDS]
     mixture = {f"mixture, ±{BIMODAL.offset:g}, std {BIMODAL.std:g}": mixture_covariance(sampler, sigmas)}
     return dict(zip(names, gaussians, strict=True)) | mixture
+
+
+def _beside_the_best(covariance: Numbers, sampler: str) -> list[str]:
+    """A sampler's covariance ratios on `canvas`, by posterior, and on the one of NAMED that is nearest to 1."""
+    cells = []
+    for posterior, ratio in covariance[f"canvas {STEPS}"][sampler].items():
+        best = min((covariance[grid][sampler][posterior] for grid in NAMED), key=lambda each: abs(each - 1))
+        cells.append(f"{ratio:.3f} / {best:.3f}")
+    return cells
 
 
 def _fewest_steps(sampler: str, height: int, width: int) -> int:

@@ -191,6 +191,19 @@ def euler(model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_args: d
     return x
 
 
+def heun(model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any) -> Tensor:
+    ones = x.new_ones(len(x))
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * ones, **extra_args)
+        callback({"i": i, "denoised": denoised, "x": x})
+        slope, width = (x - denoised) / sigmas[i], sigmas[i + 1] - sigmas[i]
+        ahead = x + slope * width
+        if sigmas[i + 1] > 0:
+            slope = (slope + (ahead - model(ahead, sigmas[i + 1] * ones, **extra_args)) / sigmas[i + 1]) / 2
+        x = x + slope * width
+    return x
+
+
 def dpmpp_2m(
     model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any
 ) -> Tensor:

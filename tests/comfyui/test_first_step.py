@@ -8,7 +8,7 @@ from refimpl.comfyui.first_step import patch_first_step
 from refimpl.comfyui.levels import STAND_IN_FOR_INFINITY, levels_for
 from refimpl.comfyui.nodes import NAINativeSchedulerNode
 from refimpl.errors import InputError
-from refimpl.sample.grids import native
+from refimpl.sample.grids import native, with_terminal
 from refimpl.sample.samplers import SAMPLERS
 from refimpl.sample.stepping import sdedit_start
 from tests.comfyui import stub
@@ -16,12 +16,19 @@ from tests.comfyui.gaussian_model import DATA, model, network, noise, zsnr_model
 from tests.sample.schedules import ZERO_SNR
 from tests.tolerances import EULER_FROM_STAND_IN, SAMPLED_FLOAT32
 
-THEIRS = {"euler": stub.euler, "dpmpp_2m": stub.dpmpp_2m}
+THEIRS = {"euler": stub.euler, "heun": stub.heun, "dpmpp_2m": stub.dpmpp_2m}
+FINITE = ("20000", "4518.7637", "4096")
 SHAPE = (2, 4, 6, 5)
 
 
 def ours(name: str, x: Tensor, sigmas: Tensor) -> Tensor:
-    return SAMPLERS[name](DATA["positive"].predict_v, x.double(), sigmas)
+    """The project's sampler; any level above the schedule's finite ones is t = 999 to the network, as in ComfyUI."""
+
+    def predict_v(x: Tensor, sigma: Tensor) -> Tensor:
+        last = sigma > ZERO_SNR.sigma_edm[-2]
+        return DATA["positive"].predict_v(x, torch.where(last, torch.inf, sigma))
+
+    return SAMPLERS[name](predict_v, x.double(), sigmas)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 28])
@@ -33,6 +40,35 @@ def test_a_run_is_the_projects_own(name: str, steps: int) -> None:
     latent = 5 * torch.ones(SHAPE)  # nothing of it is left at ∞
     drawn = stub.sample(patched, n, sigmas, THEIRS[name], latent_image=latent)
     assert (drawn - ours(name, n, native(ZERO_SNR, steps))).abs().max() <= SAMPLED_FLOAT32
+
+
+@pytest.mark.parametrize("terminal", FINITE)
+@pytest.mark.parametrize("name", list(THEIRS))
+def test_a_run_from_a_huge_finite_level_is_the_projects_own(name: str, terminal: str) -> None:
+    """Its first step is of first order: Heun's own would be off by tens of the spread."""
+    patched, n = zsnr_model(terminal_sigma=terminal), noise(*SHAPE)
+    (sigmas,) = NAINativeSchedulerNode().apply_scheduler(patched, 28)
+    assert float(sigmas[0]) == pytest.approx(float(terminal))
+    drawn = stub.sample(patched, n, sigmas, THEIRS[name])
+    expected = ours(name, n, with_terminal(native(ZERO_SNR, 28), terminal))
+    assert (drawn - expected).abs().max() <= SAMPLED_FLOAT32
+
+
+def test_the_latent_image_stays_in_a_state_at_a_huge_finite_level() -> None:
+    """ComfyUI adds it to the noise at any finite level, where it shows as little as the level is large."""
+    patched, n, latent = zsnr_model(terminal_sigma="4096"), noise(*SHAPE), torch.full(SHAPE, 500.0)
+    (sigmas,) = NAINativeSchedulerNode().apply_scheduler(patched, 28)
+    drawn = stub.sample(patched, n, sigmas, latent_image=latent)
+    grid = with_terminal(native(ZERO_SNR, 28), "4096")
+    expected = ours("euler", sdedit_start(latent.double(), n.double(), 4096.0), grid)
+    assert (drawn - expected).abs().max() <= SAMPLED_FLOAT32
+
+
+def test_one_step_from_a_finite_level_is_the_samplers() -> None:
+    patched, n, steps = zsnr_model(terminal_sigma="20000"), noise(*SHAPE), []
+    sigmas = torch.tensor([20000.0, 0.0])
+    stub.sample(patched, n, sigmas, callback=lambda i, x0, x, total: steps.append((i, total)))
+    assert steps == [(0, 1)]
 
 
 def test_the_network_is_first_asked_about_the_noise_itself() -> None:
@@ -106,7 +142,7 @@ def test_patching_again_replaces_the_first_patch() -> None:
     (by_key,) = twice.model_options["wrappers"].values()
     assert [len(several) for several in by_key.values()] == [1]
     patch_first_step(twice, levels_for(ZERO_SNR, "20000", 0.0, None))
-    assert by_key == {}
+    assert [len(several) for several in by_key.values()] == [1]
 
 
 def test_the_model_given_is_left_as_it_was() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from refimpl.comfyui.levels import NEAR_THE_STAND_IN, SAME_FLOAT32, STAND_IN_FOR_INFINITY
+from refimpl.comfyui.levels import NEAR_THE_LAST, SAME_FLOAT32, STAND_IN_FOR_INFINITY
 from refimpl.comfyui.nodes import NODE_CLASS_MAPPINGS, ZsnrVpredConditioningNode
 from refimpl.comfyui.scheduler_checks import MOST_BEYOND, USABLE
 from refimpl.errors import InputError
@@ -30,7 +30,7 @@ def test_where_each_scheduler_puts_its_steps(steps: int) -> None:
     """What the note on the node and the documentation say of each, computed."""
     for name in SCHEDULERS:
         sigmas = levels_of(name, steps)[:-1]
-        finite = sigmas[sigmas < STAND_IN_FOR_INFINITY * (1 - NEAR_THE_STAND_IN)]
+        finite = sigmas[sigmas < STAND_IN_FOR_INFINITY * (1 - NEAR_THE_LAST)]
         beyond = int((finite > LARGEST_FINITE * (1 + SAME_FLOAT32)).sum())
         high = int((sigmas > PUBLISHED_END).sum())
         starts_in_noise = len(finite) < len(sigmas)
@@ -112,7 +112,7 @@ def test_a_level_that_a_scheduler_rounded_is_infinity_still() -> None:
     """karras and exponential miss the stand-in by float32 rounding; with few steps they are not refused."""
     for name in ("karras", "exponential"):
         sigmas = levels_of(name, 3)
-        assert STAND_IN_FOR_INFINITY * (1 - NEAR_THE_STAND_IN) < float(sigmas[0]) < STAND_IN_FOR_INFINITY
+        assert STAND_IN_FOR_INFINITY * (1 - NEAR_THE_LAST) < float(sigmas[0]) < STAND_IN_FOR_INFINITY
         patched = zsnr_model()
         levels = patched.get_model_object("model_sampling").levels
         assert levels.level(sigmas[0]) == math.inf
