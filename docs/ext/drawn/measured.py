@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from refimpl.paper.computed.quantity import Quantity
 from refimpl.paper.results_file import TRAINED, read_results
+from refimpl.paper.trained.small_figures import PREDICTED
 from refimpl.report.style import BLUE, GREY, new_figure, styled
 
 LETTERS = 38  # in a line of a name
@@ -23,9 +24,14 @@ def raised_starts() -> Figure:
 
 
 def kept_effects(numbers: Sequence[int]) -> list[tuple[int, Quantity]]:
-    """The effects of N's figures that the package keeps: (number of the figure, effect)."""
+    """The effects that the package keeps and the report gives the sign of: (number of N's figure, effect)."""
     kept = read_results(TRAINED)
-    return [(number, effect) for number in numbers for effect in kept[f"figure {number}"]]
+    return [
+        (number, effect)
+        for number in numbers
+        for effect in kept[f"figure {number}"]
+        if effect.name in PREDICTED
+    ]
 
 
 @styled
