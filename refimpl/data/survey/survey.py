@@ -21,6 +21,7 @@ from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 BIN_PIXELS = 32  # side of a bin of the size density
 MOST_BINS = 128  # of each axis; larger sides share the last one
+SHORT_EDGE = 256  # px; S Fig. 2 counts the images with an edge below it
 
 Numbers = npt.NDArray[np.float64]
 
@@ -49,6 +50,7 @@ class Survey:
     pruned       (path, width, height, aspect error in the chosen metric) of the images too far from every bucket
     small        number of images smaller than their bucket, which training upscales; small_paths lists the first few,
                  with their sizes
+    short        number of images with an edge below SHORT_EDGE, as S Fig. 2 counts them: of all, also those pruned
     extreme      number of images kept in the narrowest or the widest bucket; extreme_paths lists the first few
     """
 
@@ -65,6 +67,7 @@ class Survey:
     pruned: list[tuple[str, int, int, float]]
     small: int
     small_paths: list[str]
+    short: int
     extreme: int
     extreme_paths: list[str]
     classes: list[ClassSurvey]
@@ -114,6 +117,7 @@ def survey(
         pruned=pruned,
         small=int(small.sum()),
         small_paths=_sized(index, np.flatnonzero(kept)[small][:listed]),
+        short=int((np.minimum(widths, heights) < SHORT_EDGE).sum()),
         extreme=int(extreme.sum()),
         extreme_paths=_sized(index, np.flatnonzero(kept)[extreme][:listed]),
         classes=classes(count_tags(index.tags, TagCounts()), listed),
