@@ -149,7 +149,7 @@ def classes(counts: TagCounts, listed: int) -> list[ClassSurvey]:
     found = []
     for name, tags in sorted(counts.counts.items()):
         ranked = sorted(tags.items(), key=lambda pair: (-pair[1], pair[0]))
-        least = ranked[::-1][:listed]
+        least = sorted(ranked, key=lambda pair: (pair[1], pair[0]))[:listed]
         found.append(ClassSurvey(name, len(ranked), sum(tags.values()), ranked[:listed], least))
     return found
 

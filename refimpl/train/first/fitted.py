@@ -22,7 +22,7 @@ def fitted(config: Config, card: Card, fixed: Collection[str] = ()) -> tuple[Con
     fixed  settings that are to stay as they are, by section and name
     Raises InputError when nothing fits, saying what takes the most.
     """
-    tried: list[tuple[Config, Work, Plan]] = []
+    alone: list[Plan] = []  # with one image at a time
     smaller: list[tuple[Config, Work, Plan]] = []
     for changed in _candidates(config, fixed):
         work = largest_work(changed)
@@ -30,12 +30,12 @@ def fitted(config: Config, card: Card, fixed: Collection[str] = ()) -> tuple[Con
         plan = plan_step(counted, work)
         if fits(plan, card):
             return changed, _reasons(changed, plan, card), plan
-        tried.append((changed, work, plan))
+        alone.append(plan_step(counted, replace(work, batch=1)))
         less = None if "train.batch_size" in fixed else smaller_batch(counted, work, card)
         if less is not None:
             smaller.append((changed, less, plan_step(counted, less)))
     if not smaller:
-        raise _refusal(min((plan for _, _, plan in tried), key=lambda plan: plan.needed), config, card)
+        raise _refusal(min(alone, key=lambda plan: plan.needed), config, card)
     changed, work, plan = max(
         smaller, key=lambda entry: entry[1].batch
     )  # the first of equals: changed the least
