@@ -16,6 +16,7 @@ from refimpl.cache.text_states import open_text
 from refimpl.errors import InputError
 from refimpl.storage.shards import map_shard
 from refimpl.storage.store import open_store
+from tests.folders import flip_last_bit
 from tests.train import caches
 
 
@@ -149,9 +150,7 @@ def test_damage_is_not_given_a_digest_of_its_own(stale: tuple[str, Path]) -> Non
     config, out = stale
     caches.write_in_larger_shards(config, out, "--crops", "2")
     for path in caches.shards(out):
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
+        flip_last_bit(path)
     with pytest.raises(InputError, match="its content does not match the SHA-256"):
         prune(out / "latents")
     assert rows(out) == 72

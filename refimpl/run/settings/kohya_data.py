@@ -116,7 +116,6 @@ def _resolution(t: Translation, name: str, value: Any) -> None:
         t.left[name] = (
             f"a single bucket of {width}×{height} without enable_bucket; buckets of that area are made"
         )
-        t.origin.pop("buckets.max_area")
         t.origin["buckets.max_area"] = f"{name} of {t.trainer}, with buckets"
 
 

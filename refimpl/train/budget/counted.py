@@ -145,15 +145,15 @@ def gathered_together(unet: UNet) -> list[int]:
     return [*blocks, root - sum(blocks)]
 
 
-def count_unet(unet: UNet, height: int, width: int, bf16: bool, tokens: int = ROW_TOKENS) -> Timeline:
+def count_unet(unet: UNet, height: int, width: int, bf16: bool) -> Timeline:
     """Counts a forward and a backward pass of a UNet on the meta device.
 
-    height, width  of the latents, in cells      tokens  of the text that cross-attention reads
+    height, width  of the latents, in cells
     """
     on_cuda = AsOnCuda()
 
     def run() -> Tensor:
-        context = torch.empty(COUNTED_BATCH, tokens, unet.config.context_dim, device=META)
+        context = torch.empty(COUNTED_BATCH, ROW_TOKENS, unet.config.context_dim, device=META)
         return _run_unet(unet, height, width, context, on_cuda, bf16)
 
     with on_cuda:

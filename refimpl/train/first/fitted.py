@@ -13,7 +13,6 @@ from refimpl.train.budget.plan import Plan, Work, largest_work, plan_step
 from refimpl.train.first.choose import Reasons
 
 PRECISIONS = ("tf32", "bf16")  # the paper's (N §4), and the one that needs less memory
-TRIED = "train.precision", "train.activation_checkpointing", "train.batch_size"
 
 
 def fitted(config: Config, card: Card, fixed: Collection[str] = ()) -> tuple[Config, Reasons, Plan]:
