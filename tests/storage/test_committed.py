@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from refimpl.storage import atomic, committed
 from refimpl.storage.key_report import check_state
 from refimpl.storage.streaming import load_state
 from tests.folders import flip_last_bit, largest_file
+from tests.killing import kill_at
 
 TENSORS = {
     "a": {"x": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0, 3), "scalar": torch.tensor(1.5)},
@@ -193,7 +193,7 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_folder_or_none(
     child = os.fork()
     if child == 0:
         try:
-            _kill_at(call, count)
+            kill_at(os, call, count)
             write(tmp_path / "folder")
             atomic.replace_text(tmp_path / "text.json", "new")
         finally:
@@ -312,18 +312,6 @@ def manifest(folder: Path, **changes: Any) -> None:
     path = folder / "manifest.json"
     before = {key: value for key, value in json.loads(path.read_text()).items() if key in ("format", "files")}
     path.write_text(json.dumps(before | changes))
-
-
-def _kill_at(call: str, count: int) -> None:
-    original, calls = getattr(os, call), []
-
-    def killing(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **options)
-
-    setattr(os, call, killing)
 
 
 @pytest.mark.parametrize("is_dangling", [False, True])
