@@ -153,7 +153,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TagWeightConfig:
-    """Loss weights from how common an image's tags are in their class (N §4.3; the formula is not from a paper)."""
+    """Loss weights from how common an image's tags are in their class (N §4.3; the formula is not from a paper).
+
+    Tags are counted over a stage's whole data set before its first step.
+    """
 
     enabled: bool = True
     """Weight the loss by tags; when off, every image has weight 1."""

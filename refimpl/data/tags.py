@@ -1,4 +1,9 @@
-"""Tag-based loss weights (N §4.3). N gives no formula; the one used here is not from a paper."""
+"""Tag-based loss weights (N §4.3). N gives no formula; the one used here is not from a paper.
+
+N keeps track of the counts "during training", and does not say how. A stage of training counts the tags of its whole
+data set before its first step (`refimpl.run.stage`): weights have mean 1 over the data set, and an image has the same
+one at every visit, on any number of ranks and in a run that is continued.
+"""
 
 import math
 from collections import Counter
@@ -20,7 +25,7 @@ class TagCounts:
     """How often each tag occurs within its class, and the loss weight of an image that follows from it.
 
     The factor of one tag is (reference / count)^beta, where `count` is the number of images with that tag and
-    `reference` its mean over the tags of the same class seen so far. An image's weight is the mean factor of
+    `reference` its mean over the tags of the same class counted so far. An image's weight is the mean factor of
     its tags, clamped to [w_min, w_max]: below 1 for tags overly common in their class, above 1 for rare ones.
 
     beta   0 for equal weights, 1 to give every tag of a class the same sum of factors

@@ -6,7 +6,7 @@ from typing import Any
 
 from refimpl.data.bucket_sizes import Bucket
 from refimpl.data.survey.plan_survey import PlannedEpoch
-from refimpl.data.survey.survey import BIN_PIXELS, PERCENTILES, ClassSurvey, Survey, WeightSurvey
+from refimpl.data.survey.survey import BIN_PIXELS, PERCENTILES, SHORT_EDGE, ClassSurvey, Survey, WeightSurvey
 from refimpl.printable import printable
 from refimpl.report import data_figures, figures
 from refimpl.report.headlines.data_set import data_headlines
@@ -119,6 +119,8 @@ def _summary(found: Survey) -> list[str]:
         f"{used} of {len(found.buckets)} buckets used",
         f"left out: {bad}; pruned, too far from every bucket: {len(found.pruned)}",
         f"smaller than their bucket, and so upscaled: {found.small}; without a caption: {found.uncaptioned}",
+        f"with an edge below {SHORT_EDGE} px: {found.short}, {found.short / max(found.images, 1):.2%} "
+        f"(S Fig. 2: {figures.S_SHORT_SHARE:.0%})",
     ]
 
 

@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float64]
 Moments = tuple[Any, Any]  # mean[C] and std[C]: anything numpy reads, torch CPU tensors among it
 
 N_MEAN_ASPECT_ERROR = 0.033  # of N's data set
+S_SHORT_SHARE = 0.39  # of S's data set: images with an edge below 256 px (S Fig. 2)
 
 
 def _numbers(name: str, values: Any, ndim: int = 1) -> FloatArray:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from refimpl.autoencoder import training
 from refimpl.autoencoder.training import (
     bucket_batches,
     centre_crops,
@@ -70,6 +72,57 @@ def test_training_lowers_the_error(root: Path) -> None:
         np.mean(heldout_psnr(vae, data.index, data.buckets, data.bucket_of, CPU)) for vae in (before, after)
     ]
     assert psnr[1] > psnr[0]
+
+
+def test_the_loss_is_squared_error_and_kl_and_the_average_of_the_weights_is_kept(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S §2.4: composed again from what the network was asked and answered, and from the weights after each step."""
+    encoded: list[tuple[Tensor, ...]] = []
+    decoded: list[Tensor] = []
+    losses: list[Tensor] = []
+    weights: list[dict[str, Tensor]] = []
+    moments, decode, backward, update = VAE.moments, VAE.decode, Tensor.backward, training.ema_update
+
+    def moments_seen(self: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = moments(self, x)
+        encoded.append((x, mean.detach(), logvar.detach()))
+        if not weights:
+            weights.append({name: value.clone() for name, value in self.state_dict().items()})
+        return mean, logvar
+
+    def decode_seen(self: VAE, z: Tensor) -> Tensor:
+        decoded.append(decode(self, z))
+        return decoded[-1]
+
+    def backward_seen(self: Tensor) -> None:
+        losses.append(self.detach())
+        backward(self)
+
+    def update_seen(average: dict[str, Tensor], vae: VAE, step: int, decay: float) -> None:
+        weights.append({name: value.clone() for name, value in vae.state_dict().items()})
+        update(average, vae, step, decay)
+
+    monkeypatch.setattr(VAE, "moments", moments_seen)
+    monkeypatch.setattr(VAE, "decode", decode_seen)
+    monkeypatch.setattr(Tensor, "backward", backward_seen)
+    monkeypatch.setattr(training, "ema_update", update_seen)
+    settings = LatentConfig(train_steps=3, train_batch=4, train_size=32, kl_weight=0.1)
+    trained = train_autoencoder(stage(runs.config(root, root)).index, VAE_CONFIG, settings, 0, CPU)
+
+    assert len(losses) == len(encoded) == len(decoded) == 3
+    for loss, (x, mean, logvar), restored in zip(losses, encoded, decoded, strict=True):
+        assert x.shape == (4, 3, 32, 32)
+        kl = (mean.double().square() + logvar.double().exp() - 1 - logvar.double()).mean() / 2
+        expected = (restored.detach().double() - x.double()).square().mean() + 0.1 * kl
+        assert float(loss) == pytest.approx(float(expected), rel=FLOAT32_ROUNDING)
+        assert float(kl) > 0
+    average = weights[0]
+    for step, each in enumerate(weights[1:], start=1):
+        share = 1 - min(training.EMA_DECAY, (1 + step) / (10 + step))
+        average = {name: value + share * (each[name] - value) for name, value in average.items()}
+    assert runs.farthest(trained.state_dict(), average) <= FLOAT32_ROUNDING
+    assert runs.farthest(trained.state_dict(), weights[-1]) > 10 * FLOAT32_ROUNDING
 
 
 def test_measured_statistics_standardise_the_latents(root: Path) -> None:

@@ -103,6 +103,39 @@ def test_defaults_give_pure_noise_and_the_community_trainers_lowest_level() -> N
     assert torch.equal(sigmas, expected.float())
 
 
+def test_each_of_the_four_settings_acts() -> None:
+    """Zero terminal SNR, v, the least level and σd: each changes what it is said to, and nothing of the others."""
+
+    def sampling(**changes: Any) -> Any:
+        inputs = {**ZSNR, **changes}
+        return (
+            ZsnrVpredConditioningNode()
+            .apply_conditioning(model(), **inputs)[0]
+            .get_model_object("model_sampling")
+        )
+
+    def denoised(own: Any) -> torch.Tensor:
+        return own.calculate_denoised(own.sigma_max, output, own.sigma_max * noise(2, 4, 2, 2))
+
+    output, default = noise(4, 4, 2, 2)[:2], sampling()
+    assert torch.equal(denoised(default), -output)  # eq. 18: at ∞, D = −σd·F
+    for sigma_data in (0.5, 2.0):
+        other = sampling(sigma_data=sigma_data)
+        assert torch.equal(denoised(other), -sigma_data * output)
+        x, level = noise(2, 4, 2, 2), torch.tensor(0.75)
+        c_in = 1 / math.hypot(0.75, sigma_data)  # eq. 12
+        assert torch.allclose(other.calculate_input(level, x), c_in * x, rtol=FLOAT32_ROUNDING, atol=0)
+        assert torch.equal(other.sigmas, default.sigmas)
+    for sigma_min in (0.1, 0.5):
+        lowest = sampling(sigma_min=sigma_min)
+        assert float(lowest.sigma_min) == pytest.approx(sigma_min, rel=FLOAT32_ROUNDING)
+        assert float(lowest.sigma_max) == STAND_IN_FOR_INFINITY
+    plain = sampling(zsnr="false")
+    assert float(plain.sigma_max) == pytest.approx(14.614641229333639, rel=FLOAT32_ROUNDING)
+    assert isinstance(plain, stub.V_PREDICTION)
+    assert not isinstance(sampling(zsnr="false", v_prediction="false"), stub.V_PREDICTION)
+
+
 @pytest.mark.parametrize(("width", "height", "sigma_max"), [(2048, 2048, 40000.0), (1216, 832, 19645.29)])
 def test_the_canvas_scales_the_trivial_terminal_level(width: int, height: int, sigma_max: float) -> None:
     inputs = {**ZSNR, "width": width, "height": height, "terminal_sigma": "20000"}

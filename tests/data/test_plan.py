@@ -169,6 +169,27 @@ def test_what_no_batch_has_room_for_is_drawn_by_a_stream_of_its_own(seed: int) -
 @given(
     data=st.data(), world_size=st.integers(1, 3), batch_size=st.integers(1, 6), mode=st.sampled_from(MODES)
 )
+def test_what_fills_no_batch_of_its_bucket_fills_whole_batches_of_the_catch_all(
+    data: st.DataObject, world_size: int, batch_size: int, mode: Mode
+) -> None:
+    """N §4.1.2: trimmed to a multiple of the batch, the lists leave a catch-all that is one too; none is dropped."""
+    bucket_of = np.array(data.draw(strategies.bucketed_items(least=world_size * batch_size)))
+    plan = plan_epoch(bucket_of, batch_size, 0, 0, world_size, mode)
+    together = mode == "global"
+    size = batch_size * world_size if together else batch_size
+    for rank in range(1 if together else world_size):
+        batches = global_batches(plan) if together else all_batches(plan)[rank]
+        left = sum(np.bincount(bucket_of[np.concatenate([items for _, items in batches])]) % size)
+        caught = [
+            len(items) for (_, items), mixed in zip(batches, plan.mixed_steps(rank), strict=True) if mixed
+        ]
+        assert left % size == 0
+        assert caught == [size] * (left // size)
+
+
+@given(
+    data=st.data(), world_size=st.integers(1, 3), batch_size=st.integers(1, 6), mode=st.sampled_from(MODES)
+)
 def test_leftovers_take_the_bucket_of_least_aspect_error(
     data: st.DataObject, world_size: int, batch_size: int, mode: Mode
 ) -> None:

@@ -1,5 +1,6 @@
 """docs/claims.md is what the generator writes, and says what was not measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from refimpl.paper.claims_table import Claim, read_claims
 from refimpl.paper.computed.quantity import Quantity, exact
 from refimpl.paper.results_file import kept_results, read_results, write_results
 from refimpl.paper.trained.experiment import TrainedExperiment
+from tests.tolerances import KEPT_NUMBER
 
 PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
 CLAIM = Claim("N99", "§9", "trained", "a statement", "", "an experiment", "")
@@ -29,6 +31,48 @@ def test_what_is_not_measured_is_said_to_be_so():
     assert answer_of(CLAIM, {"an experiment": [low]}) == "an effect: 0.5 [0.25, 0.75]"
     many = [low, low, low]
     assert answer_of(CLAIM, {"an experiment": many}).endswith("([all](#an-experiment))")
+
+
+def test_an_effect_without_the_predicted_sign_is_called_so(monkeypatch):
+    experiment = TrainedExperiment(lambda seed, folder: {}, ("an effect",), 1)
+    monkeypatch.setattr("refimpl.paper.claims_page.EXPERIMENTS", {"a": experiment})
+
+    def row(low, high, name="an effect"):
+        return answer_of(CLAIM, {"an experiment": [Quantity(name, 0.5, low, high)]})
+
+    assert row(0.25, 0.75) == "an effect: 0.5 [0.25, 0.75]"
+    assert row(-0.25, 0.75) == "an effect: 0.5 [-0.25, 0.75] (unresolved)"
+    assert row(-0.75, -0.25) == "an effect: 0.5 [-0.75, -0.25] (the opposite)"
+    assert row(-0.25, 0.75, "no effect") == "no effect: 0.5 [-0.25, 0.75]"  # a number beside the effects
+
+
+def test_a_pinned_claim_with_a_measure_has_both():
+    pinned = replace(CLAIM, kind="pinned", answer="0.05")
+    assert answer_of(pinned, {}) == "0.05"
+    assert answer_of(pinned, {"an experiment": [exact("n", 2.0)]}) == "0.05; n: 2"
+
+
+def test_rows_say_what_their_numbers_leave_open():
+    rows = {claim.id: answer_of(claim, kept_results()) for claim in read_claims()}
+    assert (
+        "at 32 px, after 500 steps; numerical stability and high resolutions were not measured" in rows["N05"]
+    )
+    assert "(unresolved)" in rows["N43"]
+    assert rows["S28"].startswith("0.05; contrast of white and black, with offset noise less without: ")
+    assert "(unresolved)" in rows["S28"]
+    assert rows["R02"].startswith("brightness of black from ∞: 0.0")
+    assert "]; true black is 0 ([all]" in rows["R02"]
+
+
+def test_notes_quote_how_far_apart_the_ends_of_intervals_are():
+    """Of a variance and of the level that grows as its root."""
+    computed = kept_results()
+    snr = next(each for each in computed["canvas noise"] if each.name == "SNR of the canvas mean at σ = 14.6")
+    unit = next(each for each in computed["share told"] if each.name.startswith("σ at which"))
+    assert (unit.high / unit.low) ** 2 == pytest.approx(snr.high / snr.low, rel=KEPT_NUMBER)
+    page = " ".join(claims_page(read_claims(), computed).split())
+    assert f"are a factor of {snr.high / snr.low:.0f} apart" in page
+    assert f"as the root of the variance, one of {unit.high / unit.low:.1f}." in page
 
 
 def test_an_exact_number_is_shown_without_an_interval():

@@ -11,8 +11,10 @@ from refimpl.interop.run.run_folder import load_model
 from refimpl.model.pipeline import Model
 from refimpl.paper.denoising import paper_level
 from refimpl.paper.effects import (
+    BLACK_FROM_INFINITY,
     PUBLISHED_END,
     SECOND_NATIVE_LEVEL,
+    WHITE_FROM_INFINITY,
     effect_2,
     effect_3,
     effect_4,
@@ -68,6 +70,8 @@ def test_a_network_that_heeds_neither_prompt_nor_start_has_no_effects(model: Mod
     still = leaning(model, lost=0.0)
     found = {**effect_2(still, SETTINGS), **effect_6(still, SETTINGS, SETTINGS, SETTINGS.prompts)}
     found |= effect_7(still, SETTINGS, SETTINGS, SETTINGS.prompts)
+    black, white = (found.pop(name).tolist() for name in (BLACK_FROM_INFINITY, WHITE_FROM_INFINITY))
+    assert black == pytest.approx(white, abs=NETWORK_FLOAT32)
     assert len(found) == 4
     for name, values in found.items():
         assert values.tolist() == pytest.approx([0, 0, 0], abs=NETWORK_FLOAT32), name
@@ -79,5 +83,7 @@ def test_black_is_brighter_where_the_canvas_is_pulled_to_grey(model: Model, monk
     assert found["brightness of black from 14.6 less from ∞"].tolist() == pytest.approx(
         [0.2] * 3, abs=NETWORK_FLOAT32
     )
+    for name in (BLACK_FROM_INFINITY, WHITE_FROM_INFINITY):  # −0.8 as a pixel of 0 … 1
+        assert found[name].tolist() == pytest.approx([0.1] * 3, abs=NETWORK_FLOAT32)
     contrast = found["contrast of white and black, from ∞ less from 14.6"]
     assert contrast.tolist() == pytest.approx([0] * 3, abs=NETWORK_FLOAT32)  # white is as dark here

@@ -259,6 +259,29 @@ def test_image_to_image_starts_from_the_noised_image(x0, noise, sigma):
     assert ((x - expected).abs() <= FLOAT64_ROUNDING * scale).all()
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_image_to_image_skips_the_step_from_infinity(name):
+    """N App. A.1: the network is never asked at ∞; its first level is the one that the image starts at."""
+    data, asked = Gaussian(0.7, 0.6), []
+    grid = native(ZERO_SNR, 28, sigma_max=14.6)
+
+    def network(x, sigma_edm):
+        asked.append(float(sigma_edm.max()))
+        return data.predict_v(x, sigma_edm)
+
+    x0, noise = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = sdedit_start(x0, noise, float(grid[0]))
+    run = begin(network, x, grid, None)
+    assert not asked
+    assert run.steps == [Step(i, float(grid[i]), float(grid[i + 1])) for i in range(len(grid) - 1)]
+    torch.testing.assert_close(
+        run.y, x0 + float(grid[0]) * noise, rtol=FLOAT64_ROUNDING, atol=FLOAT64_ROUNDING
+    )
+    sample_by_name(name, network, x, grid, key=KEYS[:2])
+    assert asked[0] == float(grid[0]) == pytest.approx(14.6)
+    assert max(asked) == asked[0]
+
+
 def test_image_to_image_at_the_ends_of_the_noise():
     x0, noise = torch.randn(2, *SHAPE)
     assert torch.equal(sdedit_start(x0, noise, 0.0), x0)

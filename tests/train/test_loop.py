@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from refimpl.autoencoder.training import measure_scale_shift
 from refimpl.diffusion.min_snr import min_snr_weight
 from refimpl.diffusion.philox import Purpose, draw_key, keyed_normal, keyed_uniform, sample_id
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import add_noise, eps_from_v, target, v_from_output, v_target, x0_from_v
 from refimpl.errors import InputError
 from refimpl.interop.run.checkpoints import committed_steps
+from refimpl.interop.run.run_folder import load_model
+from refimpl.latents.scale_shift import SDXL_DEFAULT
 from refimpl.model.unet import UNet
 from refimpl.text.conditioning import encode_prompts, vector_conditioning
 from refimpl.train.loop import train
@@ -293,6 +296,20 @@ def test_a_run_does_what_it_is_asked_for_while_it_trains(root: Path, tmp_path: P
     assert [path.name for path in (folder / "samples").iterdir()] == ["step-00000004.png"]
     assert committed_steps(folder) == [6, 8]
     assert not (folder / CONTROL).exists()
+
+
+def test_latents_are_normalised_by_statistics_taken_before_the_first_step(root: Path, tmp_path: Path) -> None:
+    """Measured over the stage's images, then the same in training and in what the run keeps of it."""
+    config = runs.config(root, tmp_path / "run", latents={"scale_shift": "measure"})
+    folder = run_folder(config, "test", runs.ALONE)
+    prepared = prepare(config, folder, runs.ALONE)
+    model, data = prepared.model, prepared.stages[0]
+    measured, _ = measure_scale_shift(model.vae, data.index, data.buckets, data.bucket_of, runs.ALONE.device)
+    before = model.scale_shift
+    assert before == measured != SDXL_DEFAULT
+    train(config, folder, prepared, runs.ALONE)
+    assert model.scale_shift == before
+    assert load_model(folder)[0].scale_shift == before
 
 
 def test_tag_weights_scale_an_images_gradient(run: Run, trained: Path) -> None:

@@ -16,6 +16,7 @@ from refimpl.model.blocks import ResBlock
 from refimpl.model.dot_product import KERNELS, torch_choice
 from refimpl.model.unet import UNet
 from refimpl.run.config import TrainConfig
+from refimpl.run.presets import load_config
 from refimpl.train import placement as module
 from refimpl.train.placement import check_placement, in_precision, place, resolve, set_arithmetic
 from refimpl.train.setup.prepare import prepare
@@ -43,6 +44,16 @@ def test_tf32_is_allowed_but_for_a_run_in_plain_float32(precision: str, allowed:
     set_arithmetic(TrainConfig(precision=precision))
     assert torch.backends.cuda.matmul.allow_tf32 is allowed
     assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_the_preset_of_the_report_multiplies_float32_in_tf32() -> None:
+    """N §4: weights, inputs and results stay float32, and products of them may be TF32 ones."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    settings, x = load_config("novelai_v3").train, torch.eye(2)
+    set_arithmetic(settings)
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    assert in_precision(Product(), settings, CPU)(x, x, x, x).dtype == torch.float32
 
 
 class Product(nn.Module):

@@ -57,6 +57,22 @@ def test_the_position_is_a_function_of_the_step(start: int, root: Path) -> None:
     assert {step.bucket for step in whole[:6]} == {(32, 32)}
 
 
+def test_each_stage_trains_on_its_own_folder(root: Path, tmp_path: Path) -> None:
+    """N §4: later stages have other data. Without a folder of its own, a stage has that of the run."""
+    own = runs.write_images(tmp_path / "own", 6, seed=1)
+    for path in sorted(own.iterdir()):
+        path.rename(path.with_name(f"own-{path.name}"))
+    stages = [
+        {"from_step": 0, "buckets": runs.BUCKETS},
+        {"from_step": 2, "buckets": runs.BUCKETS, "folder": str(own)},
+        {"from_step": 4, "buckets": runs.BUCKETS},
+    ]
+    names = [step.names for step in steps_of(root, stages=stages, train={"steps": 6})]
+    assert [{name.startswith("own-") for name in each} for each in names] == [
+        {False}, {False}, {True}, {True}, {False}, {False},
+    ]  # fmt: skip
+
+
 def test_tags_are_shuffled_by_seed_id_and_visit(root: Path) -> None:
     """Two tags each: about half of the visits swap them, the same ones in any batch."""
 

@@ -22,6 +22,7 @@ PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 BIN_PIXELS = 32  # side of a bin of the size density
 MOST_BINS = 128  # of each axis; larger sides share the last one
 WEIGHT_BINS = 16  # of the histogram of the loss weights
+SHORT_EDGE = 256  # px; S Fig. 2 counts the images with an edge below it
 
 Numbers = npt.NDArray[np.float64]
 
@@ -50,6 +51,7 @@ class Survey:
     pruned       (path, width, height, aspect error in the chosen metric) of the images too far from every bucket
     small        number of images smaller than their bucket, which training upscales; small_paths lists the first few,
                  with their sizes
+    short        number of images with an edge below SHORT_EDGE, as S Fig. 2 counts them: of all, also those pruned
     extreme      number of images kept in the narrowest or the widest bucket; extreme_paths lists the first few
     """
 
@@ -66,6 +68,7 @@ class Survey:
     pruned: list[tuple[str, int, int, float]]
     small: int
     small_paths: list[str]
+    short: int
     extreme: int
     extreme_paths: list[str]
     classes: list[ClassSurvey]
@@ -115,6 +118,7 @@ def survey(
         pruned=pruned,
         small=int(small.sum()),
         small_paths=_sized(index, np.flatnonzero(kept)[small][:listed]),
+        short=int((np.minimum(widths, heights) < SHORT_EDGE).sum()),
         extreme=int(extreme.sum()),
         extreme_paths=_sized(index, np.flatnonzero(kept)[extreme][:listed]),
         classes=classes(count_tags(index.tags, TagCounts()), listed),

@@ -20,6 +20,7 @@ from refimpl.errors import InputError, LostProcess
 from refimpl.paper.computed.quantity import Quantity, bootstrapped
 
 SEEDS = 5
+AS_PREDICTED = "as predicted"
 Found = dict[str, dict[str, float]]  # measure of the claims table → name of a number → its value
 
 
@@ -40,7 +41,7 @@ class TrainedExperiment:
 def verdict(effect: Quantity) -> str:
     """Whether an effect that must be positive is: by its interval, "as predicted", "the opposite" or "unresolved"."""
     if effect.low > 0:
-        return "as predicted"
+        return AS_PREDICTED
     return "the opposite" if effect.high < 0 else "unresolved"
 
 

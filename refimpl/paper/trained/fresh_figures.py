@@ -17,5 +17,6 @@ PREDICTED = tuple(name + FRESH for name in small_figures.PREDICTED)
 
 def of_seed(seed: int, folder: Path) -> Found:
     """The effects on one network of a seed that the figures do not use."""
-    effects = small_figures.of_seed(SEEDS + seed, folder)
-    return {MEASURE: {name + FRESH: value for each in effects.values() for name, value in each.items()}}
+    figures = small_figures.of_seed(SEEDS + seed, folder).values()
+    numbers = {name: value for each in figures for name, value in each.items()}
+    return {MEASURE: {name + FRESH: numbers[name] for name in small_figures.PREDICTED}}

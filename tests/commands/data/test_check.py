@@ -45,6 +45,7 @@ def test_check_says_everything_of_a_source(
     assert "(N §4.1.3: 0.033)" in out
     assert "left out: 3; pruned, too far from every bucket: 1" in out
     assert "smaller than their bucket, and so upscaled: 3; without a caption: 0" in out
+    assert "with an edge below 256 px: 4, 100.00% (S Fig. 2: 39%)" in out
     assert f"problem: caption, 1\n  file and reason\n  {images}/bad.txt: not UTF-8 at byte 3 (0xe9)" in out
     assert f"two images have the id '1': {images}/1.jpg and {images}/1.png" in out
     assert f"{images}/empty.png: the file is empty" in out

@@ -50,6 +50,7 @@ def test_the_numbers_are_those_of_the_images(sizes: list[tuple[int, int]]) -> No
     assert found.small == sum(
         w < a or h < d for w, h, a, d in zip(widths, heights, across, down, strict=True)
     )
+    assert found.short == sum(w < 256 or h < 256 for w, h in sizes)  # S Fig. 2
     assert found.percentiles["width (px)"][0] == widths.min()
     assert found.percentiles["aspect"][-1] == (widths / heights).max()
     row, column = (np.minimum(side // BIN_PIXELS, MOST_BINS - 1) for side in (heights, widths))
@@ -64,6 +65,17 @@ def test_what_is_pruned_is_listed_and_counted_no_further() -> None:
     assert found.pruned[0][3] == pytest.approx(math.log(4000 / 100 / 4))
     assert sum(found.bucket_counts) == 1
     assert found.mean_error == 0
+
+
+def test_an_edge_below_256_px_is_counted_whatever_the_bucket() -> None:
+    """As S Fig. 2 counts: by the shorter edge alone, of all images, also those that are pruned."""
+    sizes = [(255, 1000), (1000, 255), (256, 256), (255, 255), (4000, 4000), (100, 4000)]
+    table = table_of(sizes)
+    assert survey(table, [(64, 64)]).short == 4  # of which none is smaller than its bucket
+    assert survey(table, [(64, 64)]).small == 0
+    pruned = survey(table, BUCKETS, max_log_error=0.5)
+    assert [(width, height) for _, width, height, _ in pruned.pruned] == [(100, 4000)]
+    assert pruned.short == 4
 
 
 def test_problems_are_told_by_kind() -> None:

@@ -9,9 +9,10 @@ def test_they_are_the_figures_measures_on_other_seeds(monkeypatch, tmp_path):
 
     def of_seed(seed, folder):
         asked.append((seed, folder))
-        return {"figure 2": {"a": 1.0}, "figure 4": {"b": 2.0}}
+        return {"figure 2": {"a": 1.0, "of no predicted sign": 3.0}, "figure 4": {"b": 2.0}}
 
     monkeypatch.setattr(small_figures, "of_seed", of_seed)
+    monkeypatch.setattr(small_figures, "PREDICTED", ("a", "b"))
     found = [fresh_figures.of_seed(seed, tmp_path) for seed in range(SEEDS)]
     assert not {seed for seed, _ in asked} & set(small_figures.NETWORK_SEEDS)
     assert asked == [(seed, tmp_path) for seed in range(SEEDS, 2 * SEEDS)]

@@ -8,6 +8,7 @@ import torch
 
 from refimpl.commands.paper.claims import claims_command
 from refimpl.commands.paper.figures import small_figures
+from refimpl.paper.effects import BLACK_FROM_INFINITY, WHITE_FROM_INFINITY
 from refimpl.paper.results_file import TRAINED, read_results
 from refimpl.paper.trained import experiment, small_training
 from refimpl.paper.trained import small_figures as module
@@ -15,14 +16,24 @@ from refimpl.paper.trained.small_figures import NETWORK_SEEDS, _over_networks
 from tests.tolerances import KEPT_NUMBER
 
 FIGURES = (2, 3, 4, 6, 7)
+BESIDE = (BLACK_FROM_INFINITY, WHITE_FROM_INFINITY)  # of no predicted sign
 
 
 def test_the_measured_effects_have_the_sign_of_the_report():
     kept = read_results(TRAINED)
     effects = [effect for number in FIGURES for effect in kept[f"figure {number}"]]
-    assert {effect.name for effect in effects} == set(module.PREDICTED)
+    assert {effect.name for effect in effects} == {*module.PREDICTED, *BESIDE}
     for effect in effects:
-        assert effect.low > 0, f"{effect.name}: {effect.low} to {effect.high}"
+        assert effect.name in BESIDE or effect.low > 0, f"{effect.name}: {effect.low} to {effect.high}"
+
+
+def test_black_and_white_from_infinity_are_near_what_was_asked():
+    """In brightness from 0 to 1: nearer to it than the start from 14.6 is from both."""
+    kept = {effect.name: effect for effect in read_results(TRAINED)["figure 2"]}
+    black, white = (kept[name] for name in BESIDE)
+    brighter = kept["brightness of black from 14.6 less from ∞"]
+    assert 0 <= black.low < black.high < brighter.low
+    assert 1 - brighter.low < white.low < white.high <= 1
 
 
 def test_there_are_five_networks_and_the_mean_of_each():

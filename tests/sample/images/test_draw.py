@@ -114,6 +114,20 @@ def test_without_guidance_the_network_runs_once_a_step(model: Model) -> None:
     handle.remove()
 
 
+def test_the_first_call_gets_pure_noise_at_the_last_timestep(model: Model) -> None:
+    """N App. A.1: at ∞ the network's input is the noise itself, bit for bit, and its timestep 999, the last."""
+    seen = []
+    hook = lambda _, arguments: seen.append((arguments[0].clone(), arguments[1].clone()))  # noqa: E731
+    handle = model.unet.register_forward_pre_hook(hook)
+    draw_images(model, replace(CONFIG, prompts=("red circle",), guidance=1.0))
+    handle.remove()
+    ids = torch.full((2,), sample_id("red circle"))
+    noise = keyed_normal(draw_key(CONFIG.seed, ids, torch.arange(2), Purpose.INIT_NOISE), (4, 6, 4))
+    assert torch.equal(seen[0][0], noise)
+    assert (seen[0][1] == len(model.diffusion.schedule().sigma_edm) - 1).all()
+    assert [float(t[0]) for _, t in seen] == [999, 499.5, 0]
+
+
 def test_a_finite_start_hands_the_network_that_level(model: Model) -> None:
     """The first input is noise of variance sigma², sigma < 1, at the timestep of the level (N Fig. 6)."""
     seen = []

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from refimpl.run.stage import read_stage, write_demo_data
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.out_folder import removed_if_empty, run_folder
 from refimpl.train.setup.prepare import prepare
+from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
 
 
@@ -82,6 +84,33 @@ def test_a_quarantined_image_is_named_and_left_out(
 def test_tag_weights_can_be_switched_off(root: Path) -> None:
     config = runs.config(root, root, tag_weights={"enabled": False})
     assert (read_stage(config, config.all_stages()[0]).tag_weights == 1).all()
+
+
+def test_tags_are_counted_over_the_whole_data_set_before_the_first_step(root: Path) -> None:
+    """N §4.3: each image's weight is that of the counts of all images, by hand here, and of mean 1."""
+    config = runs.config(root, root)
+    data = read_stage(config, config.all_stages()[0])
+    tags = [
+        (tag_class, tag) for image in data.index.tags for tag_class, each in image.items() for tag in each
+    ]
+    counts = Counter(tags)
+    mean_count = {
+        tag_class: sum(n for (each, _), n in counts.items() if each == tag_class)
+        / sum(each == tag_class for each, _ in counts)
+        for tag_class in {"colour", "general"}
+    }
+    settings = config.tag_weights
+    weights = []
+    for image in data.index.tags:
+        factors = [
+            (mean_count[tag_class] / counts[tag_class, tag]) ** settings.beta
+            for tag_class, each in image.items()
+            for tag in each
+        ]
+        weights.append(min(max(sum(factors) / len(factors), settings.least), settings.most))
+    expected = torch.tensor(weights) / (sum(weights) / len(weights))
+    torch.testing.assert_close(data.tag_weights, expected, rtol=FLOAT32_ROUNDING, atol=0)
+    assert len(data.tag_weights.unique()) > 3
 
 
 def test_demonstration_data_is_drawn_only_where_asked_and_absent(

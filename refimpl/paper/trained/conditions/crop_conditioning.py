@@ -2,7 +2,8 @@
 
 Pictures twice as wide as high, with one shape in the middle, are cropped at random to the square canvas: a shape is
 whole in a crop from the middle and cut by the border in one from either end. One network is told where each crop was
-taken; another, of the same weights and crops, is told of none.
+taken; another, of the same weights and crops, is told of none. There are two colours only, so that the place of the
+shape is the main thing to learn.
 
 Predicted: the shape moves against the crop that is asked for; it touches the border more often in crops asked for
 from the ends than from the middle, and more often without the condition than asked for the middle with it.
@@ -20,19 +21,20 @@ from refimpl.data.crop import SizeInts, cover_and_crop
 from refimpl.data.demo.drawings import COLOURS
 from refimpl.paper.trained.experiment import Found
 from refimpl.paper.trained.learned import learned, lesson
-from refimpl.paper.trained.pictures import NAMES, shape_caption
+from refimpl.paper.trained.pictures import shape_caption
 from refimpl.paper.trained.small_measures import canvas, drawn
 from refimpl.paper.trained.small_model import small_model
 from refimpl.paper.trained.small_training import SIZES_LEARNED, SmallRun, examples_of, measured
 
 MEASURE = "crop conditioning"
-SIDE, BATCH, STEPS = 32, 8, 450
-COUNT = 384
+SIDE, BATCH, STEPS = 16, 32, 500
+COUNT = 768
 SUPERSAMPLE = 4
-RADIUS = 8, 10  # px of the canvas
+RADIUS = 4, 5  # px of the canvas
 LEFTS = (0, SIDE // 2, SIDE)  # crops asked for: the left end, the middle, the right end
 IMAGES = 8
-PROMPTS = (("red", "white"), ("black", "yellow"), ("white", "blue"))  # of the shape, of the background
+NAMES = ("blue", "yellow")
+PROMPTS = (NAMES, NAMES[::-1])  # the colours of the shape and of the background
 
 FOLLOWED = "pixels that the shape moves to the left for one that the crop asked for moves to the right"
 ENDS = "share of shapes at the border, asked for the ends less for the middle"

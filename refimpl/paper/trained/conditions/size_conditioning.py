@@ -1,7 +1,7 @@
 """The original size as a condition (S §2.2, Fig. 3).
 
-Chequerboards are drawn, reduced to originals of 8, 16 or 32 px and scaled to the canvas of 32 px, with their original
-size told to the network. The cells of a board are 2 px of the canvas, which an original of 8 px can't hold.
+Chequerboards are drawn, reduced to originals of 4, 8 or 16 px and scaled to the canvas of 16 px, with their original
+size told to the network. The cells of a board are 2 px of the canvas, which an original of 4 px can't hold.
 
 Predicted: asked for a larger original, the network draws more detail from the same noise.
 """
@@ -24,14 +24,14 @@ from refimpl.paper.trained.small_model import small_model
 from refimpl.paper.trained.small_training import SIZES_LEARNED, SmallRun, examples_of, measured
 
 MEASURE = "size conditioning"
-SIDE, BATCH, STEPS = 32, 8, 450
-ORIGINALS = (8, 16, 32)  # sides, px
+SIDE, BATCH, STEPS = 16, 32, 500
+ORIGINALS = (4, 8, 16)  # sides, px
 CELL = 2  # px of the canvas
 SUPERSAMPLE = 4
-COUNT = 384
+COUNT = 768
 PROMPTS = ("red and white chequerboard", "blue and yellow chequerboard", "black and white chequerboard")
 
-DETAIL = "log₂ of the detail drawn, asked for an original of 32 px less for one of 8 px"
+DETAIL = "log₂ of the detail drawn, asked for an original of 16 px less for one of 4 px"
 PREDICTED = (DETAIL,)
 
 
@@ -47,7 +47,7 @@ def of_seed(seed: int, folder: Path) -> Found:
         asked = conditioning_at_inference(SIDE, SIDE, side, side)
         each = [detail(drawn(model, prompt, settings, asked)) for prompt in PROMPTS]
         drawn_detail[side] = sum(each) / len(each)
-    found = {DETAIL: math.log2(drawn_detail[32] / drawn_detail[8])}
+    found = {DETAIL: math.log2(drawn_detail[ORIGINALS[-1]] / drawn_detail[ORIGINALS[0]])}
     found |= {f"detail drawn, original of {side} px": value for side, value in drawn_detail.items()}
     for side in ORIGINALS:
         found[f"detail of the pictures, original of {side} px"] = detail(

@@ -62,11 +62,11 @@ def test_a_picture_without_its_shape_counts_as_cut():
 def test_effects_are_positive_where_the_shape_follows(monkeypatch, tmp_path):
     def drawn(seed, sizes, crops, size, folder):
         if not sizes[:, 3].any():
-            return 16.0, 0.75
-        return {0: (28.0, 1.0), 16: (16.0, 0.25), 32: (4.0, 0.5)}[size.crop_left]
+            return 8.0, 0.75
+        return dict(zip(LEFTS, ((14.0, 1.0), (8.0, 0.25), (2.0, 0.5)), strict=True))[size.crop_left]
 
     monkeypatch.setattr(crop_conditioning, "_drawn", drawn)
     found = crop_conditioning.of_seed(0, tmp_path)[MEASURE]
-    assert found[FOLLOWED] == pytest.approx(24 / 32)
+    assert found[FOLLOWED] == pytest.approx(12 / 16)
     assert found[ENDS] == pytest.approx(0.5)
     assert found[UNTOLD] == pytest.approx(0.5)
