@@ -72,6 +72,8 @@ def test_what_was_given_stays() -> None:
     assert chosen(config)[:2] == ("tf32", "none")
     with pytest.raises(InputError, match="this does not fit small"):
         fitted(settings(), small, {*fixed, "train.batch_size"})
+    with pytest.raises(InputError, match=f"with {BATCH} images at a time"):
+        fitted(settings(), small, {*fixed, "train.batch_size"})
 
 
 @pytest.mark.parametrize(
