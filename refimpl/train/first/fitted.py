@@ -30,7 +30,7 @@ def fitted(config: Config, card: Card, fixed: Collection[str] = ()) -> tuple[Con
         if fits(plan, card):
             return changed, _reasons(changed, plan, card), plan
         is_fixed = "train.batch_size" in fixed
-        fewest = work if is_fixed or work.batch == 1 else _one_by_one(work)
+        fewest = work if is_fixed else _one_by_one(work)
         least.append((fewest.batch, plan_step(counted, fewest)))
         less = None if is_fixed else smaller_batch(counted, work, card)
         if less is not None:
@@ -89,8 +89,9 @@ def _refusal(images: int, plan: Plan, config: Config, card: Card) -> InputError:
         )
     else:
         remedy = "train a LoRA (--train lora), begin with the preset finetune_24gb, or take a larger card"
+    at_a_time = "one image" if images == 1 else f"{images} images"
     return InputError(
-        f"this does not fit {card.name}: with {'one image' if images == 1 else f'{images} images'} at a time, bf16 and every block computed again it needs "
+        f"this does not fit {card.name}: with {at_a_time} at a time, bf16 and every block computed again it needs "
         f"{plan.needed / GIB:.1f} of {card.memory / GIB:.1f} GiB, of which {plan.held[largest] / GIB:.1f} for the "
         f"{largest}; {remedy}"
     )
