@@ -212,7 +212,7 @@ def _measures(measured: Measured) -> str:
 
 
 def _anchor(measure: str) -> str:
-    return measure.replace(" ", "-")
+    return measure.lower().replace(" ", "-")
 
 
 def _noted(measured: Measured) -> dict[str, str]:
