@@ -161,8 +161,6 @@ def _plan(config: Config, case: Case) -> Iterator[PlanStep]:
                     latents=batch.latents,
                     size_ints=sizes,
                     captions=[""] * case.batch,
-                    draw_ids=ids,
-                    tag_weights=torch.ones(case.batch),
                     scores=None,
                     features=size_features(sizes, None),
                     t=drawn.t,

@@ -4,6 +4,7 @@ The data sets and the finished run that all tests share are made when the first 
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs.write_images(folder / "heldout", 4, seed=1)
     runs.write_autoencoder(folder / "autoencoder.safetensors")
     return folder
+
+
+@pytest.fixture
+def data(root: Path, tmp_path: Path) -> Path:
+    """A copy of the data sets that a test may change."""
+    shutil.copytree(root, tmp_path / "data")
+    return tmp_path / "data"
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from refimpl.autoencoder.training import bucket_batches
 from refimpl.data.loading.loader import Batches
 from refimpl.data.shuffle import Stream, shuffled
 from refimpl.latents.scale_shift import ScaleShift
@@ -131,11 +132,7 @@ def _batches(
     buckets: Sequence[tuple[int, int]], bucket_of: np.ndarray, items: np.ndarray
 ) -> list[tuple[tuple[int, int], np.ndarray]]:
     """The items in batches of up to BATCH, each from one bucket."""
-    result = []
-    for bucket in np.unique(bucket_of[items]).tolist():
-        own = items[bucket_of[items] == bucket]
-        result += [(buckets[bucket], own[i : i + BATCH]) for i in range(0, len(own), BATCH)]
-    return result
+    return [(bucket, items[rows]) for bucket, rows in bucket_batches(buckets, bucket_of[items], BATCH)]
 
 
 def _table(statistics: Welford) -> dict[str, list[float]]:

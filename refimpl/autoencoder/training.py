@@ -150,7 +150,7 @@ def psnr_from_error(squared_error: float) -> float:
 
 
 def bucket_batches(
-    buckets: list[tuple[int, int]], bucket_of: np.ndarray, batch_size: int
+    buckets: Sequence[tuple[int, int]], bucket_of: np.ndarray, batch_size: int
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """Every item once, as batches from one bucket each, in order: ((width, height), items)."""
     for bucket in np.unique(bucket_of):

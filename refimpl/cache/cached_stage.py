@@ -8,7 +8,7 @@ from refimpl.cache.latents import CachedLatents, LatentCache, encoder_fingerprin
 from refimpl.cache.text_states import CachedTextStates, TextCache, open_text, text_encoding
 from refimpl.data.config import DataConfig
 from refimpl.data.images.decode import BadImage
-from refimpl.data.index.content import content, stamp
+from refimpl.data.index.content import content, stamps
 from refimpl.data.index.data_set import Index
 from refimpl.errors import InputError
 from refimpl.latents.vae import VAE
@@ -70,8 +70,7 @@ def _find(cache: LatentCache, data: StageData, where: str) -> Int64s:
         there = np.isin(ids, table)
         missing += items[~there].tolist()
         items, ids = items[there], ids[there]
-        stamps = np.array([_stamp(index, item) for item in items.tolist()], np.int64).reshape(-1, 2)
-        same = find_rows(table, lookup["stamps"][rows], ids, stamps)
+        same = find_rows(table, lookup["stamps"][rows], ids, stamps(index.paths, items.tolist()))
         touched = np.flatnonzero(same < 0)
         contents = np.array([_content(index, items[i]) for i in touched.tolist()], np.int64).reshape(-1, 2)
         same[touched] = find_rows(table, lookup["contents"][rows], ids[touched], contents)
@@ -88,13 +87,6 @@ def _find(cache: LatentCache, data: StageData, where: str) -> Int64s:
     if problems:
         raise InputError(f"data.cache {where} does not fit these images: {'; '.join(problems)}; {AGAIN}")
     return found
-
-
-def _stamp(index: Index, item: int) -> tuple[int, int]:
-    try:
-        return stamp(index.paths[item])
-    except BadImage:
-        return -1, -1  # gone: reading its content will report it
 
 
 def _content(index: Index, item: int) -> tuple[int, int]:

@@ -18,8 +18,10 @@ from refimpl.storage.store import MANIFEST, Store
 
 def verify_latents(cached: Sequence[CachedLatents | None], world: World) -> None:
     """Reads the shards that hold the stages' latents, once in the job. See `verify_shards`."""
-    for store in {id(each.cache.store): each.cache.store for each in cached if each is not None}.values():
-        rows = np.concatenate([each.rows for each in cached if each is not None])
+    stages = [each for each in cached if each is not None]
+    if stages:
+        store = stages[0].cache.store  # `data.cache` names one for all stages
+        rows = np.concatenate([each.rows for each in stages])
         verify_shards(store, np.unique(store.lookup["shards"][rows]), world)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -70,6 +69,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     from refimpl.run.threads import use_threads
     from refimpl.run.world import World
     from refimpl.train.loop import train
+    from refimpl.train.metrics.interval import peak_memory
     from refimpl.train.setup.frozen_parts import frozen_parts
     from refimpl.train.setup.out_folder import removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
@@ -108,12 +108,11 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
         content = replace(content, criteria=criteria, headlines=told)
     content = replace(content, timings=timings)
     write_report(out / "report.html", content)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     metrics = {
         "criteria": [asdict(criterion) for criterion in criteria],
         **measured,
         "seconds": timings,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory(torch.device("cpu")),
         "environment": environment(),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

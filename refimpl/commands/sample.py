@@ -101,7 +101,7 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     model, table, step = load_model(command.run, command.weights)
     use_threads_for((model.unet, model.vae))
     last = model.diffusion.last_timestep
-    if command.start_sigma is None and last < model.diffusion.schedule().timesteps - 1:
+    if command.start_sigma is None and last < model.schedule.timesteps - 1:
         raise InputError(
             f"{command.run} is a refiner, trained up to t = {last}: it cannot begin from pure noise; name it as "
             "the --refiner of another run, or give a --start-sigma within its range"
@@ -146,7 +146,7 @@ def _say_what_is_lost(model: Model, settings: SampleConfig, start_sigma: float |
 
     factor = model.vae.config.factor
     size = (-(-settings.height // factor), -(-settings.width // factor))
-    schedule = model.diffusion.schedule()
+    schedule = model.schedule
     note = jump_note(settings, grid_of_settings(settings, schedule, size, start_sigma), schedule, size)
     if note:
         print(note, file=sys.stderr)

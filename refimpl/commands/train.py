@@ -37,7 +37,7 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
         sys.exit(0)
     description = f"Trains the configuration {name or 'PRESET'!r}; every setting can be overridden."
     called = f"{program} {name or 'PRESET'}"
-    config = _overridden(default, ["--help"] if asks_for_all else arguments[1:], called, description)
+    config = parsed(Config, ["--help"] if asks_for_all else arguments[1:], called, default, description)
     return config, preset_label(name)
 
 
@@ -73,16 +73,10 @@ def _parse_resume(arguments: list[str], program: str) -> tuple[Config, str]:
         sys.exit(0)
     default = replace(own, train=replace(own.train, out=run, resume=True, accept_data=False))
     description = f"Continues the run {run!r} with its own settings, changed by those given."
-    config = _overridden(default, ["--help"] if HELP_ALL in rest else rest, called, description)
+    config = parsed(Config, ["--help"] if HELP_ALL in rest else rest, called, default, description)
     if (config.train.out, config.train.resume) != (run, True):
         raise InputError(f"{RESUME} {run} says which run goes on; leave out --train.out and --train.resume")
     return config, Path(run).name
-
-
-def _overridden(default: Config, arguments: list[str], called: str, description: str) -> Config:
-    """The configuration changed by the options given. Exits as command lines do."""
-
-    return parsed(Config, arguments, called, default, description)
 
 
 def train_command(arguments: list[str], program: str = "python -m refimpl.train") -> None:

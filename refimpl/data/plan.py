@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,6 @@ from refimpl.data.shuffle import Stream, bits_of, shuffled, shuffled_in_groups
 from refimpl.errors import InputError
 
 MAX_BUCKETS = 2**16
-
-
-class PlanState(NamedTuple):
-    """All that a run must save to resume in the middle of an epoch."""
-
-    seed: int
-    epoch: int
-    cursor: int  # steps done
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +57,6 @@ class Plan:
             return len(self._lists[0])
         return self._shares.items.shape[1] // int(self._shares.sizes[0])
 
-    def __getitem__(self, step: int) -> tuple[int, npt.NDArray[np.int64]]:
-        """The same as `global_batch`."""
-        return self.global_batch(step)
-
     def global_batch(self, step: int) -> tuple[int, npt.NDArray[np.int64]]:
         """Bucket index and item indices of all ranks together at `step`, rank after rank.
 
@@ -107,10 +95,6 @@ class Plan:
         self.batch(0, rank)
         batches = self._lists[0 if self._shares is None else rank]
         return batches.sequence >= batches.first_mixed
-
-    def state(self, cursor: int) -> PlanState:
-        """What to save after `cursor` steps; batches(rank, start=cursor) of the same plan resumes from there."""
-        return PlanState(self.seed, self.epoch, cursor)
 
 
 def plan_epoch(

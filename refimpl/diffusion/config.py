@@ -42,6 +42,11 @@ class DiffusionConfig:
         check_choice("diffusion.loss_weight", self.loss_weight, POLICIES)
         check_positive("diffusion.min_snr_gamma", self.min_snr_gamma)
         check_at_least("diffusion.weight_floor", self.weight_floor, 0)
+        if self.weight_floor and self.loss_weight != "floor":
+            raise InputError(
+                f"diffusion.weight_floor {self.weight_floor} is read only with diffusion.loss_weight 'floor', not "
+                f"{self.loss_weight!r}: set that, or leave the floor out"
+            )
         check_at_least("diffusion.offset_noise", self.offset_noise, 0)
         if not 0 <= self.first_timestep <= self.last_timestep <= 999:
             raise InputError(

@@ -84,17 +84,6 @@ def denoise(
     return c_skip * x + c_out * output.to(x.dtype)
 
 
-def clamp_sigma(sigma_edm: Tensor, mode: str) -> Tensor:
-    """Noise levels as in another implementation, clamped to at most PARITY_SIGMA_MAX[mode].
-
-    sigma_edm  [...]        returns  [...]
-    Raises InputError on an unknown mode.
-    """
-    if mode not in PARITY_SIGMA_MAX:
-        raise InputError(f"unknown parity mode {mode!r}: choose one of {', '.join(PARITY_SIGMA_MAX)}")
-    return sigma_edm.clamp(max=PARITY_SIGMA_MAX[mode])
-
-
 def _levels(sigma_edm: Tensor | float) -> Tensor:
     if isinstance(sigma_edm, Tensor):
         sigma = sigma_edm.to(torch.promote_types(sigma_edm.dtype, torch.float32))

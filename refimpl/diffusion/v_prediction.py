@@ -62,7 +62,8 @@ def v_from_eps(
 
     x_t, eps  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
     is_defined  the caller knows that no alpha is 0; looking waits for the device
-    Raises InputError when the shapes disagree, and where alpha is 0: there eps is x_t and does not determine v.
+    Raises InputError when the shapes disagree, and, unless is_defined, where alpha is 0: there eps is x_t and does
+    not determine v.
     """
     a, s, x, e = _lift(alpha, sigma, x_t=x_t, eps=eps)
     if not is_defined:
@@ -77,7 +78,8 @@ def v_from_x0(
 
     x_t, x0  [B, ...]        alpha, sigma  [B]        returns  [B, ...]; exactly −x0 where alpha is 0
     is_defined  the caller knows that no sigma is 0; looking waits for the device
-    Raises InputError when the shapes disagree, and where sigma is 0: there x0 is x_t and does not determine v.
+    Raises InputError when the shapes disagree, and, unless is_defined, where sigma is 0: there x0 is x_t and does
+    not determine v.
     """
     a, s, x, clean = _lift(alpha, sigma, x_t=x_t, x0=x0)
     if not is_defined:
@@ -113,7 +115,7 @@ def v_from_output(
 
     output, x_t  [B, ...]        alpha, sigma  [B]        returns  [B, ...]
     is_defined   the caller knows that the conversion divides by no zero; looking waits for the device
-    Raises InputError on an unknown parameterisation and where the conversion divides by zero.
+    Raises InputError on an unknown parameterisation and, unless is_defined, where the conversion divides by zero.
     """
     check_parameterisation(parameterisation)
     if parameterisation == "v":

@@ -1,9 +1,8 @@
 """Settings of the optimizer and its learning rate (S §2.5)."""
 
-import math
 from dataclasses import dataclass
 
-from refimpl.checks import check_choice
+from refimpl.checks import check_at_least, check_choice, check_positive
 from refimpl.errors import InputError
 from refimpl.run.train_config import TrainConfig
 
@@ -24,7 +23,8 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from 0; 0 for no warm-up."""
     decay: str = "constant"
-    """Learning-rate schedule after the warm-up: constant, or cosine (falls to 0 at the run's last step)."""
+    """Learning-rate schedule: constant, or cosine, which falls from the run's first step, during the warm-up too, and
+    would reach 0 one step after the last."""
     beta1: float = 0.9
     """Decay rate of the first moment; adafactor keeps none."""
     beta2: float = 0.999
@@ -38,18 +38,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_choice("optimizer.kind", self.kind, KINDS)
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise InputError(f"optimizer.learning_rate {self.learning_rate} must be positive and finite")
-        if self.warmup_steps < 0:
-            raise InputError(f"optimizer.warmup_steps {self.warmup_steps} must not be negative")
-        if self.decay not in ("constant", "cosine"):
-            raise InputError(f"optimizer.decay {self.decay!r} is unknown; use constant or cosine")
+        check_positive("optimizer.learning_rate", self.learning_rate)
+        check_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        check_choice("optimizer.decay", self.decay, ("constant", "cosine"))
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"optimizer.{name} {getattr(self, name)} is outside [0, 1)")
         for name in ("epsilon", "weight_decay", "clip_norm"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise InputError(f"optimizer.{name} {getattr(self, name)} must be finite and not negative")
+            check_at_least(f"optimizer.{name}", getattr(self, name), 0)
         if self.kind == "prodigy":
             least, most = PRODIGY_RATES
             if not least <= self.learning_rate <= most:

@@ -141,6 +141,11 @@ def micro_batch_images(
     return stage.batch_size
 
 
+def images_at(training: TrainConfig, stage: Stage, bucket: tuple[int, int]) -> int:
+    """Images of a micro-batch at a bucket (width, height)."""
+    return int(np.max(micro_batch_images(training, stage, [bucket])))
+
+
 def _without(index: Index, quarantined: Mapping[str, str]) -> tuple[Index, list[str]]:
     """The index without the images that are known to be unusable, and a line about each of these."""
     if not quarantined:

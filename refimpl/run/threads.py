@@ -81,13 +81,13 @@ def choose_threads(parameters: int, most: int, cpus: int) -> int:
     return max(1, min(most, cpus, parameters // PARAMETERS_PER_THREAD))
 
 
-def usable_cpus(process: Path = PROCESS) -> int:
+def usable_cpus() -> int:
     """CPUs that this process may use: those of its affinity mask, or its cgroup's quota, shared by the local ranks.
 
     A fraction of a CPU in the quota counts for nothing here: it is left to the threads that load images.
     """
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")  # set by torchrun
-    share = min(_affinity(), cpu_quota(process)) / max(1, int(ranks) if ranks.isdecimal() else 1)
+    share = min(_affinity(), cpu_quota()) / max(1, int(ranks) if ranks.isdecimal() else 1)
     return max(1, math.floor(share))
 
 

@@ -65,7 +65,7 @@ def train(
     dropout, drift = rank_dropout(model.unet), partial(ema_drift, parts, averages, sharding, world)
     planned = plan_steps(config, prepared.stages, start, world, faults.quarantine, prepared.latents, dropout)
     steps = prefetched(planned, world.device)
-    started, done, is_stopping = time.perf_counter(), start, False
+    started, done = time.perf_counter(), start
     for done, step in enumerate(steps, start + 1):
         faults.begin(done, step.names)
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
@@ -105,7 +105,7 @@ def train(
         saving.finish()
     log.close()
     world.barrier()
-    return done == settings.steps or not is_stopping
+    return done >= settings.steps
 
 
 def network_inputs(prepared: Prepared, batch: MicroBatch) -> tuple[Tensor, Conditions]:

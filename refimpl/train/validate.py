@@ -6,6 +6,7 @@ from torch import Tensor
 from refimpl.autoencoder.training import bucket_batches
 from refimpl.data.loading.loader import load_batches
 from refimpl.data.loading.transfer import onto
+from refimpl.diffusion.config import DiffusionConfig
 from refimpl.diffusion.philox import Purpose, draw_key
 from refimpl.ops import load_ops
 from refimpl.run.stage import StageData
@@ -27,7 +28,7 @@ DRAWN_AT_ONCE, DRAWN_PIXELS = (
 
 
 def heldout_loss(prepared: Prepared, averages: Averages, backend: str) -> float | None:
-    """Mean unweighted v-loss over the held-out images, each at ten fixed timesteps with fixed noise.
+    """Mean unweighted v-loss over the held-out images, each at the `measured_timesteps` with fixed noise.
 
     Every rank calls it; where the weights are divided, all ranks measure together.
     averages  weights to measure in place of the trained ones    backend  implementation of refimpl.ops
@@ -36,11 +37,15 @@ def heldout_loss(prepared: Prepared, averages: Averages, backend: str) -> float 
     """
     if prepared.heldout is None or not prepared.sharding.measures:
         return None
-    diffusion = prepared.model.diffusion
-    low, high = diffusion.first_timestep, diffusion.last_timestep
-    timesteps = [t for t in TIMESTEPS if low <= t <= high] or [(low + high) // 2]
+    timesteps = measured_timesteps(prepared.model.diffusion)
     with averaged(prepared.parts, averages, prepared.sharding):
         return _heldout_loss(prepared, prepared.heldout, timesteps, backend)
+
+
+def measured_timesteps(diffusion: DiffusionConfig) -> list[int]:
+    """Those of the ten timesteps that are trained (two for a refiner); the middle of the trained ones if none is."""
+    low, high = diffusion.first_timestep, diffusion.last_timestep
+    return [t for t in TIMESTEPS if low <= t <= high] or [(low + high) // 2]
 
 
 @torch.no_grad()

@@ -177,6 +177,15 @@ def test_what_was_made_is_read_again(root: Path, tmp_path: Path) -> None:
         parts(tmp_path / "data", tmp_path / "run", folder=str(folder))
 
 
+def test_the_scale_shift_that_the_settings_name_comes_before_the_kept_one(root: Path, tmp_path: Path) -> None:
+    """A preset's file may change after an autoencoder was made beside it."""
+    preset, folder = tmp_path / "mine.json", str(tmp_path / "latents")
+    for std in (0.5, 0.25):
+        mine = ScaleShift((1.0, 2.0, 3.0, 4.0), (std,) * 4)
+        preset.write_text(mine.to_json(), encoding="utf-8")
+        assert parts(root, tmp_path / "run", folder=folder, scale_shift=str(preset))[1] == mine
+
+
 def test_given_statistics_are_taken_as_they_are(root: Path, tmp_path: Path) -> None:
     mine = ScaleShift((1.0, 2.0, 3.0, 4.0), (0.5, 0.25, 1 / 3, 1e-3))
     (tmp_path / "mine.json").write_text(mine.to_json(), encoding="utf-8")

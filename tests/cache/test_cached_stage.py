@@ -1,7 +1,6 @@
 """Training from a cache: the very run that the images would have given, or an error that says what is stale."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ from tests.train import caches, runs
 from tests.train.processes import run_ranks
 
 SIX_EPOCHS = {"steps": 24, "checkpoint_every": 100, "validate_every": 24}
-
-
-@pytest.fixture
-def data(root: Path, tmp_path: Path) -> Path:
-    """A copy of the data sets that a test may change."""
-    shutil.copytree(root, tmp_path / "data")
-    return tmp_path / "data"
 
 
 @pytest.fixture

@@ -16,14 +16,9 @@ from refimpl.cache.text_states import open_text
 from refimpl.errors import InputError
 from refimpl.storage.shards import map_shard
 from refimpl.storage.store import open_store
+from tests.folders import flip_last_bit
+from tests.tensors import same
 from tests.train import caches
-
-
-@pytest.fixture
-def data(root: Path, tmp_path: Path) -> Path:
-    """A copy of the data sets that a test may change."""
-    shutil.copytree(root, tmp_path / "data")
-    return tmp_path / "data"
 
 
 @pytest.fixture
@@ -53,10 +48,6 @@ def used(out: Path) -> dict[tuple[int, int], torch.Tensor]:
 def rows(out: Path) -> int:
     """Rows of all shards of latents, of whatever settings."""
     return sum(len(map_shard(path).tensors["sample_ids"]) for path in caches.shards(out))
-
-
-def same(a: dict[Any, torch.Tensor], b: dict[Any, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_what_is_used_stays_and_the_rest_goes(
@@ -149,9 +140,7 @@ def test_damage_is_not_given_a_digest_of_its_own(stale: tuple[str, Path]) -> Non
     config, out = stale
     caches.write_in_larger_shards(config, out, "--crops", "2")
     for path in caches.shards(out):
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
+        flip_last_bit(path)
     with pytest.raises(InputError, match="its content does not match the SHA-256"):
         prune(out / "latents")
     assert rows(out) == 72

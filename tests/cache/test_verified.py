@@ -12,6 +12,7 @@ from refimpl.cache.verified import verify_shards
 from refimpl.errors import InputError
 from refimpl.run.world import World
 from refimpl.storage.shards import Shard
+from tests.folders import flip_last_bit
 from tests.train import caches, runs
 
 
@@ -20,18 +21,12 @@ def cache(root: Path, tmp_path: Path) -> Path:
     return caches.write(caches.toml(root, tmp_path), tmp_path / "cache")
 
 
-def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("kind", ["latents", "text"])
 def test_a_damaged_shard_ends_the_run_before_its_first_step(
     kind: str, cache: Path, root: Path, tmp_path: Path
 ) -> None:
     damaged = caches.shards(cache, kind)[-1]
-    damage(damaged)
+    flip_last_bit(damaged)
     config = runs.config(root, tmp_path / "run", data={"cache": str(cache)})
     with pytest.raises(
         InputError, match=rf"{damaged}: its content does not match the SHA-256 .*refimpl cache"

@@ -13,21 +13,14 @@ from tqdm import tqdm
 from refimpl.commands.main import COMMANDS, GROUPS, dispatch, usage
 from refimpl.commands.terminal import run_command
 from refimpl.errors import InputError, LostProcess
+from tests.commands.endings import ending
 
 NO_MEMORY = "error: not enough memory for this; lower the batch, the images' size or the network's "
 
 
-def ending(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    with pytest.raises(SystemExit) as stop:
-        run_command(lambda: dispatch(arguments))
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
-
-
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
 def test_usage_names_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, error = ending(arguments, capsys)
+    code, out, error = ending(dispatch, arguments, capsys)
     assert (code, error) == (0, "")
     for name, (_, _, what) in COMMANDS.items():
         assert any(line.split() == [name, *what.split()] for line in out.splitlines())
@@ -35,7 +28,7 @@ def test_usage_names_every_command(arguments: list[str], capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ending([name, "--help"], capsys)
+    code, out, _ = ending(dispatch, [name, "--help"], capsys)
     assert code == 0
     assert f"refimpl {name}" in out or f"refimpl.{name}" in out
     assert len(out.split()) > 20
@@ -43,7 +36,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("name", ["trian", "", "--version", "Train"])
 def test_an_unknown_command_ends_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, error = ending([name], capsys)
+    code, out, error = ending(dispatch, [name], capsys)
     assert (code, out) == (2, "")
     first, rest = error.split("\n", 1)
     assert first.startswith(f"error: {name!r} is no command; the nearest is ")
@@ -56,11 +49,11 @@ def test_an_unknown_command_ends_with_2(name: str, capsys: pytest.CaptureFixture
 def test_a_mistyped_command_is_told_the_nearest(
     typed: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert f"{typed!r} is no command; the nearest is {meant!r}\n" in ending([typed], capsys)[2]
+    assert f"{typed!r} is no command; the nearest is {meant!r}\n" in ending(dispatch, [typed], capsys)[2]
 
 
 def test_usage_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = ending(["--help"], capsys)
+    _, out, _ = ending(dispatch, ["--help"], capsys)
     groups = [block.splitlines() for block in out.split("\n\n")[1:-1]]
     named = {lines[0]: [line.split()[0] for line in lines[1:]] for lines in groups}
     assert named == {f"{title}:": list(group) for title, group in GROUPS.items()}
@@ -69,7 +62,7 @@ def test_usage_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["data", "stats", "train"])
 def test_a_configuration_that_is_none_ends_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = ending([name, "tinny"], capsys)
+    code, _, error = ending(dispatch, [name, "tinny"], capsys)
     assert code == 2
     assert "'tinny' is neither a preset" in error
     assert "nearest preset is 'tiny'" in error

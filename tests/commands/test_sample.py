@@ -14,24 +14,16 @@ import torch
 from PIL import Image
 
 from refimpl.commands.sample import sample_command
-from refimpl.commands.terminal import run_command
 from refimpl.interop.run.run_folder import load_model
 from refimpl.sample.config import SampleConfig
 from refimpl.sample.images.draw import draw_images
 from refimpl.sample.images.refiner import Refiner
+from tests.commands.endings import ending
 
 PROMPTS = ["--prompts", "red circle", "dark", "--seeds", "2"]
 FILES = {
     "grid.png", "samples.json", "prompt00-00.png", "prompt00-01.png", "prompt01-00.png", "prompt01-01.png",
 }  # fmt: skip
-
-
-def ending(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    with pytest.raises(SystemExit) as stop:
-        run_command(lambda: sample_command(arguments))
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -43,7 +35,9 @@ def test_images_grid_and_summary_are_written(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "samples"
-    code, printed, _ = ending([str(trained), "--out", str(out), *PROMPTS, "--guidance", "2"], capsys)
+    code, printed, _ = ending(
+        sample_command, [str(trained), "--out", str(out), *PROMPTS, "--guidance", "2"], capsys
+    )
     assert code == 0
     assert printed == f"wrote 4 images and a grid to {out}\n"
     assert {path.name for path in out.iterdir()} == FILES
@@ -80,8 +74,8 @@ def test_options_change_the_images(
     options: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = [str(trained), *PROMPTS, "--guidance", "3", "--steps", "3"]
-    assert ending([*common, "--out", str(tmp_path / "a")], capsys)[0] == 0
-    assert ending([*common, "--out", str(tmp_path / "b"), *options], capsys)[0] == 0
+    assert ending(sample_command, [*common, "--out", str(tmp_path / "a")], capsys)[0] == 0
+    assert ending(sample_command, [*common, "--out", str(tmp_path / "b"), *options], capsys)[0] == 0
     assert (pixels(tmp_path / "a" / "grid.png") != pixels(tmp_path / "b" / "grid.png")).any()
 
 
@@ -89,13 +83,15 @@ def test_a_grid_that_jumps_over_the_canvas_average_is_said(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = [str(trained), *PROMPTS, "--steps", "4", "--terminal"]
-    _, _, said = ending([*common, "20000", "--out", str(tmp_path / "a")], capsys)
+    _, _, said = ending(sample_command, [*common, "20000", "--out", str(tmp_path / "a")], capsys)
     lines = [line for line in said.splitlines() if line.startswith("note: ")]
     assert len(lines) == 1
     assert "the grid native goes from 20000 to " in lines[0]
     assert ", below 2·√(h·w) = 8 on this canvas" in lines[0]
     assert json.loads((tmp_path / "a" / "samples.json").read_text())["settings"]["terminal"] == "20000"
-    _, _, said = ending([*common, "exact", "--grid", "canvas", "--out", str(tmp_path / "b")], capsys)
+    _, _, said = ending(
+        sample_command, [*common, "exact", "--grid", "canvas", "--out", str(tmp_path / "b")], capsys
+    )
     assert "note: " not in said
 
 
@@ -106,7 +102,7 @@ def test_a_refiner_and_how_it_is_applied_are_written_down(
     """Any run can finish another's images; this one finishes its own, from half of the noise on."""
     options = ["--refiner", str(trained), "--refiner-mode", mode, "--refiner-from", "0.5", "--steps", "4"]
     out = tmp_path / "a"
-    assert ending([str(trained), *PROMPTS, "--out", str(out), *options], capsys)[0] == 0
+    assert ending(sample_command, [str(trained), *PROMPTS, "--out", str(out), *options], capsys)[0] == 0
     summary = json.loads((out / "samples.json").read_text())
     assert (summary["refiner"], summary["refiner_mode"], summary["refiner_from"]) == (str(trained), mode, 0.5)
     model, _, _ = load_model(trained)
@@ -119,7 +115,7 @@ def test_an_older_checkpoint_can_be_named(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = trained / "checkpoints" / "step-00000002"
-    assert ending([str(checkpoint), "--out", str(tmp_path / "a")], capsys)[0] == 0
+    assert ending(sample_command, [str(checkpoint), "--out", str(tmp_path / "a")], capsys)[0] == 0
     assert json.loads((tmp_path / "a" / "samples.json").read_text())["step"] == 2
 
 
@@ -192,7 +188,7 @@ def test_bad_input_is_one_message_and_nothing_else(
     arguments = options
     for name, place in places.items():
         arguments = [option.replace(name, str(place)) for option in arguments]
-    code, _, error = ending(arguments, capsys)
+    code, _, error = ending(sample_command, arguments, capsys)
     assert code == 2
     assert message in " ".join(error.replace("│", "").split())
     assert "Traceback" not in error
@@ -206,7 +202,9 @@ def test_cuda_is_asked_for_where_there_is_none(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    code, _, error = ending([str(trained), "--device", "cuda", "--out", str(tmp_path / "a")], capsys)
+    code, _, error = ending(
+        sample_command, [str(trained), "--device", "cuda", "--out", str(tmp_path / "a")], capsys
+    )
     assert (code, "torch sees no GPU; use --device cpu" in error) == (2, True)
 
 
@@ -215,14 +213,16 @@ def test_a_damaged_run_is_named(trained: Path, tmp_path: Path, capsys: pytest.Ca
     run = shutil.copytree(trained, tmp_path / "run")
     weights, before = (run / "checkpoints" / f"step-0000000{n}" / "ema.safetensors" for n in (4, 2))
     weights.write_bytes(weights.read_bytes()[:-1])
-    code, _, error = ending([str(run), "--out", str(tmp_path / "a"), *PROMPTS, "--device", "cpu"], capsys)
+    code, _, error = ending(
+        sample_command, [str(run), "--out", str(tmp_path / "a"), *PROMPTS, "--device", "cpu"], capsys
+    )
     assert code == 0
     assert f"passed over: {weights} differs from its manifest: it is damaged" in error
     assert f"used instead: {before.parent}" in error
     assert json.loads((tmp_path / "a" / "samples.json").read_text())["step"] == 2
     before.write_bytes(before.read_bytes()[:-1])
     for named in (run, weights.parent):
-        code, _, error = ending([str(named), "--out", str(tmp_path / "b")], capsys)
+        code, _, error = ending(sample_command, [str(named), "--out", str(tmp_path / "b")], capsys)
         assert code == 2
         assert f"error: {weights} differs from its manifest: it is damaged" in error
     assert not (tmp_path / "b").exists()
@@ -230,7 +230,7 @@ def test_a_damaged_run_is_named(trained: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ending(["--help"], capsys)
+    code, out, _ = ending(sample_command, ["--help"], capsys)
     assert code == 0
     for option in ("--out", "--start-sigma", "--prompts", "--guidance", "--sampler"):
         assert option in out

@@ -10,17 +10,9 @@ from typing import Any
 
 import pytest
 
-from refimpl.commands.terminal import run_command
 from refimpl.commands.train import parse, train_command
+from tests.commands.endings import ending
 from tests.train import runs
-
-
-def ending(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    with pytest.raises(SystemExit) as stop:
-        run_command(lambda: train_command(arguments))
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
 
 
 def empty(folder: Path) -> None:
@@ -121,7 +113,7 @@ def test_bad_input_is_one_message_and_nothing_else(
     spoil(data)
     before = listing(tmp_path)
     toml = runs.write_toml(data, tmp_path / "bad.toml", out, **filled(changes, str(data)))
-    code, _, message = ending([toml], capsys)
+    code, _, message = ending(train_command, [toml], capsys)
     assert code == 2
     assert message.startswith("error: ")
     assert "Traceback" not in message
@@ -146,7 +138,7 @@ def test_what_is_not_installed_is_said_before_anything_is_made(
         "wandb": {"wandb_project": "p"},
     }
     toml = runs.write_toml(root, tmp_path / "bad.toml", tmp_path / "out", train=settings[backend])
-    code, _, message = ending([toml], capsys)
+    code, _, message = ending(train_command, [toml], capsys)
     assert code == 2
     assert "pip install" in message
     assert not (tmp_path / "out").exists()
@@ -158,7 +150,7 @@ def test_weights_of_another_network_are_refused_for_init_from(
     unet = {"middle_depth": 2, "context_dim": 96}
     train = {"init_from": str(trained)}
     toml = runs.write_toml(root, tmp_path / "bad.toml", tmp_path / "out", train=train, unet=unet)
-    code, _, message = ending([toml], capsys)
+    code, _, message = ending(train_command, [toml], capsys)
     assert code == 2
     assert f"{trained} does not fit this network; 20 of its tensors differ" in message
     assert message.count("missing   middle_block.1.transformer_blocks.1.") == 20
@@ -170,7 +162,7 @@ def test_another_run_is_not_overwritten(
 ) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     toml = runs.write_toml(root, tmp_path / "a.toml", trained)
-    code, _, message = ending([toml], capsys)
+    code, _, message = ending(train_command, [toml], capsys)
     assert code == 2
     assert f"train.out {trained} holds another run; choose an empty folder, or continue" in message
     assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
@@ -185,16 +177,16 @@ def test_a_damaged_image_met_later_can_be_repaired_and_the_run_continued(
     image = data / "train" / "004.png"
     image.write_bytes((root / "train" / "004.png").read_bytes()[:-30])
     toml = runs.write_toml(data, tmp_path / "a.toml", tmp_path / "out")
-    code, _, message = ending([toml], capsys)
+    code, _, message = ending(train_command, [toml], capsys)
     assert code == 2
     assert "bad images, more than 1% of the " in message
     assert f"the last is {image}: can't be decoded" in message
     assert "replace or remove it (id '004')" in message
     shutil.copy(root / "train" / "004.png", image)
-    code, _, message = ending([toml, "--train.resume"], capsys)
+    code, _, message = ending(train_command, [toml, "--train.resume"], capsys)
     assert code == 2
     assert "image files of other sizes in bytes: their pixels have changed" in message
-    assert ending([toml, "--train.resume", "--train.accept-data"], capsys)[0] == 0
+    assert ending(train_command, [toml, "--train.resume", "--train.accept-data"], capsys)[0] == 0
     assert not runs.differing(runs.checkpoint(trained, 4), runs.checkpoint(tmp_path / "out", 4))
 
 
@@ -218,7 +210,7 @@ def test_bad_command_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, error = ending(arguments, capsys)
+    code, _, error = ending(train_command, arguments, capsys)
     assert code == 2
     assert message in " ".join(error.replace("│", "").split())
     assert "Traceback" not in error
@@ -226,12 +218,12 @@ def test_bad_command_lines(
 
 
 def test_help_lists_presets_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ending(["--help"], capsys)
+    code, out, _ = ending(train_command, ["--help"], capsys)
     assert code == 0
     assert "finetune_24gb, image_prompt, lora_24gb, novelai_v3, sdxl_base, sdxl_refiner, tiny" in " ".join(
         out.split()
     )
-    code, out, _ = ending(["tiny", "--help"], capsys)
+    code, out, _ = ending(train_command, ["tiny", "--help"], capsys)
     assert code == 0
     assert "--train.batch-size" in out
     assert "micro-batch on one rank" in out
@@ -239,7 +231,7 @@ def test_help_lists_presets_and_settings(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("words", [["--config"], ["--config="], ["--config", "--train.steps", "3"]])
 def test_config_needs_a_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = ending(words, capsys)
+    code, _, error = ending(train_command, words, capsys)
     assert code == 2
     assert "name a preset or a TOML file first" in error
 
@@ -258,7 +250,7 @@ def test_runs_without_a_name_are_numbered(
     (tmp_path / "runs" / "mine-001").mkdir(parents=True)
     toml = runs.write_toml(root, tmp_path / "mine.toml", Path(), train={"out": "", "steps": 1})
     for name in ("mine-002", "mine-003"):
-        code, out, _ = ending([toml], capsys)
+        code, out, _ = ending(train_command, [toml], capsys)
         assert code == 0
         assert f"run folder: runs/{name}\n" in out
         assert f"done: runs/{name}\nsample from it: python -m refimpl.sample runs/{name}" in out

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from refimpl.commands.train import parse
+from refimpl.commands.train import parse, train_command
 from refimpl.interop.run.checkpoints import committed_steps
-from tests.commands.test_train import ending
+from tests.commands.endings import ending
 from tests.train import runs
 
 
@@ -27,18 +27,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_run_goes_on_with_its_own_settings_and_keeps_the_changes(
     copy: Path, root: Path, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = ending(["--resume", str(copy), "--train.steps", "6", "--train.log-every", "2"], capsys)
+    code, out, _ = ending(
+        train_command, ["--resume", str(copy), "--train.steps", "6", "--train.log-every", "2"], capsys
+    )
     assert code == 0
     assert "changed settings:\n  train.log_every: 1 → 2\n  train.steps: 4 → 6\n" in out
     assert committed_steps(copy) == [2, 4, 6]
     assert not runs.differing(runs.checkpoint(run(train={"steps": 6}), 6), runs.checkpoint(copy, 6))
-    code, out, _ = ending(["--train.steps", "7", "--resume", str(copy)], capsys)
+    code, out, _ = ending(train_command, ["--train.steps", "7", "--resume", str(copy)], capsys)
     assert code == 0
     assert (
         "changed settings:\n  train.steps: 6 → 7\nrun folder" in out
     )  # the first change is the run's own by now
     assert json.loads((copy / "config.json").read_text())["train"]["steps"] == 7
-    code, _, error = ending([f"--resume={copy}"], capsys)
+    code, _, error = ending(train_command, [f"--resume={copy}"], capsys)
     assert (code, f"{copy} is already at step 7; raise train.steps 7" in error) == (2, True)
 
 
@@ -82,7 +84,7 @@ def test_bad_input_is_one_message_and_the_run_stays_as_it_was(
     before = contents(copy)
     if "--train.batch-size" in options:
         options = [*options, "--train.steps", "9"]
-    code, _, error = ending(["--resume", str(place), *options], capsys)
+    code, _, error = ending(train_command, ["--resume", str(place), *options], capsys)
     assert code == 2
     assert message.replace("{copy}", str(copy)) in " ".join(error.replace("│", "").split())
     assert "Traceback" not in error
@@ -102,16 +104,16 @@ def test_bad_input_is_one_message_and_the_run_stays_as_it_was(
 def test_bad_command_lines(
     arguments: list[str], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, error = ending([word.replace("{copy}", str(copy)) for word in arguments], capsys)
+    code, _, error = ending(train_command, [word.replace("{copy}", str(copy)) for word in arguments], capsys)
     assert code == 2
     assert message.replace("{copy}", str(copy)) in error
 
 
 def test_help_shows_the_runs_values(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ending(["--resume", str(copy), "--help"], capsys)
+    code, out, _ = ending(train_command, ["--resume", str(copy), "--help"], capsys)
     assert code == 0
     assert f"essential settings, with their values in --resume {copy}:" in out
-    code, out, _ = ending(["--resume", str(copy), "--help-all"], capsys)
+    code, out, _ = ending(train_command, ["--resume", str(copy), "--help-all"], capsys)
     assert code == 0
     assert "--train.wandb-project" in out
 
@@ -131,7 +133,7 @@ def test_another_batch_is_a_change_with_a_consequence(copy: Path, capsys: pytest
         "--optimizer.learning-rate",
         "0.002",
     ]
-    code, out, _ = ending(["--resume", str(copy), *options], capsys)
+    code, out, _ = ending(train_command, ["--resume", str(copy), *options], capsys)
     assert code == 0
     assert "optimizer.learning_rate: 0.01 → 0.002 (the rate of step 5 is 0.002 instead of 0.01)" in out
     assert "train.batch_size: 4 → 3 (from step 5 on, the batches of a run that always had this setting" in out

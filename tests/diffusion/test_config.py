@@ -45,6 +45,14 @@ def test_the_policies_are_those_of_min_snr_on_the_schedule_trained(policy):
         ({"min_snr_gamma": 0.0}, "diffusion.min_snr_gamma"),
         ({"offset_noise": -0.1}, "diffusion.offset_noise"),
         ({"weight_floor": -0.1}, "diffusion.weight_floor"),
+        (
+            {"weight_floor": 0.1},
+            "weight_floor 0.1 is read only with diffusion.loss_weight 'floor', not 'paper'",
+        ),
+        (
+            {"weight_floor": 0.1, "loss_weight": "none"},
+            "'floor', not 'none': set that, or leave the floor out",
+        ),
     ],
 )
 def test_impossible_settings_are_named(settings, message):

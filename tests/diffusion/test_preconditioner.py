@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.conformance.checks.sampling.scalings import printed_scalings
-from refimpl.diffusion.preconditioner import PARITY_SIGMA_MAX, alpha_sigma, clamp_sigma, denoise, scalings
+from refimpl.diffusion.preconditioner import PARITY_SIGMA_MAX, alpha_sigma, denoise, scalings
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
 from refimpl.diffusion.v_prediction import add_noise, v_target
 from refimpl.errors import InputError
@@ -141,13 +141,6 @@ def test_a_network_in_bfloat16_leaves_the_state_in_float32():
 # --- parity modes ---
 
 
-def test_clamps_of_other_implementations():
-    sigma = torch.tensor([0.0, 14.6, math.inf], dtype=torch.float64)
-    assert clamp_sigma(sigma, "novelai").tolist() == [0, 14.6, 20000]
-    assert clamp_sigma(sigma, "comfyui").tolist() == [0, 14.6, 4518.7637]
-    assert clamp_sigma(sigma, "diffusers").tolist() == [0, 14.6, 4096]
-
-
 def test_where_the_clamps_come_from():
     def last_level(abar: float) -> float:
         return math.sqrt((1 - abar) / abar)
@@ -186,8 +179,3 @@ def test_wrong_latents_are_refused():
         denoise(lambda x_vp, sigma: x_vp, x, torch.ones(3))
     with pytest.raises(InputError, match=r"\[2, 4, 2, 1\].*\[2, 4, 2, 2\]"):
         denoise(lambda x_vp, sigma: x_vp[..., :1], x, 1.0)
-
-
-def test_unknown_parity_mode_is_refused():
-    with pytest.raises(InputError, match=r"'a1111'.*novelai, comfyui, diffusers"):
-        clamp_sigma(torch.ones(1), "a1111")

@@ -9,7 +9,7 @@ import pytest
 
 from refimpl.errors import InputError
 from tests.faults.saves import Training, saved_run, step_folder, whole_steps
-from tests.storage.test_committed import largest_file
+from tests.folders import largest_file
 
 Tally = Callable[..., None]
 Room = namedtuple("Room", "f_bavail f_frsize")

@@ -17,8 +17,9 @@ from refimpl.commands.data.cache import alone_in
 from refimpl.errors import InputError
 from refimpl.storage import safetensors_file
 from refimpl.storage.store import shard_files
+from tests.folders import largest_file
 from tests.hostile.corpus import ESCAPES, PICKLE
-from tests.hostile.test_writers import full_disk, refused, tree
+from tests.hostile.test_writers import refused, tree
 from tests.train import caches
 from tests.train.runs import ALONE
 
@@ -106,7 +107,7 @@ def test_a_full_disk_keeps_what_the_manifest_names(words: list[str], out: Path) 
     """One crop less: every shard has to be written again, and can't be."""
     shortened = ["1" if word == "2" else word for word in words]
     before = {path: path.read_bytes() for path in shard_files(out / "latents")}
-    with full_disk(100), pytest.raises(InputError, match=r"could not write .*File too large; free space"):
+    with largest_file(100), pytest.raises(InputError, match=r"could not write .*File too large; free space"):
         run(shortened)
     assert {path: path.read_bytes() for path in shard_files(out / "latents")} == before
     assert open_latents(out).crops == 2

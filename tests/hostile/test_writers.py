@@ -5,13 +5,11 @@ import io
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from refimpl.interop import diffusers_folder, single_file
 from refimpl.storage import safetensors_file
 from refimpl.storage.manifest import fingerprint, manifest_text
 from refimpl.text.tokenizer import tiny_tokenizer
+from tests.folders import largest_file
 from tests.hostile.corpus import CANARY, DEEP, ESCAPES, PICKLE, container, torch_archive
 from tests.hostile.crafted import entry, header
 from tests.interop.checkpoints import working
@@ -218,23 +217,12 @@ def test_convert_writes_only_where_it_may(
     assert re.search(says, refused("convert", *words))
 
 
-@contextmanager
-def full_disk(most: int) -> Iterator[None]:
-    """No file may have more bytes than these."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("most", [0, 300_000])
 @pytest.mark.parametrize("out", ["out.safetensors", "out"])
 @pytest.mark.usefixtures("here")
 def test_a_full_disk_leaves_nothing(out: str, most: int, trained: Path, refused: Callable[..., str]) -> None:
     for words in (("convert", "in.safetensors"), ("convert", "model"), ("export", trained)):
-        with full_disk(most):
+        with largest_file(most):
             error = refused(*words, out)
         assert re.search(rf"could not write .*/?{out}.*: File too large; free space", error), error
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from refimpl.model.unet import UNet, UNetConfig
 from refimpl.text.encoders import tiny_configs, tiny_encoders
 from tests.model.diffusers_unet import SIZE_FEATURES, SIZES, to_diffusers, trained_looking
 
+Filled = TypeVar("Filled", bound=nn.Module)
 CONFIG = replace(UNetConfig.tiny(), vector_dim=64 + SIZES * SIZE_FEATURES)
 ARCHITECTURE = Architecture(CONFIG, None, *tiny_configs())
 CONVOLUTIONS = ("*.in_layers.2", "*.out_layers.3", "*.op", "*.conv", "*.skip_connection", "input_blocks.0.0")
@@ -22,7 +24,7 @@ OUTER = ("time_embed.*", "label_emb.*", "*.emb_layers.1", "out.2")
 EVERYTHING = (*ATTENTION_TARGETS, *CONVOLUTIONS, *OUTER)
 
 
-def fill(network: nn.Module, seed: int) -> nn.Module:
+def fill(network: Filled, seed: int = 0) -> Filled:
     """Draw the up matrices, which start at 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

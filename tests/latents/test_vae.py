@@ -15,6 +15,7 @@ from refimpl.interop.diffusers_folder.vae_keys import vae_to_diffusers
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE, VAEConfig
 from tests.strategies import vae_configs
+from tests.tensors import relative_error
 from tests.tolerances import BFLOAT16_ROUNDING, NETWORK_BFLOAT16_FACTOR, NETWORK_FLOAT32, NETWORK_FLOAT64
 
 SMALL = VAEConfig(channels=4, channel_mult=(1, 2, 2), res_blocks=1, groups=2)
@@ -69,10 +70,6 @@ def pair(config: VAEConfig) -> tuple[VAE, AutoencoderKL]:
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def test_full_size_has_the_published_tensors() -> None:

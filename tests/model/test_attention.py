@@ -5,11 +5,8 @@ import torch
 from torch import nn
 
 from refimpl.model.attention import GEGLU, Attention, SpatialTransformer
+from tests.tensors import normal
 from tests.tolerances import FLOAT64_ROUNDING
-
-
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 @pytest.mark.parametrize("cross", [False, True])

@@ -6,11 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from refimpl.model.blocks import Downsample, ResBlock, Upsample
+from tests.tensors import normal
 from tests.tolerances import FLOAT64_ROUNDING
-
-
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def test_residual_block_is_its_formula() -> None:

@@ -23,6 +23,7 @@ from tests.model.diffusers_unet import (
     to_diffusers,
     trained_looking,
 )
+from tests.tensors import relative_error
 from tests.tolerances import (
     BFLOAT16_ROUNDING,
     NETWORK_BFLOAT16_FACTOR,
@@ -77,10 +78,6 @@ PUBLISHED_KEYS = {  # a tensor of each kind, as found in sd_xl_base_1.0.safetens
     "out.0.weight": (320,),
     "out.2.weight": (4, 320, 3, 3),
 }
-
-
-def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def pair(config: UNetConfig) -> tuple[UNet, torch.nn.Module]:

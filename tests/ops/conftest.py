@@ -1,9 +1,11 @@
-"""Devices of the kernel tests: the CPU always, CUDA where there is one."""
+"""Devices of the kernel tests, the CPU always and CUDA where there is one, and dtypes."""
 
 import os
 
 import pytest
 import torch
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def missing_cuda() -> str | None:
@@ -35,3 +37,11 @@ def cuda() -> str:
             pytest.fail(f"REFIMPL_REQUIRE_CUDA=1, but {reason}")
         pytest.skip(reason)
     return "cuda"
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request, device) -> torch.dtype:
+    """A dtype that the kernels take on the device."""
+    if device == "cuda" and request.param == torch.float64:
+        pytest.skip("the CUDA kernels have no float64: the reference runs there")
+    return request.param

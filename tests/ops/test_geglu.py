@@ -11,7 +11,6 @@ from tests.strategies import latents, packed_shapes
 from tests.tolerances import KERNEL_ROUNDINGS
 
 KERNEL, REFERENCE = load_ops("kernel"), load_ops("reference")
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Odd widths, one element, whole vectors, a row per block and several, SDXL's own widths, more than one CPU item.
 SHAPES = [
     (7, 2),
@@ -22,13 +21,6 @@ SHAPES = [
     (1, 2 * 5120),
     (700, 2 * 24),
 ]
-
-
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def dtype(request, device) -> torch.dtype:
-    if device == "cuda" and request.param == torch.float64:
-        pytest.skip("the CUDA kernels have no float64: the reference runs there")
-    return request.param
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

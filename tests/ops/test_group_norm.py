@@ -27,13 +27,6 @@ SHAPES = [
 EPS = 1e-5
 
 
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def dtype(request, device) -> torch.dtype:
-    if device == "cuda" and request.param == torch.float64:
-        pytest.skip("the CUDA kernels have no float64: the reference runs there")
-    return request.param
-
-
 def example(shape, dtype, device, order=torch.contiguous_format):
     """x, weight, bias and incoming; each channel has a mean of its own, as large as its deviation."""
     generator = torch.Generator().manual_seed(sum(shape))

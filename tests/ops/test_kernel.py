@@ -22,7 +22,6 @@ from tests.tolerances import BINARY_DECIMAL_AT_1E7, FLOAT64_ROUNDING
 
 KERNEL = load_ops("kernel")
 ZTSNR = zero_terminal_snr(sdxl_schedule())
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Around the edges of the kernels' vectors, tiles and groups of noise, and the shapes of SDXL's latents.
 SHAPES = [
     (2, 4, 64, 64),
@@ -37,13 +36,6 @@ SHAPES = [
     (0, 4, 8, 8),
 ]
 ORDERS = [torch.contiguous_format, torch.channels_last]
-
-
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def dtype(request, device) -> torch.dtype:
-    if device == "cuda" and request.param == torch.float64:
-        pytest.skip("the CUDA kernels have no float64: the reference runs there")
-    return request.param
 
 
 def example(shape, dtype, device, order=torch.contiguous_format, latent_dtype=None):

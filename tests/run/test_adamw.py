@@ -132,7 +132,7 @@ def test_a_state_that_does_not_fit_is_listed_and_changes_nothing() -> None:
         ({"learning_rate": 0.0}, "learning_rate 0.0 must be positive"),
         ({"learning_rate": math.inf}, "learning_rate inf"),
         ({"warmup_steps": -1}, "warmup_steps -1"),
-        ({"decay": "linear"}, "decay 'linear' is unknown; use constant or cosine"),
+        ({"decay": "linear"}, "decay 'linear' is unknown; use constant, cosine"),
         ({"beta1": 1.0}, r"beta1 1.0 is outside \[0, 1\)"),
         ({"beta2": math.nan}, "beta2 nan"),
         ({"epsilon": -1e-9}, "epsilon -1e-09"),

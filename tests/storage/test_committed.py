@@ -2,11 +2,8 @@
 
 import json
 import os
-import resource
-import signal
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,8 @@ from refimpl.errors import InputError
 from refimpl.storage import atomic, committed
 from refimpl.storage.key_report import check_state
 from refimpl.storage.streaming import load_state
+from tests.folders import flip_last_bit, largest_file
+from tests.killing import kill_at
 
 TENSORS = {
     "a": {"x": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0, 3), "scalar": torch.tensor(1.5)},
@@ -70,12 +69,12 @@ def test_a_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "changed byte": (
-        lambda f: flip_last_byte(f / "a.safetensors"),
+        lambda f: flip_last_bit(f / "a.safetensors"),
         r"a\.safetensors differs from its manifest",
     ),
     "cut file": (lambda f: os.truncate(f / "b.safetensors", 20), r"b\.safetensors differs from its manifest"),
     "changed document": (
-        lambda f: flip_last_byte(f / "notes.json"),
+        lambda f: flip_last_bit(f / "notes.json"),
         r"notes\.json differs from its manifest",
     ),
     "missing file": (
@@ -194,7 +193,7 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_folder_or_none(
     child = os.fork()
     if child == 0:
         try:
-            _kill_at(call, count)
+            kill_at(os, call, count)
             write(tmp_path / "folder")
             atomic.replace_text(tmp_path / "text.json", "new")
         finally:
@@ -308,40 +307,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def flip_last_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
 def manifest(folder: Path, **changes: Any) -> None:
     """Changes the manifest, and leaves out its digest of itself as earlier versions did."""
     path = folder / "manifest.json"
     before = {key: value for key, value in json.loads(path.read_text()).items() if key in ("format", "files")}
     path.write_text(json.dumps(before | changes))
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow past `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def _kill_at(call: str, count: int) -> None:
-    original, calls = getattr(os, call), []
-
-    def killing(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **options)
-
-    setattr(os, call, killing)
 
 
 @pytest.mark.parametrize("is_dangling", [False, True])

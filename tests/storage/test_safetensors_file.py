@@ -17,8 +17,8 @@ from refimpl.errors import InputError
 from refimpl.storage import safetensors_file, safetensors_header
 from refimpl.storage.safetensors_file import CHUNK, DTYPES
 from refimpl.storage.safetensors_header import ITEM_SIZES
+from tests.folders import largest_file
 from tests.interop.checkpoints import bits, same_bits
-from tests.storage.test_committed import largest_file
 from tests.strategies import stored_tensors
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from refimpl.cache import encode_latents as cache_latents
 from refimpl.commands.data.cache import cache_command
 from refimpl.storage.shards import map_shard
+from tests.killing import kill_at
 from tests.train import runs
 from tests.train.processes import run_and_kill
 
@@ -77,15 +77,7 @@ def write_until_killed(arguments: Sequence[str], at: str, count: int) -> None:
         name = "_encode"
     else:
         place, name = os, {"fsync": "fsync", "rename": "replace"}[at]
-    original, calls = getattr(place, name), []
-
-    def killing(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **options)
-
-    setattr(place, name, killing)
+    kill_at(place, name, count)
     cache_command(list(arguments))
 
 

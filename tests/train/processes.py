@@ -6,7 +6,6 @@ A fork server imports the project once; its children start in milliseconds. They
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import signal
 import socket
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 from refimpl.commands.terminal import run_command
 from refimpl.commands.train import train_command
 from refimpl.storage import safetensors_file
+from tests.killing import kill_at
 
 PATIENCE = 90  # s; a rank still running after that hangs
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -99,15 +99,7 @@ def train_until_killed(arguments: Sequence[str], at: str, count: int) -> None:
     place: Any = {
         "fsync": os, "rename": os, "write_to": safetensors_file, "step": torch.optim.AdamW,
     }[at]  # fmt: skip
-    original, calls = getattr(place, at), []
-
-    def killing(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **options)
-
-    setattr(place, at, killing)
+    kill_at(place, at, count)
     train_command(list(arguments))
 
 

@@ -92,7 +92,8 @@ def test_one_step_is_the_papers_formula(
     alpha, sigma = schedule.alpha[t], schedule.sigma[t]
     assert torch.equal(x_t, add_noise(latents, eps, alpha, sigma))
 
-    captions = [data.index.captions[data.index.ids.index(name)] for name in step.names]
+    rows = [data.index.ids.index(name) for name in step.names]
+    captions = [data.index.captions[row] for row in rows]
     wanted, pooled = encode_prompts(captions, model.tokenizer, model.encoder_l, model.encoder_g)
     kept = (keyed_uniform(draw_key(seed, ids, 0, Purpose.CAPTION_DROPOUT), 1) >= 0.5).float()
     assert 0 < kept.sum() < len(kept)
@@ -107,7 +108,7 @@ def test_one_step_is_the_papers_formula(
         weight = sigma**2  # an error of 1 in x0 is one of 1/sigma in v
     v = v_from_output(output, x_t, alpha, sigma, parameterisation)
     squared = (v - v_target(latents, eps, alpha, sigma)).double().square().mean(dim=(1, 2, 3))
-    loss = (squared * weight * batch.tag_weights).mean()
+    loss = (squared * weight * data.tag_weights[rows]).mean()
     row = next(row for row in runs.rows(tmp_path / "run") if "loss" in row)
     assert row["loss"] == pytest.approx(float(loss), rel=FLOAT32_ROUNDING)
 

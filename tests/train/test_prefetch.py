@@ -4,6 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +228,15 @@ def test_draws_are_those_of_the_formulas(kind: str, root: Path, tmp_path: Path, 
         dropout=rank_dropout(prepared.model.unet),
     )  # fmt: skip
     for plan_step in steps:
+        names, data = iter(plan_step.names), prepared.stages[0]
         for batch in plan_step.batches:
-            ids, visit = batch.draw_ids, plan_step.epoch
+            rows = [data.index.ids.index(name) for name in islice(names, len(batch.captions))]
+            ids, visit = data.draw_ids[rows], plan_step.epoch
             u = keyed_uniform(draw_key(9, ids, visit, Purpose.TIMESTEP), 1)[:, 0]
             chance = keyed_uniform(draw_key(9, ids, visit, Purpose.CAPTION_DROPOUT), 1)[:, 0]
             t = 100 + (u * 800).long()
             alpha, sigma = prepared.model.schedule.at(t)
-            weight = (config.diffusion.loss_weights()[t] * batch.tag_weights).float()
+            weight = (config.diffusion.loss_weights()[t] * data.tag_weights[rows]).float()
             assert torch.equal(batch.t, t)
             assert torch.equal(batch.is_dropped, chance < 0.4)
             assert torch.equal(batch.noise, draw_key(9, ids, visit, Purpose.NOISE))

@@ -13,6 +13,7 @@ from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.interop.run.run_folder import load_model
 from refimpl.storage import committed
 from refimpl.train import loop
+from tests.folders import contents, flip_last_bit
 from tests.train import runs
 from tests.train.processes import run_and_kill, train_until_killed
 
@@ -209,12 +210,6 @@ def test_a_file_in_the_folders_place_is_refused(run: Run, tmp_path: Path) -> Non
         run("file/run")
 
 
-def flip_last_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("damage", ["bit", "no manifest", "at its last step"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     damage: str, run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -305,8 +300,3 @@ def test_state_is_all_in_safetensors_and_json(run: Run) -> None:
         "config.json", "ema.safetensors", "manifest.json", "optimizer.safetensors", "state.json", "unet.safetensors",
     ]  # fmt: skip
     assert json.loads((folder / "state.json").read_text()) == {"step": 2, "ranks": 1, "micro_batches": 1}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -116,7 +116,7 @@ def test_fewer_ranks_go_on_with_the_same_images(
         for number in range(2):
             steps = [steps[number] for steps in by_rank]
             micro = {
-                rank + k * ranks: batch.draw_ids.tolist()
+                rank + k * ranks: [int(caption) for caption in batch.captions]
                 for rank, step in enumerate(steps)
                 for k, batch in enumerate(step.batches)
                 if not batch.is_repeat

@@ -9,7 +9,7 @@ import torch
 
 from refimpl.data.loading.loader import SameBucket
 from refimpl.data.plan import plan_epoch
-from refimpl.diffusion.philox import sample_id
+from refimpl.diffusion.philox import Purpose, draw_key, sample_id
 from refimpl.errors import InputError
 from refimpl.run.stage import StageData, read_stage
 from refimpl.run.world import World
@@ -116,9 +116,9 @@ def test_ranks_and_accumulation_slice_one_global_batch(world: int, accumulate: i
     ranks = [steps_of(root, world, rank, train=train) for rank in range(world)]
     for step, plan_step in enumerate(whole):
         micro = [
-            ranks[rank][step].batches[k].draw_ids.tolist() for k in range(accumulate) for rank in range(world)
+            ranks[rank][step].batches[k].noise.tolist() for k in range(accumulate) for rank in range(world)
         ]
-        assert micro == [batch.draw_ids.tolist() for batch in plan_step.batches]
+        assert micro == [batch.noise.tolist() for batch in plan_step.batches]
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
@@ -199,10 +199,12 @@ def test_a_substitute_is_noised_as_the_image_it_stands_for(tmp_path: Path) -> No
     stood_for = 0
     for step in plan_steps(config, [data], 0, runs.ALONE, Quarantine(tmp_path, runs.ALONE)):
         batch = step.batches[0]
-        assert batch.draw_ids.tolist() == [sample_id(name) for name in step.names]
+        ids = torch.tensor([sample_id(name) for name in step.names])
+        assert torch.equal(batch.noise, draw_key(config.train.seed, ids, step.epoch, Purpose.NOISE))
         shown = [substitute if name == "007" else rows[name] for name in step.names]
         assert batch.captions == [data.index.captions[row] for row in shown]
-        assert batch.tag_weights.tolist() == data.tag_weights[shown].tolist()
+        weight = config.diffusion.loss_weights()[batch.t] * data.tag_weights[shown]
+        assert torch.equal(batch.weight, weight.float())
         stood_for += step.names.count("007")
     assert stood_for == 1
 

@@ -17,7 +17,7 @@ from refimpl.data.bucket_sizes import Bucket, Metric
 from refimpl.data.captions import DEFAULT_TAG_CLASSES
 from refimpl.data.config import BucketConfig
 from refimpl.errors import InputError
-from refimpl.names import nearest
+from refimpl.names import LIKE, nearest
 from refimpl.run.config import Config, Stage
 from refimpl.run.presets import load_config, preset_names
 from refimpl.run.threads import usable_cpus
@@ -131,7 +131,7 @@ def _check_data_set(command: CheckCommand) -> None:
             f"--folder {command.folder} replaces the images of a configuration, and {command.source} is none; name "
             "the images alone"
         )
-    near = nearest(command.source, preset_names(), least=0.6)
+    near = nearest(command.source, preset_names(), least=LIKE)
     if near and not Path(command.source).exists():
         raise InputError(
             f"{command.source}: there is no such folder or file, and no such preset; the nearest is {near[0]!r}"

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from refimpl.commands.data.check import is_configuration
 from refimpl.errors import InputError
-from refimpl.names import nearest
+from refimpl.names import LIKE, nearest
 from refimpl.run.presets import load_config
 
 # subcommand → (module, function taking (arguments, program), what it does). Imported only when called.
@@ -61,7 +61,7 @@ def _refuse(name: str, program: str) -> NoReturn:
         lines.append(
             f"look at a data set with `{program} check {name}`; a configuration's file ends in .toml"
         )
-    elif not nearest(name, SUBCOMMANDS, least=0.6):
+    elif not nearest(name, SUBCOMMANDS, least=LIKE):
         try:
             load_config(name)
         except InputError as error:

@@ -18,8 +18,8 @@ def to_srgb(image: ImageFile.ImageFile, background: tuple[int, int, int]) -> Ima
     """An opened image's pixels as sRGB: its ICC profile is applied, transparency composited over `background`.
 
     16-bit grey v becomes round(v / 257), so that white stays white; of 16-bit colour Pillow keeps the upper byte,
-    which is never more than one level off. A profile that can't be read, or that is for another colour mode, is
-    ignored: the pixels are then taken to be sRGB.
+    which is never more than one level off. A profile for RGB is applied to grey images too. One that can't be
+    read, or that is otherwise for another colour mode, is ignored: the pixels are then taken to be sRGB.
     Raises ValueError for 32-bit samples, which have no defined white, and whatever Pillow raises.
     """
     transparent = _transparent_value(image)

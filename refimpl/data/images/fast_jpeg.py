@@ -9,7 +9,6 @@ from refimpl.data.images.archives import ImageSource
 from refimpl.data.images.decode import (
     DEFAULT_ACCEPTED,
     WHITE,
-    Accepted,
     decode,
     exif_orientation,
     opened_image,
@@ -30,9 +29,7 @@ def check_fast() -> None:
     check_torch_lanczos()
 
 
-def decode_fast(
-    path: ImageSource, background: tuple[int, int, int] = WHITE, accepted: Accepted = DEFAULT_ACCEPTED
-) -> Pixels:
+def decode_fast(path: ImageSource, background: tuple[int, int, int] = WHITE) -> Pixels:
     """The pixels that `images.decode` returns, as an array [H, W, 3].
 
     Plain JPEGs (grey or YCbCr, without a colour profile) are decoded by simplejpeg. Any other image, and any that
@@ -41,7 +38,7 @@ def decode_fast(
     """
     import simplejpeg
 
-    with opened_image(path, accepted) as image:
+    with opened_image(path, DEFAULT_ACCEPTED) as image:
         is_plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
         if is_plain and "icc_profile" not in image.info and image.fp is not None:
             turn = exif_orientation(image)
@@ -50,7 +47,7 @@ def decode_fast(
                 return upright(simplejpeg.decode_jpeg(image.fp.read(), "RGB"), turn)
             except ValueError:
                 pass
-    return np.asarray(decode(path, background, accepted))
+    return np.asarray(decode(path, background))
 
 
 def upright(pixels: Pixels, turn: int) -> Pixels:

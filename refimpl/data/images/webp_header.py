@@ -5,7 +5,7 @@ import struct
 from typing import BinaryIO
 
 _ORIENTATION = 0x0112
-_ICC, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04  # flags of VP8X that may stand in a file read here
+_ICC, _ALPHA, _EXIF = 0x20, 0x10, 0x08  # flags of VP8X that may stand in a file read here
 
 
 def webp_size(file: BinaryIO, length: int) -> tuple[int, int, int] | None:

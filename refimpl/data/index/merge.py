@@ -35,7 +35,7 @@ def merged(parts: Sequence[Table]) -> Merged:
     """
     order, duplicates = _distinct(parts, _by_id(parts))
     count = len(order)
-    containers, of_container = _united([part.facts["containers"] for part in parts], _as_tuple)
+    containers, of_container = _united([part.facts["containers"] for part in parts], tuple)
     classes, of_class = _united([part.facts["classes"] for part in parts], str)
     tag_pairs = [
         list(zip(of_class[k][part.arrays["tag_class"]].tolist(), strings(part, "tag_name"), strict=True))
@@ -69,10 +69,6 @@ def merged(parts: Sequence[Table]) -> Merged:
         columns |= _whole(name, texts + [str(getattr(bad, attribute)) for bad in duplicates])
     facts = {"containers": [list(container) for container in containers], "classes": classes}
     return Merged(columns, facts, duplicates)
-
-
-def _as_tuple(container: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(container)
 
 
 def _united(

@@ -14,7 +14,7 @@ from refimpl.data.bucket_sizes import Bucket
 from refimpl.data.config import Decoder
 from refimpl.data.crop import IntegerSource, SizeInts, cover, cover_and_crop, crop, flip
 from refimpl.data.images.archives import ImageSource
-from refimpl.data.images.decode import DEFAULT_ACCEPTED, WHITE, Accepted, BadImage, decode
+from refimpl.data.images.decode import WHITE, BadImage, decode
 from refimpl.data.images.fast_jpeg import check_fast, decode_fast
 from refimpl.data.index.data_set import Index
 from refimpl.data.loading.workers import begin_worker, delivered, start_method
@@ -115,7 +115,6 @@ class _Batches(Dataset[Batch | BadImage]):
     visit: int
     draws: Draws
     background: tuple[int, int, int]
-    accepted: Accepted
     cache: ImageCache | None
     substitutes: Callable[[int], Sequence[int]] | None
     decoder: Decoder
@@ -177,7 +176,7 @@ class _Batches(Dataset[Batch | BadImage]):
     def _read(self, item: int, decoder: Callable[..., Decoded]) -> Decoded:
         path, identifier = self.index.paths[item], self.index.ids[item]
         try:
-            image = decoder(path, self.background, self.accepted)
+            image = decoder(path, self.background)
         except BadImage as error:
             raise BadImage(path, f"{error.reason} (id {identifier!r})", error.kind) from error
         found = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
@@ -198,7 +197,6 @@ def load_batches(
     draws: Draws,
     workers: int = 0,
     background: tuple[int, int, int] = WHITE,
-    accepted: Accepted = DEFAULT_ACCEPTED,
     cache: ImageCache | None = None,
     substitutes: Callable[[int], Sequence[int]] | None = None,
     decoder: Decoder = "pillow",
@@ -210,7 +208,7 @@ def load_batches(
     batches  pairs of ((width, height) of the bucket, rows of the index)
     visit    how many times the samples have been visited before, as `draws` counts visits
     draws    all randomness: crop and flip as functions of (id, visit)
-    background, accepted  as for `decode`
+    background  as for `decode`
     cache    keeps images for the next call
     workers  processes that load ahead; 0 loads in this process. The result is the same.
     substitutes  row → rows to try instead, in order, if an image has vanished, broken or changed since it was
@@ -229,7 +227,7 @@ def load_batches(
         check_fast()
         if cache is not None:
             raise InputError("the image cache holds images scaled by Pillow: use it with decoder = 'pillow'")
-    data = _Batches(index, batches, visit, draws, background, accepted, cache, substitutes, decoder)
+    data = _Batches(index, batches, visit, draws, background, cache, substitutes, decoder)
     # A generator of its own: DataLoader draws a seed for its workers, by default from torch's global state.
     loader = DataLoader(
         data,

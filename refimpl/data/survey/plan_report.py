@@ -29,20 +29,6 @@ class PlanReport:
     catch_all_share: float
     idle_share: float
 
-    def lines(self, buckets: Sequence[Bucket]) -> list[str]:
-        """The human-readable report. buckets  (width, height) pairs, those the plan was made for"""
-        used = [
-            f"  {width:5d} × {height:<5d} {count} batches"
-            for (width, height), count in zip(buckets, self.batches_per_bucket, strict=True)
-            if count
-        ]
-        return [
-            f"{self.steps} steps; {self.dropped.size} images dropped this epoch",
-            f"batches of leftovers from several buckets: {self.catch_all_share:.2%}",
-            f"ranks waiting for the largest shape of a step: {self.idle_share:.2%} of their time",
-            *used,
-        ]
-
 
 def report_plan(plan: Plan, buckets: Sequence[Bucket]) -> PlanReport:
     """Count an epoch's batches. buckets  (width, height) pairs, indexed by the plan's bucket indices"""

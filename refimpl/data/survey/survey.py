@@ -21,6 +21,7 @@ from refimpl.data.tags import TagCounts, count_tags, dataset_weights
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 BIN_PIXELS = 32  # side of a bin of the size density
 MOST_BINS = 128  # of each axis; larger sides share the last one
+WEIGHT_BINS = 16  # of the histogram of the loss weights
 SHORT_EDGE = 256  # px; S Fig. 2 counts the images with an edge below it
 
 Numbers = npt.NDArray[np.float64]
@@ -153,7 +154,7 @@ def classes(counts: TagCounts, listed: int) -> list[ClassSurvey]:
     found = []
     for name, tags in sorted(counts.counts.items()):
         ranked = sorted(tags.items(), key=lambda pair: (-pair[1], pair[0]))
-        least = ranked[::-1][:listed]
+        least = sorted(ranked, key=lambda pair: (pair[1], pair[0]))[:listed]
         found.append(ClassSurvey(name, len(ranked), sum(tags.values()), ranked[:listed], least))
     return found
 
@@ -174,14 +175,14 @@ class WeightSurvey:
     classes: list[ClassSurvey]
 
 
-def weight_survey(table: Table, counts: TagCounts, bins: int = 16, listed: int = 5) -> WeightSurvey:
+def weight_survey(table: Table, counts: TagCounts, listed: int = 5) -> WeightSurvey:
     """Add a data set's tags to `counts`, weight every image, and list the extremes; ties are sorted by id."""
     tags, ids = TagLists(table), Ids(table)
     weights = dataset_weights(tags, count_tags(tags, counts))
     if not len(weights):
         return WeightSurvey(0, [1.0, 1.0], [0], [], [], [])
     low, high = float(weights.min()), float(weights.max())
-    edges = np.geomspace(low, high, bins + 1) if high > low * (1 + 1e-9) else np.array([low, high])
+    edges = np.geomspace(low, high, WEIGHT_BINS + 1) if high > low * (1 + 1e-9) else np.array([low, high])
     places = np.clip(np.searchsorted(edges, weights, side="right") - 1, 0, len(edges) - 2)
 
     def extremes(keys: Numbers) -> list[tuple[float, str, dict[str, tuple[str, ...]]]]:

@@ -21,10 +21,10 @@ from refimpl.interop.network.architecture import Architecture
 from refimpl.model.config import UNetConfig
 from refimpl.model.lora.adapters import ALPHA, DOWN, UP
 from refimpl.model.lora.names import nearest_names
+from refimpl.model.pipeline import PARTS
 from refimpl.storage import safetensors_file
 from refimpl.text.encoders import clip_bigg_config, clip_l_config
 
-PARTS = ("unet", "text_l", "text_g")
 MARKERS = ("v_pred", "ztsnr")  # a checkpoint's; some trainers put them into their LoRAs too
 FOLDER_FILES = (
     "adapter_model.safetensors",

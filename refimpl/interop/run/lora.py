@@ -2,16 +2,11 @@
 
 from pathlib import Path
 
-from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.interop.checkpoint import Prediction
-from refimpl.interop.lora.files import PARTS, LoRAFile
-from refimpl.interop.run.checkpoints import read_checkpoint
-from refimpl.interop.run.run_folder import CONFIG, WEIGHTS
-from refimpl.interop.run.trained_parts import file_name
+from refimpl.interop.lora.files import LoRAFile
+from refimpl.interop.run.run_folder import read_run
 from refimpl.interop.single_file.prediction_markers import prediction_metadata
-from refimpl.model.lora.config import LoRAConfig
-from refimpl.tables import from_table
 
 
 def load(path: Path | str, weights: str = "ema") -> LoRAFile:
@@ -21,22 +16,15 @@ def load(path: Path | str, weights: str = "ema") -> LoRAFile:
     returns  the adapters, with the metadata that kohya's trainer writes
     Raises InputError when something is missing or damaged, or the run trains no adapters.
     """
-    if weights not in WEIGHTS:
-        raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
-    kind = "ema" if weights == "ema" else "weights"
-    wanted = {part: file_name(part, kind) for part in PARTS}
-    folder, files, (tensors, documents) = read_checkpoint(Path(path), wanted)
-    table, where = documents["config"], f"{folder}/{CONFIG}"
-    if not isinstance(table, dict):
-        raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")
-    if not from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]").rank:
-        raise InputError(f"{folder} is from a run that trains full weights; `refimpl export` writes those")
-    diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
+    found = read_run(Path(path), weights)
+    if not found.lora.rank:
+        raise InputError(
+            f"{found.folder} is from a run that trains full weights; `refimpl export` writes those"
+        )
     prediction = Prediction(
-        diffusion.parameterisation, diffusion.zero_terminal_snr, "the run's configuration"
+        found.diffusion.parameterisation, found.diffusion.zero_terminal_snr, "the run's configuration"
     )
-    states = {part: tensors[file] for part, file in files.items()}
-    return LoRAFile(**states, metadata=training_metadata(prediction))
+    return LoRAFile(**found.states, metadata=training_metadata(prediction))
 
 
 def training_metadata(prediction: Prediction) -> dict[str, str]:

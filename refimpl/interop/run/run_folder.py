@@ -19,6 +19,7 @@ from refimpl.errors import InputError
 from refimpl.interop.run.base import COPY, check_base, load_base
 from refimpl.interop.run.checkpoints import read_checkpoint
 from refimpl.interop.run.trained_parts import add_adapters, file_name, load_network_state
+from refimpl.interop.single_file.layout import VAE_PREFIX
 from refimpl.latents.config import VAEConfig
 from refimpl.latents.scale_shift import ScaleShift
 from refimpl.latents.vae import VAE
@@ -37,7 +38,6 @@ from refimpl.text.image_tower import load_image_tower, save_image_tower
 from refimpl.text.towers import load_towers, save_towers
 
 CONFIG = "config.json"
-SINGLE_FILE_VAE = "first_stage_model."
 WEIGHTS = ("ema", "unet")
 IMAGE_TOWER, AUTOENCODER = "image_encoder", "autoencoder.safetensors"
 
@@ -168,7 +168,7 @@ def load_autoencoder(path: Path, config: VAEConfig) -> VAE:
     Raises InputError when the file cannot be read, or lists every tensor that does not fit.
     """
     state = safetensors_file.read(path)[0]
-    prefixed = {k.removeprefix(SINGLE_FILE_VAE): v for k, v in state.items() if k.startswith(SINGLE_FILE_VAE)}
+    prefixed = {k.removeprefix(VAE_PREFIX): v for k, v in state.items() if k.startswith(VAE_PREFIX)}
     vae = VAE(config)
     load_state(vae, prefixed or state, str(path))
     return vae.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from refimpl.latents.config import VAEConfig
 from refimpl.latents.vae import VAE
 from refimpl.model.config import UNetConfig
 from refimpl.model.unet import UNet
-from refimpl.storage.key_report import differences, refuse
+from refimpl.storage.key_report import differences, refuse, shapes_of
 from refimpl.text.tower_names import PREFIX as TOWER_PREFIX
 
 Shapes = dict[str, tuple[int, ...]]
@@ -151,9 +151,9 @@ def expected_shapes(found: Found, source: str) -> dict[str, Shapes]:
     if found.vae:
         shapes["vae"] = dict(vae_shapes(_vae_or_nearest(found.vae, source)))
     if found.text_l:
-        shapes["text_l"] = tower_shapes(sizes_of(_shapes(found.text_l), openclip=False))
+        shapes["text_l"] = tower_shapes(sizes_of(shapes_of(found.text_l), openclip=False))
     if found.text_g:
-        shapes["text_g"] = openclip_shapes(sizes_of(_shapes(found.text_g), openclip=True))
+        shapes["text_g"] = openclip_shapes(sizes_of(shapes_of(found.text_g), openclip=True))
     return shapes
 
 
@@ -161,14 +161,14 @@ def expected_shapes(found: Found, source: str) -> dict[str, Shapes]:
 def unet_shapes(config: UNetConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """(name, shape) of every tensor of a UNet, without allocating one."""
     with torch.device("meta"):
-        return tuple(_shapes(UNet(config).state_dict()).items())
+        return tuple(shapes_of(UNet(config).state_dict()).items())
 
 
 @lru_cache(maxsize=8)
 def vae_shapes(config: VAEConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """(name, shape) of every tensor of an autoencoder, without allocating one."""
     with torch.device("meta"):
-        return tuple(_shapes(VAE(config).state_dict()).items())
+        return tuple(shapes_of(VAE(config).state_dict()).items())
 
 
 def _unet_or_nearest(state: State, source: str) -> UNetConfig:
@@ -191,10 +191,6 @@ def _vae_or_nearest(state: State, source: str) -> VAEConfig:
 
 def _fitting(state: State, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     return sum(key in state and tuple(state[key].shape) == shape for key, shape in shapes)
-
-
-def _shapes(state: Mapping[str, Tensor]) -> Shapes:
-    return {key: tuple(value.shape) for key, value in state.items()}
 
 
 def _other_model(found: Found) -> str:

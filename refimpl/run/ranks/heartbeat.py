@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from refimpl.errors import LOST_PROCESS
+from refimpl.run.ranks.restarts import restarts
 
 Result = TypeVar("Result")
 INTERVAL = 1.0  # s between two beats
@@ -179,7 +180,7 @@ def start_heartbeat(rank: int, size: int) -> Heartbeat | None:
         return None
     store = job_store()
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    own = PrefixStore(f"refimpl/heartbeat/{_attempt()}", store)
+    own = PrefixStore(f"refimpl/heartbeat/{restarts()}", store)
     return Heartbeat(rank, size, own, "torchrun's agent on the first machine" if by_agent else "rank 0")
 
 
@@ -193,12 +194,7 @@ def meeting_place(timeout: datetime.timedelta) -> Store | None:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    return PrefixStore(f"refimpl/ranks/{_attempt()}", job_store(timeout))
-
-
-def _attempt() -> str:
-    """How often torchrun has restarted the ranks."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"refimpl/ranks/{restarts()}", job_store(timeout))
 
 
 def job_store(timeout: datetime.timedelta = datetime.timedelta(seconds=60)) -> TCPStore:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refimpl.run.optimizer_config import KINDS
-from refimpl.run.settings.kohya_data import DATA_RULES, merged_data
+from refimpl.run.settings.kohya_data import DATA_RULES, leave_other_sets, merged_data
 from refimpl.run.settings.kohya_fields import WITHOUT
 from refimpl.run.settings.kohya_networks import NETWORK_FIELDS, translate_networks
 from refimpl.run.settings.translated import (
@@ -47,6 +47,7 @@ def from_kohya(table: Mapping[str, Any], folder: str) -> Translation:
     translation = Translation(KOHYA, merged_data(fields, folder))
     translate(translation, RULES | DATA_RULES, WITHOUT)
     translate_networks(translation)
+    leave_other_sets(translation)
     _defaults(translation)
     settle(translation)
     return translation

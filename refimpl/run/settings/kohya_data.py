@@ -54,6 +54,13 @@ def merged_data(fields: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return found
 
 
+def leave_other_sets(translation: Translation) -> None:
+    """Leaves the fields of further data sets, with the reason."""
+    for name, value in translation.fields.items():
+        if name.startswith("datasets[") and name not in translation.unknown:
+            leave(ONE_SET)(translation, name, value)
+
+
 def _tables(name: str, value: Any) -> list[Mapping[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
         raise InputError(
@@ -109,7 +116,6 @@ def _resolution(t: Translation, name: str, value: Any) -> None:
         t.left[name] = (
             f"a single bucket of {width}×{height} without enable_bucket; buckets of that area are made"
         )
-        t.origin.pop("buckets.max_area")
         t.origin["buckets.max_area"] = f"{name} of {t.trainer}, with buckets"
 
 
@@ -160,7 +166,7 @@ DATA_RULES: dict[str, Rule] = {
         ("color_aug", "face_crop_aug_range", "caption_prefix", "caption_suffix", "keep_tokens_separator",
          "secondary_separator", "enable_wildcard", "token_warmup_min", "token_warmup_step", "class_tokens",
          "is_reg", "cache_info", "support_controlnet", "support_dreambooth", "support_dropout",
-         "support_finetuning", "custom_attributes", "validation_split", "conditioning_data_dir"),
+         "support_finetuning", "custom_attributes", "conditioning_data_dir"),
         _without,
     ),
 }  # fmt: skip

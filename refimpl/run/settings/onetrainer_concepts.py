@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError
+from refimpl.run.settings.kohya_data import ONE_SET
 from refimpl.run.settings.translated import Rule, Translation, same, to
 from refimpl.tables import parsed_json
 
@@ -37,9 +38,7 @@ def translate_concepts(t: Translation, concepts: list[Mapping[str, Any]]) -> Non
         if not is_enabled:
             t.off.append(f"{where}.path")
         elif setting in used:
-            t.left[f"{where}.path"] = (
-                "refimpl trains on one data set; index several with `refimpl data index A B -o ALL.index`"
-            )
+            t.left[f"{where}.path"] = ONE_SET
         else:
             used[setting] = number
             t.set(f"{where}.path", setting, concept.get("path", ""))

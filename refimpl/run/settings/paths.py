@@ -11,6 +11,7 @@ from refimpl.errors import InputError
 from refimpl.latents.config import SCALE_SHIFT_NAMES
 from refimpl.names import near_path
 from refimpl.run.config import Config
+from refimpl.run.ranks.restarts import restarts
 
 DIFFUSERS_FILES = (
     "model_index.json",
@@ -199,8 +200,7 @@ def has_tokenizer(folder: str) -> bool:
 
 
 def _out(config: Config) -> Iterator[str]:
-    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # goes on with what is there
-    if config.train.out and not config.train.resume and not is_restart:
+    if config.train.out and not config.train.resume and not restarts():  # which go on with what is there
         yield from _found(out_problem(Path(config.train.out)))
 
 

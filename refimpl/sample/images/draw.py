@@ -44,7 +44,7 @@ def draw_images(
         raise InputError(
             f"an image of {config.width}×{config.height} px is not a multiple of the VAE's {factor}"
         )
-    schedule = model.diffusion.schedule()
+    schedule = model.schedule
     latent_size = (config.height // factor, config.width // factor)
     sigmas = grid_of_settings(config, schedule, latent_size, start_sigma)
     size = conditioning_at_inference(config.height, config.width)

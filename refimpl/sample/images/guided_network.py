@@ -35,7 +35,7 @@ def guided_network(
     returns       predict_v(x [B, C, h, w] in VP form, sigma_edm scalar) → v [B, C, h, w]
     Raises InputError when an image prompt is given to a model without an image tower.
     """
-    schedule, parameterisation = model.diffusion.schedule(), model.diffusion.parameterisation
+    schedule, parameterisation = model.schedule, model.parameterisation
     device, count = next(model.unet.parameters()).device, len(prompts)
     cell, end = model.vae.config.factor, terminal_level(config.terminal)
     attention = AttentionOptions(-(-config.attention_train_side // cell), -(-config.attention_window // cell))

@@ -27,8 +27,6 @@ class MicroBatch:
     latents: Tensor | None  # [B, C, h, w] from a cache, unscaled, in the dtype they are stored in
     size_ints: Tensor  # [B, 6] int64
     captions: list[str]
-    draw_ids: Tensor  # [B] int64
-    tag_weights: Tensor  # [B] float32
     scores: Tensor | None  # [B] float32
     features: Tensor  # [B, F] float32, of sizes, crop and scores
     t: Tensor  # [B] int64
@@ -87,8 +85,6 @@ def make_micro_batch(
         latents=batch.latents if isinstance(batch, LatentBatch) else None,
         size_ints=batch.size_ints,
         captions=captions,
-        draw_ids=ids,
-        tag_weights=tag_weights,
         scores=scores,
         features=size_features(batch.size_ints, scores),
         t=own.t,

@@ -26,7 +26,7 @@ from refimpl.train.optimizer.memory import states_bytes, step_bytes, waiting_byt
 from refimpl.train.placement import keep_in_bfloat16
 from refimpl.train.setup.trainable import Part, make_trainable
 from refimpl.train.sharding.block_inputs import sharded_modules
-from refimpl.train.validate import BATCH, TIMESTEPS, drawn_at_once
+from refimpl.train.validate import BATCH, drawn_at_once, measured_timesteps
 
 META = torch.device("meta")
 FLOAT32 = 4  # bytes
@@ -145,15 +145,15 @@ def gathered_together(unet: UNet) -> list[int]:
     return [*blocks, root - sum(blocks)]
 
 
-def count_unet(unet: UNet, height: int, width: int, bf16: bool, tokens: int = ROW_TOKENS) -> Timeline:
+def count_unet(unet: UNet, height: int, width: int, bf16: bool) -> Timeline:
     """Counts a forward and a backward pass of a UNet on the meta device.
 
-    height, width  of the latents, in cells      tokens  of the text that cross-attention reads
+    height, width  of the latents, in cells
     """
     on_cuda = AsOnCuda()
 
     def run() -> Tensor:
-        context = torch.empty(COUNTED_BATCH, tokens, unet.config.context_dim, device=META)
+        context = torch.empty(COUNTED_BATCH, ROW_TOKENS, unet.config.context_dim, device=META)
         return _run_unet(unet, height, width, context, on_cuda, bf16)
 
     with on_cuda:
@@ -225,7 +225,8 @@ def _count_measuring(config: Config, model: Model) -> dict[str, int]:
     factor, measuring = config.vae.factor, {}
     if config.data.heldout:
         width, height = max(config.all_stages()[-1].buckets.sizes(), key=lambda size: size[0] * size[1])
-        images = max(1, BATCH // len(TIMESTEPS)) * len(TIMESTEPS)
+        repeats = len(measured_timesteps(config.diffusion))
+        images = max(1, BATCH // repeats) * repeats
         measuring["held-out loss"] = _count_drawing(model.unet, height // factor, width // factor).peak(
             images
         )

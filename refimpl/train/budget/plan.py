@@ -11,6 +11,7 @@ from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.unet import UNet
 from refimpl.ops import load_ops
 from refimpl.run.config import Config
+from refimpl.run.stage import images_at
 from refimpl.train.batches.shares import micro_batches, rounds
 from refimpl.train.budget.cards import GIB
 from refimpl.train.budget.counted import META, Counted, count, count_unet, gathered_together, lay_out
@@ -83,7 +84,7 @@ def largest_work(config: Config, ranks: int = 1) -> Work:
         is_own = bool(config.stages) and config.stages[number].batch_size > 0
         setting = "stages.batch_size" if is_own else "train.batch_size"
         for width, height in stage.buckets.sizes():
-            batch = train.pixel_budget // (width * height) or stage.batch_size
+            batch = images_at(train, stage, (width, height))
             if largest is None or batch * width * height > most:
                 most = batch * width * height
                 setting = "train.pixel_budget" if train.pixel_budget else setting

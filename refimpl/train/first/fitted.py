@@ -13,7 +13,6 @@ from refimpl.train.budget.plan import Plan, Work, largest_work, plan_step
 from refimpl.train.first.choose import Reasons
 
 PRECISIONS = ("tf32", "bf16")  # the paper's (N §4), and the one that needs less memory
-TRIED = "train.precision", "train.activation_checkpointing", "train.batch_size"
 
 
 def fitted(config: Config, card: Card, fixed: Collection[str] = ()) -> tuple[Config, Reasons, Plan]:
@@ -22,7 +21,7 @@ def fitted(config: Config, card: Card, fixed: Collection[str] = ()) -> tuple[Con
     fixed  settings that are to stay as they are, by section and name
     Raises InputError when nothing fits, saying what takes the most.
     """
-    tried: list[tuple[Config, Work, Plan]] = []
+    least: list[tuple[int, Plan]] = []  # the fewest images that a micro-batch may have, and what they need
     smaller: list[tuple[Config, Work, Plan]] = []
     for changed in _candidates(config, fixed):
         work = largest_work(changed)
@@ -30,12 +29,14 @@ def fitted(config: Config, card: Card, fixed: Collection[str] = ()) -> tuple[Con
         plan = plan_step(counted, work)
         if fits(plan, card):
             return changed, _reasons(changed, plan, card), plan
-        tried.append((changed, work, plan))
-        less = None if "train.batch_size" in fixed else smaller_batch(counted, work, card)
+        is_fixed = "train.batch_size" in fixed
+        fewest = work if is_fixed else _one_by_one(work)
+        least.append((fewest.batch, plan_step(counted, fewest)))
+        less = None if is_fixed else smaller_batch(counted, work, card)
         if less is not None:
             smaller.append((changed, less, plan_step(counted, less)))
     if not smaller:
-        raise _refusal(min((plan for _, _, plan in tried), key=lambda plan: plan.needed), config, card)
+        raise _refusal(*min(least, key=lambda entry: entry[1].needed), config, card)
     changed, work, plan = max(
         smaller, key=lambda entry: entry[1].batch
     )  # the first of equals: changed the least
@@ -75,7 +76,12 @@ def _reasons(config: Config, plan: Plan, card: Card) -> Reasons:
     }
 
 
-def _refusal(plan: Plan, config: Config, card: Card) -> InputError:
+def _one_by_one(work: Work) -> Work:
+    """The same images in micro-batches of one; a step has but one where the backward pass steps the parameters."""
+    return replace(work, batch=1, accumulate=1 if work.in_backward else work.batch * work.accumulate)
+
+
+def _refusal(images: int, plan: Plan, config: Config, card: Card) -> InputError:
     largest = max(plan.held, key=lambda name: plan.held[name])
     if config.lora.rank or not config.train.init_from:  # adapters, or a network as small as there is
         remedy = (
@@ -83,8 +89,9 @@ def _refusal(plan: Plan, config: Config, card: Card) -> InputError:
         )
     else:
         remedy = "train a LoRA (--train lora), begin with the preset finetune_24gb, or take a larger card"
+    at_a_time = "one image" if images == 1 else f"{images} images"
     return InputError(
-        f"this does not fit {card.name}: with one image at a time, bf16 and every block computed again it needs "
+        f"this does not fit {card.name}: with {at_a_time} at a time, bf16 and every block computed again it needs "
         f"{plan.needed / GIB:.1f} of {card.memory / GIB:.1f} GiB, of which {plan.held[largest] / GIB:.1f} for the "
         f"{largest}; {remedy}"
     )

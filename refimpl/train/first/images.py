@@ -9,6 +9,7 @@ from refimpl.data.config import DataConfig
 from refimpl.data.index.data_set import read_source
 
 MOST_PROMPT = 200  # characters of a caption that is drawn from
+PROMPTS = 4  # captions that are drawn from
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,9 @@ class Images:
         return float(np.mean(self.widths * self.heights >= area))
 
 
-def look_at_images(source: str, prompts: int = 4, allow_outside: bool = False) -> Images:
+def look_at_images(source: str, allow_outside: bool = False) -> Images:
     """Reads a data set as training will: sizes from the files' headers, and captions, which may be missing.
 
-    prompts        the most captions to keep
     allow_outside  also read files outside the data set's folder
     Raises InputError as training would: for no images, too many that can't be used, or two of one name.
     """
@@ -48,6 +48,6 @@ def look_at_images(source: str, prompts: int = 4, allow_outside: bool = False) -
         index.widths,
         index.heights,
         sum(not text for text in captions),
-        tuple(different)[:prompts],
+        tuple(different)[:PROMPTS],
         tuple(str(bad) for bad in index.quarantined),
     )

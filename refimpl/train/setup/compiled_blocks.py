@@ -21,6 +21,7 @@ from refimpl.model.attention_options import transformers
 from refimpl.model.blocks import ResBlock
 from refimpl.model.unet import UNet
 from refimpl.run.config import Config
+from refimpl.run.stage import images_at
 
 BACKEND: str | Callable[..., Any] = "inductor"
 MOST_GRAPHS = 30  # each takes seconds to tens of seconds to compile
@@ -75,17 +76,12 @@ def tokens(height: int, width: int, level: int) -> int:
 
 def training_sizes(config: Config) -> set[Size]:
     """The sizes of all micro-batches of all stages."""
-    from refimpl.data.buckets import pixel_budget_batch_sizes
-
-    sizes = set()
-    for stage in config.all_stages():
-        buckets = stage.buckets.sizes()
-        images = [stage.batch_size] * len(buckets)
-        if config.train.pixel_budget:
-            images = pixel_budget_batch_sizes(buckets, config.train.pixel_budget)
-        factor = config.vae.factor
-        sizes |= {(int(n), h // factor, w // factor) for n, (w, h) in zip(images, buckets, strict=True)}
-    return sizes
+    factor = config.vae.factor
+    return {
+        (images_at(config.train, stage, (width, height)), height // factor, width // factor)
+        for stage in config.all_stages()
+        for width, height in stage.buckets.sizes()
+    }
 
 
 def check_compiler(device: torch.device) -> None:

@@ -51,8 +51,8 @@ def frozen_parts(
             )
         vae = VAE(config.vae)
         load_state(vae, contents.tensors["autoencoder"], str(folder))
-        scale_shift = ScaleShift.from_json(json.dumps(contents.documents["scale_shift"]))
-        return vae.eval().requires_grad_(False), scale_shift, contents.tensors["statistics"]
+        measured = ScaleShift.from_json(json.dumps(contents.documents["scale_shift"]))
+        return vae.eval().requires_grad_(False), chosen or measured, contents.tensors["statistics"]
     elif folder and folder.exists():
         raise InputError(
             f"latents.folder {folder} exists but holds no autoencoder; delete it or name another"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from refimpl.run.config import Config
+from refimpl.run.stage import images_at
 from refimpl.train.batches.shares import micro_batches
 from refimpl.train.budget.cards import Card, peak_flops
 from refimpl.train.budget.flops import bucket_flops
@@ -67,9 +68,7 @@ def stage_lengths(config: Config) -> list[int]:
 
 def step_images(config: Config, number: int, bucket: tuple[int, int], ranks: int) -> int:
     """Images of an optimizer step of all ranks in a stage, at a bucket (width, height)."""
-    width, height = bucket
-    batch = config.train.pixel_budget // (width * height) or config.all_stages()[number].batch_size
-    return batch * micro_batches(config.train, ranks)
+    return images_at(config.train, config.all_stages()[number], bucket) * micro_batches(config.train, ranks)
 
 
 def speed_lines(config: Config, speed: Speed | None, card: Card, ranks: int) -> str:

@@ -8,14 +8,10 @@ from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.interop.run.run_folder import CONFIG
 from refimpl.run.config import Config
 from refimpl.run.ranks.heartbeat import job_store
+from refimpl.run.ranks.restarts import restarts
 from refimpl.run.world import World
 
 RUN = "refimpl/run"  # key in the job's store
-
-
-def is_restart() -> bool:
-    """Whether torchrun has started these workers in the place of ones that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def remember_run(run: Path, world: World) -> None:
@@ -29,7 +25,7 @@ def begun_run(config: Config, world: World) -> Config:
 
     A run that had failed before its settings were written begins anew in the same folder.
     """
-    if not is_restart():
+    if not restarts():
         return config
     run = world.on_main(lambda: _remembered() or config.train.out)
     if not run:
@@ -40,7 +36,7 @@ def begun_run(config: Config, world: World) -> Config:
 
 def has_finished(config: Config, world: World) -> bool:
     """Whether there is nothing left to do after a restart: the workers failed behind the last checkpoint."""
-    if not (is_restart() and config.train.resume):
+    if not (restarts() and config.train.resume):
         return False
     return world.on_main(
         lambda: max(committed_steps(Path(config.train.out)), default=0) >= config.train.steps

@@ -11,6 +11,7 @@ from refimpl.commands.data.cache import cache_command
 from refimpl.errors import InputError
 from refimpl.storage import atomic
 from tests.commands.data.test_cache import LATENTS
+from tests.folders import flip_last_bit
 from tests.train import caches, runs
 
 
@@ -24,9 +25,7 @@ def test_a_truncated_shard_is_written_again(config: str, tmp_path: Path) -> None
         [open_latents(out).entry(row, 0, False) for row in range(18)]
     caches.write(config, out, *LATENTS)
     assert caches.contents(out) == whole
-    content = bytearray(flipped.read_bytes())
-    content[-1] ^= 1
-    flipped.write_bytes(content)
+    flip_last_bit(flipped)
     caches.write(config, out, *LATENTS)
     assert caches.contents(out) != whole  # a flipped bit is not looked for …
     caches.write(config, out, *LATENTS, "--verify")

@@ -21,6 +21,7 @@ from refimpl.model.lora.adapters import ALPHA, lora_state
 from refimpl.model.lora.config import LoRAConfig
 from refimpl.storage import committed
 from refimpl.tables import to_table
+from tests.folders import contents
 from tests.interop.lora.test_files import assert_same
 from tests.interop.lora.test_merge import checkpoint
 from tests.interop.lora_examples import ARCHITECTURE, example, lora_file, networks
@@ -46,10 +47,6 @@ def files(tmp_path) -> tuple[Path, Path]:
     single_file.save(base(), model)
     lora_files.save(example(), lora)
     return model, lora
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_merged(path: Path, strength: float, dtype: torch.dtype = torch.float32) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from refimpl.commands.main import dispatch
 from refimpl.run.presets import load_config
-from tests.commands.start.test_init import ending, here
+from tests.commands.endings import ending
+from tests.commands.start.test_init import here
 from tests.train import runs
 
 __all__ = ["here"]  # the fixture: a folder of its own
@@ -34,7 +36,7 @@ output_dir = "out"
 def test_kohyas_settings_train_here(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs.write_images(Path("images"), 9)
     Path("k.toml").write_text(KOHYA.format(start=trained, more=""))
-    code, out, _ = ending(["init", "--import", "k.toml"], capsys)
+    code, out, _ = ending(dispatch, ["init", "--import", "k.toml"], capsys)
     assert code == 0
     assert "  network_dim → lora.rank = 2\n" in out
     assert "not carried over (1):\n  clip_skip: refimpl has no such setting\n" in out
@@ -48,19 +50,19 @@ def test_kohyas_settings_train_here(trained: Path, capsys: pytest.CaptureFixture
     text = " ".join(Path("k-refimpl.toml").read_text().replace("\n# ", " ").split())
     assert "Not carried over: clip_skip." in text
     assert "Here: sd-scripts's network_dim." in text
-    assert ending(["train", "k-refimpl.toml", "--train.steps", "1"], capsys)[0] == 0
+    assert ending(dispatch, ["train", "k-refimpl.toml", "--train.steps", "1"], capsys)[0] == 0
     assert Path("out/checkpoints/step-00000001").is_dir()
 
 
 def test_unknown_fields_are_refused_or_left_out_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     Path("k.toml").write_text(KOHYA.format(start="gone.safetensors", more="lr_shceduler = 1\nnosuch = 2"))
-    code, out, error = ending(["init", "--import", "k.toml"], capsys)
+    code, out, error = ending(dispatch, ["init", "--import", "k.toml"], capsys)
     assert (code, out) == (2, "")
     assert error.splitlines()[1:] == [
         "  lr_shceduler; the nearest is lr_scheduler", f"  nosuch; the nearest is {error.split()[-1]}",
     ]  # fmt: skip
     assert os.listdir() == ["k.toml"]
-    code, out, _ = ending(["init", "--import", "k.toml", "--skip-unknown"], capsys)
+    code, out, _ = ending(dispatch, ["init", "--import", "k.toml", "--skip-unknown"], capsys)
     assert code == 0
     assert "not its fields, left out (2):\n  lr_shceduler: the nearest is lr_scheduler\n" in out
     assert "max_train_epochs: 3 epochs of images that are not here to be counted; set train.steps" in out
@@ -71,7 +73,7 @@ def test_onetrainers_settings_are_translated(capsys: pytest.CaptureFixture[str])
     table = {"training_method": "LORA", "base_model_name": "m", "concepts": [{"path": "images"}], "epochs": 2}
     Path("o.json").write_text(json.dumps(table))
     runs.write_images(Path("images"), 3)
-    code, out, _ = ending(["init", "--import", "o.json", "--out", "mine.toml"], capsys)
+    code, out, _ = ending(dispatch, ["init", "--import", "o.json", "--out", "mine.toml"], capsys)
     assert code == 0
     assert "  epochs → train.steps = 6\n" in out
     config = load_config("mine.toml")
@@ -90,7 +92,7 @@ def test_fields_of_onetrainer_inside_others_are_told_by_their_place(
         "nested": {"a": {"b": 1}},
     }
     Path("o.json").write_text(json.dumps(table))
-    code, out, error = ending(["init", "--import", "o.json"], capsys)
+    code, out, error = ending(dispatch, ["init", "--import", "o.json"], capsys)
     assert (code, out) == (2, "")
     assert error.startswith("error: o.json: OneTrainer has no such fields; ")
     told = {line.split(";")[0].strip() for line in error.splitlines()[1:]}
@@ -102,7 +104,7 @@ def test_contradictions_are_told_in_our_words(capsys: pytest.CaptureFixture[str]
     Path("k.toml").write_text(
         'pretrained_model_name_or_path = "m"\ntrain_data_dir = "i"\nzero_terminal_snr = true'
     )
-    code, _, error = ending(["init", "--import", "k.toml"], capsys)
+    code, _, error = ending(dispatch, ["init", "--import", "k.toml"], capsys)
     assert code == 2
     assert "'eps' cannot be used with a zero-terminal-SNR schedule" in error
     assert os.listdir() == ["k.toml"]
@@ -123,7 +125,7 @@ def test_a_value_out_of_range_names_their_field(
     text: str, told: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("k.toml").write_text(f"pretrained_model_name_or_path = 'm'\noutput_name = 'o'\nseed = 1\n{text}\n")
-    code, out, error = ending(["init", "--import", "k.toml"], capsys)
+    code, out, error = ending(dispatch, ["init", "--import", "k.toml"], capsys)
     assert (code, out) == (2, "")
     assert all(line in error for line in told), error
     assert "seed" not in error
@@ -134,7 +136,7 @@ def test_a_value_of_the_wrong_type_is_an_error_whatever_is_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("k.toml").write_text("pretrained_model_name_or_path = 'm'\nmax_train_steps = 'x'\nnosuch = 1\n")
-    code, out, error = ending(["init", "--import", "k.toml", "--skip-unknown"], capsys)
+    code, out, error = ending(dispatch, ["init", "--import", "k.toml", "--skip-unknown"], capsys)
     assert (code, out) == (2, "")
     assert error.endswith("delete their lines\n  max_train_steps: 'x' is not a whole number\n")
     assert os.listdir() == ["k.toml"]

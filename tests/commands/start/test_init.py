@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from refimpl.commands.main import dispatch
-from refimpl.commands.terminal import run_command
 from refimpl.run.presets import load_config
 from refimpl.train.budget.cards import CARDS
+from tests.commands.endings import ending
 from tests.train import runs
 
 SHORT = ("--latents.train-steps", "1", "--train.steps", "1")
@@ -21,14 +21,6 @@ SHORT = ("--latents.train-steps", "1", "--train.steps", "1")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("refimpl.train.first.card.unseen_gpu", lambda: "")
-
-
-def ending(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    with pytest.raises(SystemExit) as stop:
-        run_command(lambda: dispatch(words))
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
 
 
 def rows(run: str) -> list[dict]:
@@ -49,12 +41,12 @@ def odd_images(folder: Path) -> None:
 
 def test_two_commands_from_images_to_a_first_logged_step(capsys: pytest.CaptureFixture[str]) -> None:
     odd_images(Path("my images"))
-    code, out, error = ending(["init", "my images", "--yes", *SHORT], capsys)
+    code, out, error = ending(dispatch, ["init", "my images", "--yes", *SHORT], capsys)
     assert (code, error) == (0, "")
     assert "images: 4 in my images, 3 without a caption, trained with an empty one\n" in out
     assert "train with:  refimpl train 'my images.toml'\n" in out
     assert sorted(os.listdir()) == ["my images", "my images.toml"]
-    code, out, _ = ending(["train", "--config", "my images.toml"], capsys)
+    code, out, _ = ending(dispatch, ["train", "--config", "my images.toml"], capsys)
     assert code == 0
     (logged,) = [row for row in rows("my images-001") if "loss" in row]
     assert logged["step"] == 1
@@ -65,13 +57,13 @@ def test_one_image_and_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture
     Path("one").mkdir()
     Image.new("RGB", (20, 30)).save("one/a.jpg")
     words = ["init", "one", "--yes", "--checkpoint", str(trained), "--train.steps", "1", "--lora.rank", "2"]
-    code, out, error = ending(words, capsys)
+    code, out, error = ending(dispatch, words, capsys)
     assert (code, error) == (0, "")
     assert f"starts from: {trained} (run, float32, predicts v:" in out
     assert "trains a LoRA of rank 2" in out
     config = load_config("one.toml")
     assert (config.train.batch_size, config.lora.rank, config.train.init_from) == (1, 2, str(trained))
-    code, _, error = ending(["train", "one.toml"], capsys)
+    code, _, error = ending(dispatch, ["train", "one.toml"], capsys)
     assert code == 0, error
     assert [row["step"] for row in rows("one-001") if "loss" in row] == [1]
 
@@ -88,7 +80,7 @@ def test_the_card_is_planned_for(root: Path, trained: Path, capsys: pytest.Captu
         "--train",
         "whole",
     ]
-    code, out, _ = ending(words, capsys)
+    code, out, _ = ending(dispatch, words, capsys)
     assert code == 0
     assert f"card: {CARDS['rtx4090'].name}, of whose 23.5 GiB the run needs " in out
     text = Path("train.toml").read_text()
@@ -120,7 +112,7 @@ def test_return_takes_every_default(
     asked("\n\n", ["init", str(root / "train")], monkeypatch)
     on_terminal = Path("train.toml").read_text().partition("# images:")[2]
     Path("train.toml").unlink()
-    ending(["init", str(root / "train"), "--yes"], capsys)
+    ending(dispatch, ["init", str(root / "train"), "--yes"], capsys)
     assert Path("train.toml").read_text().partition("# images:")[2] == on_terminal
 
 
@@ -131,10 +123,10 @@ def test_images_behind_links_are_read_where_that_is_asked(
     links.mkdir()
     for path in sorted((root / "train").iterdir()):
         (links / path.name).symlink_to(path)
-    code, _, error = ending(["init", str(links), "--yes"], capsys)
+    code, _, error = ending(dispatch, ["init", str(links), "--yes"], capsys)
     assert code == 2
     assert "data.allow_outside = true" in error
-    code, _, error = ending(["init", str(links), "--yes", "--data.allow-outside"], capsys)
+    code, _, error = ending(dispatch, ["init", str(links), "--yes", "--data.allow-outside"], capsys)
     assert (code, error) == (0, "")
     assert load_config("links.toml").data.allow_outside
 
@@ -152,12 +144,14 @@ def test_a_full_size_checkpoint_needs_a_card(
     monkeypatch.setattr("refimpl.commands.start.first.look_at_checkpoint", full_size)
     Path("model.safetensors").touch()
     code, _, error = ending(
-        ["init", str(root / "train"), "--yes", "--checkpoint", "model.safetensors"], capsys
+        dispatch, ["init", str(root / "train"), "--yes", "--checkpoint", "model.safetensors"], capsys
     )
     assert code == 2
     assert "torch sees no GPU here, and model.safetensors is too large for a CPU" in error
     code, _, error = ending(
-        ["init", str(root / "train"), "--yes", "--checkpoint", "model.safetensors", "--gpu", "cpu"], capsys
+        dispatch,
+        ["init", str(root / "train"), "--yes", "--checkpoint", "model.safetensors", "--gpu", "cpu"],
+        capsys,
     )
     assert code == 2
     assert "comes without a tokenizer, and there is none beside it" in error
@@ -169,7 +163,7 @@ def test_unreadable_files_are_listed_as_training_would(
 ) -> None:
     runs.write_images(Path("bad"), 3)
     Path("bad/001.png").write_bytes(b"not an image")
-    code, _, error = ending(["init", "bad", "--yes"], capsys)
+    code, _, error = ending(dispatch, ["init", "bad", "--yes"], capsys)
     assert code == 2
     assert "1 of 3 images can't be used" in error
     assert "bad/001.png" in error
@@ -180,7 +174,7 @@ def test_a_folder_of_broken_images_alone_lists_them(capsys: pytest.CaptureFixtur
     Path("broken").mkdir()
     for name, content in {"a.png": b"\x89PNG\r\n\x1a\n", "b.jpg": b"", "c.webp": b"RIFF"}.items():
         Path("broken", name).write_bytes(content)
-    code, out, error = ending(["init", "broken", "--yes"], capsys)
+    code, out, error = ending(dispatch, ["init", "broken", "--yes"], capsys)
     assert (code, out) == (2, "")
     assert error.startswith(
         "error: broken: 3 of 3 images can't be used, more than 1%; repair or remove them:\n"
@@ -200,7 +194,7 @@ def test_answers_that_end_leave_nothing(
         terminal = io.StringIO("".join(f"{answer}\n" for answer in answers[:known]))
         monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
         monkeypatch.setattr("sys.stdin", terminal)
-        code, _, error = ending(["init"], capsys)
+        code, _, error = ending(dispatch, ["init"], capsys)
         assert (code, error.count("\n")) == (2, 1)
         assert error.startswith(
             "error: no more answers: answer on a terminal, or take every default with --yes"
@@ -247,7 +241,7 @@ def test_what_is_refused_leaves_nothing(
     runs.write_images(Path("full"), 1)
     Path("there.toml").touch()
     before = sorted(os.listdir())
-    code, out, error = ending(["init", *words, "--yes"], capsys)
+    code, out, error = ending(dispatch, ["init", *words, "--yes"], capsys)
     assert (code, out) == (2, "")
     assert said in " ".join(error.replace("│", "").split())
     assert sorted(os.listdir()) == before
@@ -258,7 +252,7 @@ def test_a_card_that_torch_cannot_see(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("refimpl.train.first.card.unseen_gpu", lambda: "/dev/nvidia0")
-    code, _, error = ending(["init", str(root / "train"), "--yes"], capsys)
+    code, _, error = ending(dispatch, ["init", str(root / "train"), "--yes"], capsys)
     assert code == 2
     assert error.startswith("error: this machine has a GPU (/dev/nvidia0) that torch can't see: ")
     assert error.count("\n") == 1

@@ -98,7 +98,7 @@ def test_tags_are_ranked_by_class() -> None:
     assert (artist.name, artist.distinct, artist.uses) == ("artist", 1, 1)
     assert (general.distinct, general.uses) == (3, 4)
     assert general.most == [("a", 2), ("b", 1)]
-    assert general.least == [("c", 1), ("b", 1)]
+    assert general.least == [("b", 1), ("c", 1)]
     assert found.uncaptioned == 1
 
 

@@ -24,8 +24,8 @@ from refimpl.text.config import TextConfig
 from refimpl.text.encoders import clip_bigg_config, tiny_configs
 from refimpl.text.tokenizer import tiny_tokenizer
 from refimpl.text.towers import load_towers
+from tests.folders import largest_file
 from tests.interop.checkpoints import PARTS, TINY, private_bytes, random_bits, same_bits, working
-from tests.storage.test_committed import largest_file
 from tests.strategies import predictions, scale_shifts, unet_configs, vae_configs
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)

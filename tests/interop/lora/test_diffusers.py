@@ -22,7 +22,7 @@ from tests.interop.lora_examples import (
     unet,
 )
 from tests.model.diffusers_unet import diffusers_unet, inputs, to_diffusers
-from tests.model.test_unet import relative_error
+from tests.tensors import relative_error
 from tests.tolerances import NETWORK_FLOAT32
 
 

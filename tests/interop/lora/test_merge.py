@@ -17,7 +17,7 @@ from refimpl.text.encoders import penultimate_state, tiny_encoders
 from refimpl.text.tower_names import tower_parameters
 from tests.interop.lora_examples import CONFIG, EVERYTHING, example, lora_file, networks, unet
 from tests.model.diffusers_unet import inputs
-from tests.model.test_unet import relative_error
+from tests.tensors import relative_error
 from tests.tolerances import NETWORK_FLOAT32
 
 KEY = "input_blocks.3.1.transformer_blocks.0.attn1.to_q"

@@ -2,10 +2,8 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from refimpl.errors import InputError
 from refimpl.interop import any_checkpoint
@@ -13,6 +11,7 @@ from refimpl.interop.run.checkpoints import committed_steps, newest_whole, prune
 from refimpl.interop.run.run_folder import load_model
 from refimpl.storage import committed
 from tests.storage.ranks.states import halves, sign, write_shards
+from tests.tensors import same
 from tests.train import runs
 
 
@@ -28,10 +27,6 @@ def cut_into_shards(folder: Path) -> Path:
         write_shards(folder / name, halves(state))
     sign(folder)
     return folder
-
-
-def same(a: Any, b: Any) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_checkpoint_in_shards_is_the_same_model(trained: Path, copied: Path) -> None:

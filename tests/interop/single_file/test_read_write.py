@@ -20,8 +20,8 @@ from refimpl.latents.vae import VAEConfig
 from refimpl.model.unet import UNetConfig
 from refimpl.storage import safetensors_file
 from refimpl.text.encoders import clip_bigg_config, clip_l_config, tiny_configs
+from tests.folders import largest_file
 from tests.interop.checkpoints import PARTS, random_bits, same_bits, shapes_only, working
-from tests.storage.test_committed import largest_file
 from tests.strategies import predictions, scale_shifts, unet_configs, vae_configs
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)

@@ -30,8 +30,10 @@ from refimpl.model.unet import UNet, UNetConfig
 from refimpl.tables import from_table, to_table
 from refimpl.text.encoders import clip_bigg_config, clip_l_config, penultimate_state, tiny_encoders
 from tests import strategies
+from tests.interop.lora_examples import fill
 from tests.model.diffusers_unet import inputs, trained_looking
-from tests.model.test_unet import SMALL, relative_error
+from tests.model.test_unet import SMALL
+from tests.tensors import relative_error
 from tests.tolerances import NETWORK_BFLOAT16_FACTOR, NETWORK_FLOAT32, NETWORK_FLOAT64, STANDARD_ERRORS
 
 CONV_TARGETS = ("*.in_layers.2", "*.op", "*.conv", "*.skip_connection")
@@ -48,16 +50,7 @@ def adapted_unet(config: UNetConfig = SMALL, targets=(*ATTENTION_TARGETS, *CONV_
     """A small deterministic network with adapters that change its output."""
     unet = plain_unet(config)
     add_lora(unet, targets, **{"rank": 3, "alpha": 2.0, **options})
-    return filled(unet)
-
-
-def filled(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The network with random values in its adapters' up maps, so that they have an effect."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in adapted_layers(network).values():
-            layer.lora_up.weight.normal_(0, 0.3, generator=generator)
-    return network
+    return fill(unet)
 
 
 def test_the_default_targets_are_the_722_maps_of_sdxls_transformers():
@@ -115,7 +108,7 @@ def test_merged_weights_equal_the_adapted_forward_pass(config, targets, rank, al
     rank = min(rank, *(min(shape[0], math.prod(shape[1:])) for shape in sizes))
     names = add_lora(unet, targets, rank, alpha, seed=seed)
     assert relative_error(call.ours(unet), before) <= NETWORK_FLOAT64  # up is 0; memory layouts may differ
-    filled(unet)
+    fill(unet)
     adapted = call.ours(unet)
     merge_lora(unet)
     assert relative_error(call.ours(unet), adapted) <= NETWORK_FLOAT64
@@ -134,7 +127,7 @@ def test_text_towers_merge_to_their_adapted_states():
         before = penultimate_state(tower, ids)
         add_lora(tower, TEXT_TARGETS, 2, 1.0)
         assert torch.equal(penultimate_state(tower, ids), before)
-        adapted = penultimate_state(filled(tower), ids)
+        adapted = penultimate_state(fill(tower), ids)
         assert relative_error(adapted, before) > NETWORK_FLOAT32
         merge_lora(tower)
         assert relative_error(penultimate_state(tower, ids), adapted) <= NETWORK_FLOAT32
@@ -146,7 +139,7 @@ def test_text_towers_merge_to_their_adapted_states():
 def test_merging_keeps_the_weights_dtype_and_rounds_once(dtype):
     network = nn.Sequential(nn.Linear(16, 16)).to(dtype)
     add_lora(network, ["0"], 4, 2.0)
-    filled(network)
+    fill(network)
     layer = adapted_layers(network)["0"]
     assert layer.lora_up.weight.dtype == torch.promote_types(dtype, torch.float32)
     wide = layer.weight.double() + 0.5 * layer.lora_up.weight.double() @ layer.lora_down.weight.double()
@@ -162,7 +155,7 @@ def test_merging_keeps_the_weights_dtype_and_rounds_once(dtype):
 def test_merged_low_precision_weights_are_those_of_float32_rounded(dtype):
     network = nn.Sequential(nn.Linear(32, 32)).to(dtype)
     add_lora(network, ["0"], 4, 2.0)
-    filled(network)
+    fill(network)
     layer = adapted_layers(network)["0"]
     wide = layer.weight.float() + 0.5 * (layer.lora_up.weight @ layer.lora_down.weight)
     merge_lora(network)
@@ -310,7 +303,7 @@ def test_a_network_without_dropout_draws_none():
 
 
 def test_a_state_goes_to_another_network_with_the_same_adapters():
-    ours, theirs = adapted_unet(alpha=0.1), filled(adapted_unet(alpha=7.0), seed=1)
+    ours, theirs = adapted_unet(alpha=0.1), fill(adapted_unet(alpha=7.0), seed=1)
     load_lora_state(theirs, lora_state(ours), "adapters.safetensors")
     call = inputs(SMALL, 5, 3)
     with torch.no_grad():

@@ -147,6 +147,7 @@ def test_epochs_wait_for_the_number_of_images() -> None:
         ('resolution = "wide"', "resolution", "neither a side nor two"),
         ('resolution = "1024,512"', "resolution", "a single bucket of 1024×512"),
         ("random_crop = false", "random_crop", "drawn at random"),
+        ("validation_split = 0.1", "validation_split", "data.heldout"),
         ("num_repeats = 10", "num_repeats", "an image is seen once"),
         ("optimizer_type = [1]", "optimizer_type", "[1]"),
     ],
@@ -239,7 +240,7 @@ def test_a_dataset_configuration_is_read_too(tmp_path: Path) -> None:
         assert found.settings["data.folder"] == "first"
         assert (found.settings["train.batch_size"], found.settings["buckets.max_area"]) == (3, 768 * 768)
         assert (found.settings["data.shuffle_tags"], found.settings["data.keep_first_tags"]) == (True, 2)
-        assert "datasets[0].subsets[1].image_dir" in found.left
+        assert "refimpl data index A B" in found.left["datasets[0].subsets[1].image_dir"]
         assert "num_repeats" in found.left
         assert fates(found) == set(found.fields)
     gone = translated('dataset_config = "nowhere.toml"', str(tmp_path))

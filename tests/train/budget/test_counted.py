@@ -71,6 +71,14 @@ def test_adapters_have_moments_and_the_frozen_weights_none(trained: Path) -> Non
     assert adapted.step.peak(8) < plain.step.peak(8)
 
 
+def test_a_refiners_held_out_images_are_measured_at_fewer_timesteps() -> None:
+    """Of 64 images at once, ten timesteps of each take 60, and the two that a refiner trains all."""
+    plain = replace(small(), data=replace(small().data, heldout="heldout"))
+    refiner = replace(plain, diffusion=replace(plain.diffusion, last_timestep=199))
+    most = [count(config, (64, 64)).measuring["held-out loss"] for config in (plain, refiner)]
+    assert most[0] < most[1]
+
+
 def test_trained_towers_keep_their_activations() -> None:
     plain = small()
     towers = count(replace(plain, text=replace(plain.text, learning_rate_g=1e-5)), (64, 64))

@@ -8,7 +8,7 @@ import pytest
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config
-from refimpl.train.budget.cards import Card
+from refimpl.train.budget.cards import GIB, Card
 from refimpl.train.budget.counted import count
 from refimpl.train.budget.plan import largest_work, plan_step
 from refimpl.train.first.fitted import fitted
@@ -70,7 +70,7 @@ def test_what_was_given_stays() -> None:
     small = Card("small", needed(settings(activation_checkpointing="full")))
     config, _, _ = fitted(settings(), small, fixed)
     assert chosen(config)[:2] == ("tf32", "none")
-    with pytest.raises(InputError, match="this does not fit small"):
+    with pytest.raises(InputError, match=f"this does not fit small: with {BATCH} images at a time"):
         fitted(settings(), small, {*fixed, "train.batch_size"})
 
 
@@ -88,3 +88,13 @@ def test_nothing_fits_a_card_that_is_too_small(given: dict[str, str], remedy: st
     message = str(error.value)
     assert message.startswith("this does not fit a stamp: with one image at a time")
     assert f"; {remedy}" in message
+
+
+def test_the_refusal_counts_one_image() -> None:
+    """What it says to be needed is the least that a card could have."""
+    with pytest.raises(InputError) as error:
+        fitted(settings(), Card("a stamp", 2**20))
+    one = settings(precision="bf16", activation_checkpointing="full", accumulate=BATCH)
+    least = needed(replace(one, train=replace(one.train, batch_size=1)))
+    assert f"it needs {least / GIB:.1f} of 0.0 GiB" in str(error.value)
+    assert f"{needed(settings()) / GIB:.1f}" != f"{least / GIB:.1f}"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from refimpl.commands.main import dispatch
 from refimpl.errors import InputError
 from refimpl.interop.diffusers_folder.configs import unet_table
 from refimpl.interop.diffusers_folder.unet_keys import unet_modules
@@ -17,7 +18,7 @@ from refimpl.model.config import UNetConfig
 from refimpl.run.presets import load_config
 from refimpl.run.settings.paths import path_problems
 from refimpl.train.first.checkpoint import look_at_checkpoint
-from tests.commands.start.test_init import ending
+from tests.commands.endings import ending
 from tests.train.first.holes import (
     EULER,
     MODEL_INDEX,
@@ -112,7 +113,9 @@ def test_the_published_folder(
     Path("images").mkdir()
     Image.new("RGB", (1024, 1024)).save("images/a.png")
     Path("images/a.txt").write_text("red")
-    code, out, error = ending(["init", "images", "--yes", "--checkpoint", "sdxl", "--gpu", "24GB"], capsys)
+    code, out, error = ending(
+        dispatch, ["init", "images", "--yes", "--checkpoint", "sdxl", "--gpu", "24GB"], capsys
+    )
     assert (code, error) == (0, "")
     stored = {"F16": "float16", "F32": "float32"}[dtype]
     assert f"starts from: sdxl (diffusers folder, {stored}, predicts {predicts}: " in out
