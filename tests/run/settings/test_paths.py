@@ -97,6 +97,7 @@ def test_what_full_size_settings_lack(
     sections: dict[str, Any], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
     problems = path_problems(full_size(**sections))
     assert len(problems) == len(said)
     assert all(problem.startswith(start) for problem, start in zip(problems, said, strict=True))
