@@ -51,6 +51,11 @@ def holds_images(folder: str) -> bool:
     return False
 
 
+def shards_in(folder: str) -> list[str]:
+    """Archives and tables in a folder, each of which may be a data set, as the folder is not."""
+    return sorted(name for name in os.listdir(folder) if name.endswith((".tar", ".parquet")))
+
+
 def is_cache(folder: str) -> bool:
     """Whether `refimpl cache` has finished a cache there."""
     return os.path.isfile(os.path.join(folder, *CACHE))

@@ -11,7 +11,7 @@ from refimpl.errors import InputError
 from refimpl.latents.config import SCALE_SHIFT_NAMES
 from refimpl.names import near_path
 from refimpl.run.config import Config
-from refimpl.run.here.files import cannot_make, holds_images, is_cache, not_json, wrong_kind
+from refimpl.run.here.files import cannot_make, holds_images, is_cache, not_json, shards_in, wrong_kind
 from refimpl.run.here.machine import machine_problems
 
 DIFFUSERS_FILES = (
@@ -67,7 +67,11 @@ def data_problem(setting: str, path: str) -> str | None:
     if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return f"{setting} {path} can't be read; change its permissions"
     if os.path.isdir(path) and not holds_images(path):
-        return f"{setting} {path}: no images in it; give a folder of images with .txt captions"
+        shards = shards_in(path)
+        instead = "; give a folder of images with .txt captions"
+        if shards:
+            instead = f", but {shards[0]}; give that one, or an index of several (`refimpl data index`)"
+        return f"{setting} {path}: no images in it{instead}"
     return f"{setting} {path}: {why}" if os.path.isfile(path) and (why := _no_data_set(path)) else None
 
 

@@ -232,3 +232,12 @@ def test_the_library_and_the_gpu_are_problems_among_the_paths(
     assert [line.split(":")[0].strip() for line in listed] == [
         "data.folder no", "optimizer.kind 'adamw8bit' needs the torchao package", "train.device 'cuda'"
     ]  # fmt: skip
+
+
+def test_a_folder_of_shards_is_told_what_to_name(tmp_path: Path) -> None:
+    (tmp_path / "b.tar").touch()
+    (tmp_path / "a.tar").touch()
+    assert data_problem("data.folder", str(tmp_path)) == (
+        f"data.folder {tmp_path}: no images in it, but a.tar; give that one, or an index of several (`refimpl data "
+        "index`)"
+    )
