@@ -223,3 +223,13 @@ def test_unknown_and_absent_devices_are_named() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"torch sees no GPU; use --train.device cpu"):
             join_world("cuda")
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(
+        InputError, match=r"^LOCAL_RANK 2 has no GPU of its own: torch sees 2 on this machine; start"
+    ):
+        join_world("auto")

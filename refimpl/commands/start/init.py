@@ -93,7 +93,7 @@ def init_command(arguments: list[str], program: str = "refimpl init") -> None:
         refuse_fields(translation, str(source), command.skip_unknown)
         from refimpl.commands.start.imported import imported
 
-        written = imported(translation, source, overridden)
+        written = imported(translation, source, overridden, command.gpu)
     else:
         questions = Questions(is_asking=sys.stdin.isatty() and not command.yes)
         folder = command.folder or questions.ask("Folder of images:", "", _is_data)
@@ -123,9 +123,11 @@ def write(out: Path, written: Written, called: str) -> None:
     """
     from refimpl.storage.atomic import replace_text
 
+    name = shlex.quote(str(out))
+    estimate = " ".join(filter(None, (f"refimpl estimate {name}", written.estimate)))
     header = (
         f"Settings of refimpl, written by `{called}`.\n{written.summary}\n\n"
-        f"to train:  refimpl train {out}\nspeed and hours:  refimpl estimate {out}\n"
+        f"to train:  refimpl train {out}\nspeed and hours:  {estimate}\n"
         f"every setting:  refimpl train {out} --help-all"
     )
     text = toml_text(written.config, header, written.reasons)
@@ -133,8 +135,7 @@ def write(out: Path, written: Written, called: str) -> None:
     assert read == written.config, "the file would not say what was chosen"
     replace_text(out, text)
     print("\n".join(written.report))
-    name = shlex.quote(str(out))
-    print(f"wrote {name}\ntrain with:  refimpl train {name}\nspeed and hours:  refimpl estimate {name}")
+    print(f"wrote {name}\ntrain with:  refimpl train {name}\nspeed and hours:  {estimate}")
 
 
 def out_file(named: str, stem: str) -> Path:
