@@ -9,6 +9,7 @@ from typing import Any
 
 from refimpl.data.config import DataConfig
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
 from refimpl.printable import one_line
 from refimpl.run.settings.translated import Rule, Translation, leave, same, to
 
@@ -39,7 +40,10 @@ def merged_data(fields: Mapping[str, Any], folder: str) -> dict[str, Any]:
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
-            raise InputError(f"dataset_config {path} is not text; give a TOML file") from error
+            problem = named_kind(path, "a file of settings", "give a TOML file")
+            raise InputError(
+                f"dataset_config {problem or f'{path} is not text; give a TOML file'}"
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"dataset_config {path} is not valid TOML: {error}") from error
     general = table.get("general")

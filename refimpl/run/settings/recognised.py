@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
 from refimpl.run.settings.kohya import KOHYA, from_kohya
 from refimpl.run.settings.kohya_fields import MARKERS as KOHYAS
 from refimpl.run.settings.onetrainer import ONETRAINER, from_onetrainer
@@ -70,9 +71,12 @@ def read_table(path: Path) -> dict[str, Any]:
         table = parsed_json(text) if is_json else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"could not read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text; give a TOML or JSON file") from error
     except (ValueError, RecursionError) as error:  # a ValueError also for an integer of thousands of digits
+        advice = "give a TOML or JSON file"
+        if problem := named_kind(path, "a file of settings", advice):
+            raise InputError(problem) from error
+        if isinstance(error, UnicodeDecodeError):
+            raise InputError(f"{path} is not text; {advice}") from error
         reason = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise InputError(f"{path} is not valid {'JSON' if is_json else 'TOML'}: {reason}") from error
     if not isinstance(table, dict):
