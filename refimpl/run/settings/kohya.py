@@ -40,10 +40,10 @@ def from_kohya(table: Mapping[str, Any], folder: str) -> Translation:
     folder  the folder of the configuration, from which `dataset_config` may be relative
     Raises InputError for a dataset configuration that is not TOML.
     """
-    found = Merged()
+    found = Merged(frozenset((*RULES, *DATA_RULES, *WITHOUT, "general", "datasets")))
     for name, value in table.items():  # as sd-scripts reads it, sections have no meaning
         is_section = isinstance(value, Mapping) and not (name == "general" and "datasets" in table)
-        found.add(_by_place(name, value) if is_section else {name: value}, name if is_section else "")
+        found.add(value if is_section else {name: value}, name if is_section else "")
     add_data(found, folder)
     translation = Translation(KOHYA, found.fields)
     translate(translation, RULES | DATA_RULES, WITHOUT)
@@ -52,12 +52,6 @@ def from_kohya(table: Mapping[str, Any], folder: str) -> Translation:
     _defaults(translation)
     settle(translation)
     return translation
-
-
-def _by_place(section: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A section's fields; those that sd-scripts does not have with the section's name."""
-    known = {*RULES, *DATA_RULES, *WITHOUT, "general", "datasets"}
-    return {name if name in known else f"{section}.{name}": value for name, value in fields.items()}
 
 
 def _length(t: Translation, name: str, value: Any) -> None:

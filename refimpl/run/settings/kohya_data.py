@@ -30,8 +30,10 @@ RANDOM_CROP = "the crop is drawn at random at every visit, and the network is to
 class Merged:
     """Fields as sd-scripts takes them: of those with the same name, the last one."""
 
+    known: frozenset[str]
+    """Names of its fields."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """The fields by their plain names; those that another overrides by their place."""
+    """The fields by their plain names; unknown ones, and those that another overrides, by their place."""
     places: dict[str, str] = field(default_factory=dict)
     """Where each of the former stands, with its name."""
     overridden: dict[str, str] = field(default_factory=dict)
@@ -40,10 +42,12 @@ class Merged:
     def add(self, later: Mapping[str, Any], table: str) -> None:
         """Adds the fields of a table, which override those before; of no table where its name is empty."""
         for name, value in later.items():
-            place = f"{table}.{name}" if table else name
+            place = f"{table or 'top level'}.{name}"
+            if name not in self.known:
+                self.fields[place if table else name] = value
+                continue
             if name in self.fields:
                 before = self.places[name]
-                before = f"{name} (above all tables)" if before == name else before
                 self.fields[before] = self.fields.pop(name)
                 self.overridden[before] = place
             self.fields[name], self.places[name] = value, place
@@ -51,9 +55,8 @@ class Merged:
     def tell_overridden(self, translation: Translation) -> None:
         """Accounts for the fields that others override."""
         for name, by in self.overridden.items():
-            if name not in translation.unknown:
-                translation.left.pop(name, None)
-                translation.same[name] = f"{short(self.fields[name])}: {by} overrides it"
+            translation.left.pop(name, None)
+            translation.same[name] = f"{short(self.fields[name])}: {by} overrides it"
 
 
 def add_data(found: Merged, folder: str) -> None:

@@ -255,9 +255,9 @@ def test_a_field_that_another_overrides_is_told_with_its_value(tmp_path: Path) -
     found = translated("learning_rate = 3e-3\n[a]\nlearning_rate = 1e-3\nseed = 1\n[b]\nlearning_rate = 5e-5")
     assert found.settings["optimizer.learning_rate"] == 5e-5
     assert set(found.fields) == {
-        "learning_rate", "a.learning_rate", "learning_rate (above all tables)", "seed"
+        "learning_rate", "a.learning_rate", "top level.learning_rate", "seed"
     }  # fmt: skip
-    assert found.same["learning_rate (above all tables)"] == "0.003: a.learning_rate overrides it"
+    assert found.same["top level.learning_rate"] == "0.003: a.learning_rate overrides it"
     assert found.same["a.learning_rate"] == "0.001: b.learning_rate overrides it"
 
     text = (
@@ -272,7 +272,7 @@ def test_a_field_that_another_overrides_is_told_with_its_value(tmp_path: Path) -
         "dataset_config.general.resolution": "512: datasets[0].resolution overrides it",
         "datasets[0].resolution": "768: datasets[0].subsets[0].resolution overrides it",
     }
-    assert "dataset_config.more" in found.left
+    assert "dataset_config.more" in found.unknown
     assert fates(found) == set(found.fields)
 
 
@@ -288,8 +288,9 @@ def test_fields_of_a_further_data_set_are_listed_once_each() -> None:
 
 
 def test_unknown_fields_are_told_with_their_section() -> None:
-    found = translated("top = 1\n[a]\nnosuch = 1\nlr_warmup_steps = 2\n[weird.sub]\nx = 3\n[b]\nnosuch = 2")
-    assert set(found.unknown) == {"top", "a.nosuch", "weird.sub", "b.nosuch"}
+    text = "top = 1\n[a]\nnosuch = 1\nlr_warmup_steps = 2\n[weird.sub]\nx = 3\n[b]\nnosuch = 2\n"
+    found = translated(text + "[general]\nno = 1\n[[datasets]]\nno = 2")
+    assert set(found.unknown) == {"top", "a.nosuch", "weird.sub", "b.nosuch", "general.no", "datasets[0].no"}
     assert found.settings["optimizer.warmup_steps"] == 2
 
 
