@@ -40,7 +40,7 @@ add_module_names = False
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!refimpl\.).*"),  # what others document
-    ("py:class", r"refimpl\..*\.(_\w+|T|Item|Picture|Result|Value|Encoder)"),  # private; type variables
+    ("py:class", r"refimpl\..*\._\w+"),  # private
 ]
 
 html_theme = "furo"

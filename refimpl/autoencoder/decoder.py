@@ -1,4 +1,4 @@
-"""Finetuning an autoencoder's decoder, its encoder frozen (N §4.4, S §2.4).
+"""Finetuning an autoencoder's decoder, its encoder frozen (N §4.4; the moving average of S §2.4).
 
 crops → frozen encoder → latents → decoder → L1 + perceptual + adversarial → backward → mean over ranks → AdamW → EMA
 

@@ -1,4 +1,9 @@
-"""Reconstruction losses: in pixels, and in the features of a network that the user supplies (N §4.4, S §2.4)."""
+"""Reconstruction losses: in pixels, and in the features of a network that the user supplies.
+
+Stable Diffusion's autoencoder is trained with a perceptual loss (Rombach et al. 2022, §3.1). N §4.4, which finetunes
+its decoder, and S §2.4 name no loss; the note of S Tab. 3 says only that Stable Diffusion 2.x reduced the weight of
+the perceptual one.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""Patch discriminator and its hinge losses, the adversarial term of decoder finetuning (S §2.4; N §4.4).
+"""Patch discriminator and its hinge losses, the adversarial term of decoder finetuning.
 
+An autoencoder of Stable Diffusion is trained with such a term (Rombach et al. 2022, §3.1). S §2.4 trains that
+architecture anew, and N §4.4 finetunes its decoder; neither names its losses.
 The network is PatchGAN (Isola et al. 2017, §3.2.2): a few strided convolutions, each of whose outputs judges one
 patch. Group norms replace its batch norms, so that the output for an image does not depend on the rest of its batch.
 """

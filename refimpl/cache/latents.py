@@ -41,7 +41,7 @@ def encoding_of(
 ) -> dict[str, object]:
     """Everything a cached latent depends on besides the image, its bucket, and the crop's number.
 
-    vae    in float32; only its encoder counts, so a finetuned decoder (S §2.4) leaves a cache valid
+    vae    in float32; only its encoder counts, so a finetuned decoder (N §4.4) leaves a cache valid
     dtype  float32 or bfloat16: the dtype of the network's arithmetic and of the stored latents
     tile   px, as `VAE.encode` takes it; 0 for off. Tiles were once blended, under a plain number: those differ
     seed   seed of the crops

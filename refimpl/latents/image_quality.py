@@ -1,4 +1,4 @@
-"""Reconstruction quality of pictures: PSNR, SSIM, and blockiness at JPEG's 8-pixel block boundaries (N §4.4)."""
+"""Reconstruction quality of pictures: PSNR, SSIM (S Tab. 3), and blockiness at JPEG's 8-pixel boundaries (N §4.4)."""
 
 import torch
 import torch.nn.functional as F

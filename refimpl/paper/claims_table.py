@@ -1,7 +1,7 @@
 """The 131 testable statements of N, S and R, each with its answer, its command and its test (claims.tsv).
 
 Kinds: `pinned`, an identity, number or algorithm that a test holds to the code; `computed`, a number with its
-interval by `refimpl claims --computed`; `trained`, an effect measured on small networks, or not measured yet;
+interval by `refimpl claims --computed`; `trained`, an effect measured on small networks;
 `cannot`, with the reason.
 """
 

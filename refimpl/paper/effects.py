@@ -19,6 +19,8 @@ RAISED_END = 2 * PUBLISHED_END  # N Fig. 6, 7
 EXTREMES = ("completely black", "completely white")
 SHOWN_STEPS = 6  # of a trajectory
 BRIGHTER_FROM_14 = "brightness of black from 14.6 less from ∞"
+FIRST_ESTIMATE_LOST = "share of the canvas mean that the first estimate loses from 56"
+COHERENT_ON_THE_WAY = "share of shapes in one piece on the way, from 2·14.6 less from 14.6"
 BLACK_FROM_INFINITY, WHITE_FROM_INFINITY = "brightness of black from ∞", "brightness of white from ∞"
 
 Effects = dict[str, Tensor]  # what is measured → [seeds], the images of each seed
@@ -52,7 +54,7 @@ def effect_3(model: Model, settings: SampleConfig, prompts: Sequence[str]) -> Ef
 def effect_4(model: Model, settings: SampleConfig, prompts: Sequence[str]) -> Effects:
     """N Fig. 4: the share of the canvas' average colour that the first estimate from σ = 56 lacks of that from ∞."""
     lost = _lost(model, settings, prompts, SECOND_NATIVE_LEVEL, 0)
-    return {"share of the canvas mean that the first estimate loses from 56": lost}
+    return {FIRST_ESTIMATE_LOST: lost}
 
 
 def effect_6(model: Model, canvas: SampleConfig, settings: SampleConfig, prompts: Sequence[str]) -> Effects:
@@ -80,7 +82,7 @@ def effect_7(model: Model, canvas: SampleConfig, settings: SampleConfig, prompts
         torch.stack([_on_the_way(model, settings, prompt, level) for prompt in prompts]).mean(0)
         for level in levels
     )
-    return {"share of shapes in one piece on the way, from 2·14.6 less from 14.6": high - low}
+    return {COHERENT_ON_THE_WAY: high - low}
 
 
 def _brightness(model: Model, settings: SampleConfig, prompt: str, start: float | None) -> Tensor:

@@ -13,6 +13,12 @@ from docs.ext.drawn import DRAWN, FIGURES
 PAPER = sorted((ROOT / "docs" / "paper").glob("*.md"))
 CLAIMS = [*named("N01-N69"), *named("S01-S35"), *named("R01-R27")]
 
+# Sections that describe what is implemented; a heading may join several of one paper, as in "S §2.1, §2.2".
+SECTIONS = [
+    "N §2.1", "N §2.2", "N §2.3", "N §2.4", "N §4.1", "N §4.2", "N §4.3", "N §4.4", "N §5", "N App. A", "N App. B",
+    "S §2.1", "S §2.2", "S §2.3", "S §2.4", "S §2.5", "S §2.6", "S Tab. 1", "S Tab. 3",
+]  # fmt: skip
+
 EXAMPLE = """
 @mark(
     {**a, "b": 1},
@@ -51,6 +57,26 @@ def test_every_equation_has_a_function_after_it() -> None:
         kinds = re.findall(r"^```\{(math|shown|pinned)\}", page.read_text(encoding="utf-8"), re.MULTILINE)
         last = max((place for place, kind in enumerate(kinds) if kind == "math"), default=-1)
         assert last < 0 or "shown" in kinds[last:], page
+
+
+def test_every_page_with_an_equation_has_a_figure() -> None:
+    for page in PAPER:
+        text = page.read_text(encoding="utf-8")
+        assert "```{math}" not in text or "```{figure} ../drawn/" in text, page
+
+
+def test_every_section_is_the_heading_of_one_page_or_more() -> None:
+    headings = "\n".join(
+        heading
+        for page in PAPER
+        for heading in re.findall(r"^#+ .+$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert [section for section in SECTIONS if not re.search(rf"{re.escape(section)}\b", headings)] == []
+
+
+def test_pages_are_all_in_the_contents() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^paper/(.+)$", index, re.MULTILINE)) == [page.stem for page in PAPER]
 
 
 def test_definitions_are_found_with_their_decorators() -> None:

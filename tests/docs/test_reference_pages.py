@@ -3,6 +3,8 @@
 import dataclasses
 import typing
 
+import pytest
+
 from docs.ext.api_pages import PACKAGE, api_pages
 from docs.ext.docstrings import as_rst
 from docs.ext.settings_page import settings_page, type_name
@@ -75,3 +77,16 @@ def test_types_in_words() -> None:
     assert type_name(tuple[tuple[int, int], ...]) == "list of pairs of integers"
     assert type_name(float | None) == "number, or left out"
     assert type_name(typing.Literal["a", 1]) == 'one of `"a"`, `1`'
+
+
+def test_type_variables_are_not_looked_for() -> None:
+    """They have no place on the site. The module is not named above: docutils is no requirement of the tests."""
+    typenames = pytest.importorskip("docs.ext.typenames", reason="Sphinx is not installed")
+    import refimpl.diffusion.philox_words as read
+
+    assert isinstance(read.Words, typing.TypeVar)
+    assert not typenames.is_ours(f"{read.__name__}.Words")
+    assert typenames.is_ours(f"{read.__name__}.philox4x32_words")
+    assert typenames.is_ours("UNet")
+    assert not typenames.is_ours("str")
+    assert not typenames.is_ours("torch.Tensor")

@@ -23,7 +23,8 @@ SDXL_BETAS = {
     "num_train_timesteps": 1000,
     "trained_betas": None,
 }
-"""the schedule before any rescaling (S App. B; N §2.2); diffusers rescales it itself if told to"""
+"""the schedule before any rescaling (S §2.5: 1000 discrete steps, with Stable Diffusion's betas; N §2.2); diffusers
+rescales it itself if told to"""
 EDM = "EDM"
 OVERRIDE = "give the prediction type by hand to read its tensors all the same"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from refimpl.paper.computed.quantity import Quantity, bootstrapped
-from refimpl.paper.effects import EXTREMES, Effects
+from refimpl.paper.effects import COHERENT_ON_THE_WAY, EXTREMES, FIRST_ESTIMATE_LOST, Effects
 from refimpl.paper.experiments import SEEDS as SHOWN_SEEDS
 from refimpl.paper.experiments import Experiment, effects_of, experiments_of
 from refimpl.paper.trained.experiment import SEEDS, Found
@@ -31,9 +31,9 @@ PREDICTED = (
     "contrast of white and black, from ∞ less from 14.6",
     "brightness of black from 14.6 less from ∞",
     "share of the canvas mean lost from 14.6",
-    "share of the canvas mean that the first estimate loses from 56",
+    FIRST_ESTIMATE_LOST,
     "share of shapes in one piece, from 2·14.6 less from 14.6",
-    "share of shapes in one piece on the way, from 2·14.6 less from 14.6",
+    COHERENT_ON_THE_WAY,
 )
 
 

@@ -21,6 +21,11 @@ BESIDE_THE_TABLE = {
 OTHERWISE: dict[str, str] = {
     "contrast of white and black, with offset noise less without": "unresolved",
     "colour error of rare tags, equal weights less tag weights": "unresolved",
+    "blockiness of what is restored, decoder finetuned on damaged pictures less on clean": "unresolved",
+    "PSNR in dB at batch 4, averaged weights less last": "the opposite",
+    "SSIM at batch 4, averaged weights less last": "unresolved",
+    "PSNR in dB at batch 16, averaged weights less last": "the opposite",
+    "SSIM at batch 16, averaged weights less last": "the opposite",
 }
 
 
@@ -33,8 +38,7 @@ def test_kept_effects_have_the_sign_that_was_predicted():
     kept = {effect.name: effect for effects in read_results(TRAINED).values() for effect in effects}
     for experiment in EXPERIMENTS.values():
         for name in experiment.predicted:
-            if name in kept:
-                assert verdict(kept[name]) == OTHERWISE.get(name, "as predicted"), name
+            assert verdict(kept[name]) == OTHERWISE.get(name, "as predicted"), name
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,23 +1,16 @@
-"""The figures of the pages, drawn at every build by the functions that the pages are about."""
-
-from collections.abc import Callable
+"""Figures of noise: schedules, loss weights, the preconditioner and grids (N §2, App. A)."""
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from refimpl.data.bucket_sizes import PRESETS
-from refimpl.data.buckets import assign
-from refimpl.data.tags import TagCounts
 from refimpl.diffusion.min_snr import POLICIES, min_snr_weight
 from refimpl.diffusion.preconditioner import scalings
 from refimpl.diffusion.schedule import sdxl_schedule, zero_terminal_snr
-from refimpl.latents.scale_shift import NOVELAI_ANIME
-from refimpl.report.figures import bucket_histogram, latent_table, schedule_figure, weight_mass
+from refimpl.report.figures import schedule_figure, weight_mass
 from refimpl.report.noised_image import example_image, noised_image
-from refimpl.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, png_bytes, styled
+from refimpl.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, styled
 from refimpl.sample.grids import GRIDS, grid_by_name
-from refimpl.text.sinusoid import sinusoidal_features
 
 STEPS = 28  # N §2.3
 LATENT = (152, 104)  # height and width of the latents of 832×1216 px
@@ -36,11 +29,6 @@ def figure_5() -> Figure:
     return schedule_figure(plain, zero_terminal_snr(plain))
 
 
-def figure_8() -> Figure:
-    """The table of N Fig. 8."""
-    return latent_table(NOVELAI_ANIME.mean, NOVELAI_ANIME.std)
-
-
 def loss_weights() -> Figure:
     """The share of the loss weight by timestep, for each policy."""
     snr = zero_terminal_snr(sdxl_schedule()).snr
@@ -48,16 +36,6 @@ def loss_weights() -> Figure:
     return weight_mass(
         {policy: min_snr_weight(snr, 5.0, policy, floors.get(policy, 0.0)) for policy in POLICIES}
     )
-
-
-def buckets() -> Figure:
-    """2,000 images of uniformly drawn sizes in the buckets `novelai_v3`."""
-    widths, heights = np.random.default_rng(0).integers(640, 2049, (2, 2000))
-    sizes = PRESETS["novelai_v3"]
-    index, error = assign(widths, heights, sizes)
-    counts = np.bincount(index, minlength=len(sizes))
-    used = np.flatnonzero(counts)
-    return bucket_histogram([sizes[i] for i in used], counts[used].tolist(), float(error.mean()))
 
 
 @styled
@@ -105,50 +83,3 @@ def grids() -> Figure:
     )
     axes.legend(ncols=2, loc="upper right")
     return figure
-
-
-@styled
-def tag_weights() -> Figure:
-    """The factor of a tag against how often it was counted."""
-    figure, (axes,) = new_figure(3.4)
-    images = np.unique(np.geomspace(1, 100_000, 200).astype(int))
-    for beta, colour in ((0.25, ORANGE), (0.5, BLUE), (1.0, VERMILION)):
-        counts = TagCounts(beta=beta)
-        for count in images:
-            counts.add("general", str(count), int(count))
-        axes.plot(
-            images, [counts.weight({"general": [str(n)]}) for n in images], color=colour, label=f"β = {beta}"
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set(xlabel="images with the tag", ylabel="loss weight", title="Rare tags weigh more, within limits")
-    axes.legend()
-    return figure
-
-
-@styled
-def size_features() -> Figure:
-    """The features of a size, 256 for each of the six integers."""
-    figure, (axes,) = new_figure(3.0)
-    sizes = torch.arange(0, 2049, 16, dtype=torch.float64)
-    axes.imshow(
-        sinusoidal_features(sizes).T.numpy(),
-        aspect="auto",
-        extent=(0, 2048, 256, 0),
-        cmap="PuOr",
-        interpolation="nearest",
-    )
-    axes.grid(visible=False)
-    axes.set(
-        xlabel="size in pixels", ylabel="feature", title="256 features of one integer: cosines, then sines"
-    )
-    return figure
-
-
-FIGURES: tuple[Callable[[], Figure], ...] = (
-    figure_1, figure_5, figure_8, loss_weights, buckets, velocity, scaling_curves, grids, tag_weights, size_features,
-)  # fmt: skip
-# By file name.
-DRAWN: dict[str, Callable[[], bytes]] = {
-    draw.__name__: lambda draw=draw: png_bytes(draw()) for draw in FIGURES
-}
