@@ -150,7 +150,7 @@ def build(
     parts_folder = out.with_name(f".{out.name}.parts")
     where = tuple(os.path.abspath(source) for source in sources)
     facts = {"sources": list(where), "tag_classes": list(options.rules.classes)}
-    with _alone_in(parts_folder, out):
+    with _alone_in(parts_folder, out), _removed_if_unread(parts_folder):
         parts = gather(where, options, parts_folder, processes, show)
         found = merged(parts)
         refuse(sources, parts, found.duplicates, max_bad_share, allow_missing)
@@ -179,6 +179,17 @@ def _alone_in(folder: Path, out: Path) -> Iterator[None]:
         yield
     finally:
         unlocked(lock)
+
+
+@contextmanager
+def _removed_if_unread(folder: Path) -> Iterator[None]:
+    """What ends before a first piece is read leaves no folder behind, only its lock being in it."""
+    try:
+        yield
+    except BaseException:
+        if [path.name for path in folder.glob("*")] == ["lock"]:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

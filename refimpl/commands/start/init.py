@@ -46,7 +46,7 @@ class InitCommand:
     UNet)."""
     gpu: str = "auto"
     """Card that it will be trained on, as in `refimpl estimate`: a name, an amount of memory, cpu, or auto for this
-    machine's."""
+    machine's. Not with --import, which keeps the other trainer's settings."""
     out: str = ""
     """TOML file to write; empty for the name of the folder with .toml, here."""
     yes: bool = False
@@ -71,6 +71,11 @@ class InitCommand:
             raise InputError(
                 "--import reads images and checkpoint from the other trainer's file; leave out FOLDER, --checkpoint "
                 "and --train, and override what differs (--data.folder, --train.init-from)"
+            )
+        if self.import_ and self.gpu != "auto":
+            raise InputError(
+                f"--gpu {self.gpu}: --import keeps the other trainer's settings and plans for no card; leave it out, "
+                "and ask `refimpl estimate` whether what is written fits"
             )
         if self.skip_unknown and not self.import_:
             raise InputError("--skip-unknown is for --import alone")

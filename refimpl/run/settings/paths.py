@@ -21,6 +21,7 @@ DIFFUSERS_FILES = (
 )  # one of them is in every diffusers folder and every run
 UNET_FOLDER = "unet"  # in a diffusers folder that has lost its index
 MANIFEST = "manifest.json"  # of a folder that was committed whole, as a trained autoencoder's is
+OUT = "train.out"
 RUN_SETTINGS, RUN_LOCK = "config.json", ".lock"
 DRAWN = ("train", "heldout")  # folders of the demonstration's images, side by side
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -224,18 +225,21 @@ def _out(config: Config) -> Iterator[str]:
         yield from _found(out_problem(Path(config.train.out)))
 
 
-def out_problem(out: Path) -> str | None:
-    """Why a new run can't be written to a folder: it holds something already, or can't be made; None where it can."""
+def out_problem(out: Path, setting: str = OUT) -> str | None:
+    """Why a new run can't be written to a folder: it holds something already, or can't be made; None where it can.
+
+    setting  what names the folder; only a run that train.out names can be continued
+    """
     try:
         if not out.exists():
             why = cannot_make(out)
-            return f"train.out {out} cannot be made or read: {why}; choose another folder" if why else None
+            return f"{setting} {out} cannot be made or read: {why}; choose another folder" if why else None
         if out.is_dir() and all(path.name == RUN_LOCK for path in out.iterdir()):
             return None
     except OSError as error:
-        return f"train.out {out} cannot be made or read: {error.strerror}; choose another folder"
+        return f"{setting} {out} cannot be made or read: {error.strerror}; choose another folder"
     is_run = (out / RUN_SETTINGS).exists()
-    go_on = ", or continue that run with --resume" if is_run else ""
+    go_on = ", or continue that run with --resume" if is_run and setting == OUT else ""
     return (
-        f"train.out {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"
+        f"{setting} {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"
     )

@@ -146,6 +146,14 @@ def test_a_value_out_of_range_names_their_field(
     assert os.listdir() == ["k.toml"]
 
 
+def test_fields_that_others_override_are_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("k.toml").write_text("[a]\ntrain_data_dir = 'i'\nlearning_rate = 1e-3\n[b]\nlearning_rate = 5e-5\n")
+    code, out, _ = ending(dispatch, ["init", "--import", "k.toml"], capsys)
+    assert code == 0
+    assert "k.toml is a configuration of sd-scripts, with 3 fields\n" in out
+    assert "needs no setting (1):\n  a.learning_rate: 0.001: b.learning_rate overrides it\n" in out
+
+
 def test_a_value_of_the_wrong_type_is_an_error_whatever_is_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

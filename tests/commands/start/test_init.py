@@ -288,6 +288,10 @@ def test_answers_that_end_leave_nothing(
         (["full", "--data.heldout", "nowhere"], "data.heldout nowhere: there is no such folder"),
         (["full", "--import", "a.toml"], "leave out FOLDER"),
         (["--import", "a.toml"], "could not read a.toml"),
+        (
+            ["--import", "a.toml", "--gpu", "rtx4090"],
+            "--gpu rtx4090: --import keeps the other trainer's settings",
+        ),
         (["--import", "there.toml"], "neither a TOML file of sd-scripts nor a JSON file of OneTrainer"),
         (["full", "--skip-unknown"], "--skip-unknown is for --import alone"),
     ],

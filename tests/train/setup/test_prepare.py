@@ -238,3 +238,8 @@ def test_a_scale_shift_file_that_is_no_preset_is_named(root: Path, tmp_path: Pat
         InputError, match=r"latents\.scale_shift .*a\.json' is not a preset: ScaleShift: not JSON"
     ):
         frozen_parts(config, read_stage(config, config.all_stages()[0]), torch.device("cpu"))
+    (tmp_path / "a.json").write_bytes(b"\xff\xd8\xff\xe0 a JPEG's beginning")
+    with pytest.raises(
+        InputError, match=r"latents\.scale_shift .*a\.json is a JPEG image, not a scale-and-shift"
+    ):
+        frozen_parts(config, read_stage(config, config.all_stages()[0]), torch.device("cpu"))
