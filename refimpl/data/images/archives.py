@@ -79,13 +79,7 @@ class ParquetCell:
             starts = row_group_starts(self.archive, found)
             group = bisect.bisect_right(starts, self.row) - 1
             value = _row_group(self.archive, found, group, self.column)[self.row - starts[group]].as_py()
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            NotImplementedError,
-        ) as error:  # of pyarrow
+        except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
             raise ArchiveChanged(
                 f"{self.archive}: row {self.row} can't be read ({one_line(str(error))}); index it again"
             ) from error
