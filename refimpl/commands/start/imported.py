@@ -22,12 +22,8 @@ from refimpl.train.first.images import look_at_images
 WIDTH = 110  # columns
 
 
-def imported(
-    translation: Translation, source: Path, overridden: Callable[[Config], Config], gpu: str = AUTO
-) -> Written:
+def imported(translation: Translation, source: Path, overridden: Callable[[Config], Config]) -> Written:
     """The settings of another trainer's file, and a report with every field of it.
-
-    gpu  the card that it will be trained on, as `--gpu` names it
 
     Raises InputError for settings that contradict one another.
     """
@@ -46,8 +42,8 @@ def imported(
     summary = f"Translated from {source}, a configuration of {translation.trainer}."
     if translation.left:
         summary += f"\nNot carried over: {', '.join(translation.left)}."
-    card = None if gpu == AUTO and unseen_gpu() else planned_card(gpu)
-    options = estimate_options(config, card, gpu)
+    card = None if unseen_gpu() else planned_card(AUTO)
+    options = estimate_options(config, card, AUTO)
     return Written(config, reasons, summary, [*_report(translation, source), *_to_do(problems)], options)
 
 

@@ -98,7 +98,7 @@ def init_command(arguments: list[str], program: str = "refimpl init") -> None:
         refuse_fields(translation, str(source), command.skip_unknown)
         from refimpl.commands.start.imported import imported
 
-        written = imported(translation, source, overridden, command.gpu)
+        written = imported(translation, source, overridden)
     else:
         questions = Questions(is_asking=sys.stdin.isatty() and not command.yes)
         folder = command.folder or questions.ask("Folder of images:", "", _is_data)
