@@ -193,7 +193,7 @@ def test_given_statistics_are_taken_as_they_are(root: Path, tmp_path: Path) -> N
     assert parts(root, tmp_path / "run", scale_shift="novelai_anime")[1] == NOVELAI_ANIME
     (tmp_path / "bad.json").write_bytes(b"\xff")
     with pytest.raises(
-        InputError, match=r"bad\.json' is neither measure, checkpoint, sdxl, novelai_anime nor a readable"
+        InputError, match=r"bad\.json is not text; give the \.json file that `refimpl stats` writes"
     ):
         parts(root, tmp_path / "run", scale_shift=str(tmp_path / "bad.json"))
 

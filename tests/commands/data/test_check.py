@@ -47,7 +47,7 @@ def test_a_cpu_quota_bounds_the_processes_that_read(
         raise InputError(f"{arguments[3 if command == 'index' else 2]} processes")
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr("refimpl.run.threads.cpu_quota", lambda _: 2.5)
+    monkeypatch.setattr("refimpl.run.threads.cpu_quota", lambda: 2.5)
     monkeypatch.setattr(
         f"refimpl.commands.data.{command}.{'build' if command == 'index' else 'looked_at'}", processes
     )
@@ -247,7 +247,7 @@ def test_tags_says_what_weighs_most(images: Path, capsys: pytest.CaptureFixture[
     out = printed(["tags", str(images), "--weights.beta", "1", "--processes", "1", "--listed", "1"], capsys)
     assert "4 images in" in out
     assert "heaviest images" in out
-    assert "  general  5     6     <script>alert(1)</script> (2)  tag 2 (1)" in out
+    assert "  general  5     6     <script>alert(1)</script> (2)  again (1)" in out
     assert "█" in out
 
 
@@ -325,8 +325,6 @@ def test_bad_arguments_are_named(words: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["--batch-size", "-1"], ["--world-size", "0"], ["--seed", "-1"]])
-def test_settings_of_no_plan_are_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ending:
+def test_settings_of_no_plan_are_named(words: list[str]) -> None:
+    with pytest.raises(InputError, match=" ".join(words)):
         dispatch(["data", "check", ".", *words])
-    assert ending.value.code == 2
-    assert " ".join(words) in capsys.readouterr().err
