@@ -16,7 +16,7 @@ from refimpl.data.crop import cover, cover_and_crop, crop, flip
 from refimpl.data.images.decode import WHITE, BadImage, decode
 from refimpl.data.images.fast_jpeg import decode_fast
 from refimpl.data.index.content import content, stamp
-from refimpl.data.loading.workers import start_method
+from refimpl.data.loading.workers import begin_worker, delivered, start_method
 from refimpl.errors import OUT_OF_MEMORY, InputError
 from refimpl.latents.pixels import from_pixels
 from refimpl.latents.vae import VAE
@@ -162,13 +162,16 @@ def encode_units(
     seed: int,
     decoder: Decoder,
     workers: int,
+    timeout: float = 0.0,
 ) -> Iterator[Encoded]:
     """Encodes the units in the order given, decoding each image once per unit.
 
     seed     seeds the crops: crop k of an image is the one that training with this seed sees at its visit k
     decoder  "pillow" or "fast", as `refimpl.data.loading.loader.load_batches` takes it
     workers  processes that decode and crop ahead; 0 to do so in this process
-    Raises InputError when a single image does not fit in memory.
+    timeout  seconds to wait for an image from them; 0 waits without end
+    Raises InputError when a single image does not fit in memory; LostProcess when one of the processes has ended, or
+    none has delivered in time.
     """
     jobs, per_unit = [], []
     for unit in units:
@@ -177,15 +180,15 @@ def encode_units(
         jobs += [(int(row), unit.bucket, tuple(map(int, v))) for row, v in zip(rows, variants, strict=True)]
         per_unit.append(len(rows))
     data = _Jobs(pictures, jobs, flips, VisitDraws(seed, flips), decoder)
-    context = start_method(workers)
     loader = DataLoader(
         data,
         batch_size=None,
         num_workers=workers,
         generator=torch.Generator(),
-        multiprocessing_context=context,
+        worker_init_fn=begin_worker,
+        multiprocessing_context=start_method(workers),
     )
-    loaded = iter(loader)
+    loaded = delivered(loader, timeout)
     jobs_left = iter(jobs)
     for unit, count in zip(units, per_unit, strict=True):
         parts, bad = _Parts(encoder), []

@@ -51,6 +51,7 @@ class LatentOptions:
     seed: int
     decoder: Decoder
     workers: int
+    timeout: float  # seconds to wait for an image from them; 0 waits without end
     rehash: bool
     verify: bool
     made_for: dict[str, Any]  # configuration whose images these are, as a table; see refimpl.cache.made_for
@@ -90,7 +91,14 @@ def write_latents(
         for unit, encoded in zip(
             mine,
             encode_units(
-                mine, pictures, encoder, options.flips, options.seed, options.decoder, options.workers
+                mine,
+                pictures,
+                encoder,
+                options.flips,
+                options.seed,
+                options.decoder,
+                options.workers,
+                options.timeout,
             ),
             strict=True,
         ):

@@ -97,8 +97,8 @@ class DataConfig:
     workers: int = 0
     """Loader processes per rank; 0 loads in the training process."""
     worker_timeout: float = 300.0
-    """Seconds to wait for a batch from the loader processes; a longer wait ends the run with an error that names the
-    one that is stopped (exit code 69). 0 waits without end."""
+    """Seconds to wait for a batch from the loader processes, or for an image from those of `refimpl cache`; a longer
+    wait ends it with an error that names the one that is stopped (exit code 69). 0 waits without end."""
     cache: str = ""
     """Folder written by `refimpl cache`: its latents and text states are trained on instead of the images. Empty to
     train on the images."""

@@ -129,6 +129,7 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
         seed=seed,
         decoder=config.data.decoder,
         workers=config.data.workers,
+        timeout=config.data.worker_timeout,
         rehash=command.rehash,
         verify=command.verify,
         made_for=made_for(config),

@@ -12,6 +12,8 @@ from refimpl.packages import install_line
 from refimpl.printable import one_line
 
 ROW_GROUPS_KEPT = 2  # of a parquet file: neighbouring rows are read together
+# What pyarrow raises, beside OSError, for a file that is not the one it is told of.
+PYARROW_SAYS = (ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
 
 
 class ArchiveChanged(OSError):
@@ -79,7 +81,7 @@ class ParquetCell:
             starts = row_group_starts(self.archive, found)
             group = bisect.bisect_right(starts, self.row) - 1
             value = _row_group(self.archive, found, group, self.column)[self.row - starts[group]].as_py()
-        except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
+        except PYARROW_SAYS as error:
             raise ArchiveChanged(
                 f"{self.archive}: row {self.row} can't be read ({one_line(str(error))}); index it again"
             ) from error

@@ -25,7 +25,7 @@ KILLED = re.compile(
 )
 END = object()
 UNREAPED = 2.0  # s after a process's connections are closed, by which the system says that it has ended
-GO_ON = "continue the run from its newest checkpoint"
+GO_ON = "continue the run from its newest checkpoint, or run `refimpl cache` again"
 
 
 def start_method(workers: int) -> str | None:
