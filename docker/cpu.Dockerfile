@@ -12,7 +12,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN pip install "torch==${TORCH}" "setuptools>=77" ninja pybind11
 COPY . /src
-RUN REFIMPL_CUDA=0 pip install --no-build-isolation "/src[report,fast,parquet,demo,hub]" \
+RUN REFIMPL_CUDA=0 pip install --no-build-isolation "/src[report,fast,parquet,demo,hub,optimizers]" \
     && rm -rf /src
 WORKDIR /work
 RUN refimpl doctor

@@ -18,7 +18,7 @@ RUN python3 -m venv /opt/refimpl
 RUN pip install "torch==${TORCH}" "setuptools>=77" ninja pybind11
 COPY . /src
 RUN REFIMPL_CUDA=1 CUDA_HOME=/usr/local/cuda ${ARCHES:+env TORCH_CUDA_ARCH_LIST="${ARCHES}"} \
-    pip install --no-build-isolation "/src[report,fast,parquet,demo,hub]"
+    pip install --no-build-isolation "/src[report,fast,parquet,demo,hub,optimizers]"
 
 # The compilers of the kernels stay behind; torch.compile needs a C++ compiler and Python's headers.
 FROM nvidia/cuda:${CUDA}-base-ubuntu24.04

@@ -4,6 +4,7 @@ The signatures are those of the formats' own documentation; https://en.wikipedia
 collects them.
 """
 
+import os
 import re
 from typing import NamedTuple
 
@@ -72,6 +73,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
         FileKind("macOS's notes about a file (AppleDouble)", "name the file without the ._"),
     ),
 )
+TEXTS = ("an empty file", "a JSON file or other text", "a text file")
 _BITMAP = re.compile(rb"BM....\0\0\0\0", re.DOTALL)
 _WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffe]")
@@ -92,6 +94,25 @@ def kind_of(begin: bytes) -> FileKind | None:
     if not begin:
         return FileKind("an empty file")
     return _kind_of_text(begin)
+
+
+def named_kind(path: str | os.PathLike[str], wanted: str, advice: str, is_text: bool = True) -> str | None:
+    """What to say of a file that is not what was wanted, which is "PATH is a JPEG image, not a preset; ADVICE".
+
+    advice   what to do, unless the kind says so itself
+    is_text  whether what is wanted is text, so that a file of text is not told that it is one
+    returns  None for a folder, for a file that can't be read, and where its first bytes do not say what it is
+    """
+    try:
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as file:
+            kind = kind_of(file.read(PEEK))
+    except (OSError, ValueError):
+        return None
+    if kind is None or (is_text and kind.what in TEXTS):
+        return None
+    return f"{os.fspath(path)} is {kind.what}, not {wanted}; {kind.advice or advice}"
 
 
 def _kind_of_text(begin: bytes) -> FileKind | None:

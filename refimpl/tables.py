@@ -74,28 +74,62 @@ def _build(root: type, cls: type, table: Any, where: str, problems: list[Problem
     before = len(problems)
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
+    open_names = []  # settings whose value is not known
     for key in table:
         if key not in known:
             near = _nearest(root, key, known, where)
+            open_names.append(near)
             problems.append(Problem(f"unknown key {where}{one_line(key)}; did you mean {near}?"))
     values = {}
     for name, entry in known.items():
         if name in table:
-            values[name] = _value(root, hints[name], table[name], f"{where}{name}", problems)
+            so_far = len(problems)
+            value = _value(root, hints[name], table[name], f"{where}{name}", problems)
+            if len(problems) == so_far:
+                values[name] = value
+            else:
+                open_names.append(f"{where}{name}")
         elif dataclasses.is_dataclass(hints[name]) and _is_required(entry):
             values[name] = _build(root, typing.cast(type, hints[name]), {}, f"{where}{name}.", problems)
         elif _is_required(entry):
             problems.append(Problem(f"{where}{name} is missing"))
-    if len(problems) > before:
+    has_sections = any(dataclasses.is_dataclass(hint) for hint in hints.values())
+    lacks = any(_is_required(entry) and name not in values for name, entry in known.items())
+    if len(problems) > before and (has_sections or lacks):
         return None
-    try:
-        built = cls(**values)  # first, as it knows the range of each
-    except InputError as error:
-        problems.append(Problem(str(error), is_whole=True))
+    built = _checked(cls, values, where, open_names, problems)  # first, as it knows the range of each
+    if built is None or len(problems) > before:
         return None
     for name, value in values.items():
         _check_size(value, f"{where}{name}", problems)
     return built
+
+
+def _checked(
+    cls: type, values: dict[str, Any], where: str, open_names: list[str], problems: list[Problem]
+) -> Any:
+    """The dataclass of these values; None where it refuses some, which add to the problems.
+
+    open_names  settings whose value is not known, for which the default stands: what speaks of one is not said
+    After a message that begins with a setting, that one has its default too, so that the next that is wrong is found.
+    """
+    required = {entry.name for entry in dataclasses.fields(cls) if _is_required(entry)}
+    unknown, left = list(open_names), dict(values)
+    while True:
+        try:
+            built = cls(**left)
+        except InputError as error:
+            message = str(error)
+        else:
+            return built if len(left) == len(values) else None
+        if any(name in message for name in unknown):
+            return None
+        problems.append(Problem(message, is_whole=True))
+        name = next((name for name in left if message.startswith(f"{where}{name} ")), None)
+        if name is None or name in required:
+            return None
+        unknown.append(f"{where}{name}")
+        del left[name]
 
 
 def _value(root: type, hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:

@@ -4,7 +4,9 @@ import gzip
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
+from refimpl.cache.made_for import config_of_cache
 from refimpl.data.images.decode import BadImage, decode, read_size
 from refimpl.errors import InputError
-from refimpl.file_kinds import PEEK, kind_of
+from refimpl.file_kinds import PEEK, kind_of, named_kind
+from refimpl.interop.run.checkpoints import find_checkpoint, read_checkpoint
+from refimpl.report.measured_latents import measured_figures
+from refimpl.run.presets import load_config
+from refimpl.run.settings.kohya import from_kohya
+from refimpl.run.settings.onetrainer import from_onetrainer
+from refimpl.run.settings.recognised import read_foreign
 from refimpl.storage import safetensors_file
 from tests.data.files import encoded
 
@@ -137,3 +146,68 @@ def test_text_cut_within_a_letter_is_text() -> None:
     assert len(text[:PEEK]) == PEEK
     assert kind_of(text[:PEEK]) == kind_of(b"text")
     assert kind_of("é".encode()[:1]) is None
+
+
+READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "settings": (lambda path: load_config(str(path)), "{path} is {what}, not a file of settings; give a TOML or"),
+    "import": (read_foreign, "{path} is {what}, not a file of settings; give a TOML or JSON file"),
+    "dataset_config": (
+        lambda path: from_kohya({"dataset_config": str(path)}, "."),
+        "dataset_config {path} is {what}, not a file of settings; give a TOML file",
+    ),
+    "concepts": (
+        lambda path: from_onetrainer({"concept_file_name": str(path)}, "."),
+        "concept_file_name {path} is {what}, not a file of concepts; give the JSON file that OneTrainer writes",
+    ),
+    "statistics": (
+        lambda path: measured_figures(path, path.parent),
+        "--statistics {path} is {what}, not a file written by `refimpl stats`; give the .json file",
+    ),
+    "cache": (lambda path: config_of_cache(str(path)), "{path} is {what}, not the folder of a cache; write a"),
+    "sample": (lambda path: read_checkpoint(path, {}), "{path} is {what}, not a run; give a run folder or one"),
+    "export": (find_checkpoint, "{path} is {what}, not a run; give a run folder or one of its checkpoints"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "gzip"])
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_names_a_file_for_what_it_is(reader: str, kind: str, tmp_path: Path) -> None:
+    content, what = MADE[kind]
+    path = tmp_path / "given.png"
+    path.write_bytes(content)
+    read, said = READERS[reader]
+    with pytest.raises(InputError) as refused:
+        read(path)
+    told = said.format(path=path, what=what)
+    assert str(refused.value).startswith(told.partition(";")[0] + "; unpack it" if kind == "gzip" else told)
+
+
+def test_text_that_only_another_program_reads_is_named_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(POINTER)
+    with pytest.raises(
+        InputError, match=r"a\.toml is a Git LFS pointer, .*fetch the file itself with git lfs pull"
+    ):
+        load_config(str(path))
+
+
+def test_what_is_text_or_unknown_or_no_file_has_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for content in (b"", b"{}", b"text", b"\xfe\x00\x01"):
+        path.write_bytes(content)
+        assert named_kind(path, "a preset", "give one") is None
+    assert named_kind(tmp_path, "a preset", "give one") is None
+    assert named_kind(tmp_path / "none", "a preset", "give one") is None
+    path.write_bytes(b"text")
+    assert (
+        named_kind(path, "a run", "give one", is_text=False) == f"{path} is a text file, not a run; give one"
+    )
+    with pytest.raises(InputError, match=r"a is a text file, not a run; give a run folder"):
+        find_checkpoint(path)
+    path.write_bytes(b"\xfe\x00\x01")
+    with pytest.raises(InputError, match=r"a is a file, not a run; give a run folder"):
+        find_checkpoint(path)
+    with pytest.raises(
+        InputError, match=r"a is a file, not the folder of a cache; write a cache with `refimpl"
+    ):
+        config_of_cache(str(path))

@@ -176,3 +176,35 @@ def test_what_two_dataclasses_refuse_is_listed_together() -> None:
         from_table(Config, {"train": {"learning_rate": 1e-5}}, "a.toml")
     with pytest.raises(InputError, match=r"^train\.steps 0 must be at least 1$"):
         from_table(Config, {"train": {"steps": 0}}, "a.toml")
+
+
+def wrong(table: dict[str, Any]) -> list[str]:
+    """What is said of the settings of a file, without its first line."""
+    with pytest.raises(InputError) as error:
+        from_table(Config, table, "a.toml")
+    return [line.strip() for line in str(error.value).splitlines()[1:]]
+
+
+def test_values_out_of_range_do_not_hide_one_another() -> None:
+    said = wrong({"optimizer": {"kind": "adamw9", "learning_rate": -1.0, "clip_norm": -2.0}})
+    assert [line.split(" ")[0] for line in said] == [
+        "optimizer.kind", "optimizer.learning_rate", "optimizer.clip_norm"
+    ]  # fmt: skip
+
+
+def test_an_unknown_key_or_a_wrong_type_hides_no_range() -> None:
+    section = {"stepz": 3, "seed": "x", "batch_size": 0, "precision": "fp8", "device": "tpu"}
+    assert [line.split(";")[0].split(" is unknown")[0] for line in wrong({"train": section})] == [
+        "unknown key train.stepz", "train.seed must be int, not 'x'", "train.batch_size 0 must be at least 1",
+        "train.device 'tpu'", "train.precision 'fp8'",
+    ]  # fmt: skip
+
+
+def test_what_speaks_of_a_mistyped_setting_is_not_said() -> None:
+    """Whether ranks_per_node goes with the sharding is not known until the sharding is."""
+    mistyped = {"train": {"shardin": "hybrid", "ranks_per_node": 2}, "data": {"foldr": "x"}}
+    unknown = {"train": {"sharding": "hybrd", "ranks_per_node": 2}, "data": {"foldr": "x"}}
+    assert [line.split(" ")[:3] for line in wrong(mistyped)] == [
+        ["unknown", "key", "data.foldr;"], ["unknown", "key", "train.shardin;"]
+    ]  # fmt: skip
+    assert [line.split(" ")[0] for line in wrong(unknown)] == ["unknown", "train.sharding"]

@@ -78,7 +78,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     config = demo_config(command)
     use_threads(config.train, config.unet, config.vae)
     world = World(0, 1, torch.device("cpu"))
-    out = run_folder(config, "demo", world)
+    out = run_folder(config, "demo", world, setting="--out")
     config = settled(_inside(config, out), world)
     minutes = expected_seconds(config) / 60
     print(

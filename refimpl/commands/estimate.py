@@ -30,8 +30,9 @@ class EstimateCommand:
     config: Annotated[str, tyro.conf.Positional]
     """Preset or TOML file."""
     gpu: str = "auto"
-    """Card: h100, h200, a100-40, rtx4090, an amount of memory such as 24GB or 22.5GiB, or auto: this machine's, and
-    an h100 where there is none."""
+    """Card: h100, h200, a100-40, a100-80, rtx3090, rtx4080, rtx4090, the driver's name of one, an amount of
+    memory such as 24GB (as a card is sold) or 22.5GiB (as torch reports it), or auto: this machine's, and an h100
+    where there is none."""
     ranks: int = 1
     """Processes of the run, each with a GPU."""
     nodes: int = 0

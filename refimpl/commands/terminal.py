@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -70,13 +71,17 @@ def parsed(
 ) -> Settings:
     """The command line as a dataclass; default gives the fields that it leaves out. Exits as command lines do.
 
+    Raises the InputError of a dataclass that refuses its values.
     Help and errors are styled where a terminal shows it, unless NO_COLOR is set, or an argument or a default, which
     may come from a file, holds what is not printable: then no style can be told from data, and all are spelled out.
     """
     import tyro
 
     given: dict[str, Any] = {} if default is None else {"default": default}
-    with _styled(all(_is_plain(text) for text in _texts([list(arguments), program, description, default]))):
+    with (
+        _styled(all(_is_plain(text) for text in _texts([list(arguments), program, description, default]))),
+        _own_words(),
+    ):
         return tyro.cli(kind, args=arguments, prog=program, description=description or None, **given)
 
 
@@ -86,7 +91,7 @@ def parsed_in_part(
     """As `parsed`, and the words of the command line that are none of its fields."""
     import tyro
 
-    with _styled(all(_is_plain(text) for text in _texts([list(arguments), program]))):
+    with _styled(all(_is_plain(text) for text in _texts([list(arguments), program]))), _own_words():
         return tyro.cli(kind, args=arguments, prog=program, return_unknown_args=True)
 
 
@@ -104,6 +109,39 @@ def _styled(is_plain: bool) -> Iterator[None]:
     streams = [StyledStream(stream, _takes_styles(stream)) for stream in (out, error)]
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         yield
+
+
+class _Held(io.StringIO):
+    """Keeps what is written to a stream until it is known whether it is to be said."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self.stream.isatty()
+
+
+@contextlib.contextmanager
+def _own_words() -> Iterator[None]:
+    """Raises the InputError of a dataclass that refuses its values, which tyro would quote in a box of its own."""
+    held = _Held(sys.stderr)
+    refused: BaseException | None = None
+    try:
+        with contextlib.redirect_stderr(held):
+            yield
+    except SystemExit as stop:
+        refused = stop
+        while refused is not None and not isinstance(refused, InputError):
+            refused = refused.__context__
+        if refused is None:
+            raise
+    finally:
+        if refused is None:
+            held.stream.write(held.getvalue())
+    if refused is not None:
+        raise refused.with_traceback(None) from None
 
 
 def _takes_styles(stream: TextIO) -> bool:

@@ -10,7 +10,7 @@ from refimpl.commands.train_help import essentials, usage
 from refimpl.errors import STOPPED, InputError
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_label
-from refimpl.run.settings.paths import check_paths
+from refimpl.run.settings.paths import check_here
 from refimpl.tables import from_table
 
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
@@ -85,7 +85,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     Exits with 75 when a signal has stopped the run and all of it is saved.
     """
     config, label = parse(arguments, program)
-    check_paths(config)
+    check_here(config)
     from refimpl.run.threads import use_threads
     from refimpl.run.world import join_world, leave_world, lost_peers_named
     from refimpl.train.budget.check import check_memory

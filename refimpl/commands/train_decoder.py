@@ -63,6 +63,7 @@ def train_decoder_command(arguments: list[str], program: str = "refimpl train-de
     from refimpl.data.images.decode import BadImage
     from refimpl.data.index.data_set import read_folder
     from refimpl.interop.network.architecture import architecture_of, noted
+    from refimpl.interop.single_file import with_scale_shift
     from refimpl.latents.vae import VAE
     from refimpl.run.world import join_world, leave_world, lost_peers_named
     from refimpl.storage import safetensors_file
@@ -113,7 +114,8 @@ def train_decoder_command(arguments: list[str], program: str = "refimpl train-de
             state = {name: value.cpu().contiguous() for name, value in vae.state_dict().items()}
             finished = run / "vae.safetensors"
             # Without the prefix that a whole model's file has, as the VAE loaders of other tools expect.
-            safetensors_file.write(finished, state, noted(checkpoint.metadata, architecture))
+            metadata = noted(with_scale_shift(checkpoint.metadata, checkpoint.scale_shift), architecture)
+            safetensors_file.write(finished, state, metadata)
             print(f"wrote {finished}")
 
         world.on_main(finish)

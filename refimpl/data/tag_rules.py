@@ -169,7 +169,7 @@ def class_name(value: Any) -> str:
         return value.strip()
     try:
         return CLASS_OF_NUMBER[int(value)]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):  # the last for ±∞, as 1e999 is read
         known = ", ".join(f"{number} {name}" for number, name in CLASS_OF_NUMBER.items())
         raise ValueError(f"tag class {value!r} is neither a name nor one of {known}") from None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
 from refimpl.latents.scale_shift import NOVELAI_ANIME, ScaleShift
 from refimpl.report.figures import latent_statistics
 from refimpl.report.style import BLUE, GREEN, ORANGE, PURPLE, new_figure, png_bytes, styled
@@ -36,9 +37,12 @@ def measured_figures(preset: Path, folder: Path) -> list[Path]:
             ),
             "latent_convergence.png": convergence(measured["curve"]),
         }
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--statistics {preset} can't be read ({error})") from error
+    except OSError as error:
+        raise InputError(f"--statistics {preset} can't be read ({error.strerror or error})") from error
     except (KeyError, TypeError, ValueError) as error:
+        problem = named_kind(preset, "a file written by `refimpl stats`", "give the .json file that it wrote")
+        if problem:
+            raise InputError(f"--statistics {problem}") from error
         raise InputError(
             f"--statistics {preset} is not a file written by `refimpl stats` ({type(error).__name__}: {error})"
         ) from error

@@ -40,7 +40,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone writes files, logs and progress bars."""
+        """Whether this is rank 0, which alone logs, shows progress and writes what the ranks do not share out."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -76,7 +76,7 @@ class World:
             try:
                 box[0] = action()
             except (InputError, NotJSON) as error:
-                box[1] = type(error)(str(error))
+                box[1] = error  # which pickles as what it is: the path of a bad image goes with it
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
             raise box[1]
@@ -119,7 +119,7 @@ def join_world(device: str) -> World:
     """Joins the process group that torchrun describes in the environment; without torchrun, a world of one process.
 
     device  "cpu", "cuda" (this process takes the GPU of its LOCAL_RANK) or "auto"
-    Raises InputError for an unknown device, or for "cuda" where there is none.
+    Raises InputError for an unknown device, for "cuda" where there is none, and for more processes than GPUs.
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in
                          (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
@@ -129,6 +129,7 @@ def join_world(device: str) -> World:
         raise InputError("device cuda was asked for, but torch sees no GPU; use --train.device cpu")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     if use_cuda:
+        _check_gpu_of(local)
         torch.cuda.set_device(local)
     heartbeat = None
     if size > 1:
@@ -138,6 +139,16 @@ def join_world(device: str) -> World:
             dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PREPARATION, **who)
         heartbeat = start_heartbeat(rank, size)
     return World(rank, size, torch.device("cuda", local) if use_cuda else torch.device("cpu"), heartbeat)
+
+
+def _check_gpu_of(local: int) -> None:
+    """Raises InputError for a process of this machine that finds no GPU of its own."""
+    count = torch.cuda.device_count()
+    if local >= count:
+        raise InputError(
+            f"LOCAL_RANK {local} has no GPU of its own: torch sees {count} on this machine; start as many processes "
+            f"(torchrun --nproc-per-node={count}), or use --train.device cpu"
+        )
 
 
 def leave_world(world: World) -> None:

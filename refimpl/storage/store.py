@@ -20,6 +20,8 @@ import numpy.typing as npt
 import torch
 
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
+from refimpl.names import near_path
 from refimpl.storage.shards import Shard, map_shard
 from refimpl.tables import from_table, parsed_json
 
@@ -85,7 +87,13 @@ def open_store(folder: Path) -> Store:
     path = folder / MANIFEST
     try:
         table = parsed_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        where, advice = folder.parent, "write a cache with `refimpl cache`, and name its folder"
+        if where.is_file():
+            problem = named_kind(where, "the folder of a cache", advice, is_text=False)
+            raise InputError(problem or f"{where} is a file, not the folder of a cache; {advice}") from error
+        if not where.exists():
+            raise InputError(f"{where}: there is no such folder{near_path(where)}; {advice}") from error
         raise InputError(
             f"{folder} holds no finished cache ({MANIFEST} is missing); write it, or continue it, with "
             "`refimpl cache`"

@@ -17,8 +17,10 @@ from refimpl.autoencoder.decoder_measures import measure_decoder, without_jpeg_b
 from refimpl.commands.train_decoder import train_decoder_command
 from refimpl.data.index.data_set import Index, read_folder
 from refimpl.errors import InputError
-from refimpl.interop import single_file
+from refimpl.interop import diffusers_folder, single_file
+from refimpl.interop.checkpoint import Checkpoint
 from refimpl.interop.network.architecture import Architecture, noted
+from refimpl.latents.scale_shift import NOVELAI_ANIME
 from refimpl.latents.vae import VAE, VAEConfig
 from refimpl.storage import safetensors_file
 from refimpl.tables import from_table
@@ -187,6 +189,15 @@ def test_the_command_writes_an_autoencoder_that_is_read_back(
     assert [row["step"] for row in rows] == [3, 0, 3]
     assert rows[1].keys() == {"step", "psnr", "ssim", "blockiness", "blockiness of the originals"}
     assert "before" in capsys.readouterr().out
+
+
+def test_the_scale_and_shift_of_a_folders_settings_go_with_the_file(root: Path, tmp_path: Path) -> None:
+    """A diffusers folder has them in vae/config.json, not in the metadata that the file gets."""
+    folder, metadata = tmp_path / "folder", noted({}, Architecture(vae=VAE_CONFIG))
+    first = Checkpoint(vae=fresh_vae().state_dict(), scale_shift=NOVELAI_ANIME, metadata=metadata)
+    diffusers_folder.save(first, folder)
+    command(folder, root, tmp_path / "run", "--decoder.steps", "1")
+    assert single_file.load(tmp_path / "run" / "vae.safetensors").scale_shift == NOVELAI_ANIME
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.2])

@@ -197,4 +197,5 @@ def test_images_left_out_of_the_cache_are_left_out_of_training(
 
 
 def test_an_unfinished_cache_is_refused(data: Path, tmp_path: Path) -> None:
-    refused(data, tmp_path, tmp_path / "nowhere", "holds no finished cache")
+    refused(data, tmp_path, tmp_path, "holds no finished cache")
+    refused(data, tmp_path, tmp_path / "nowhere", "nowhere: there is no such folder; write a cache with")

@@ -69,6 +69,13 @@ def test_neither_a_configuration_nor_a_cache_is_an_error(tmp_path: Path) -> None
         stats(tmp_path / "a.json")
     with pytest.raises(InputError, match="holds no finished cache"):
         stats(tmp_path / "a.json", "--cache", str(tmp_path))
+    (tmp_path / "cached").mkdir()
+    with pytest.raises(InputError) as refused:
+        stats(tmp_path / "a.json", "--cache", str(tmp_path / "cachet"))
+    assert str(refused.value) == (
+        f"{tmp_path}/cachet: there is no such folder; did you mean {tmp_path}/cached?; write a cache with `refimpl "
+        "cache`, and name its folder"
+    )
 
 
 def test_what_is_kept_is_the_configuration_with_absolute_folders(

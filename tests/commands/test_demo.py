@@ -99,6 +99,17 @@ def test_the_first_line_is_the_promise(
     )
 
 
+def test_a_folder_in_use_is_refused_by_the_name_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError) as refused:
+        demo_command(["--out", str(tmp_path)])
+    assert str(refused.value) == f"--out {tmp_path} holds another run; choose an empty folder"
+    with pytest.raises(
+        InputError, match=r"^--out /proc/x/y cannot be made or read: .*; choose another folder$"
+    ):
+        demo_command(["--out", "/proc/x/y"])
+
+
 def test_a_run_without_numbers_does_not_pass() -> None:
     nan = float("nan")
     assert len(missed(ROWS, [nan], samples([[nan] * 3] * 3, [[nan] * 3] * 3))) == 7

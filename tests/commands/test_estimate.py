@@ -71,7 +71,17 @@ def test_ranks_share_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
         (["tiny", "--gpu", "rtx490"], 2, "the nearest is 'rtx4090'"),
         (["tiny", "--gpu", "-3GiB"], 2, "--gpu '-3GiB' is neither a known card"),
         (["tiny", "--gpu", "nan"], 2, "nor an amount of memory with its unit, as in 24GB or 22.5GiB"),
-        (["tiny", "--ranks", "0"], 2, "--ranks 0 must be at least 1"),
+        (["tiny", "--ranks", "0"], 2, "error: --ranks 0 must be at least 1"),
+        (
+            ["tiny", "--gpu", "24"],
+            2,
+            "error: --gpu '24': an amount of memory needs its unit, as in 24GB or 24GiB",
+        ),
+        (
+            ["tiny", "--train.precision", "fp8"],
+            2,
+            "error: train.precision 'fp8' is unknown; use tf32, fp32, bf16",
+        ),
         (["tiny", "--train.stepz", "3"], 2, "--train.stepz"),
         (
             ["tiny", "--ranks", "3", "--train.sharding", "hybrid", "--train.ranks-per-node", "2"],
@@ -181,3 +191,30 @@ def test_what_is_measured_needs_its_images(capsys: pytest.CaptureFixture[str]) -
     code, out, error = ending(["novelai_v3", "--measure", "--data.folder", "no/images"], capsys)
     assert (code, out) == (2, "")
     assert error.startswith("error: data.folder no/images: there is no such folder")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tiny", "--gpu", "rtx490"],
+        ["tiny", "--gpu", "24"],
+        ["tiny", "--ranks", "0"],
+        ["tiny", "--measure", "--gpu", "h100"],
+        ["tiny", "--train.precision", "fp8"],
+        ["tiny", "--optimizer.kind", "adafactor", "--train.sharding", "shard"],
+    ],
+)
+def test_what_is_refused_on_the_command_line_is_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, error = ending(words, capsys)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith("error: ")
+    assert "Command" not in error
+    assert "Config" not in error
+
+
+def test_a_preset_for_24_gb_fits_a_card_named_so(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ending(["finetune_24gb", "--gpu", "24GB"], capsys)
+    assert code == 0
+    assert "too much for the card" not in out

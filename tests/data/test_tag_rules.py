@@ -118,6 +118,8 @@ def test_quality(score: float, tag: str | None) -> None:
         ({"tags": [5]}, "its tag 5 is neither a string"),
         ({"tags": [{"category": 1}]}, "has no name"),
         ({"tags": [["x", 99]]}, "tag class 99 is neither a name nor one of 0 general"),
+        ({"tags": [["x", float("inf")]]}, "tag class inf is neither a name nor one of 0 general"),
+        ({"tags": [["x", float("nan")]]}, "tag class nan is neither"),
         ({"tags": {"artist": 5}}, "its tags are 5"),
         ({"tag_string": ["a"]}, r"its tags are \['a'\]"),
         ({"rating": 3}, "its rating is 3"),

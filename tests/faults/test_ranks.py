@@ -188,6 +188,17 @@ def test_a_rank_that_saves_may_be_silent_for_the_whole_time_out() -> None:
     assert heart._judged(100.0, heart._place) == "rank 1 (last heard of after step 6) has stopped"
 
 
+def test_a_rank_first_heard_of_while_one_listens_has_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words({1: Place(6, 0, True)}, {1})
+    heart = beat(words)
+
+    def begin(_: float) -> None:
+        words.places[2] = Place(0, 0, True)
+
+    monkeypatch.setattr(time, "sleep", begin)
+    assert heart.lost() == "rank 1 (last heard of in step 6) has stopped"
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -64,6 +64,7 @@ def test_what_is_installed_is_what_the_project_says(path: Path) -> None:
     assert wanted <= {re.split(r"[<>=]", word)[0] for word in shlex.split(build)}
     (extras,) = re.findall(r'"/src\[([\w,]+)\]"', text)
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    assert "optimizers" in extras.split(",")  # without which two values of optimizer.kind can't run
     assert any("refimpl doctor" in line for line in runs(path))
 
 
@@ -85,7 +86,7 @@ def test_the_architectures_reach_the_build(arches: str, told: str, tmp_path: Pat
     said = subprocess.run(
         ["sh", "-c", line], env=environment, capture_output=True, text=True, check=True
     ).stdout
-    assert said == f"1 {told} install --no-build-isolation /src[report,fast,parquet,demo,hub]\n"
+    assert said == f"1 {told} install --no-build-isolation /src[report,fast,parquet,demo,hub,optimizers]\n"
 
 
 def test_what_is_copied_is_what_the_build_needs() -> None:
@@ -103,6 +104,13 @@ def test_what_is_copied_is_what_the_build_needs() -> None:
         for pattern in filter(None, ignored):
             parts = [name, *(str(parent) for parent in Path(name).parents)]
             assert not any(fnmatch.fnmatch(part, pattern) for part in parts), f"{name} by {pattern}"
+
+
+def test_every_extra_is_in_the_table_of_the_page() -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?`) \|", page.partition("| extra |")[2].partition("\n\n")[0], re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(PROJECT["optional-dependencies"])
 
 
 def test_every_image_is_named_in_the_documentation() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import refimpl
+from refimpl.commands.terminal import run_command
 from refimpl.commands.train import parse
 from refimpl.errors import InputError
 from refimpl.latents.vae import VAE, VAEConfig
@@ -155,11 +156,14 @@ def test_overrides_on_the_command_line() -> None:
         (["--diffusion.parameterisation", "eps"], "zero-terminal-SNR"),
     ],
 )
-def test_bad_overrides_exit_with_2(bad: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_overrides_are_one_line(bad: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse(["tiny", *bad])
+        run_command(lambda: print(parse(["tiny", *bad])))
     assert stop.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("error: ")
+    assert message in error
 
 
 def test_unknown_override_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ N §4; the global batch is 4 images in every test, whoever computes them.
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 
+from refimpl.data.images.decode import BadImage
 from refimpl.errors import InputError
 from refimpl.run import world as world_file
 from refimpl.run.world import NotJSON, World, join_world, json_value, leave_world
@@ -176,6 +178,23 @@ def test_what_main_returns_or_raises_every_rank_has(tmp_path: Path) -> None:
         assert "Traceback" not in printed
 
 
+def test_a_bad_image_of_main_keeps_its_path_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its class takes more than a message, which is all that used to be sent."""
+    sent = []
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src: sent.append(pickle.dumps(box)))
+
+    def look() -> None:
+        raise BadImage("images/a.png", "can't be read", "missing")
+
+    for world in (World(0, 2, torch.device("cpu")), runs.ALONE):
+        with pytest.raises(BadImage, match=r"^images/a\.png: can't be read$"):
+            world.object_from_main(look)
+    ((_, received),) = map(pickle.loads, sent)
+    assert (received.path, received.reason, received.kind) == (
+        Path("images/a.png"), "can't be read", "missing",
+    )  # fmt: skip
+
+
 @given(strategies.json_values())
 def test_what_json_gives_back_is_let_through(value: Any) -> None:
     assert json_value(value) is value
@@ -204,3 +223,13 @@ def test_unknown_and_absent_devices_are_named() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"torch sees no GPU; use --train.device cpu"):
             join_world("cuda")
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(
+        InputError, match=r"^LOCAL_RANK 2 has no GPU of its own: torch sees 2 on this machine; start"
+    ):
+        join_world("auto")

@@ -28,7 +28,11 @@ def log(root: Path, run: Path, start: int = 0, rank: int = 0, **train: Any) -> R
 
 
 @pytest.mark.parametrize(("start", "kept"), [(0, 0), (1, 2), (2, 3), (9, 4)])
-@pytest.mark.parametrize("tail", ["", '{"step": 1, "lo', "\n", "null\n", "\xff\n"])
+@pytest.mark.parametrize(
+    "tail",
+    ["", '{"step": 1, "lo', "\n", "null\n", "\xff\n", "[" * 100_000 + "\n"],
+    ids=["none", "half", "empty", "null", "binary", "deep"],
+)
 def test_a_continued_run_keeps_the_rows_up_to_its_start(
     start: int, kept: int, tail: str, root: Path, tmp_path: Path
 ) -> None:

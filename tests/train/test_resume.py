@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from refimpl.commands.train import parse
 from refimpl.errors import InputError
 from refimpl.interop.run.checkpoints import committed_steps
 from refimpl.interop.run.run_folder import load_model
@@ -136,6 +137,10 @@ def test_changed_settings_are_named_one_by_one(run: Run, trained: Path, tmp_path
 def test_nothing_to_resume_is_said(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a run folder; name one with --train.out"):
         run("absent", train={"resume": True})
+    with pytest.raises(
+        InputError, match=r"^--resume: '.*absent' does not exist, .*; name one, as in --resume RUN$"
+    ):
+        parse(["--resume", str(tmp_path / "absent")])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json cannot be read as a run's settings"):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +117,7 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
     if config.data.decoder == "fast":
         check_fast()
     world.on_main(lambda: write_demo_data(config.data))
-    stages = [read_stage(config, stage) for stage in config.all_stages()]
+    stages = [read_stage(config, stage, is_told=world.is_main) for stage in config.all_stages()]
     pictures = pictures_of(stages)
     seed = config.train.seed if command.seed is None else command.seed
     encoding = encoding_of(vae, command.dtype, command.tile, seed, BACKGROUND, config.data.decoder)
@@ -164,19 +162,19 @@ def write_cache(command: CacheCommand, config: Config, vae: VAE, world: World) -
 
 @contextlib.contextmanager
 def alone_in(out: Path, world: World) -> Iterator[None]:
-    """Holds the cache folder's lock on rank 0; the system releases it when the process ends, however it ends.
+    """Holds the cache folder's lock on rank 0.
 
     Raises InputError on every rank when another run holds it, or the folder can't be made.
     """
+    from refimpl.storage.ranks.lock import HeldElsewhere, locked, unlocked
+
     held: list[int] = []  # descriptors: on rank 0, one
 
     def lock() -> None:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            # A link in a folder from elsewhere is not followed: the lock would be some other file of the user's.
-            held.append(os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
-            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            held.append(locked(out / LOCK, "writing to it too"))
+        except HeldElsewhere as error:
             raise InputError(
                 f"another run is writing to {out}; wait for it, end it, or name another folder"
             ) from error
@@ -188,7 +186,7 @@ def alone_in(out: Path, world: World) -> Iterator[None]:
         yield
     finally:
         for descriptor in held:
-            os.close(descriptor)
+            unlocked(descriptor)
 
 
 def _say(world: World, row: dict[str, object]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from refimpl.checks import check_at_least, check_seed
-from refimpl.commands.data.index import cores, looked_at
+from refimpl.commands.data.index import looked_at
 from refimpl.commands.data.printed import check_page, show
 from refimpl.commands.terminal import parsed
 from refimpl.data.bucket_sizes import Bucket, Metric
@@ -20,6 +20,7 @@ from refimpl.errors import InputError
 from refimpl.names import LIKE, nearest
 from refimpl.run.config import Config, Stage
 from refimpl.run.presets import load_config, preset_names
+from refimpl.run.threads import usable_cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +49,8 @@ class CheckCommand:
     """Images whose |log aspect error| exceeds this are pruned, 0 for no limit; when left out, data.max_aspect_error,
     or else 0."""
     batch_size: int | None = None
-    """Images per rank and step: also report the plan of epoch 0 in both modes, 0 for no plan. When left out, the
-    configuration's, or else 0."""
+    """Images per rank and step: also report the plan of epoch 0 in both modes, which is an error where there can be
+    none; 0 for no plan. When left out, the configuration's, or else 0."""
     world_size: int = 1
     """Number of ranks in that plan."""
     seed: int | None = None
@@ -70,7 +71,7 @@ class CheckCommand:
     listed: int = 5
     """Number of problems and tags of each kind to list by name."""
     processes: int = 0
-    """Number of processes that read at once; 0 for one per core."""
+    """Number of processes that read at once; 0 for one per CPU that this process may use."""
 
     def __post_init__(self) -> None:
         check_at_least("--max-aspect-error", self.max_aspect_error or 0.0, 0)
@@ -145,13 +146,15 @@ def _check_data_set(command: CheckCommand) -> None:
         command.seed or 0,
         command.html,
     )
-    _look(command, asked)
+    refused = _look(command, asked)
+    if refused:
+        raise InputError(refused)
 
 
 def _check_stages(command: CheckCommand, config: Config) -> None:
-    """Looks at the images of every stage, and reads them as training would.
+    """Looks at the images of every stage, plans its first epoch, and reads the images as training would.
 
-    Raises InputError with all that training would end with, after every stage has been shown.
+    Raises InputError with all that training on these ranks would end with, after every stage has been shown.
     """
     from refimpl.data.index.data_set import read_source
     from refimpl.data.scores import take_scores
@@ -162,7 +165,7 @@ def _check_stages(command: CheckCommand, config: Config) -> None:
     allowed = command.allow_outside or config.data.allow_outside
     problems: list[str] = []
     for number, stage in enumerate(stages):
-        html = command.html
+        html, where = command.html, f"stage {number}: " if len(stages) > 1 else ""
         if html is not None and len(stages) > 1:
             html = html.with_name(f"{html.stem}-{number}{html.suffix}")
         try:
@@ -171,14 +174,14 @@ def _check_stages(command: CheckCommand, config: Config) -> None:
             print(
                 f"stage {number} from step {stage.from_step}: {_batch_of(asked)}; data.plan = {config.data.plan!r}"
             )
-            _look(command, asked, is_planned=command.batch_size is not None)
-            if asked.no_batch:
-                problems.append(asked.no_batch)
+            refused = _look(command, asked)
+            if refused:
+                problems.append(where + refused)
             index = read_source(stage.folder, classes, config.data.allow_missing, allowed)
             if config.text.vector == "score":
                 take_scores(index, config.data.score_class, config.data.default_score)
         except InputError as error:
-            problems.append(f"stage {number}: {error}" if len(stages) > 1 else str(error))
+            problems.append(f"{where}{error}")
     if problems:
         raise InputError("\n".join(problems))
 
@@ -219,11 +222,8 @@ def _of_stage(
     )
 
 
-def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None:
-    """Surveys one data set and shows it.
-
-    is_planned  whether a plan was asked for: that there is none is an error then, after all else is shown
-    """
+def _look(command: CheckCommand, asked: Looked) -> str:
+    """Surveys one data set and shows it; returns why its first epoch can't be planned, empty if it can."""
     import numpy as np
 
     from refimpl.data.index.index_file import is_index
@@ -234,7 +234,7 @@ def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None
 
     plans: list[PlannedEpoch] = []
     refused = asked.no_batch
-    with looked_at(asked.source, asked.options, command.processes or cores()) as table:
+    with looked_at(asked.source, asked.options, command.processes or usable_cpus()) as table:
         if is_index(asked.source):  # which may come from elsewhere, and says itself what it reads
             print(f"its images are in {listed(sorted({path for _, path, *_ in table.facts['containers']}))}")
         found = survey(table, asked.buckets, asked.metric, asked.limit, command.listed)
@@ -251,5 +251,4 @@ def _look(command: CheckCommand, asked: Looked, is_planned: bool = True) -> None
 
     shown = (asked.source, found, command.listed, plans, refused)
     show(survey_lines(*shown), lambda: survey_page(*shown), asked.html)
-    if refused and is_planned:
-        raise InputError(refused)
+    return refused

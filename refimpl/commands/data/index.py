@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from refimpl.commands.terminal import parsed
 from refimpl.data.captions import DEFAULT_TAG_CLASSES
 from refimpl.data.config import MAX_BAD_SHARE, MAX_PIXELS
 from refimpl.errors import InputError
+from refimpl.run.threads import usable_cpus
 
 if TYPE_CHECKING:
     from refimpl.data.index.index_file import Table
@@ -56,7 +56,7 @@ class IndexCommand:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Index file to write."""
     processes: int = 0
-    """Number of processes that read at once; 0 for one per core."""
+    """Number of processes that read at once; 0 for one per CPU that this process may use."""
     replace: bool = False
     """Overwrite an existing index."""
     allow_missing: bool = False
@@ -119,7 +119,7 @@ def index_command(arguments: list[str], program: str = "refimpl data index") -> 
     from refimpl.data.index.data_set import index_of
     from refimpl.data.index.parallel_read import LISTED
 
-    table = build(command.sources, command.out, command.options(), command.processes or cores(),
+    table = build(command.sources, command.out, command.options(), command.processes or usable_cpus(),
                   command.allow_missing, command.max_bad_share)  # fmt: skip
     bad = index_of(table).quarantined
     size = command.out.stat().st_size
@@ -150,7 +150,7 @@ def build(
     parts_folder = out.with_name(f".{out.name}.parts")
     where = tuple(os.path.abspath(source) for source in sources)
     facts = {"sources": list(where), "tag_classes": list(options.rules.classes)}
-    with _alone_in(parts_folder, out):
+    with _alone_in(parts_folder, out), _removed_if_unread(parts_folder):
         parts = gather(where, options, parts_folder, processes, show)
         found = merged(parts)
         refuse(sources, parts, found.duplicates, max_bad_share, allow_missing)
@@ -161,25 +161,35 @@ def build(
 
 @contextmanager
 def _alone_in(folder: Path, out: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system releases when the process ends, however it ends."""
+    """Holds the lock of the folder, which is made where it is absent."""
+    from refimpl.storage.ranks.lock import HeldElsewhere, locked, unlocked
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        flags = (
-            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        )  # a link is not followed to some other file of the user's
-        file = os.fdopen(os.open(folder / "lock", flags, 0o666), "rb+")
+        lock = locked(folder / "lock", f"indexing into {out} too")
+    except HeldElsewhere:
+        raise InputError(
+            f"another process is indexing into {out}; wait for it, or choose another name"
+        ) from None
     except OSError as error:
         raise InputError(
             f"could not write {folder}: {error.strerror}; choose another place for {out}"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is indexing into {out}; wait for it, or choose another name"
-            ) from None
+    try:
         yield
+    finally:
+        unlocked(lock)
+
+
+@contextmanager
+def _removed_if_unread(folder: Path) -> Iterator[None]:
+    """What ends before a first piece is read leaves no folder behind, only its lock being in it."""
+    try:
+        yield
+    except BaseException:
+        if [path.name for path in folder.glob("*")] == ["lock"]:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -200,8 +210,3 @@ def looked_at(source: str, options: IndexOptions, processes: int) -> Iterator[Ta
         path = Path(folder) / "index"
         write_table(path, found.columns, found.facts)
         yield read_table(path, allow_outside=options.allow_outside)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,10 +7,11 @@ from typing import Annotated
 import tyro
 
 from refimpl.checks import check_at_least
-from refimpl.commands.data.index import cores, looked_at
+from refimpl.commands.data.index import looked_at
 from refimpl.commands.data.printed import check_page, show
 from refimpl.commands.terminal import parsed
 from refimpl.data.config import TagWeightConfig
+from refimpl.run.threads import usable_cpus
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class TagsCommand:
     listed: int = 5
     """Number of images and tags of each kind to list by name."""
     processes: int = 0
-    """Number of processes that read at once; 0 for one per core."""
+    """Number of processes that read at once; 0 for one per CPU that this process may use."""
     allow_outside: bool = False
     """Also read files outside the source's folder, which metadata files and links may name."""
 
@@ -47,7 +48,7 @@ def tags_command(arguments: list[str], program: str = "refimpl data tags") -> No
     settings = command.weights
     counts = TagCounts(settings.beta, settings.least, settings.most)
     with looked_at(
-        command.source, IndexOptions(allow_outside=command.allow_outside), command.processes or cores()
+        command.source, IndexOptions(allow_outside=command.allow_outside), command.processes or usable_cpus()
     ) as table:
         found = weight_survey(table, counts, listed=command.listed)
     show(weight_lines(command.source, found), lambda: weight_page(command.source, found), command.html)

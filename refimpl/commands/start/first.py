@@ -1,5 +1,6 @@
 """The settings of a first run: what was asked for and found becomes what is written."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -7,14 +8,23 @@ from refimpl.commands.start.questions import Questions, one_of, whole_number
 from refimpl.commands.start.written import Written
 from refimpl.errors import InputError
 from refimpl.run.config import Config
+from refimpl.run.here.machine import machine_problems
 from refimpl.run.presets import load_config
-from refimpl.run.settings.paths import check_paths
+from refimpl.run.settings.paths import check_here, path_problems, refuse
 from refimpl.train.budget.cards import GIB, Card
-from refimpl.train.first.card import AUTO, backend_here, planned_card
+from refimpl.train.first.card import AUTO, CPU, backend_here, planned_card
 from refimpl.train.first.checkpoint import Start, look_at_checkpoint
-from refimpl.train.first.choose import WAYS, check_complete, from_checkpoint, small_from_nothing
+from refimpl.train.first.choose import (
+    KERNEL,
+    REFERENCE,
+    WAYS,
+    check_complete,
+    from_checkpoint,
+    small_from_nothing,
+)
 from refimpl.train.first.fitted import fitted
 from refimpl.train.first.images import Images, look_at_images
+from refimpl.train.speed.estimated import has_roofline
 
 LISTED = 5  # files that can't be used, before "and n more"
 
@@ -59,11 +69,17 @@ def first_settings(wishes: Wishes, questions: Questions) -> Written:
     config = wishes.overridden(config)
     if start is not None:
         check_complete(start, config)
-    check_paths(config)
+    lacking: list[str] = []
+    if wishes.gpu in (AUTO, CPU):
+        check_here(config)
+    else:  # it may be meant for another machine
+        refuse(path_problems(config))
+        lacking = machine_problems(config)
     memory = f"card: {_name(card)}"
     if card is not None:
         if wishes.gpu == AUTO and "train.backend" not in wishes.fixed:
             config = replace(config, train=replace(config.train, backend=backend_here()))
+            reasons["train.backend"] = KERNEL if config.train.backend == "kernel" else REFERENCE
         config, why, plan = fitted(config, card, wishes.fixed)
         reasons |= why
         memory += (
@@ -73,7 +89,18 @@ def first_settings(wishes: Wishes, questions: Questions) -> Written:
         reasons.pop("lora.alpha", None)  # it speaks of the rank, which was given
     reasons = {name: why for name, why in reasons.items() if why and name not in wishes.fixed}
     found = [_images(images, wishes.folder), _start(start, config), memory]
-    return Written(config, reasons, "\n".join(found), [*_left_out(images), *found])
+    found += [f"before it trains: {problem}" for problem in lacking]
+    options = estimate_options(config, card, wishes.gpu)
+    return Written(config, reasons, "\n".join(found), [*_left_out(images), *found], options)
+
+
+def estimate_options(config: Config, card: Card | None, gpu: str) -> str:
+    """What `refimpl estimate` needs to say the speed: the card that was named, or steps to be measured.
+
+    card  what `planned_card` gives for gpu
+    """
+    named = "" if gpu in (AUTO, CPU) else f"--gpu {shlex.quote(gpu)}"
+    return named if card is not None and has_roofline(config, card) else "--measure"
 
 
 def _card(gpu: str, start: Start | None, questions: Questions) -> Card | None:

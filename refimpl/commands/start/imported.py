@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from refimpl.commands.start.first import estimate_options
 from refimpl.commands.start.refused import in_their_words
 from refimpl.commands.start.written import Written
 from refimpl.errors import InputError
 from refimpl.run.config import Config
+from refimpl.run.here.machine import machine_problems
 from refimpl.run.settings.paths import path_problems
 from refimpl.run.settings.translated import Translation
 from refimpl.tables import from_table, to_table
+from refimpl.train.first.card import AUTO, planned_card, unseen_gpu
 from refimpl.train.first.checkpoint import Start, look_at_checkpoint
 from refimpl.train.first.images import look_at_images
 
@@ -35,11 +38,13 @@ def imported(translation: Translation, source: Path, overridden: Callable[[Confi
     reasons |= {
         setting: name for setting, name in translation.origin.items() if name not in translation.fields
     }
-    problems = path_problems(config)
+    problems = [*path_problems(config), *machine_problems(config)]
     summary = f"Translated from {source}, a configuration of {translation.trainer}."
     if translation.left:
         summary += f"\nNot carried over: {', '.join(translation.left)}."
-    return Written(config, reasons, summary, [*_report(translation, source), *_to_do(problems)])
+    card = None if unseen_gpu() else planned_card(AUTO)
+    options = estimate_options(config, card, AUTO)
+    return Written(config, reasons, summary, [*_report(translation, source), *_to_do(problems)], options)
 
 
 def _start(t: Translation) -> Start | None:

@@ -46,7 +46,7 @@ class InitCommand:
     UNet)."""
     gpu: str = "auto"
     """Card that it will be trained on, as in `refimpl estimate`: a name, an amount of memory, cpu, or auto for this
-    machine's."""
+    machine's. Not with --import, which keeps the other trainer's settings."""
     out: str = ""
     """TOML file to write; empty for the name of the folder with .toml, here."""
     yes: bool = False
@@ -71,6 +71,11 @@ class InitCommand:
             raise InputError(
                 "--import reads images and checkpoint from the other trainer's file; leave out FOLDER, --checkpoint "
                 "and --train, and override what differs (--data.folder, --train.init-from)"
+            )
+        if self.import_ and self.gpu != "auto":
+            raise InputError(
+                f"--gpu {self.gpu}: --import keeps the other trainer's settings and plans for no card; leave it out, "
+                "and ask `refimpl estimate` whether what is written fits"
             )
         if self.skip_unknown and not self.import_:
             raise InputError("--skip-unknown is for --import alone")
@@ -123,9 +128,11 @@ def write(out: Path, written: Written, called: str) -> None:
     """
     from refimpl.storage.atomic import replace_text
 
+    name = shlex.quote(str(out))
+    estimate = " ".join(filter(None, (f"refimpl estimate {name}", written.estimate)))
     header = (
         f"Settings of refimpl, written by `{called}`.\n{written.summary}\n\n"
-        f"to train:  refimpl train {out}\nspeed and hours:  refimpl estimate {out}\n"
+        f"to train:  refimpl train {out}\nspeed and hours:  {estimate}\n"
         f"every setting:  refimpl train {out} --help-all"
     )
     text = toml_text(written.config, header, written.reasons)
@@ -133,8 +140,7 @@ def write(out: Path, written: Written, called: str) -> None:
     assert read == written.config, "the file would not say what was chosen"
     replace_text(out, text)
     print("\n".join(written.report))
-    name = shlex.quote(str(out))
-    print(f"wrote {name}\ntrain with:  refimpl train {name}\nspeed and hours:  refimpl estimate {name}")
+    print(f"wrote {name}\ntrain with:  refimpl train {name}\nspeed and hours:  {estimate}")
 
 
 def out_file(named: str, stem: str) -> Path:

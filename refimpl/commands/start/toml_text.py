@@ -45,12 +45,10 @@ def _section(name: str, section: Any, reasons: Mapping[str, str]) -> list[str]:
         return []
     docs, lines = field_docs(type(section)), ["", f"[{name}]"]
     for entry in shown:
-        place = f"{name}.{entry.name}"
-        if place in SHOWN or place in reasons:
-            lines += textwrap.wrap(
-                _comment(docs[entry.name], reasons.get(place, "")), WIDTH,
-                initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False,
-            )  # fmt: skip
+        lines += textwrap.wrap(
+            _comment(docs[entry.name], reasons.get(f"{name}.{entry.name}", "")), WIDTH,
+            initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
         lines.append(f"{entry.name} = {toml_value(getattr(section, entry.name))}")
     return lines
 

@@ -17,3 +17,5 @@ class Written:
     """What was found, for the file's first lines."""
     report: list[str]
     """What was found, for the terminal."""
+    estimate: str = ""
+    """The options with which `refimpl estimate` says the speed of this run, such as --measure."""

@@ -1,5 +1,6 @@
 """Images inside archives: members of tar files and cells of parquet files, read in place, never extracted."""
 
+import bisect
 import io
 import os
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, BinaryIO
 
 from refimpl.errors import InputError
 from refimpl.packages import install_line
+from refimpl.printable import one_line
 
 ROW_GROUPS_KEPT = 2  # of a parquet file: neighbouring rows are read together
 
@@ -62,19 +64,25 @@ class ParquetCell:
         return f"{self.archive}/{self.name}"
 
     def open(self) -> BinaryIO:
-        """The cell as a binary file. Raises OSError when the archive is gone or its size has changed."""
+        """The cell as a binary file. Raises as `read_bytes` does."""
         return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
-        """All of it. Raises as `open` does."""
+        """All of it. Raises OSError when the archive is gone, or is not the one that was indexed."""
         found = os.stat(self.archive).st_size
         if found != self.archive_size:
             raise ArchiveChanged(
                 f"{self.archive} has {found} bytes, but had {self.archive_size} when it was indexed; index it again"
             )
-        starts = row_group_starts(self.archive, found)
-        group = next(number for number in range(len(starts) - 1) if self.row < starts[number + 1])
-        value = _row_group(self.archive, found, group, self.column)[self.row - starts[group]].as_py()
+        parquet_module()
+        try:
+            starts = row_group_starts(self.archive, found)
+            group = bisect.bisect_right(starts, self.row) - 1
+            value = _row_group(self.archive, found, group, self.column)[self.row - starts[group]].as_py()
+        except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
+            raise ArchiveChanged(
+                f"{self.archive}: row {self.row} can't be read ({one_line(str(error))}); index it again"
+            ) from error
         if not isinstance(value, bytes):
             raise ArchiveChanged(
                 f"{self.archive}: row {self.row} has no bytes in {self.column}; index it again"

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from refimpl.data.images.decode import DEFAULT_ACCEPTED, Accepted, BadImage, dec
 from refimpl.data.index.builder import Row, source_name
 from refimpl.data.index.inside import Real, refuse_outside
 from refimpl.data.tag_rules import TagRules
+from refimpl.tables import parsed_json
 
 READ_BYTES = 2**18  # of a file that is hashed
 BOM = b"\xef\xbb\xbf"
@@ -109,8 +109,8 @@ def _from_record(path: ImageSource, record: Mapping[str, Any], rules: TagRules) 
 def parsed_record(path: ImageSource, text: str) -> dict[str, Any]:
     """A metadata record written as a JSON object. Raises BadImage for anything else."""
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = parsed_json(text)
+    except ValueError as error:
         raise BadImage(path, f"the record is not JSON ({error})", "caption") from error
     if not isinstance(record, dict):
         raise BadImage(path, f"the record is {str(record)[:40]!r}, not a JSON object", "caption")

@@ -5,7 +5,6 @@ diffusion_pytorch_model.fp16.safetensors             the variant "fp16"
 diffusion_pytorch_model.safetensors.index.json       {"weight_map": {tensor: file in the same folder}}
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from refimpl.errors import InputError
 from refimpl.storage import safetensors_file
+from refimpl.tables import parsed_json
 
 LARGEST_JSON = 64_000_000  # bytes; the index of SDXL's UNet takes 200,000
 SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")
@@ -87,10 +87,10 @@ def read_json(path: Path) -> Mapping[str, Any]:
             raise InputError(
                 f"{path} is larger than {LARGEST_JSON} bytes, so it is not a settings file of diffusers"
             )
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parsed_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not valid JSON: {error}") from error

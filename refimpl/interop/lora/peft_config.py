@@ -3,7 +3,6 @@
 The update of a module is scaled by alpha / rank, or by alpha / √rank where `use_rslora` says so (Kalajdzievski 2023).
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from refimpl.errors import InputError
+from refimpl.tables import parsed_json
 
 CONFIG = "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers': the same settings, each named after its network
@@ -53,8 +53,8 @@ def read_alphas(path: Path, metadata: Mapping[str, str]) -> Callable[[str, int],
 def _settings(text: str, where: str) -> dict[str, dict[str, Any]]:
     """Network prefix (empty for settings that name no network) → checked settings."""
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        table = parsed_json(text)
+    except ValueError as error:
         raise InputError(f"{where} is not JSON ({error})") from error
     if not isinstance(table, dict):
         raise InputError(f"{where} must be a JSON object of settings, not {table!r:.80}")

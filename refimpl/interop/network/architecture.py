@@ -22,7 +22,7 @@ from refimpl.interop.network.shapes import (
 )
 from refimpl.latents.config import VAEConfig
 from refimpl.model.config import UNetConfig
-from refimpl.tables import from_table
+from refimpl.tables import from_table, parsed_json
 
 METADATA_KEY = "refimpl.architecture"
 
@@ -96,8 +96,8 @@ def with_text_model(key: str) -> str:
 def _read(metadata: Mapping[str, str], source: str) -> Notes:
     where = f"{source}: metadata {METADATA_KEY}"
     try:
-        table = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except (ValueError, RecursionError) as error:
+        table = parsed_json(metadata.get(METADATA_KEY, "{}"))
+    except ValueError as error:
         raise InputError(f"{where} is not JSON ({error})") from error
     notes = from_table(Notes, table, where)
     for name, value in asdict(notes).items():

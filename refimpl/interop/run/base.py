@@ -18,6 +18,7 @@ from refimpl.storage import committed, safetensors_file
 from refimpl.storage.atomic import replace_text
 from refimpl.storage.shards import digest
 from refimpl.storage.streaming import in_float32, load_into
+from refimpl.tables import parsed_json
 
 BASE, COPY = "base.json", "unet.safetensors"
 
@@ -80,7 +81,7 @@ def load_base(run: Path, unet: UNet) -> None:
 
 def _reference(run: Path) -> dict[str, str]:
     try:
-        table = json.loads((run / BASE).read_text(encoding="utf-8"))
+        table = parsed_json((run / BASE).read_text(encoding="utf-8"))
         return {name: str(table[name]) for name in ("path", "sha256")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

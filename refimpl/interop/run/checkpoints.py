@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
 from refimpl.printable import printable
 from refimpl.storage import committed
 from refimpl.storage.atomic import fsync
@@ -142,6 +143,8 @@ def _set_aside(folder: Path) -> str:
 
 
 def _none_in(path: Path) -> InputError:
-    return InputError(
-        f"{path} holds no checkpoint; give a run folder or one of its checkpoints/step-* folders"
-    )
+    advice = "give a run folder or one of its checkpoints/step-* folders"
+    if path.is_file():
+        problem = named_kind(path, "a run", advice, is_text=False)
+        return InputError(problem or f"{path} is a file, not a run; {advice}")
+    return InputError(f"{path} holds no checkpoint; {advice}")

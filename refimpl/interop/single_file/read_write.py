@@ -5,6 +5,7 @@ the right shape. Writing goes tensor by tensor, so it needs no second copy in me
 the new one is complete.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -156,16 +157,22 @@ def is_refiner(checkpoint: Checkpoint) -> bool:
     return unet_config(checkpoint.unet, "the checkpoint", head_dim=1, groups=1).context_dim == width
 
 
+def with_scale_shift(metadata: Mapping[str, str], scale_shift: ScaleShift) -> dict[str, str]:
+    """The metadata with this scale-and-shift, and with none where it is SDXL's own, instead of what they said."""
+    rest = {key: value for key, value in metadata.items() if key != SCALE_SHIFT}
+    if scale_shift == SDXL_DEFAULT:
+        return rest
+    rest.pop(FOLDED, None)
+    return {**rest, SCALE_SHIFT: scale_shift.to_json()}
+
+
 def _metadata(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
     metadata = dict(checkpoint.metadata)
     metadata.pop("modelspec.hash_sha256", None)  # of the tensors the file came with
     metadata.pop(
         PREDICT_KEY, None
     )  # it would stand against what `prediction_metadata` says of another prediction
-    metadata.pop(SCALE_SHIFT, None)
-    if checkpoint.scale_shift != SDXL_DEFAULT:
-        metadata[SCALE_SHIFT] = checkpoint.scale_shift.to_json()
-        metadata.pop(FOLDED, None)
+    metadata = with_scale_shift(metadata, checkpoint.scale_shift)
     if checkpoint.unet is not None:
         metadata.setdefault("modelspec.sai_model_spec", "1.0.0")
         metadata.setdefault("modelspec.title", path.stem)

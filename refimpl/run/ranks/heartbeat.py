@@ -74,7 +74,13 @@ class Heartbeat:
         after = self._read()
         if before is None or after is None:
             return f"{self._holder} does not answer"
-        return _stopped({rank: place for rank, (beats, place) in after.items() if before[rank][0] == beats})
+        return _stopped(
+            {
+                rank: place
+                for rank, (beats, place) in after.items()
+                if rank in before and before[rank][0] == beats
+            }
+        )
 
     def end(self) -> None:
         """Says nothing more, and ends this process no more."""

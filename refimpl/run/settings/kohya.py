@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refimpl.run.optimizer_config import KINDS
-from refimpl.run.settings.kohya_data import DATA_RULES, leave_other_sets, merged_data
+from refimpl.run.settings.kohya_data import DATA_RULES, Merged, add_data, leave_other_sets
 from refimpl.run.settings.kohya_fields import WITHOUT
 from refimpl.run.settings.kohya_networks import NETWORK_FIELDS, translate_networks
 from refimpl.run.settings.translated import (
@@ -40,14 +40,16 @@ def from_kohya(table: Mapping[str, Any], folder: str) -> Translation:
     folder  the folder of the configuration, from which `dataset_config` may be relative
     Raises InputError for a dataset configuration that is not TOML.
     """
-    fields: dict[str, Any] = {}
+    found = Merged(frozenset((*RULES, *DATA_RULES, *WITHOUT, "general", "datasets")))
     for name, value in table.items():  # as sd-scripts reads it, sections have no meaning
         is_section = isinstance(value, Mapping) and not (name == "general" and "datasets" in table)
-        fields |= value if is_section else {name: value}
-    translation = Translation(KOHYA, merged_data(fields, folder))
+        found.add(value if is_section else {name: value}, name if is_section else "")
+    add_data(found, folder)
+    translation = Translation(KOHYA, found.fields)
     translate(translation, RULES | DATA_RULES, WITHOUT)
     translate_networks(translation)
     leave_other_sets(translation)
+    found.tell_overridden(translation)
     _defaults(translation)
     settle(translation)
     return translation

@@ -4,13 +4,16 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from refimpl.data.config import DataConfig
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
 from refimpl.printable import one_line
 from refimpl.run.settings.translated import Rule, Translation, leave, same, to
+from refimpl.run.settings.typed import short
 
 DEFAULT_LONGEST, DEFAULT_SHORTEST, DEFAULT_STEP = (
     1024,
@@ -23,35 +26,79 @@ ONE_SET = "refimpl trains on one data set; index several with `refimpl data inde
 RANDOM_CROP = "the crop is drawn at random at every visit, and the network is told where it was (N §4.1.3)"
 
 
-def merged_data(fields: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """The fields with those of `dataset_config` and of the first data set among them, by their plain names.
+@dataclass
+class Merged:
+    """Fields as sd-scripts takes them: of those with the same name, the last one."""
+
+    known: frozenset[str]
+    """Names of its fields."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """The fields by their plain names; unknown ones, and those that another overrides, by their place."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Where each of the former stands, with its name."""
+    overridden: dict[str, str] = field(default_factory=dict)
+    """The place of each of the latter, and the place of the field that overrides it."""
+
+    def add(self, later: Mapping[str, Any], table: str) -> None:
+        """Adds the fields of a table, which override those before; of no table where its name is empty."""
+        for name, value in later.items():
+            place = f"{table or 'top level'}.{name}"
+            if name not in self.known:
+                self.fields[place if table else name] = value
+                continue
+            if name in self.fields:
+                before = self.places[name]
+                self.fields[before] = self.fields.pop(name)
+                self.overridden[before] = place
+            self.fields[name], self.places[name] = value, place
+
+    def tell_overridden(self, translation: Translation) -> None:
+        """Accounts for the fields that others override."""
+        for name, by in self.overridden.items():
+            translation.left.pop(name, None)
+            translation.same[name] = f"{short(self.fields[name])}: {by} overrides it"
+
+
+def add_data(found: Merged, folder: str) -> None:
+    """Adds the fields of `dataset_config` and of the first data set by their plain names.
 
     Further data sets keep their paths, `datasets[1].subsets[0].image_dir`.
     Raises InputError for a dataset configuration that is not TOML, and for data sets that are no tables.
     """
-    found = {name: value for name, value in fields.items() if name not in ("general", "datasets")}
-    table: Mapping[str, Any] = fields
-    named = fields.get("dataset_config")
-    if isinstance(named, str) and "datasets" not in fields:
+    table: dict[str, Any] = {n: found.fields.pop(n) for n in ("general", "datasets") if n in found.fields}
+    named = found.fields.get("dataset_config")
+    where = "general"
+    if isinstance(named, str) and "datasets" not in table:
+        found.fields |= table
         path = next((p for p in (Path(folder) / named, Path(named)) if p.is_file()), None)
         if path is None:
-            return found
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"dataset_config {path} is not text; give a TOML file") from error
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"dataset_config {path} is not valid TOML: {error}") from error
-    general = table.get("general")
-    found |= general if isinstance(general, Mapping) else {}
+            return
+        table, where = _read_data(path), "dataset_config.general"
+    general = table.get("general", {})
+    found.add(general if isinstance(general, Mapping) else {"general": general}, where)
     for number, data in enumerate(_tables("datasets", table.get("datasets", []))):
-        for place, subset in enumerate(_tables("subsets", data.get("subsets", [])) or [{}]):
-            own = {**{k: v for k, v in data.items() if k != "subsets"}, **subset}
-            if (number, place) == (0, 0):
-                found |= own
+        subsets = _tables("subsets", data.get("subsets", []))
+        for place, fields in enumerate([{k: v for k, v in data.items() if k != "subsets"}, *subsets]):
+            where = f"datasets[{number}]" + (f".subsets[{place - 1}]" if place else "")
+            if number == 0 and place <= 1:
+                found.add(fields, where)
             else:
-                found |= {f"datasets[{number}].subsets[{place}].{name}": value for name, value in own.items()}
-    return found
+                found.fields |= {f"{where}.{name}": value for name, value in fields.items()}
+    found.fields |= {
+        f"dataset_config.{name}": value
+        for name, value in table.items()
+        if name not in ("general", "datasets")
+    }
+
+
+def _read_data(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        problem = named_kind(path, "a file of settings", "give a TOML file")
+        raise InputError(f"dataset_config {problem or f'{path} is not text; give a TOML file'}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"dataset_config {path} is not valid TOML: {error}") from error
 
 
 def leave_other_sets(translation: Translation) -> None:

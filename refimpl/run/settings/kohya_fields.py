@@ -8,6 +8,12 @@ MARKERS = frozenset((
 ))  # fmt: skip
 """Fields by which a configuration is recognised: none of them is a setting of refimpl."""
 
+TELLING = frozenset((
+    "pretrained_model_name_or_path", "train_data_dir", "in_json", "dataset_config", "train_batch_size",
+    "max_train_steps", "max_train_epochs", "network_module", "network_dim", "image_dir", "unet_lr",
+))  # fmt: skip
+"""Those of them that sd-scripts alone has, so that one is enough."""
+
 WITHOUT = frozenset((
     "adaptive_noise_scale", "alpha_mask", "async_upload", "base_weights", "base_weights_multiplier",
     "block_lr", "blocks_to_swap", "caption_dropout_every_n_epochs", "clip_skip", "config_file",

@@ -1,13 +1,14 @@
 """OneTrainer's concepts, which name the images and how their captions vary, as settings of refimpl."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
 from refimpl.run.settings.kohya_data import ONE_SET
 from refimpl.run.settings.translated import Rule, Translation, same, to
+from refimpl.tables import parsed_json
 
 
 def read_concepts(fields: dict[str, Any], folder: str) -> list[Mapping[str, Any]]:
@@ -22,9 +23,12 @@ def read_concepts(fields: dict[str, Any], folder: str) -> list[Mapping[str, Any]
         if path is None:
             return []
         try:
-            concepts = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"concept_file_name {path} is not valid JSON: {error}") from error
+            concepts = parsed_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            problem = named_kind(path, "a file of concepts", "give the JSON file that OneTrainer writes")
+            raise InputError(
+                f"concept_file_name {problem or f'{path} is not valid JSON: {error}'}"
+            ) from error
     return [entry for entry in concepts if isinstance(entry, Mapping)] if isinstance(concepts, list) else []
 
 

@@ -7,6 +7,12 @@ MARKERS = frozenset((
 ))  # fmt: skip
 """Fields by which a configuration is recognised: none of them is a setting of refimpl."""
 
+TELLING = frozenset((
+    "base_model_name", "concept_file_name", "learning_rate_scheduler", "loss_weight_fn", "output_model_destination",
+    "output_model_format", "training_method",
+))  # fmt: skip
+"""Those of them that OneTrainer alone has, so that one is enough."""
+
 OTHER_NETWORKS = frozenset((
     "prior", "transformer", "unconditional_transformer", "text_encoder_3", "text_encoder_4", "effnet_encoder",
     "decoder", "decoder_text_encoder", "decoder_vqgan",

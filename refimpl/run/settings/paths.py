@@ -11,6 +11,8 @@ from refimpl.errors import InputError
 from refimpl.latents.config import SCALE_SHIFT_NAMES
 from refimpl.names import near_path
 from refimpl.run.config import Config
+from refimpl.run.here.files import cannot_make, holds_images, is_cache, not_json, shards_in, wrong_kind
+from refimpl.run.here.machine import machine_problems
 from refimpl.run.ranks.restarts import restarts
 
 DIFFUSERS_FILES = (
@@ -19,25 +21,28 @@ DIFFUSERS_FILES = (
 )  # one of them is in every diffusers folder and every run
 UNET_FOLDER = "unet"  # in a diffusers folder that has lost its index
 MANIFEST = "manifest.json"  # of a folder that was committed whole, as a trained autoencoder's is
+OUT = "train.out"
 RUN_SETTINGS, RUN_LOCK = "config.json", ".lock"
 DRAWN = ("train", "heldout")  # folders of the demonstration's images, side by side
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 TOKENIZER_FOLDERS = (".", "tokenizer", "tokenizer_2")
+WRONG_PATHS = "paths of the settings are wrong"
 IS_CHECKPOINT = "give a .safetensors file, a diffusers folder or a run folder"
 
 
-def check_paths(config: Config) -> None:
-    """Raises InputError listing every path of the settings that training could not use, and every one it lacks."""
-    refuse(path_problems(config))
+def check_here(config: Config) -> None:
+    """Raises InputError listing all that training could not use, or lacks: paths, and the library and GPU named."""
+    lacking = machine_problems(config)
+    refuse([*path_problems(config), *lacking], "settings can't be used here" if lacking else WRONG_PATHS)
 
 
-def refuse(problems: Sequence[str]) -> None:
+def refuse(problems: Sequence[str], what: str = WRONG_PATHS) -> None:
     """Raises InputError with the problems, if there are any."""
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
         listing = "\n".join(f"  {problem}" for problem in problems)
-        raise InputError(f"{len(problems)} paths of the settings are wrong\n{listing}")
+        raise InputError(f"{len(problems)} {what}\n{listing}")
 
 
 def path_problems(config: Config) -> list[str]:
@@ -63,6 +68,12 @@ def data_problem(setting: str, path: str) -> str | None:
         )
     if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return f"{setting} {path} can't be read; change its permissions"
+    if os.path.isdir(path) and not holds_images(path):
+        shards = shards_in(path)
+        instead = "; give a folder of images with .txt captions"
+        if shards:
+            instead = f", but {shards[0]}; give that one, or an index of several (`refimpl data index`)"
+        return f"{setting} {path}: no images in it{instead}"
     return f"{setting} {path}: {why}" if os.path.isfile(path) and (why := _no_data_set(path)) else None
 
 
@@ -104,6 +115,8 @@ def _cache(config: Config) -> Iterator[str]:
     if config.data.cache and not os.path.isdir(config.data.cache):
         near = near_path(config.data.cache)
         yield f"data.cache {config.data.cache}: there is no such folder{near}; write it with `refimpl cache`"
+    elif config.data.cache and not is_cache(config.data.cache):
+        yield f"data.cache {config.data.cache} holds no finished cache; write it with `refimpl cache`"
 
 
 def _image_tower(config: Config) -> Iterator[str]:
@@ -126,6 +139,8 @@ def _start(config: Config) -> Iterator[str]:
             f"train.init_from {start} holds no checkpoint; give a run folder or one of its checkpoints/step-* "
             "folders, a diffusers folder or a .safetensors file"
         )
+    elif kind := wrong_kind(start):
+        yield f"train.init_from {start} {kind}"
 
 
 def _autoencoder(config: Config) -> Iterator[str]:
@@ -136,6 +151,8 @@ def _autoencoder(config: Config) -> Iterator[str]:
             yield f"latents.weights {settings.weights} does not exist{near}; give a .safetensors file"
         elif os.path.isdir(settings.weights):
             yield f"latents.weights {settings.weights} is a folder; give the .safetensors file in it"
+        elif kind := wrong_kind(settings.weights):
+            yield f"latents.weights {settings.weights} {kind}"
         return
     folder = Path(settings.folder) if settings.folder else None
     if folder and folder.exists():
@@ -150,7 +167,11 @@ def _autoencoder(config: Config) -> Iterator[str]:
 
 def _scale_shift(config: Config) -> Iterator[str]:
     choice = config.latents.scale_shift
-    if choice not in ("measure", "checkpoint", *SCALE_SHIFT_NAMES) and not os.path.isfile(choice):
+    if choice in ("measure", "checkpoint", *SCALE_SHIFT_NAMES):
+        return
+    if kind := not_json(choice):
+        yield f"latents.scale_shift {choice} {kind}; give what `refimpl stats` has written"
+    elif not os.path.isfile(choice):
         yield (
             f"latents.scale_shift {choice!r} is neither measure, checkpoint, {', '.join(SCALE_SHIFT_NAMES)} nor a "
             "readable file"
@@ -204,15 +225,21 @@ def _out(config: Config) -> Iterator[str]:
         yield from _found(out_problem(Path(config.train.out)))
 
 
-def out_problem(out: Path) -> str | None:
-    """Why a new run can't be written to a folder: it holds something already; None where it can."""
+def out_problem(out: Path, setting: str = OUT) -> str | None:
+    """Why a new run can't be written to a folder: it holds something already, or can't be made; None where it can.
+
+    setting  what names the folder; only a run that train.out names can be continued
+    """
     try:
-        if not out.exists() or (out.is_dir() and all(path.name == RUN_LOCK for path in out.iterdir())):
+        if not out.exists():
+            why = cannot_make(out)
+            return f"{setting} {out} cannot be made or read: {why}; choose another folder" if why else None
+        if out.is_dir() and all(path.name == RUN_LOCK for path in out.iterdir()):
             return None
     except OSError as error:
-        return f"train.out {out} cannot be made or read: {error.strerror}; choose another folder"
+        return f"{setting} {out} cannot be made or read: {error.strerror}; choose another folder"
     is_run = (out / RUN_SETTINGS).exists()
-    go_on = ", or continue that run with --resume" if is_run else ""
+    go_on = ", or continue that run with --resume" if is_run and setting == OUT else ""
     return (
-        f"train.out {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"
+        f"{setting} {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"
     )

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
 from refimpl.run.settings.kohya import KOHYA, from_kohya
 from refimpl.run.settings.kohya_fields import MARKERS as KOHYAS
+from refimpl.run.settings.kohya_fields import TELLING as KOHYAS_ALONE
 from refimpl.run.settings.onetrainer import ONETRAINER, from_onetrainer
 from refimpl.run.settings.onetrainer_fields import MARKERS as ONETRAINERS
+from refimpl.run.settings.onetrainer_fields import TELLING as ONETRAINERS_ALONE
 from refimpl.run.settings.translated import Translation
+from refimpl.run.settings.typed import setting_names
 from refimpl.tables import parsed_json
 
-LEAST = 2  # fields of another trainer that tell its configuration
+LEAST = 2  # fields of another trainer that tell its configuration, where none of them is its alone
 TRANSLATORS: dict[str, Callable[[Mapping[str, Any], str], Translation]] = {
     KOHYA: from_kohya,
     ONETRAINER: from_onetrainer,
@@ -22,7 +26,10 @@ TRANSLATORS: dict[str, Callable[[Mapping[str, Any], str], Translation]] = {
 
 
 def trainer_of(table: Mapping[str, Any]) -> str | None:
-    """The other trainer whose configuration this is; None where it has too few of any one's fields."""
+    """The other trainer whose configuration this is; None where it has too few of any one's fields.
+
+    One field that a trainer alone has is enough, unless settings of refimpl are there too, among which it is a slip.
+    """
     names = {
         *table,
         *(name for section in table.values() if isinstance(section, Mapping) for name in section),
@@ -31,6 +38,16 @@ def trainer_of(table: Mapping[str, Any]) -> str | None:
         return KOHYA
     for trainer, markers in ((ONETRAINER, ONETRAINERS), (KOHYA, KOHYAS)):
         if len(names & markers) >= LEAST:
+            return trainer
+    if {
+        f"{section}.{name}"
+        for section, fields in table.items()
+        if isinstance(fields, Mapping)
+        for name in fields
+    } & {*setting_names()}:
+        return None
+    for trainer, alone in ((ONETRAINER, ONETRAINERS_ALONE), (KOHYA, KOHYAS_ALONE)):
+        if names & alone:
             return trainer
     return None
 
@@ -70,9 +87,12 @@ def read_table(path: Path) -> dict[str, Any]:
         table = parsed_json(text) if is_json else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"could not read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text; give a TOML or JSON file") from error
     except (ValueError, RecursionError) as error:  # a ValueError also for an integer of thousands of digits
+        advice = "give a TOML or JSON file"
+        if problem := named_kind(path, "a file of settings", advice):
+            raise InputError(problem) from error
+        if isinstance(error, UnicodeDecodeError):
+            raise InputError(f"{path} is not text; {advice}") from error
         reason = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise InputError(f"{path} is not valid {'JSON' if is_json else 'TOML'}: {reason}") from error
     if not isinstance(table, dict):

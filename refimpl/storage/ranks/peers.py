@@ -73,10 +73,8 @@ def _tried(action: Callable[[], Value]) -> tuple[Value | None, Exception | None]
 
 def _as_sent(error: Exception | None, rank: int) -> Exception | None:
     """The error as another process can receive it, without what hangs on it here."""
-    if error is None:
-        return None
-    if isinstance(error, InputError):
-        return type(error)(str(error))
+    if error is None or isinstance(error, InputError):
+        return error  # pickling leaves its traceback and its causes behind
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror, error.filename)
     return RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")

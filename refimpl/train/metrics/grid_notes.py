@@ -1,10 +1,11 @@
 """What a picture of samples says about itself: its prompts and columns, which a run's settings may no longer name."""
 
 import contextlib
-import json
 from typing import Any
 
 from PIL import Image
+
+from refimpl.tables import parsed_json
 
 
 def notes_of(image: Image.Image) -> dict[str, Any]:
@@ -12,8 +13,8 @@ def notes_of(image: Image.Image) -> dict[str, Any]:
 
     returns  prompts, a list with one for each row, and columns
     """
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
-        found = json.loads(image.info.get("refimpl", "{}"))
+    with contextlib.suppress(ValueError, TypeError):
+        found = parsed_json(image.info.get("refimpl", "{}"))
         if (
             isinstance(found, dict)
             and isinstance(found.get("prompts"), list)

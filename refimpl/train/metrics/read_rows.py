@@ -3,7 +3,6 @@
 Nothing here loads torch: the studio and the report of a run read by this.
 """
 
-import json
 import math
 import os
 from array import array
@@ -11,6 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from refimpl.tables import parsed_json
 from refimpl.train.metrics.own_files import opened_regular
 
 CHUNK = 2**22  # bytes read at a time; a longer line is broken
@@ -70,8 +70,8 @@ class JsonLines:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parsed_json(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from refimpl.errors import InputError
 from refimpl.storage.atomic import replace_text
+from refimpl.tables import parsed_json
 
 
 def open_rows(path: Path, start: int) -> TextIO:
@@ -23,7 +24,7 @@ def open_rows(path: Path, start: int) -> TextIO:
         for line in text.split("\n")[:-1]:
             # A process killed while writing leaves half a line.
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                if json.loads(line)["step"] <= start:
+                if parsed_json(line)["step"] <= start:
                     kept.append(line + "\n")
     replace_text(path, "".join(kept))
     return path.open("a", encoding="utf-8")

@@ -8,7 +8,6 @@ prodigy    Mishchenko & Defazio 2023, by prodigyopt: AdamW that estimates its ra
            every weight
 """
 
-import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ import torch
 from torch import Tensor
 
 from refimpl.errors import InputError
-from refimpl.packages import install_line
 from refimpl.run.adamw import make_adamw, parameter_groups
+from refimpl.run.here.machine import library_problem
 from refimpl.run.optimizer_config import OptimizerConfig
 
-LIBRARIES = {"adamw8bit": "torchao", "prodigy": "prodigyopt"}
 BLOCK = 256  # elements that share a scale, torchao's default
 LEAST_QUANTIZED = 4096  # elements; torchao keeps the moments of smaller tensors, and of odd sizes, in float32
 MAP_ENTRIES = 256  # of the table from codes to values, which torchao keeps with every moment
@@ -48,11 +46,9 @@ class Kept:
 
 def check_library(config: OptimizerConfig) -> None:
     """Raises InputError, with the line that installs it, when the optimizer's library is absent."""
-    library = LIBRARIES.get(config.kind)
-    if library is not None and importlib.util.find_spec(library) is None:
-        raise InputError(
-            f"optimizer.kind {config.kind!r} needs the {library} package: {install_line(library)}"
-        )
+    problem = library_problem(config.kind)
+    if problem:
+        raise InputError(problem)
 
 
 def make_optimizer(

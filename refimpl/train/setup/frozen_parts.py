@@ -12,6 +12,7 @@ from torch import Tensor
 
 from refimpl.autoencoder.training import SCALE_SHIFTS, measure_scale_shift, train_autoencoder
 from refimpl.errors import InputError
+from refimpl.file_kinds import named_kind
 from refimpl.interop.any_checkpoint import Opened
 from refimpl.interop.run.run_folder import load_autoencoder
 from refimpl.latents.config import LatentConfig
@@ -94,7 +95,11 @@ def _chosen_scale_shift(choice: str, channels: int, start: Opened | None) -> Sca
     else:
         try:
             chosen = ScaleShift.from_json(Path(choice).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            advice = "give the .json file that `refimpl stats` writes"
+            problem = named_kind(choice, "a scale-and-shift", advice)
+            raise InputError(f"latents.scale_shift {problem or f'{choice} is not text; {advice}'}") from error
+        except OSError as error:
             raise InputError(
                 f"latents.scale_shift {choice!r} is neither measure, checkpoint, {', '.join(SCALE_SHIFTS)} nor a "
                 "readable file"

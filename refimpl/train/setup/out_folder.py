@@ -8,16 +8,19 @@ from pathlib import Path
 from refimpl.errors import InputError
 from refimpl.interop.run.checkpoints import committed_steps, is_whole, step_folder
 from refimpl.run.config import Config
-from refimpl.run.settings.paths import out_problem
+from refimpl.run.settings.paths import OUT, out_problem
 from refimpl.run.world import World
 from refimpl.storage.committed import MANIFEST
 from refimpl.train.setup.resumed import check_changes
 
 
-def run_folder(config: Config, label: str, world: World, is_deliberate: bool = False) -> Path:
+def run_folder(
+    config: Config, label: str, world: World, is_deliberate: bool = False, setting: str = OUT
+) -> Path:
     """Makes the run folder on rank 0, or checks the one to be resumed, and returns it on every rank.
 
     is_deliberate  whether a resumed run's settings are its own but for those that were typed, see `check_changes`
+    setting        what names the folder, for messages
 
     Raises InputError when `train.out` holds anything and `train.resume` is off, when there is nothing to resume, or
     when the run to be resumed was made with other settings (naming each).
@@ -25,7 +28,7 @@ def run_folder(config: Config, label: str, world: World, is_deliberate: bool = F
 
     def make() -> str:
         out = config.train.out
-        return str(_resumed(config, is_deliberate) if config.train.resume else _fresh(out, label))
+        return str(_resumed(config, is_deliberate) if config.train.resume else _fresh(out, label, setting))
 
     return Path(world.on_main(make))
 
@@ -42,12 +45,12 @@ def removed_if_empty(run: Path, world: World) -> Iterator[None]:
         raise
 
 
-def _fresh(out: str, label: str) -> Path:
+def _fresh(out: str, label: str, setting: str) -> Path:
     if not out:
         return _next_numbered(Path("runs"), label)
     run = Path(out)
-    with _explained(run):
-        problem = out_problem(run)
+    with _explained(run, setting):
+        problem = out_problem(run, setting)
         if problem is not None:
             raise InputError(problem)
         run.mkdir(parents=True, exist_ok=True)
@@ -67,12 +70,12 @@ def _next_numbered(parent: Path, label: str) -> Path:
 
 
 @contextlib.contextmanager
-def _explained(run: Path) -> Iterator[None]:
+def _explained(run: Path, setting: str = OUT) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"train.out {run} cannot be made or read: {error.strerror}; choose another folder"
+            f"{setting} {run} cannot be made or read: {error.strerror}; choose another folder"
         ) from error
 
 

@@ -66,7 +66,8 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     """Reads the data, reads or makes the frozen parts, builds the UNet; rank 0 makes what the others then read.
 
     Raises InputError, before anything is written to the run folder, for settings that this machine or these images
-    cannot satisfy. A run that fails here leaves the folder as it was.
+    cannot satisfy. A cache is read whole only after the frozen parts are written: a run that a damaged shard ends has
+    its folder, and goes on with train.resume once the cache is mended.
     """
     ops = load_ops(config.train.backend)
     check_sharding(config.train, world.size)
@@ -80,7 +81,7 @@ def prepare(config: Config, run: Path, world: World) -> Prepared:
     world.on_main(lambda: write_demo_data(config.data))
     cache = open_cache(config.data, config.image_prompt)
     quarantined = None if cache is None else cache.quarantined
-    stages = [read_stage(config, stage, quarantined) for stage in config.all_stages()]
+    stages = [read_stage(config, stage, quarantined, world.is_main) for stage in config.all_stages()]
     latents = [
         None if cache is None else find_latents(cache, data, config.data.cache, world) for data in stages
     ]

@@ -37,7 +37,11 @@ def own_settings(run: Path, asked_by: str = "train.resume") -> Config:
     """
     if not (run / CONFIG).is_file():
         absent = "" if run.exists() else "does not exist, so it "
-        raise InputError(f"{asked_by}: {str(run)!r} {absent}is not a run folder; name one with --train.out")
+        # "--resume RUN" takes the folder itself, and refuses --train.out beside it
+        advice = (
+            "name one with --train.out" if asked_by == "train.resume" else f"name one, as in {asked_by} RUN"
+        )
+        raise InputError(f"{asked_by}: {str(run)!r} {absent}is not a run folder; {advice}")
     if (run / MANIFEST).exists():
         raise InputError(f"{asked_by}: {run} is a checkpoint; name its run, {run.parent.parent}")
     try:

@@ -33,11 +33,10 @@ def roofline_speed(config: Config, work: Work, card: Card) -> Speed | None:
     The share was reached by SDXL's UNet; a much smaller one waits for memory and launches instead of arithmetic.
     """
     precision = config.train.precision
-    if config.unet.channels < LEAST_CHANNELS:
+    if not has_roofline(config, card):
         return None
-    peak, share = peak_flops(card.name, precision), SHARES.get(precision)
-    if peak is None or share is None:
-        return None
+    peak, share = peak_flops(card.name, precision), SHARES[precision]
+    assert peak is not None
     of_one = peak * share / bucket_flops(config, work.bucket)
     how = (
         f"from the roofline, nothing measured: {share:.1%} of the card's {peak / 1e12:g} TFLOP/s, the share that an "
@@ -46,6 +45,13 @@ def roofline_speed(config: Config, work: Work, card: Card) -> Speed | None:
     if work.ranks > 1:
         how += f", times {work.ranks} ranks without what they lose to one another"
     return Speed(of_one * work.ranks, work.bucket, how)
+
+
+def has_roofline(config: Config, card: Card) -> bool:
+    """Whether `roofline_speed` knows the speed of these networks on this card."""
+    precision = config.train.precision
+    is_large = config.unet.channels >= LEAST_CHANNELS
+    return is_large and peak_flops(card.name, precision) is not None and precision in SHARES
 
 
 def seconds_to_the_end(config: Config, speed: Speed, ranks: int) -> float:

@@ -2,12 +2,14 @@
 
     {"actions": ["sample", "checkpoint", "stop"]}
 
-Whoever asks writes it whole (`ask`, or by hand); the run takes it by deleting it (`taken`). No torch is loaded here.
+Whoever asks writes it whole (`ask`, or by hand); the run takes it away, and then reads it (`taken`). No torch is
+loaded here.
 """
 
 import contextlib
 import json
 import os
+import stat
 from pathlib import Path
 
 from refimpl.storage.atomic import replace_text
@@ -41,14 +43,23 @@ def asked_actions(path: Path) -> list[str]:
 
 
 def taken(path: Path) -> frozenset[str]:
-    """The actions asked for since the last call, whose file is deleted; one os.stat where nobody asked."""
+    """The actions asked for since the last call, whose file is deleted; one os.stat where nobody asked.
+
+    The file gets a name of this process's own first: what is asked for after that is in a new file, for the next
+    call.
+    """
     try:
-        os.stat(path, follow_symlinks=False)
+        mode = os.stat(path, follow_symlinks=False).st_mode
     except OSError:
         return frozenset()
-    actions = asked_actions(path)
+    mine = path.with_name(f".{path.name}.writing-taken-{os.getpid()}")  # which `remove_unfinished` deletes
     try:
-        os.unlink(path)
+        if stat.S_ISDIR(mode):
+            return frozenset()
+        os.rename(path, mine)
     except OSError:  # it would ask again at every step
         return frozenset()
+    actions = asked_actions(mine)
+    with contextlib.suppress(OSError):
+        os.unlink(mine)
     return frozenset(actions)

@@ -1,5 +1,6 @@
 """`refimpl data check` and `tags`: what they print and the pages they write."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,25 @@ def images(tmp_path: Path) -> Path:
 def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     dispatch(["data", *words])
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["index", "check", "tags"])
+def test_a_cpu_quota_bounds_the_processes_that_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may use two of 64 CPUs, although all are in its affinity mask."""
+
+    def processes(*arguments: object) -> None:
+        raise InputError(f"{arguments[3 if command == 'index' else 2]} processes")
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("refimpl.run.threads.cpu_quota", lambda _: 2.5)
+    monkeypatch.setattr(
+        f"refimpl.commands.data.{command}.{'build' if command == 'index' else 'looked_at'}", processes
+    )
+    out = ["--out", str(tmp_path / "index")] if command == "index" else []
+    with pytest.raises(InputError, match=r"^2 processes"):
+        dispatch(["data", command, str(tmp_path), *out])
 
 
 def test_check_says_everything_of_a_source(
@@ -139,11 +159,12 @@ def test_check_of_a_configuration_obeys_the_command_line(
     assert "plan of epoch 0" not in printed([*words, "--batch-size", "0"], capsys)
     assert "1024   1024" in printed([*words, "--buckets", "sdxl"], capsys)
     assert "pruned, too far from every bucket: 4" in printed([*words, "--max-aspect-error", "0.1"], capsys)
-    out = printed([*words, "--world-size", "50"], capsys)
-    assert "no plan of epoch 0: " in out
-    assert "50 ranks × batch size 4 = 200" in out
-    with pytest.raises(InputError, match="50 ranks × batch size 4 = 200"):
-        dispatch(["data", *words, "--world-size", "50", "--batch-size", "4"])
+    for asked in ([], ["--batch-size", "4"]):
+        with pytest.raises(InputError, match="50 ranks × batch size 4 = 200"):
+            dispatch(["data", *words, "--world-size", "50", *asked])
+        out = capsys.readouterr().out
+        assert "no plan of epoch 0: " in out
+        assert "50 ranks × batch size 4 = 200" in out
 
 
 def test_a_plan_that_cannot_be_made_is_one_problem_among_others(
@@ -174,7 +195,7 @@ def test_the_problems_of_every_stage_are_told_together(
     toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path, stages=stages)
     with pytest.raises(InputError, match=r"^stage 0: .*none: there is no such folder") as refused:
         dispatch(["data", "check", toml, "--processes", "1"])
-    assert "stage 1" not in str(refused.value)
+    assert "\nstage 1: 18 images are fewer than one global batch" in str(refused.value)
     assert "no plan of epoch 0: 18 images are fewer than one global batch" in capsys.readouterr().out
 
 

@@ -10,6 +10,7 @@ from refimpl.commands.main import dispatch
 from refimpl.run.presets import load_config
 from tests.commands.endings import ending
 from tests.commands.start.test_init import here
+from tests.run.here.test_machine import without_libraries
 from tests.train import runs
 
 __all__ = ["here"]  # the fixture: a folder of its own
@@ -67,6 +68,19 @@ def test_unknown_fields_are_refused_or_left_out_by_name(capsys: pytest.CaptureFi
     assert "not its fields, left out (2):\n  lr_shceduler: the nearest is lr_scheduler\n" in out
     assert "max_train_epochs: 3 epochs of images that are not here to be counted; set train.steps" in out
     assert "before it trains:\n  data.folder images: there is no such folder" in out
+
+
+def test_a_library_that_is_lacking_is_to_be_installed_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_libraries(monkeypatch)
+    Path("k.toml").write_text(KOHYA.format(start="gone.safetensors", more='optimizer_type = "AdamW8bit"'))
+    code, out, _ = ending(dispatch, ["init", "--import", "k.toml"], capsys)
+    assert code == 0
+    assert (
+        "optimizer.kind 'adamw8bit' needs the torchao package: pip install"
+        in out.partition("before it trains:")[2]
+    )
 
 
 def test_onetrainers_settings_are_translated(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +144,14 @@ def test_a_value_out_of_range_names_their_field(
     assert all(line in error for line in told), error
     assert "seed" not in error
     assert os.listdir() == ["k.toml"]
+
+
+def test_fields_that_others_override_are_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("k.toml").write_text("[a]\ntrain_data_dir = 'i'\nlearning_rate = 1e-3\n[b]\nlearning_rate = 5e-5\n")
+    code, out, _ = ending(dispatch, ["init", "--import", "k.toml"], capsys)
+    assert code == 0
+    assert "k.toml is a configuration of sd-scripts, with 3 fields\n" in out
+    assert "needs no setting (1):\n  a.learning_rate: 0.001: b.learning_rate overrides it\n" in out
 
 
 def test_a_value_of_the_wrong_type_is_an_error_whatever_is_skipped(

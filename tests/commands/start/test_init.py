@@ -3,15 +3,18 @@
 import io
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from refimpl.commands.main import dispatch
+from refimpl.commands.start.first import estimate_options
 from refimpl.run.presets import load_config
 from refimpl.train.budget.cards import CARDS
 from tests.commands.endings import ending
+from tests.run.here.test_machine import without_libraries
 from tests.train import runs
 
 SHORT = ("--latents.train-steps", "1", "--train.steps", "1")
@@ -87,6 +90,62 @@ def test_the_card_is_planned_for(root: Path, trained: Path, capsys: pytest.Captu
     assert f"memory plan for {CARDS['rtx4090'].name}" in " ".join(text.replace("\n# ", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--train.device", "cuda"], "train.device 'cuda'"),
+        (["--optimizer.kind", "adamw8bit"], "optimizer.kind 'adamw8bit'"),
+    ],
+)
+def test_what_this_machine_lacks_is_refused_or_said_of_another(
+    words: list[str], what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(
+        "refimpl.run.here.machine.LIBRARIES", {"adamw8bit": "torchao", "prodigy": "prodigyopt"}
+    )
+    without_libraries(monkeypatch)
+    runs.write_images(Path("full"), 2)
+    code, out, error = ending(dispatch, ["init", "full", "--yes", *words], capsys)
+    assert (code, out) == (2, "")
+    assert error.startswith(f"error: {what}")
+    assert os.listdir() == ["full"]
+    code, out, error = ending(dispatch, ["init", "full", "--yes", "--gpu", "rtx4090", *words], capsys)
+    assert (code, error) == (0, "")
+    assert f"before it trains: {what}" in out
+    assert f"before it trains: {what}" in Path("full.toml").read_text()
+
+
+def test_the_estimate_that_is_named_gives_a_speed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A small network has no roofline, and a CPU neither: only measured steps say how fast it is."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    _, out, _ = ending(dispatch, ["init", str(root / "train"), "--yes"], capsys)
+    assert out.endswith("speed and hours:  refimpl estimate train.toml --measure\n")
+    text = Path("train.toml").read_text()
+    assert "# speed and hours:  refimpl estimate train.toml --measure\n" in text
+    full, small = load_config("sdxl_base"), load_config("tiny")
+    assert estimate_options(full, CARDS["rtx4090"], "RTX 4090") == "--gpu 'RTX 4090'"
+    assert estimate_options(full, CARDS["h100"], "auto") == ""
+    assert estimate_options(small, CARDS["h100"], "h100") == "--measure"
+    assert estimate_options(full, None, "cpu") == "--measure"
+
+
+def test_every_choice_is_explained(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ending(dispatch, ["init", str(root / "train"), "--yes", "--gpu", "cpu"], capsys)
+    lines = Path("train.toml").read_text().splitlines()
+    bare = [
+        line
+        for above, line in pairwise(lines)
+        if " = " in line and line[0] != "#" and not above.startswith("#")
+    ]
+    assert bare == []
+    text = " ".join("\n".join(lines).replace("\n# ", " ").split())
+    for why in ("the tiny preset's, for a small network", "as N §4 trains", "it needs no compiled extension"):
+        assert f"Here: {why}" in text
+
+
 def asked(answers: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the command on a terminal with these answers."""
     terminal = io.StringIO(answers)
@@ -142,7 +201,7 @@ def test_a_full_size_checkpoint_needs_a_card(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("refimpl.commands.start.first.look_at_checkpoint", full_size)
-    Path("model.safetensors").touch()
+    Path("model.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")
     code, _, error = ending(
         dispatch, ["init", str(root / "train"), "--yes", "--checkpoint", "model.safetensors"], capsys
     )
@@ -225,10 +284,14 @@ def test_answers_that_end_leave_nothing(
         ),
         (["full", "--out", f"{'x' * 300}.toml"], "File name too long; choose a shorter name"),
         (["full/000.png"], "a file ending in .png is not a data set (this is a PNG image)"),
-        (["full", "--gpu", "1MB"], "nothing trains in 1,000,000 bytes; check the unit, as in 24GB"),
+        (["full", "--gpu", "1MB"], "nothing trains in 1,026,730 bytes; check the unit, as in 24GB"),
         (["full", "--data.heldout", "nowhere"], "data.heldout nowhere: there is no such folder"),
         (["full", "--import", "a.toml"], "leave out FOLDER"),
         (["--import", "a.toml"], "could not read a.toml"),
+        (
+            ["--import", "a.toml", "--gpu", "rtx4090"],
+            "--gpu rtx4090: --import keeps the other trainer's settings",
+        ),
         (["--import", "there.toml"], "neither a TOML file of sd-scripts nor a JSON file of OneTrainer"),
         (["full", "--skip-unknown"], "--skip-unknown is for --import alone"),
     ],

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.data.images.archives import ArchiveChanged, TarMember
+from refimpl.data.images.archives import ArchiveChanged, ParquetCell, TarMember
+from refimpl.data.images.decode import BadImage
+from refimpl.data.index.content import content
 
 BEFORE, MEMBER, AFTER = b"before the member ", bytes(range(50)), b" after the member"
 
@@ -60,3 +62,34 @@ def test_an_archive_of_another_size_is_refused(archive: Path, tmp_path: Path) ->
     changed = TarMember(str(longer), found.name, found.offset, found.size, found.archive_size)
     with pytest.raises(ArchiveChanged, match="index it again"):
         changed.open()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("bytes", "row 1 can't be read"),
+        ("rows", "row 1 can't be read"),
+        ("columns", "row 1 can't be read"),
+        ("types", "row 1 has no bytes in image"),
+    ],
+)
+def test_a_table_that_is_another_one_of_the_same_size_is_refused(
+    change: str, message: str, tmp_path: Path
+) -> None:
+    """Whatever pyarrow says of it: another program may have written the file since it was indexed."""
+    arrow, path = pytest.importorskip("pyarrow"), tmp_path / "a.parquet"
+    import pyarrow.parquet
+
+    table: dict[str, list[object]] = {
+        "rows": {"image": [b"0"]},
+        "columns": {"picture": [b"0", b"1"]},
+        "types": {"image": [0, 1]},
+    }.get(change, {"image": [b"0", b"1"]})
+    pyarrow.parquet.write_table(arrow.table(table), path)
+    if change == "bytes":
+        path.write_bytes(bytes(path.stat().st_size))
+    cell = ParquetCell(str(path), "1.png", "image", 1, path.stat().st_size)
+    with pytest.raises(ArchiveChanged, match=rf"a\.parquet: {message}.*; index it again"):
+        cell.read_bytes()
+    with pytest.raises(BadImage, match=rf"a\.parquet/1\.png: can't be read \(.*: {message}"):
+        content(cell)

@@ -107,6 +107,19 @@ def test_finished_pieces_are_redone_when_what_they_hold_changed(
     assert ("sha256" in index.ids.table.arrays) == (change == "options")
 
 
+def test_what_ends_before_a_first_piece_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photo.jpg").write_bytes(encoded(Image.new("RGB", (40, 24)), "JPEG"))
+    for source, said in (
+        ("empty", "no images"),
+        ("photo.jpg", "is not a data set"),
+        ("none", "no such folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            build_here(tmp_path / source, tmp_path / "index")
+        assert sorted(os.listdir(tmp_path)) == ["empty", "photo.jpg"]
+
+
 def test_a_killed_run_leaves_pieces_and_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = add(tmp_path / "images", "first.png", "x")
     for number in range(IMAGES_OF_TWO_PIECES):

@@ -103,7 +103,9 @@ def test_of_a_run_the_checkpoint_that_was_read_is_the_base(run: Run, trained: Pa
     load_model(adapted)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"path": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"path": "x"}', "[" * 100_000], ids=["empty", "list", "half", "deep"]
+)
 def test_a_reference_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / BASE).write_text(text)
     with pytest.raises(InputError, match=r"base\.json cannot be read .* must be a JSON object with the path"):

@@ -13,7 +13,7 @@ from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.settings.kohya import RULES, from_kohya
 from refimpl.run.settings.kohya_data import DATA_RULES
-from refimpl.run.settings.kohya_fields import MARKERS, WITHOUT
+from refimpl.run.settings.kohya_fields import MARKERS, TELLING, WITHOUT
 from refimpl.run.settings.translated import Translation
 from refimpl.run.settings.typed import setting_names
 from refimpl.tables import from_table
@@ -94,6 +94,7 @@ def fates(translation: Translation) -> set[str]:
 
 def test_markers_are_no_settings_of_ours() -> None:
     assert not MARKERS & {part for name in setting_names() for part in name.split(".")}
+    assert TELLING < MARKERS
 
 
 def test_fields_without_an_equivalent_have_no_rule() -> None:
@@ -248,6 +249,50 @@ def test_a_dataset_configuration_is_read_too(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[[")
     with pytest.raises(InputError, match=r"bad\.toml is not valid TOML"):
         translated('dataset_config = "bad.toml"', str(tmp_path))
+
+
+def test_a_field_that_another_overrides_is_told_with_its_value(tmp_path: Path) -> None:
+    """The last one counts, as in sd-scripts; those before are listed by their tables."""
+    found = translated("learning_rate = 3e-3\n[a]\nlearning_rate = 1e-3\nseed = 1\n[b]\nlearning_rate = 5e-5")
+    assert found.settings["optimizer.learning_rate"] == 5e-5
+    assert set(found.fields) == {
+        "learning_rate", "a.learning_rate", "top level.learning_rate", "seed"
+    }  # fmt: skip
+    assert found.same["top level.learning_rate"] == "0.003: a.learning_rate overrides it"
+    assert found.same["a.learning_rate"] == "0.001: b.learning_rate overrides it"
+
+    text = (
+        "[general]\nresolution = 512\n[[datasets]]\nresolution = 768\n[[datasets.subsets]]\nimage_dir = 'i'\n"
+    )
+    (tmp_path / "data.toml").write_text(text + "resolution = 1024\n[more]\nresolution = 64\n")
+    found = translated('[general]\nresolution = 256\ndataset_config = "data.toml"', str(tmp_path))
+    assert found.settings["buckets.max_area"] == 1024 * 1024
+    told = {name: why for name, why in found.same.items() if "overrides" in why}
+    assert told == {
+        "general.resolution": "256: dataset_config.general.resolution overrides it",
+        "dataset_config.general.resolution": "512: datasets[0].resolution overrides it",
+        "datasets[0].resolution": "768: datasets[0].subsets[0].resolution overrides it",
+    }
+    assert "dataset_config.more" in found.unknown
+    assert fates(found) == set(found.fields)
+
+
+def test_fields_of_a_further_data_set_are_listed_once_each() -> None:
+    more = "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nresolution = 640\nimage_dir = 'third'\n"
+    found = translated(DATASETS + more)
+    names = {name for name in found.fields if name.startswith("datasets[1]")}
+    assert names == {
+        "datasets[1].resolution", "datasets[1].subsets[0].resolution", "datasets[1].subsets[0].image_dir"
+    }  # fmt: skip
+    assert names <= set(found.left)
+    assert fates(found) == set(found.fields)
+
+
+def test_unknown_fields_are_told_with_their_section() -> None:
+    text = "top = 1\n[a]\nnosuch = 1\nlr_warmup_steps = 2\n[weird.sub]\nx = 3\n[b]\nnosuch = 2\n"
+    found = translated(text + "[general]\nno = 1\n[[datasets]]\nno = 2")
+    assert set(found.unknown) == {"top", "a.nosuch", "weird.sub", "b.nosuch", "general.no", "datasets[0].no"}
+    assert found.settings["optimizer.warmup_steps"] == 2
 
 
 def test_a_data_sets_batch_comes_before_the_common_one() -> None:

@@ -12,7 +12,7 @@ from refimpl.commands.start.refused import refuse_fields
 from refimpl.errors import InputError
 from refimpl.run.config import Config
 from refimpl.run.settings.onetrainer import EARLIER, from_onetrainer
-from refimpl.run.settings.onetrainer_fields import KNOWN, MARKERS
+from refimpl.run.settings.onetrainer_fields import KNOWN, MARKERS, TELLING
 from refimpl.run.settings.onetrainer_rules import RULES
 from refimpl.run.settings.typed import setting_names
 from refimpl.tables import from_table
@@ -56,6 +56,7 @@ CARRIED = {
 
 def test_markers_are_no_settings_of_ours() -> None:
     assert not MARKERS & {part for name in setting_names() for part in name.split(".")}
+    assert TELLING < MARKERS
 
 
 def test_a_lora_is_carried_over_whole() -> None:

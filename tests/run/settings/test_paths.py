@@ -15,7 +15,7 @@ from refimpl.run.presets import load_config
 from refimpl.run.settings import paths
 from refimpl.run.settings.paths import (
     DRAWN,
-    check_paths,
+    check_here,
     data_problem,
     has_tokenizer,
     out_problem,
@@ -24,7 +24,11 @@ from refimpl.run.settings.paths import (
 from refimpl.storage.manifest import MANIFEST
 from refimpl.tables import from_table
 from refimpl.train.setup.run_lock import LOCK
+from tests.run.here.test_machine import without_libraries
 from tests.train import runs
+
+NO_TENSORS = (8).to_bytes(8, "little") + b"{}      "  # a .safetensors file
+JPEG = b"\xff\xd8\xff\xe0" + bytes(100)
 
 
 def settings(root: Path, out: Path, **sections: Any) -> Config:
@@ -44,10 +48,10 @@ def test_names_of_files_are_those_of_their_writers() -> None:
 
 
 def test_good_paths_have_no_problem(root: Path, trained: Path, tmp_path: Path) -> None:
-    check_paths(settings(root, tmp_path / "out"))
-    check_paths(settings(root, tmp_path / "out", train={"init_from": str(trained)}))
+    check_here(settings(root, tmp_path / "out"))
+    check_here(settings(root, tmp_path / "out", train={"init_from": str(trained)}))
     newest = str(trained / "checkpoints" / "step-00000004")
-    check_paths(settings(root, tmp_path / "out", train={"init_from": newest}))
+    check_here(settings(root, tmp_path / "out", train={"init_from": newest}))
 
 
 def test_all_problems_are_listed_at_once(root: Path, tmp_path: Path) -> None:
@@ -58,7 +62,7 @@ def test_all_problems_are_listed_at_once(root: Path, tmp_path: Path) -> None:
         "train": {"init_from": "no/model.safetensors", "out": str(root)},
     }
     with pytest.raises(InputError) as error:
-        check_paths(settings(root, tmp_path, **wrong))
+        check_here(settings(root, tmp_path, **wrong))
     first, *listed = str(error.value).splitlines()
     assert first == "8 paths of the settings are wrong"
     named = ["data.folder no/images: there is no such folder", "data.heldout no/heldout: there is no such folder",
@@ -93,6 +97,7 @@ def test_what_full_size_settings_lack(
     sections: dict[str, Any], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
     problems = path_problems(full_size(**sections))
     assert len(problems) == len(said)
     assert all(problem.startswith(start) for problem, start in zip(problems, said, strict=True))
@@ -100,7 +105,7 @@ def test_what_full_size_settings_lack(
 
 def test_a_single_file_needs_a_tokenizer_beside_it_or_named(tmp_path: Path) -> None:
     start = tmp_path / "model.safetensors"
-    start.touch()
+    start.write_bytes(NO_TENSORS)
     lacking = path_problems(full_size(train={"init_from": str(start)}))
     assert [line.split(";")[0] for line in lacking] == [
         f"train.init_from {start} comes without a tokenizer, and there is none beside it"
@@ -184,4 +189,55 @@ def test_a_data_set_may_be_a_file(tmp_path: Path) -> None:
     assert data_problem("data.folder", str(tmp_path / "a.png")) == (
         f"data.folder {tmp_path / 'a.png'}: not a folder, and a file ending in .png is not a data set (this is a "
         "JPEG image); give a folder, or a .jsonl, .json, .parquet or .tar file"
+    )
+
+
+def test_what_is_there_and_is_not_what_it_should_be(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JPEG for weights, folders without images or a cache, and a run folder below a file: all in one answer."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("x")
+    for name in ("a.safetensors", "b.safetensors", "shift.json"):
+        Path(name).write_bytes(JPEG)
+    wrong = {
+        "data": {"folder": "empty", "heldout": "", "cache": "empty"},
+        "latents": {"weights": "a.safetensors", "scale_shift": "shift.json"},
+        "train": {"init_from": "b.safetensors"},
+    }
+    assert path_problems(settings(root, Path("notes.txt/run"), **wrong)) == [
+        "data.folder empty: no images in it; give a folder of images with .txt captions",
+        "data.cache empty holds no finished cache; write it with `refimpl cache`",
+        "train.init_from b.safetensors is a JPEG image, not a .safetensors file",
+        "latents.weights a.safetensors is a JPEG image, not a .safetensors file",
+        "latents.scale_shift shift.json is a JPEG image, not JSON; give what `refimpl stats` has written",
+        "train.out notes.txt/run cannot be made or read: Not a directory; choose another folder",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.safetensors", "b.safetensors", "empty", "notes.txt", "shift.json"
+    ]  # fmt: skip
+
+
+def test_the_library_and_the_gpu_are_problems_among_the_paths(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_libraries(monkeypatch)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    wrong = {"data": {"folder": "no"}, "optimizer": {"kind": "adamw8bit"}, "train": {"device": "cuda"}}
+    with pytest.raises(InputError) as error:
+        check_here(settings(root, tmp_path / "out", **wrong))
+    first, *listed = str(error.value).splitlines()
+    assert first == "3 settings can't be used here"
+    assert [line.split(":")[0].strip() for line in listed] == [
+        "data.folder no", "optimizer.kind 'adamw8bit' needs the torchao package", "train.device 'cuda'"
+    ]  # fmt: skip
+
+
+def test_a_folder_of_shards_is_told_what_to_name(tmp_path: Path) -> None:
+    (tmp_path / "b.tar").touch()
+    (tmp_path / "a.tar").touch()
+    assert data_problem("data.folder", str(tmp_path)) == (
+        f"data.folder {tmp_path}: no images in it, but a.tar; give that one, or an index of several (`refimpl data "
+        "index`)"
     )

@@ -19,7 +19,17 @@ def test_our_own_settings_are_nobody_elses(name: str) -> None:
     assert trainer_of(to_table(load_config(name))) is None
 
 
-def test_one_field_is_not_enough() -> None:
+def test_one_field_is_enough_where_one_trainer_alone_has_it() -> None:
+    stray = {"pretrained_model_name_or_path": "m", "lora_rank": 4}
+    assert trainer_of(stray) == trainer_of({"model": stray}) == "sd-scripts"
+    assert trainer_of({"train_data_dir": "i"}) == trainer_of({"a": {"network_dim": 4}}) == "sd-scripts"
+    assert trainer_of({"training_method": "LORA", "x": 1}) == "OneTrainer"
+    slip = {"train": {"steps": 3}, "lora": {"network_dim": 4}}  # for lora.rank, which its own message names
+    assert trainer_of(slip) is None
+    assert trainer_of({**slip, "data": {"train_data_dir": "i"}}) == "sd-scripts"
+
+
+def test_one_field_that_others_have_is_not_enough() -> None:
     assert trainer_of({"mixed_precision": "bf16", "learning_rate": 1}) is None
     assert trainer_of({"mixed_precision": "bf16", "network_dim": 1}) == "sd-scripts"
     assert trainer_of({"datasets": [{}]}) == "sd-scripts"

@@ -8,8 +8,9 @@ import torch
 
 from refimpl.errors import InputError
 from refimpl.run.adamw import set_rates
+from refimpl.run.here.machine import LIBRARIES
 from refimpl.run.optimizer_config import KINDS, OptimizerConfig
-from refimpl.train.optimizer.kinds import LIBRARIES, check_library, kept, make_optimizer
+from refimpl.train.optimizer.kinds import check_library, kept, make_optimizer
 from refimpl.train.optimizer.states import check_optimizer_state, named_state, take_estimate
 from tests.train import runs
 from tests.train.optimizer.test_resumed import needs_library

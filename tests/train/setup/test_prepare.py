@@ -11,11 +11,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from refimpl.commands.data.cache import CacheCommand, write_cache
 from refimpl.commands.main import dispatch
 from refimpl.errors import InputError
 from refimpl.latents.scale_shift import ScaleShift
+from refimpl.latents.vae import VAE
 from refimpl.ops import load_ops
+from refimpl.run.config import Config, Stage
 from refimpl.run.stage import read_stage, write_demo_data
+from refimpl.run.world import World
+from refimpl.train.setup import prepare as preparation
 from refimpl.train.setup.frozen_parts import frozen_parts
 from refimpl.train.setup.out_folder import removed_if_empty, run_folder
 from refimpl.train.setup.prepare import prepare
@@ -164,6 +169,27 @@ def test_a_run_that_never_started_leaves_no_folder(root: Path, tmp_path: Path) -
     assert (run / "something").exists()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_alone_lists_the_images_that_are_left_out(
+    rank: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(
+        config: Config, stage: Stage, quarantined: dict[str, str] | None = None, is_told: bool = True
+    ) -> None:
+        raise InputError("listed" if is_told else "silent")
+
+    monkeypatch.setattr(preparation, "read_stage", asked)
+    monkeypatch.setattr("refimpl.run.stage.read_stage", asked)
+    config, world = runs.config(root, tmp_path), World(rank, 1, torch.device("cpu"))
+    command = CacheCommand("tiny", tmp_path / "cache")
+    for ask in (
+        lambda: prepare(config, tmp_path, world),
+        lambda: write_cache(command, config, VAE(config.vae), world),
+    ):
+        with pytest.raises(InputError, match=["listed", "silent"][rank]):
+            ask()
+
+
 def test_a_full_disk_leaves_neither_settings_nor_components(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,5 +236,10 @@ def test_a_scale_shift_file_that_is_no_preset_is_named(root: Path, tmp_path: Pat
     config = runs.config(root, tmp_path, latents={"folder": "", "scale_shift": str(tmp_path / "a.json")})
     with pytest.raises(
         InputError, match=r"latents\.scale_shift .*a\.json' is not a preset: ScaleShift: not JSON"
+    ):
+        frozen_parts(config, read_stage(config, config.all_stages()[0]), torch.device("cpu"))
+    (tmp_path / "a.json").write_bytes(b"\xff\xd8\xff\xe0 a JPEG's beginning")
+    with pytest.raises(
+        InputError, match=r"latents\.scale_shift .*a\.json is a JPEG image, not a scale-and-shift"
     ):
         frozen_parts(config, read_stage(config, config.all_stages()[0]), torch.device("cpu"))

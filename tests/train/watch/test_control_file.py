@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from refimpl.errors import InputError
+from refimpl.train.watch import control_file
 from refimpl.train.watch.control_file import ACTIONS, CONTROL, ask, asked_actions, taken
 from tests.tolerances import CONTROL_READ_SECONDS
 
@@ -21,6 +22,25 @@ def test_what_is_asked_for_is_taken_once(tmp_path: Path) -> None:
     assert taken(path) == {"sample", "stop"}
     assert not path.exists()
     assert taken(path) == frozenset()
+
+
+def test_what_is_asked_for_while_the_run_reads_is_for_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / CONTROL, control_file.asked_actions
+
+    def asked_meanwhile(file: Path) -> list[str]:
+        monkeypatch.undo()
+        found = read(file)
+        assert ask(path, "stop")[-1] == "stop"
+        return found
+
+    ask(path, "sample")
+    monkeypatch.setattr(control_file, "asked_actions", asked_meanwhile)
+    assert taken(path) == {"sample"}
+    assert [file.name for file in tmp_path.iterdir()] == [CONTROL]
+    assert taken(path) == {"stop"}
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
