@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from refimpl.diffusion.config import DiffusionConfig
 from refimpl.errors import InputError
 from refimpl.interop.checkpoint import Prediction
 from refimpl.interop.lora.files import LoRAFile
-from refimpl.interop.run.run_folder import read_run
+from refimpl.interop.run.run_folder import CONFIG, read_weights
 from refimpl.interop.single_file.prediction_markers import prediction_metadata
+from refimpl.model.lora.config import LoRAConfig
+from refimpl.tables import from_table
 
 
 def load(path: Path | str, weights: str = "ema") -> LoRAFile:
@@ -16,15 +19,15 @@ def load(path: Path | str, weights: str = "ema") -> LoRAFile:
     returns  the adapters, with the metadata that kohya's trainer writes
     Raises InputError when something is missing or damaged, or the run trains no adapters.
     """
-    found = read_run(Path(path), weights)
-    if not found.lora.rank:
-        raise InputError(
-            f"{found.folder} is from a run that trains full weights; `refimpl export` writes those"
-        )
+    folder, _, table, states, _ = read_weights(Path(path), weights)
+    where = f"{folder}/{CONFIG}"
+    if not from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]").rank:
+        raise InputError(f"{folder} is from a run that trains full weights; `refimpl export` writes those")
+    diffusion = from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]")
     prediction = Prediction(
-        found.diffusion.parameterisation, found.diffusion.zero_terminal_snr, "the run's configuration"
+        diffusion.parameterisation, diffusion.zero_terminal_snr, "the run's configuration"
     )
-    return LoRAFile(**found.states, metadata=training_metadata(prediction))
+    return LoRAFile(**states, metadata=training_metadata(prediction))
 
 
 def training_metadata(prediction: Prediction) -> dict[str, str]:

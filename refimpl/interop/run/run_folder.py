@@ -86,18 +86,13 @@ class Found(NamedTuple):
 
 def read_run(path: Path, weights: str = "ema") -> Found:
     """Reads a checkpoint; arguments and errors are those of `load_model`, but no network is built."""
-    if weights not in WEIGHTS:
-        raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
-    states = {part: file_name(part, "ema" if weights == "ema" else "weights") for part in PARTS}
-    folder, files, (tensors, documents) = read_checkpoint(path, states)
-    table, where = documents["config"], f"{folder}/{CONFIG}"
-    if not isinstance(table, dict):
-        raise InputError(f"{where} must hold a table of settings, not {table!r}; use another checkpoint")
+    folder, documents, table, states, files = read_weights(path, weights)
+    where = f"{folder}/{CONFIG}"
     return Found(
         folder,
         documents,
         table,
-        {part: tensors[file] for part, file in files.items()},
+        states,
         files,
         from_table(UNetConfig, table.get("unet"), f"{where} [unet]"),
         from_table(VAEConfig, table.get("vae"), f"{where} [vae]"),
@@ -105,6 +100,25 @@ def read_run(path: Path, weights: str = "ema") -> Found:
         from_table(DiffusionConfig, table.get("diffusion"), f"{where} [diffusion]"),
         from_table(LoRAConfig, table.get("lora", {}), f"{where} [lora]"),
     )
+
+
+def read_weights(
+    path: Path, weights: str = "ema"
+) -> tuple[Path, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]], dict[str, str]]:
+    """A checkpoint's folder, documents, settings as a table, and what it holds of each part, as in `Found`.
+
+    Raises InputError for unknown weights, and when something is missing or damaged.
+    """
+    if weights not in WEIGHTS:
+        raise InputError(f"weights {weights!r} are unknown; use {' or '.join(WEIGHTS)}")
+    wanted = {part: file_name(part, "ema" if weights == "ema" else "weights") for part in PARTS}
+    folder, files, (tensors, documents) = read_checkpoint(path, wanted)
+    table = documents["config"]
+    if not isinstance(table, dict):
+        raise InputError(
+            f"{folder}/{CONFIG} must hold a table of settings, not {table!r}; use another checkpoint"
+        )
+    return folder, documents, table, {part: tensors[file] for part, file in files.items()}, files
 
 
 def load_model(path: Path, weights: str = "ema") -> tuple[Model, dict[str, Any], int]:
