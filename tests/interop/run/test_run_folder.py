@@ -52,11 +52,18 @@ def test_unknown_weights_are_named(trained: Path) -> None:
         load_model(trained, "best")
 
 
-@pytest.mark.parametrize("name", ["absent", "empty", "file"])
-def test_a_folder_without_checkpoint_is_named(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("absent", "holds no checkpoint"),
+        ("empty", "holds no checkpoint"),
+        ("file", "is a text file, not a run"),
+    ],
+)
+def test_a_folder_without_checkpoint_is_named(name: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=f"{name} holds no checkpoint; give a run folder or one of its"):
+    with pytest.raises(InputError, match=f"{name} {said}; give a run folder or one of its"):
         load_model(tmp_path / name)
 
 
