@@ -108,8 +108,9 @@ def test_a_killed_run_is_continued(config: str, tmp_path: Path, at: str, count: 
     assert caches.killed_write(config, out, at, count, "--crops", "2") == -9
     left = {name: value for name, value in caches.files(out).items() if "writing" not in name}
     assert 0 < len(left) < len(whole)
-    with pytest.raises(InputError, match=r"no finished cache \(cache.json is missing\)"):
-        open_latents(out if at != "rename" or count < 8 else tmp_path / "nowhere")
+    if (at, count) != ("rename", 8):  # by then the latents are whole
+        with pytest.raises(InputError, match=r"no finished cache \(cache.json is missing\)"):
+            open_latents(out)
     caches.write(config, out, "--crops", "2")
     assert caches.contents(out) == whole
     after = caches.files(out)

@@ -234,6 +234,15 @@ def test_whatever_a_hub_answers_is_one_line(
     assert capsys.readouterr().err == ""
 
 
+@pytest.fixture
+def python_handles_sigint() -> Iterator[None]:
+    """A shell has its background jobs ignore SIGINT, these tests among them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_an_upload_that_is_interrupted_leaves_nothing_and_can_be_made_again(
     number: signal.Signals, trained: Path, tmp_path: Path, hub: Hub
