@@ -14,6 +14,7 @@ from refimpl.commands.data import index
 from refimpl.commands.data.cache import alone_in
 from refimpl.errors import InputError
 from refimpl.storage.ranks.lock import HeldElsewhere, locked, unlocked
+from tests.killing import holder
 from tests.train import runs
 
 Alone = Callable[[Path], contextlib.AbstractContextManager[None]]
@@ -43,20 +44,7 @@ def test_the_second_is_told_what_the_first_has_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ALONE)
 def test_a_killed_holder_locks_nothing_though_its_child_lives_on(name: str, tmp_path: Path) -> None:
     """As a loader's process does, which its parent forked and did not live to end."""
-    ready, told = os.pipe()
-    process = os.fork()
-    if process == 0:
-        try:
-            with ALONE[name](tmp_path):
-                child = os.fork()
-                if child:
-                    os.write(told, str(child).encode())
-                signal.pause()
-        finally:
-            os._exit(0)
-    child = int(os.read(ready, 32))
-    os.close(ready)
-    os.close(told)
+    process, child = holder(ALONE[name](tmp_path), and_child=True)
     try:
         with pytest.raises(InputError, match=r"another (process|run) is"), ALONE[name](tmp_path):
             pass

@@ -16,29 +16,10 @@ from refimpl.errors import InputError
 from refimpl.run.world import World
 from refimpl.train.setup.out_folder import run_folder
 from refimpl.train.setup.run_lock import LOCK, run_lock
+from tests.killing import holder
 from tests.train import runs
 
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-def owner(folder: Path, and_child: bool = False) -> tuple[int, int]:
-    """A process that holds the lock until it is killed; its id, and that of its child, which outlives it."""
-    ready, told = os.pipe()
-    process = os.fork()
-    if process == 0:
-        try:
-            with run_lock(folder, ALONE):
-                child = os.fork() if and_child else 0
-                if and_child and child == 0:
-                    signal.pause()
-                os.write(told, str(child).encode())
-                signal.pause()
-        finally:
-            os._exit(0)
-    child = int(os.read(ready, 32))
-    os.close(ready)
-    os.close(told)
-    return process, child
 
 
 def refused(folder: Path, message: str) -> None:
@@ -52,7 +33,7 @@ def end(process: int) -> None:
 
 
 def test_a_second_job_is_refused_by_name(tmp_path: Path) -> None:
-    process, _ = owner(tmp_path)
+    process, _ = holder(run_lock(tmp_path, ALONE))
     since = json.loads((tmp_path / LOCK).read_text())["since"]
     expected = (
         f"{tmp_path} is being trained in by process {process} on {socket.gethostname()}, since {since}; wait for it "
@@ -70,7 +51,7 @@ def test_a_second_job_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("and_child", [False, True])
 def test_the_lock_of_a_killed_job_is_none(and_child: bool, tmp_path: Path) -> None:
     """Not even while a process that it had forked, as a loader's worker is, lives on."""
-    process, child = owner(tmp_path, and_child)
+    process, child = holder(run_lock(tmp_path, ALONE), and_child)
     end(process)
     assert (tmp_path / LOCK).exists()
     try:
