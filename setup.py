@@ -1,9 +1,9 @@
 """Builds the compiled backend (csrc/) beside refimpl/ops; metadata lives in pyproject.toml.
 
-The CPU kernels are built whenever a C++ compiler is found, the CUDA kernels when torch has CUDA and nvcc is
-found too. REFIMPL_CUDA=1 turns a missing CUDA toolchain into an error; REFIMPL_CUDA=0 leaves the CUDA kernels
-out. TORCH_CUDA_ARCH_LIST chooses the architectures; without it the kernels are built for all of CUDA_ARCHES that the
-toolkit knows, and as PTX for cards newer than the last of them.
+The CPU kernels are built whenever a C++ compiler is found, the CUDA kernels when torch has CUDA and an nvcc of the
+same first version number is found too. REFIMPL_CUDA=1 turns a CUDA toolchain that is missing or does not fit into an
+error; REFIMPL_CUDA=0 leaves the CUDA kernels out. TORCH_CUDA_ARCH_LIST chooses the architectures; without it the
+kernels are built for all of CUDA_ARCHES that the toolkit knows, and as PTX for cards newer than the last of them.
 """
 
 import os
@@ -76,6 +76,19 @@ def toolkit_version(cuda_home: str) -> tuple[int, int]:
     return (int(told[1]), int(told[2])) if told else (0, 0)
 
 
+def missing_cuda(torch_version: str, torch_cuda: str | None, cuda_home: str | None) -> str | None:
+    """Why no CUDA kernels can be built for this torch with this toolkit; None where they can."""
+    if torch_cuda is None:
+        return f"torch {torch_version} has no CUDA"
+    torch_has = f"torch {torch_version} has CUDA {torch_cuda}"
+    if cuda_home is None:
+        return f"{torch_has} and nvcc is not found: set CUDA_HOME"
+    major, minor = toolkit_version(cuda_home)
+    if major and str(major) != torch_cuda.split(".")[0]:
+        return f"{torch_has} and the toolkit in {cuda_home} is CUDA {major}.{minor}, not {torch_cuda.split('.')[0]}.x"
+    return None
+
+
 def default_arches(toolkit: tuple[int, int]) -> str:
     """The architectures that a toolkit compiles for, as TORCH_CUDA_ARCH_LIST has them; the last one as PTX too."""
     known = [arch for arch, first in CUDA_ARCHES.items() if toolkit >= first] or list(CUDA_ARCHES)
@@ -106,13 +119,12 @@ def extensions() -> tuple[list, dict]:
         return [], {}
 
     wanted = os.environ.get("REFIMPL_CUDA", "")
-    with_cuda = wanted != "0" and torch.version.cuda is not None and cuda_home is not None
-    if wanted == "1" and not with_cuda:
-        sys.exit(
-            f"refimpl: REFIMPL_CUDA=1, but torch {torch.__version__} has "
-            f"{'CUDA ' + torch.version.cuda if torch.version.cuda else 'no CUDA'} and nvcc is "
-            f"{'found' if cuda_home else 'not found: set CUDA_HOME'}"
-        )
+    missing = missing_cuda(torch.__version__, torch.version.cuda, cuda_home)
+    if wanted == "1" and missing:
+        sys.exit(f"refimpl: REFIMPL_CUDA=1, but {missing}")
+    with_cuda = wanted != "0" and missing is None
+    if wanted != "0" and torch.version.cuda is not None and missing:
+        print(f"refimpl: building without CUDA kernels: {missing}", file=sys.stderr)
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler.split()[0]) is None and shutil.which("g++") is None:
         print(f"refimpl: no C++ compiler ({compiler}); building without kernels", file=sys.stderr)

@@ -1,6 +1,8 @@
 """The error class for bad input, whose message is all the user sees, and the phrases for a full disk or memory."""
 
 import errno
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 # Exit codes of the commands, beside 0 and Python's own 1 for an error in this program (docs/faults.md).
 BAD_INPUT = 2
@@ -14,6 +16,43 @@ class InputError(ValueError):
 
     Library callers may catch it as ValueError; the command line prints the message and exits with 2.
     """
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a table of settings."""
+
+    text: str
+    """What is wrong, and where in the table."""
+    is_whole: bool = False
+    """Whether it says so much that no source is needed before it."""
+
+
+class WrongSettings(InputError):
+    """Settings that are wrong, all in one message."""
+
+    def __init__(
+        self, source: str, problems: Sequence[Problem], closest: Any, open_names: Sequence[str] = ()
+    ) -> None:
+        """What is wrong with settings from one place.
+
+        source      the file that they came from; empty for none
+        closest     the dataclass with defaults for what is wrong, which has not checked itself; None for none
+        open_names  settings whose value is not known, so that nothing can be said of them
+        """
+        self.source, self.problems, self.closest, self.open_names = source, problems, closest, open_names
+        super().__init__(self._listed())
+
+    def _listed(self) -> str:
+        if len(self.problems) == 1 and self.problems[0].is_whole:
+            return self.problems[0].text
+        lines = [problem.text for problem in self.problems]
+        text = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} settings are wrong", *lines])
+        return f"{self.source}: {text}" if self.source else text
+
+    def with_more(self, texts: Iterable[str]) -> "WrongSettings":
+        """The same, and what else is wrong; but for what speaks of settings that are not known."""
+        more = [Problem(text, True) for text in texts if not any(name in text for name in self.open_names)]
+        return WrongSettings(self.source, [*self.problems, *more], self.closest, self.open_names)
 
 
 class LostProcess(InputError):

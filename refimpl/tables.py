@@ -7,7 +7,7 @@ import typing
 from typing import Any, NamedTuple, TypeVar
 
 from refimpl.checks import check_integer
-from refimpl.errors import InputError
+from refimpl.errors import InputError, Problem, WrongSettings
 from refimpl.names import LIKE, nearest
 from refimpl.printable import one_line
 
@@ -20,17 +20,13 @@ def from_table(cls: type[T], table: Any, source: str) -> T:
     """Builds a dataclass, with dataclasses in it, from nested dicts.
 
     source  the file the table came from, for messages
-    Raises InputError listing everything that is wrong: unknown keys (each with the nearest), missing keys, values of
-    the wrong type, and what the dataclasses refuse of values of the right type.
+    Raises WrongSettings listing all that is wrong: unknown keys (each with the nearest), missing keys, values of the
+    wrong type, and what the dataclasses refuse of values of the right type.
     """
-    problems: list[Problem] = []
-    built = _build(cls, cls, table, "", problems)
-    if len(problems) == 1:
-        (only,) = problems
-        raise InputError(only.text if only.is_whole else f"{source}: {only.text}")
-    if problems:
-        listing = "\n".join(f"  {problem.text}" for problem in problems)
-        raise InputError(f"{source}: {len(problems)} settings are wrong\n{listing}")
+    found = _Found([], [])
+    built = _build(cls, cls, table, "", found)
+    if found.problems:
+        raise WrongSettings(source, found.problems, built, found.open_names)
     return built
 
 
@@ -57,124 +53,131 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, object]:
     return values
 
 
-class Problem(NamedTuple):
-    """Something that is wrong with a table."""
+class _Found(NamedTuple):
+    """What is wrong with a table, as it is found."""
 
-    text: str
-    """What is wrong, and where in the table."""
-    is_whole: bool = False
-    """Whether the message of a dataclass, which needs no source before it."""
+    problems: list[Problem]
+    open_names: list[str]
+    """settings whose value is not known, for which the default stands: what speaks of one is not said"""
+
+    def add(self, text: str, is_whole: bool = False) -> None:
+        self.problems.append(Problem(text, is_whole))
 
 
-def _build(root: type, cls: type, table: Any, where: str, problems: list[Problem]) -> Any:
-    """The dataclass, or None where its table adds to the problems."""
+def _build(root: type, cls: type, table: Any, where: str, found: _Found) -> Any:
+    """The dataclass; where its table adds to the problems, one with defaults for those, unchecked, or None."""
     if not isinstance(table, dict):
-        problems.append(Problem(f"{where.rstrip('.') or 'all of it'} must be a table, not {table!r:.200}"))
+        found.add(f"{where.rstrip('.') or 'all of it'} must be a table, not {table!r:.200}")
         return None
-    before = len(problems)
+    before = len(found.problems)
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    open_names = []  # settings whose value is not known
     for key in table:
         if key not in known:
             near = _nearest(root, key, known, where)
-            open_names.append(near)
-            problems.append(Problem(f"unknown key {where}{one_line(key)}; did you mean {near}?"))
+            found.open_names.extend(name for name in near if name.removeprefix(where) not in table)
+            found.add(f"unknown key {where}{one_line(key)}; did you mean {', or '.join(near)}?")
     values = {}
     for name, entry in known.items():
         if name in table:
-            so_far = len(problems)
-            value = _value(root, hints[name], table[name], f"{where}{name}", problems)
-            if len(problems) == so_far:
+            so_far = len(found.problems)
+            value = _value(root, hints[name], table[name], f"{where}{name}", found)
+            if len(found.problems) == so_far or (dataclasses.is_dataclass(hints[name]) and value is not None):
                 values[name] = value
             else:
-                open_names.append(f"{where}{name}")
+                found.open_names.append(f"{where}{name}")
         elif dataclasses.is_dataclass(hints[name]) and _is_required(entry):
-            values[name] = _build(root, typing.cast(type, hints[name]), {}, f"{where}{name}.", problems)
+            values[name] = _build(root, typing.cast(type, hints[name]), {}, f"{where}{name}.", found)
         elif _is_required(entry):
-            problems.append(Problem(f"{where}{name} is missing"))
-    has_sections = any(dataclasses.is_dataclass(hint) for hint in hints.values())
-    lacks = any(_is_required(entry) and name not in values for name, entry in known.items())
-    if len(problems) > before and (has_sections or lacks):
+            found.add(f"{where}{name} is missing")
+    if any(_is_required(entry) and name not in values for name, entry in known.items()):
         return None
-    built = _checked(cls, values, where, open_names, problems)  # first, as it knows the range of each
-    if built is None or len(problems) > before:
-        return None
-    for name, value in values.items():
-        _check_size(value, f"{where}{name}", problems)
+    built = _checked(cls, values, where, found)  # first, as it knows the range of each
+    if len(found.problems) == before:
+        for name, value in values.items():
+            _check_size(value, f"{where}{name}", found)
     return built
 
 
-def _checked(
-    cls: type, values: dict[str, Any], where: str, open_names: list[str], problems: list[Problem]
-) -> Any:
-    """The dataclass of these values; None where it refuses some, which add to the problems.
+def _checked(cls: type, values: dict[str, Any], where: str, found: _Found) -> Any:
+    """The dataclass of these values; where it refuses some, which add to the problems, one that is not checked.
 
-    open_names  settings whose value is not known, for which the default stands: what speaks of one is not said
-    After a message that begins with a setting, that one has its default too, so that the next that is wrong is found.
+    After a message that begins with a setting, that one has its default, so that the next that is wrong is found.
     """
     required = {entry.name for entry in dataclasses.fields(cls) if _is_required(entry)}
-    unknown, left = list(open_names), dict(values)
+    left = dict(values)
     while True:
         try:
-            built = cls(**left)
+            return cls(**left)
+        except WrongSettings as error:
+            messages = [problem.text for problem in error.problems]
         except InputError as error:
-            message = str(error)
-        else:
-            return built if len(left) == len(values) else None
-        if any(name in message for name in unknown):
-            return None
-        problems.append(Problem(message, is_whole=True))
-        name = next((name for name in left if message.startswith(f"{where}{name} ")), None)
-        if name is None or name in required:
-            return None
-        unknown.append(f"{where}{name}")
+            messages = [str(error)]
+        said = [text for text in messages if not any(name in text for name in found.open_names)]
+        for text in said:
+            found.add(text, is_whole=True)
+        name = next((name for name in left if messages[0].startswith(f"{where}{name} ")), None)
+        if not said or name is None or name in required:
+            return unchecked(cls, left)
+        found.open_names.append(f"{where}{name}")
         del left[name]
 
 
-def _value(root: type, hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
+def unchecked(cls: type[T], values: dict[str, Any]) -> T:
+    """A dataclass that has not looked at its values; those that are left out have their defaults."""
+    built = object.__new__(cls)
+    for entry in dataclasses.fields(typing.cast(Any, cls)):
+        if entry.name in values or _is_required(entry):
+            value = values[entry.name]
+        elif entry.default is not dataclasses.MISSING:
+            value = entry.default
+        else:
+            value = typing.cast(Any, entry.default_factory)()
+        object.__setattr__(built, entry.name, value)
+    return built
+
+
+def _value(root: type, hint: Any, value: Any, where: str, found: _Found) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _build(root, typing.cast(type, hint), value, f"{where}.", problems)
+        return _build(root, typing.cast(type, hint), value, f"{where}.", found)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _value(root, next(a for a in arguments if a is not type(None)), value, where, problems)
+        return _value(root, next(a for a in arguments if a is not type(None)), value, where, found)
     if origin is tuple:
-        return _tuple(root, arguments, value, where, problems)
+        return _tuple(root, arguments, value, where, found)
     if hint is float and type(value) is int:
-        return float(value) if _check_size(value, where, problems) else value
+        return float(value) if _check_size(value, where, found) else value
     if origin is typing.Literal:
         if value not in arguments:
-            problems.append(
-                Problem(f"{where} {value!r:.200} is unknown; use {', '.join(map(str, arguments))}")
-            )
+            found.add(f"{where} {value!r:.200} is unknown; use {', '.join(map(str, arguments))}")
     elif type(value) is not hint:
         quoted = f'; write it in quotes: "{value}"' if hint is str and type(value) in (int, float) else ""
-        problems.append(Problem(f"{where} must be {hint.__name__}, not {value!r:.200}{quoted}"))
+        found.add(f"{where} must be {hint.__name__}, not {value!r:.200}{quoted}")
     return value
 
 
-def _tuple(root: type, kinds: tuple[Any, ...], value: Any, where: str, problems: list[Problem]) -> Any:
+def _tuple(root: type, kinds: tuple[Any, ...], value: Any, where: str, found: _Found) -> Any:
     if not isinstance(value, list | tuple):
-        problems.append(Problem(f"{where} must be a list, not {value!r:.200}"))
+        found.add(f"{where} must be a list, not {value!r:.200}")
         return value
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(value) != len(kinds):
-        problems.append(Problem(f"{where} must have {len(kinds)} entries, not {len(value)}"))
+        found.add(f"{where} must have {len(kinds)} entries, not {len(value)}")
         return value
     pairs = zip(kinds, value, strict=True)
-    return tuple(_value(root, kind, item, f"{where}[{i}]", problems) for i, (kind, item) in enumerate(pairs))
+    return tuple(_value(root, kind, item, f"{where}[{i}]", found) for i, (kind, item) in enumerate(pairs))
 
 
-def _check_size(value: Any, where: str, problems: list[Problem]) -> bool:
+def _check_size(value: Any, where: str, found: _Found) -> bool:
     """Whether a value is anything but an integer of more than 64 bits, which adds to the problems."""
     if type(value) is int:
         try:
             check_integer(where, value)
         except InputError as error:
-            problems.append(Problem(str(error)))
+            found.add(str(error))
             return False
     return True
 
@@ -183,8 +186,8 @@ def _is_required(entry: dataclasses.Field) -> bool:
     return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
 
 
-def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> str:
-    """The most similar key of this table, or of any table when nothing here is as similar."""
+def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> list[str]:
+    """The most similar key of this table, or of any table when nothing here is as similar; or several."""
     candidates = {name: where + name for name in known}
     for section, kind in typing.get_type_hints(root).items():
         if dataclasses.is_dataclass(kind):
@@ -192,6 +195,6 @@ def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> str:
                 candidates.setdefault(entry.name, f"{section}.{entry.name}")
     typed = nearest(key, known, least=SLIP)
     if key in candidates:  # the right name in the wrong table, unless it is a slip for another of this one
-        return ", or ".join([*(where + name for name in typed), candidates[key]])
+        return [*(where + name for name in typed), candidates[key]]
     here = typed or nearest(key, known, least=LIKE)
-    return candidates[(here or nearest(key, candidates))[0]]
+    return [candidates[(here or nearest(key, candidates))[0]]]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.errors import InputError
+from refimpl.errors import InputError, WrongSettings
 from refimpl.run.config import Config, Stage
+from refimpl.run.settings.paths import problems_here
 from refimpl.tables import from_table, to_table
 from tests.strategies import run_configs
 
@@ -208,3 +210,70 @@ def test_what_speaks_of_a_mistyped_setting_is_not_said() -> None:
         ["unknown", "key", "data.foldr;"], ["unknown", "key", "train.shardin;"]
     ]  # fmt: skip
     assert [line.split(" ")[0] for line in wrong(unknown)] == ["unknown", "train.sharding"]
+
+
+def refused(table: dict[str, Any]) -> WrongSettings:
+    with pytest.raises(WrongSettings) as error:
+        from_table(Config, table, "a.toml")
+    return error.value
+
+
+def test_the_closest_settings_have_defaults_for_what_is_wrong() -> None:
+    table = {
+        "train": {"steps": "x", "seed": 3, "batch_size": 0},
+        "data": {"foldr": "x"},
+        "lora": 3,
+    }
+    error = refused(table)
+    assert error.closest.train == dataclasses.replace(from_table(Config, {}, "x").train, seed=3)
+    assert error.closest.lora == from_table(Config, {}, "x").lora
+    assert error.open_names == ["data.folder", "train.steps", "train.batch_size", "lora"]
+    with pytest.raises(WrongSettings) as lacking:
+        from_table(Outer, {"flag": 1}, "a.toml")  # without what has no default
+    assert lacking.value.closest is None
+
+
+def test_sections_that_do_not_fit_are_listed_with_the_rest() -> None:
+    said = wrong({"sample": {"width": 13, "height": 11}, "lora": {"rank": 4}, "train": {"stepz": 3}})
+    assert [line.split(" ")[0] for line in said] == ["unknown", "sample.width", "sample.height", "lora.rank"]
+    hidden = wrong(
+        {"sample": {"width": 13, "height": 11}, "vae": {"channel": 3}, "lora": {"rank": 4, "rnk": 2}}
+    )
+    assert "lora.rank trains a small part" in hidden[-1]  # which was given, whatever rnk was meant as
+
+
+def test_what_else_is_wrong_joins_the_list_but_for_unknown_settings() -> None:
+    error = refused({"train": {"steps": "x"}, "data": {"foldr": "x"}})
+    more = error.with_more(["data.folder is empty", "latents.weights x does not exist"])
+    assert str(more).splitlines() == [
+        "a.toml: 3 settings are wrong",
+        "  unknown key data.foldr; did you mean data.folder?",
+        "  train.steps must be int, not 'x'",
+        "  latents.weights x does not exist",
+    ]
+    assert str(error.with_more([])) == str(error)
+    given = refused({"data": {"foldr": "x", "folder": "y"}})
+    assert len(given.with_more(["data.folder y: there is no such folder"]).problems) == 2
+
+
+WRONG = st.none() | st.integers(-2, 3) | st.booleans() | st.sampled_from(["", "x", "bf16", "hybrid", "full"])
+SECTIONS = {
+    name: st.dictionaries(
+        st.sampled_from([*(entry.name for entry in dataclasses.fields(kind)), "stpes"]), WRONG, max_size=4
+    )
+    for name, kind in typing.get_type_hints(Config).items()
+    if dataclasses.is_dataclass(kind)
+}
+
+
+@given(st.fixed_dictionaries({}, optional=SECTIONS))
+def test_what_is_wrong_with_paths_can_be_said_of_any_refused_settings(table: dict[str, Any]) -> None:
+    refusal = None
+    try:
+        from_table(Config, table, "a.toml")
+    except WrongSettings as error:
+        refusal = error
+    if refusal is not None:
+        assert refusal.closest is not None
+        more = refusal.with_more(problems_here(refusal.closest))
+        assert more.problems[: len(refusal.problems)] == refusal.problems

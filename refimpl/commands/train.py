@@ -7,10 +7,10 @@ from pathlib import Path
 
 from refimpl.commands.terminal import parsed, run_command
 from refimpl.commands.train_help import essentials, usage
-from refimpl.errors import STOPPED, InputError
+from refimpl.errors import STOPPED, InputError, WrongSettings
 from refimpl.run.config import Config
 from refimpl.run.presets import load_config, preset_label
-from refimpl.run.settings.paths import check_here
+from refimpl.run.settings.paths import check_here, problems_here
 from refimpl.tables import from_table
 
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
@@ -31,14 +31,36 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
     asks_for_all = HELP_ALL in arguments
     if not name and not asks_for_all and not HELP & set(arguments):
         raise InputError(f"name a preset or a TOML file first\n{usage(program)}")
-    default = load_config(name) if name else from_table(Config, {}, "the defaults")
+    rest, called = arguments[1:], f"{program} {name or 'PRESET'}"
+    try:
+        default = load_config(name) if name else from_table(Config, {}, "the defaults")
+    except WrongSettings as error:
+        raise _with_what_is_absent(error, rest, called) from None
     if not asks_for_all and HELP & set(arguments):
         print(essentials(program, default, name))
         sys.exit(0)
     description = f"Trains the configuration {name or 'PRESET'!r}; every setting can be overridden."
-    called = f"{program} {name or 'PRESET'}"
-    config = parsed(Config, ["--help"] if asks_for_all else arguments[1:], called, default, description)
+    try:
+        config = parsed(Config, ["--help"] if asks_for_all else rest, called, default, description)
+    except WrongSettings as error:
+        raise _with_what_is_absent(error, [], called) from None
     return config, preset_label(name)
+
+
+def _with_what_is_absent(error: WrongSettings, rest: list[str], called: str) -> InputError:
+    """The refusal of settings, and what else of them can't be used here: paths, a library, a GPU.
+
+    rest  the options of the command line, which come before what the settings say
+    """
+    closest = error.closest
+    if rest and closest is not None:
+        try:
+            closest = parsed(Config, rest, called, closest)
+        except WrongSettings as refused:
+            closest = refused.closest
+        except InputError:
+            closest = None
+    return error if closest is None else error.with_more(problems_here(closest))
 
 
 def without_config_option(arguments: list[str]) -> list[str]:

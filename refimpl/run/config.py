@@ -3,12 +3,13 @@
 Every field is checked when the object is built, so a run that starts is a run whose settings make sense.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from refimpl.checks import check_at_least
 from refimpl.data.config import BucketConfig, DataConfig, TagWeightConfig
 from refimpl.diffusion.config import DiffusionConfig
-from refimpl.errors import InputError
+from refimpl.errors import InputError, Problem, WrongSettings
 from refimpl.latents.config import LatentConfig, VAEConfig
 from refimpl.model.config import UNetConfig
 from refimpl.model.lora.config import LoRAConfig
@@ -77,35 +78,39 @@ class Config:
     """An image as the prompt (S §2.6)."""
 
     def __post_init__(self) -> None:
+        problems = [*self._misfits(), *self._contradictions()]
+        if problems:
+            raise WrongSettings("", [Problem(text, is_whole=True) for text in problems], self)
+
+    def _misfits(self) -> Iterator[str]:
+        """Settings of two sections that do not fit each other."""
         factor = self.vae.factor
         for stage in self.all_stages():
-            for width, height in stage.buckets.sizes():
-                if width % factor or height % factor:
-                    raise InputError(
-                        f"bucket {width}×{height} is not a multiple of the VAE's factor {factor}; "
-                        f"make buckets.step a multiple of {factor}, not {stage.buckets.step}"
-                    )
+            uneven = [size for size in stage.buckets.sizes() if size[0] % factor or size[1] % factor]
+            for width, height in uneven[:1]:
+                yield (
+                    f"bucket {width}×{height} is not a multiple of the VAE's factor {factor}; "
+                    f"make buckets.step a multiple of {factor}, not {stage.buckets.step}"
+                )
         starts = [stage.from_step for stage in self.all_stages()]
         if starts[0] != 0 or sorted(set(starts)) != starts:
-            raise InputError(f"stages.from_step {starts} must begin with 0 and increase")
+            yield f"stages.from_step {starts} must begin with 0 and increase"
         if self.sample.grid == "leading" and self.diffusion.zero_terminal_snr:
-            raise InputError(
+            yield (
                 "sample.grid 'leading' skips t = 999, the one timestep that zero terminal SNR is about; "
                 "use native or trailing, or diffusion.zero_terminal_snr = false"
             )
         if self.sample.terminal != "exact" and not self.diffusion.zero_terminal_snr:
-            raise InputError(
+            yield (
                 f"sample.terminal {self.sample.terminal} replaces σ = ∞, where a schedule without "
                 "diffusion.zero_terminal_snr does not end; use exact"
             )
         for name in ("width", "height"):
             if getattr(self.sample, name) % factor:
-                raise InputError(
-                    f"sample.{name} {getattr(self.sample, name)} is not a multiple of the VAE's {factor}"
-                )
+                yield f"sample.{name} {getattr(self.sample, name)} is not a multiple of the VAE's {factor}"
         wanted = (self.text.context_dim, self.text.vector_dim)
         if (self.unet.context_dim, self.unet.vector_dim) != wanted:
-            raise InputError(
+            yield (
                 f"unet.context_dim {self.unet.context_dim} and vector_dim {self.unet.vector_dim} do not fit the "
                 f"{self.text.towers} text towers with text.vector {self.text.vector!r}, which need {wanted[0]} and "
                 f"{wanted[1]}"
@@ -114,44 +119,42 @@ class Config:
             self.unet.in_channels != self.vae.latent_channels
             or self.unet.out_channels != self.vae.latent_channels
         ):
-            raise InputError(
+            yield (
                 f"unet.in_channels {self.unet.in_channels} and out_channels {self.unet.out_channels} must be "
                 f"vae.latent_channels {self.vae.latent_channels}"
             )
         if self.train.pixel_budget:
-            for width, height in (size for stage in self.all_stages() for size in stage.buckets.sizes()):
-                if self.train.pixel_budget < width * height:
-                    raise InputError(
-                        f"train.pixel_budget {self.train.pixel_budget} is less than one {width}×{height} image "
-                        f"({width * height} px); raise it or drop the bucket"
-                    )
-            if self.data.plan != "global":
-                raise InputError(
-                    "train.pixel_budget needs data.plan = 'global'; N's per-rank plan has one batch size"
+            sizes = (size for stage in self.all_stages() for size in stage.buckets.sizes())
+            larger = [size for size in sizes if self.train.pixel_budget < size[0] * size[1]]
+            for width, height in larger[:1]:
+                yield (
+                    f"train.pixel_budget {self.train.pixel_budget} is less than one {width}×{height} image "
+                    f"({width * height} px); raise it or drop the bucket"
                 )
-
-        self._check_what_trains()
-        check_together(self.optimizer, self.train)
+            if self.data.plan != "global":
+                yield "train.pixel_budget needs data.plan = 'global'; N's per-rank plan has one batch size"
+        try:
+            check_together(self.optimizer, self.train)
+        except InputError as error:
+            yield str(error)
         if self.optimizer.kind == "prodigy" and self.text.is_trained:
-            raise InputError(
+            yield (
                 "optimizer.kind 'prodigy' estimates one rate for all that trains; leave text.learning_rate_l and "
                 "text.learning_rate_g at 0, or use another kind"
             )
 
-    def _check_what_trains(self) -> None:
-        """Refuses ways of training that contradict each other."""
+    def _contradictions(self) -> Iterator[str]:
+        """Ways of training that contradict each other."""
         if (self.lora.rank or self.image_prompt.folder) and not self.train.init_from:
             what = "lora.rank" if self.lora.rank else "image_prompt.folder"
-            raise InputError(
-                f"{what} trains a small part of a finished network; name that network with train.init_from"
-            )
+            yield f"{what} trains a small part of a finished network; name that network with train.init_from"
         if self.image_prompt.folder and (self.lora.rank or self.text.is_trained):
-            raise InputError(
+            yield (
                 "image_prompt.folder trains the UNet's label_emb and nothing else (S §2.6); leave lora.rank, "
                 "text.learning_rate_l and text.learning_rate_g at 0"
             )
         if self.lora.rank and bool(self.lora.text_targets) != self.text.is_trained:
-            raise InputError(
+            yield (
                 "lora.text_targets says what to adapt in a text tower, text.learning_rate_l and learning_rate_g "
                 f"which tower; got targets {list(self.lora.text_targets)} and rates {self.text.learning_rate_l} "
                 f"and {self.text.learning_rate_g}: give both or neither"

@@ -129,14 +129,45 @@ def test_all_wrong_keys_are_listed_at_once(tmp_path: Path) -> None:
     (tmp_path / "worse.toml").write_text(WORSE_FILE)
     code, _, error = answer(["train", "worse.toml"], tmp_path)
     assert code == 2
-    assert error.splitlines() == [
-        "error: worse.toml: 5 settings are wrong",
+    assert [line.partition(" (a ")[0].partition("; name")[0] for line in error.splitlines()] == [
+        "error: worse.toml: 7 settings are wrong",
         "  unknown key unett; did you mean unet?",
         "  unknown key data.foldre; did you mean data.folder?",
         "  unknown key train.stpes; did you mean train.steps?",
         "  unknown key train.seeed; did you mean train.seed?",
         "  train.steps must be int, not 'x'",
+        "  no autoencoder: give latents.weights",
+        "  text.folder is empty",
     ]
+
+
+def test_keys_ranges_sections_and_paths_are_one_list(tmp_path: Path) -> None:
+    """The command line's values count: what it puts right is not said."""
+    (tmp_path / "all.toml").write_text(WRONG_PATHS + "stpes = 3\nbatch_size = 0\n[sample]\nwidth = 13\n")
+    named = ("unknown key train.stpes", "train.batch_size 0", "sample.width 13", "data.folder no/images",
+             "data.heldout no/heldout", "train.init_from no/model.safetensors", "latents.weights no/vae.safetensors",
+             "text.folder no/sdxl")  # fmt: skip
+    code, out, error = answer(["train", "all.toml"], tmp_path)
+    assert (code, out) == (2, "")
+    first, *rest = error.splitlines()
+    assert first == "error: all.toml: 8 settings are wrong"
+    assert all(line.startswith(f"  {name}") for line, name in zip(rest, named, strict=True)), error
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"")
+    _, _, error = answer(["train", "all.toml", "--data.folder", "images", "--data.heldout", ""], tmp_path)
+    assert error.startswith("error: all.toml: 6 settings are wrong\n")
+    assert "data." not in error
+
+
+def test_sections_and_paths_of_the_command_line_are_one_list(tmp_path: Path) -> None:
+    sides = ["--sample.width", "13", "--sample.height", "11"]
+    code, _, error = answer(["train", "tiny", *sides, "--train.init-from", "no.safetensors"], tmp_path)
+    assert code == 2
+    first, *rest = error.splitlines()
+    assert first == "error: 3 settings are wrong"
+    assert [line.split(" is ")[0].split(" does ")[0].strip() for line in rest] == [
+        "sample.width 13", "sample.height 11", "train.init_from no.safetensors"
+    ]  # fmt: skip
 
 
 def test_all_wrong_paths_are_listed_at_once(tmp_path: Path) -> None:

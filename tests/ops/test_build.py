@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.ops.conftest import missing_cuda
@@ -40,8 +41,55 @@ def test_a_required_gpu_that_is_missing_fails_the_tests():
 def test_a_required_cuda_toolchain_that_is_missing_stops_the_build(tmp_path):
     result = run("setup.py", "--name", REFIMPL_CUDA="1", CUDA_HOME=str(tmp_path), CUDA_PATH="")
     assert result.returncode == 1
-    assert f"REFIMPL_CUDA=1, but torch {torch.__version__}" in result.stderr
-    assert "nvcc is not found: set CUDA_HOME" in result.stderr
+    assert f"REFIMPL_CUDA=1, but torch {torch.__version__} has " in result.stderr
+    assert ("nvcc is not found: set CUDA_HOME" if torch.version.cuda else "has no CUDA") in result.stderr
+
+
+def toolkit(folder: Path, version: str) -> str:
+    """A folder with an nvcc that says this version; the folder's name."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True, exist_ok=True)
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.1'\n")
+    nvcc.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize("version", ["12.0", "12.8", "12.9"])
+def test_a_toolkit_of_torchs_first_number_builds_cuda_kernels(version: str, tmp_path: Path) -> None:
+    build = importlib.util.module_from_spec(SPEC)
+    SPEC.loader.exec_module(build)
+    assert build.missing_cuda("2.9.0+cu128", "12.8", toolkit(tmp_path, version)) is None
+
+
+def test_why_there_is_no_cuda_is_said(tmp_path: Path) -> None:
+    """torch itself would stop the build at another first number: here nvcc 13 beside torch 2.9 of PyPI."""
+    build = importlib.util.module_from_spec(SPEC)
+    SPEC.loader.exec_module(build)
+    newer = toolkit(tmp_path, "13.0")
+    assert build.missing_cuda("2.13.0+cpu", None, newer) == "torch 2.13.0+cpu has no CUDA"
+    assert build.missing_cuda("2.9.0+cu128", "12.8", None) == (
+        "torch 2.9.0+cu128 has CUDA 12.8 and nvcc is not found: set CUDA_HOME"
+    )
+    assert build.missing_cuda("2.9.0+cu128", "12.8", newer) == (
+        f"torch 2.9.0+cu128 has CUDA 12.8 and the toolkit in {tmp_path} is CUDA 13.0, not 12.x"
+    )
+
+
+@pytest.mark.parametrize("wanted", ["", "0", "1"])
+def test_a_toolkit_of_another_number_ends_only_a_build_that_asks_for_it(wanted: str, tmp_path: Path) -> None:
+    """With a torch that says CUDA 12.8 and no compiler: the kernels of the processor are as if no nvcc were there."""
+    (tmp_path / "sitecustomize.py").write_text("import torch\ntorch.version.cuda = '12.8'\n")
+    home = toolkit(tmp_path / "cuda", "13.0")
+    result = run(
+        "setup.py", "--name", REFIMPL_CUDA=wanted, CUDA_HOME=home, PYTHONPATH=str(tmp_path), CXX="g++"
+    )
+    reason = f"torch {torch.__version__} has CUDA 12.8 and the toolkit in {home} is CUDA 13.0"
+    assert result.returncode == (1 if wanted == "1" else 0), result.stderr
+    if wanted == "0":
+        assert "CUDA" not in result.stderr
+    else:
+        said = "REFIMPL_CUDA=1, but" if wanted else "building without CUDA kernels:"
+        assert f"refimpl: {said} {reason}" in result.stderr
 
 
 def test_cuda_kernels_are_built_for_what_the_toolkit_knows():
@@ -60,12 +108,9 @@ def test_cuda_kernels_are_built_for_what_the_toolkit_knows():
 def test_the_toolkit_says_its_version(tmp_path):
     build = importlib.util.module_from_spec(SPEC)
     SPEC.loader.exec_module(build)
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    for said, version in (("Cuda compilation tools, release 12.8, V12.8.93", (12, 8)), ("?", (0, 0))):
-        nvcc.write_text(f"#!/bin/sh\necho '{said}'\n")
-        nvcc.chmod(0o755)
-        assert build.toolkit_version(str(tmp_path)) == version
+    assert build.toolkit_version(toolkit(tmp_path, "12.8")) == (12, 8)
+    (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\necho '?'\n")
+    assert build.toolkit_version(str(tmp_path)) == (0, 0)
 
 
 def test_without_a_compiler_the_package_builds_without_kernels(tmp_path):

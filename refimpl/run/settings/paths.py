@@ -36,6 +36,11 @@ def check_here(config: Config) -> None:
     refuse([*path_problems(config), *lacking], "settings can't be used here" if lacking else WRONG_PATHS)
 
 
+def problems_here(config: Config) -> list[str]:
+    """All that training could not use, or lacks; empty where nothing is."""
+    return [*path_problems(config), *machine_problems(config)]
+
+
 def refuse(problems: Sequence[str], what: str = WRONG_PATHS) -> None:
     """Raises InputError with the problems, if there are any."""
     if len(problems) == 1:
