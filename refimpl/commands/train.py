@@ -112,7 +112,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     from refimpl.run.world import join_world, leave_world, lost_peers_named
     from refimpl.train.budget.check import check_memory
     from refimpl.train.loop import train
-    from refimpl.train.setup.out_folder import removed_if_empty, run_folder
+    from refimpl.train.setup.out_folder import absent_above, removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
     from refimpl.train.setup.resumed import settled
     from refimpl.train.setup.run_lock import run_lock
@@ -128,12 +128,13 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
             config = settled(begun_run(config, world), world)
             is_left = not has_finished(config, world)
             is_own = is_resume(arguments)
+            above = absent_above(config.train.out)
             run = run_folder(config, label, world, is_own) if is_left else Path(config.train.out)
             remember_run(run, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)
             if is_left:
-                with removed_if_empty(run, world), run_lock(run, world):
+                with removed_if_empty(run, world, above), run_lock(run, world):
                     prepared = prepare(config, run, world)
                     with signals.noted(world.barrier):
                         is_complete = train(config, run, prepared, world, signals.asked)

@@ -16,6 +16,7 @@ from refimpl.errors import InputError
 from refimpl.latents.vae import VAE
 from refimpl.run.visit_draws import VisitDraws
 from refimpl.train.setup.prepare import prepare
+from tests.data.lanczos import needs_lanczos
 from tests.tolerances import BFLOAT16_LOSS, FLOAT32_ROUNDING
 from tests.train import caches, runs
 from tests.train.processes import run_ranks
@@ -163,6 +164,7 @@ def test_mirrored_visits_need_mirrored_latents(data: Path, tmp_path: Path, cache
     refused(data, tmp_path, cache, "write them with `refimpl cache --flips`", data={"horizontal_flip": True})
 
 
+@needs_lanczos
 def test_another_decoder_is_refused(data: Path, tmp_path: Path, cache: Path) -> None:
     refused(data, tmp_path, cache, "made with data.decoder 'pillow', not 'fast'", data={"decoder": "fast"})
 

@@ -111,5 +111,8 @@ def test_all_ranks_go_on_from_the_same_checkpoint(
     assert codes == [0, 0], [path.read_text() for path in sorted((tmp_path / "said").iterdir())]
     said = (tmp_path / "said" / "rank0.txt").read_text()
     assert f"set aside as {step_folder(run, 2)}.damaged-1; going on from the checkpoint before" in said
-    assert (tmp_path / "said" / "rank1.txt").read_text() == ""
+    other = (tmp_path / "said" / "rank1.txt").read_text().splitlines()
+    assert [
+        line for line in other if not line.startswith("[Gloo]")
+    ] == []  # as gloo of torch 2.9 greets its peers
     tally(tried=1, lost=0)

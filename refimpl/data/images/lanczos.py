@@ -14,7 +14,8 @@ def check_torch_lanczos() -> None:
         lanczos(np.zeros((2, 2, 3), np.uint8), 1, 1)
     except (NotImplementedError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"torch {torch.__version__} has no Lanczos filter for uint8; use 2.13, or set data.decoder = 'pillow'"
+            f"torch {torch.__version__} has no Lanczos filter for uint8; use 2.13 or newer, or "
+            "data.decoder = 'pillow'"
         ) from error
 
 

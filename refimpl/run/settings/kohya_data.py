@@ -56,6 +56,7 @@ class Merged:
         """Accounts for the fields that others override."""
         for name, by in self.overridden.items():
             translation.left.pop(name, None)
+            translation.off[:] = [other for other in translation.off if other != name]
             translation.same[name] = f"{short(self.fields[name])}: {by} overrides it"
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from refimpl.errors import InputError
@@ -12,6 +12,8 @@ from refimpl.run.settings.paths import OUT, out_problem
 from refimpl.run.world import World
 from refimpl.storage.committed import MANIFEST
 from refimpl.train.setup.resumed import check_changes
+
+RUNS = Path("runs")  # where runs are that train.out gives no folder
 
 
 def run_folder(
@@ -33,21 +35,31 @@ def run_folder(
     return Path(world.on_main(make))
 
 
+def absent_above(out: str) -> tuple[Path, ...]:
+    """The folders above a run's that a new run would make, the innermost first: of `train.out`, or of runs/."""
+    run = Path(out) if out else RUNS / "run"
+    return tuple(itertools.takewhile(lambda folder: not folder.exists(), run.parents))
+
+
 @contextlib.contextmanager
-def removed_if_empty(run: Path, world: World) -> Iterator[None]:
-    """A run that fails before it has written anything leaves no folder behind."""
+def removed_if_empty(run: Path, world: World, above: Sequence[Path] = ()) -> Iterator[None]:
+    """A run that fails before it has written anything leaves no folder behind.
+
+    above  the folders around the run's that were made with it, the innermost first
+    """
     try:
         yield
     except BaseException:
         if world.is_main:
-            with contextlib.suppress(OSError):  # it is not empty: the run had begun
-                run.rmdir()
+            with contextlib.suppress(OSError):  # one is not empty: the run had begun, or another is there
+                for folder in (run, *above):
+                    folder.rmdir()
         raise
 
 
 def _fresh(out: str, label: str, setting: str) -> Path:
     if not out:
-        return _next_numbered(Path("runs"), label)
+        return _next_numbered(RUNS, label)
     run = Path(out)
     with _explained(run, setting):
         problem = out_problem(run, setting)

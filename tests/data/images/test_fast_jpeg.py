@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 from refimpl.data.images.decode import BadImage, decode
 from refimpl.data.images.fast_jpeg import check_fast, decode_fast, upright
 from refimpl.errors import InputError
+from tests.data.lanczos import needs_lanczos
 from tests.tolerances import JPEG_DECODER_LEVELS
 
 
@@ -80,6 +81,7 @@ def test_arrays_are_turned_as_exif_says() -> None:
     assert corners == {1: 0, 2: 1, 3: 3, 4: 2, 5: 0, 6: 2, 7: 3, 8: 1}
 
 
+@needs_lanczos
 def test_without_simplejpeg_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_fast()
     monkeypatch.setitem(sys.modules, "simplejpeg", None)

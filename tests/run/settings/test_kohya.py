@@ -277,6 +277,15 @@ def test_a_field_that_another_overrides_is_told_with_its_value(tmp_path: Path) -
     assert fates(found) == set(found.fields)
 
 
+def test_a_field_that_is_off_and_overridden_is_listed_once(tmp_path: Path) -> None:
+    text = "[[datasets]]\nflip_aug = false\n[[datasets.subsets]]\nimage_dir = 'i'\nflip_aug = true\n"
+    (tmp_path / "data.toml").write_text(text)
+    found = translated('dataset_config = "data.toml"', str(tmp_path))
+    assert found.same["datasets[0].flip_aug"] == "False: datasets[0].subsets[0].flip_aug overrides it"
+    assert "datasets[0].flip_aug" not in found.off
+    assert fates(found) == set(found.fields)
+
+
 def test_fields_of_a_further_data_set_are_listed_once_each() -> None:
     more = "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nresolution = 640\nimage_dir = 'third'\n"
     found = translated(DATASETS + more)

@@ -57,6 +57,19 @@ def test_a_killed_holder_locks_nothing_though_its_child_lives_on(name: str, tmp_
 
 
 @pytest.mark.parametrize("name", ALONE)
+def test_the_lock_is_let_go_when_the_work_ends_or_fails(name: str, tmp_path: Path) -> None:
+    """In the same process, which would hold a lock that it forgets for as long as it lives."""
+    before = os.listdir("/proc/self/fd")
+    with ALONE[name](tmp_path):
+        pass
+    with pytest.raises(ZeroDivisionError), ALONE[name](tmp_path):
+        raise ZeroDivisionError
+    with ALONE[name](tmp_path):
+        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_a_file_system_without_locks_is_said_and_worked_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ from refimpl.run.stage import read_stage, write_demo_data
 from refimpl.run.world import World
 from refimpl.train.setup import prepare as preparation
 from refimpl.train.setup.frozen_parts import frozen_parts
-from refimpl.train.setup.out_folder import removed_if_empty, run_folder
+from refimpl.train.setup.out_folder import absent_above, removed_if_empty, run_folder
 from refimpl.train.setup.prepare import prepare
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
@@ -167,6 +167,25 @@ def test_a_run_that_never_started_leaves_no_folder(root: Path, tmp_path: Path) -
     with pytest.raises(InputError), removed_if_empty(run, runs.ALONE):
         raise InputError("x")
     assert (run / "something").exists()
+
+
+@pytest.mark.parametrize("out", ["", "made/too/run"])
+def test_the_folders_made_around_a_run_go_with_it(
+    out: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    config = runs.config(root, tmp_path, train={"out": out})
+    for held, left in ((False, ["kept"]), (True, ["kept", "runs" if not out else "made"])):
+        above = absent_above(out)
+        run = run_folder(config, "x", runs.ALONE)
+        if held:
+            run.with_name("other").mkdir()
+        with pytest.raises(InputError), removed_if_empty(run, runs.ALONE, above):
+            raise InputError("x")
+        assert not run.exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert absent_above("kept/run") == ()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
