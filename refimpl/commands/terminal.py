@@ -4,8 +4,10 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from refimpl.printable import LAYOUT, PrintableStream, StyledStream, printable
 from refimpl.run.threads import prepare_environment
 
 Settings = TypeVar("Settings")
+WANTED = {int: "a whole number", float: "a number"}
+NO_NUMBER = re.compile(r"(?:with base 10|to float): (.*)")  # what Python's int and float refuse, quoted
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
 
 # The disk is full, the quota is used up, or the file system or the folder refuses writes.
@@ -125,16 +129,14 @@ class _Held(io.StringIO):
 
 @contextlib.contextmanager
 def _own_words() -> Iterator[None]:
-    """Raises the InputError of a dataclass that refuses its values, which tyro would quote in a box of its own."""
+    """Raises an InputError where a dataclass refuses its values, or one is no number, which tyro tells in a box."""
     held = _Held(sys.stderr)
     refused: BaseException | None = None
     try:
         with contextlib.redirect_stderr(held):
             yield
     except SystemExit as stop:
-        refused = stop
-        while refused is not None and not isinstance(refused, InputError):
-            refused = refused.__context__
+        refused = next((e for e in _causes(stop) if isinstance(e, InputError)), None) or _no_number(stop)
         if refused is None:
             raise
     finally:
@@ -142,6 +144,26 @@ def _own_words() -> Iterator[None]:
             held.stream.write(held.getvalue())
     if refused is not None:
         raise refused.with_traceback(None) from None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it was raised after, the last one first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__context__
+
+
+def _no_number(stop: SystemExit) -> InputError | None:
+    """The message for an option that takes a number and got none; None for whatever else tyro stops at."""
+    for cause in _causes(stop):
+        kind = getattr(getattr(getattr(cause, "arg", None), "field", None), "type_stripped", None)
+        kinds = [one for one in (kind, *typing.get_args(kind)) if one in WANTED]
+        names = getattr(getattr(getattr(cause, "arg", None), "lowered", None), "name_or_flags", ())
+        value = NO_NUMBER.search(str(getattr(cause, "message", "")))
+        if kinds and names and value:
+            return InputError(f"{names[-1]} must be {WANTED[kinds[0]]}, not {value[1]}")
+    return None
 
 
 def _takes_styles(stream: TextIO) -> bool:

@@ -125,6 +125,24 @@ def test_bad_input_is_answered_at_once(words: list[str], message: str, tmp_path:
     assert message in " ".join(error.replace("│", "").split())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "tiny", "--train.steps", "x"], "--train.steps must be a whole number, not 'x'"),
+        (["train", "tiny", "--train.steps", "1.5"], "--train.steps must be a whole number, not '1.5'"),
+        (["train", "tiny", "--train.steps=a: b"], "--train.steps must be a whole number, not 'a: b'"),
+        (["train", "tiny", "--train.steps="], "--train.steps must be a whole number, not ''"),
+        (["estimate", "tiny", "--optimizer.learning-rate", "1e"],
+         "--optimizer.learning-rate must be a number, not '1e'"),
+        (["sample", "run", "--steps", "3.5"], "--steps must be a whole number, not '3.5'"),
+        (["data", "check", "run", "--batch-size", "x"], "--batch-size must be a whole number, not 'x'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_is_no_number_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
+    assert answer(words, tmp_path) == (2, "", f"error: {message}\n")
+
+
 def test_all_wrong_keys_are_listed_at_once(tmp_path: Path) -> None:
     (tmp_path / "worse.toml").write_text(WORSE_FILE)
     code, _, error = answer(["train", "worse.toml"], tmp_path)
