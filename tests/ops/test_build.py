@@ -86,7 +86,7 @@ def test_a_toolkit_of_another_number_ends_only_a_build_that_asks_for_it(wanted: 
     reason = f"torch {torch.__version__} has CUDA 12.8 and the toolkit in {home} is CUDA 13.0"
     assert result.returncode == (1 if wanted == "1" else 0), result.stderr
     if wanted == "0":
-        assert "CUDA" not in result.stderr
+        assert "refimpl:" not in result.stderr  # torch may say that it finds no CUDA
     else:
         said = "REFIMPL_CUDA=1, but" if wanted else "building without CUDA kernels:"
         assert f"refimpl: {said} {reason}" in result.stderr
