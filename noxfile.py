@@ -180,8 +180,9 @@ def docs(session: nox.Session) -> None:
 
     Arguments after -- go to sphinx-build.
     """
-    # The package is imported from here, and its kernels are not needed.
-    install(session, *requirements("docs"))
+    # The package is imported from here, the studio's pages too; its kernels are not needed.
+    packages = dict.fromkeys([*requirements("docs"), *requirements("studio")])
+    install(session, *packages)
     session.run(
         "python",
         "-m",
