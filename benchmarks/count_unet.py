@@ -2,8 +2,8 @@
 
 python -m benchmarks.count_unet [--batch N] [--side PIXELS] [--out FILE]        writes results/unet_counts.json
 
-Everything runs on the meta device, in float32 but for the rows in bf16, which are cast as autocast casts them. The
-traffic of an operation is the bytes of the tensors it takes and
+Everything runs on the meta device, in float32 but for the rows in bf16, which are cast as autocast casts them, the
+weights once. The traffic of an operation is the bytes of the tensors it takes and
 returns; matrix products, convolutions and attention are summed apart, as their traffic is not what bounds them. What
 is kept is what is alive when the forward pass ends: the saved tensors, whoever holds them, without parameters and
 inputs.
@@ -115,9 +115,8 @@ def count(
     own = {t.untyped_storage()._cdata for t in (x, context, t, vector, *unet.parameters())}
     with AsOnCuda() as on_cuda, Counts() as counts:
         if precision == "bf16":
-            on_cuda.start_autocast()
+            on_cuda.start_autocast(context)
         out = unet(x, t, context, vector)
-        on_cuda.end_forward()
         kept = sum(size for key, (made, size) in counts.made.items() if key not in own and not made.expired())
         backward(out.float().square().mean())
     products = sum(size for name, size in counts.traffic.items() if _is_product(name))

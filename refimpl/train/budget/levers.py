@@ -82,7 +82,9 @@ def levers(config: Config, counted: Counted, work: Work, card: Card) -> list[Lev
     ):
         train = replace(now, precision=precision, activation_checkpointing=value)
         settings, costs = _arithmetic(config, train, work, again)
-        changed = _counted(replace(config, train=train), work.bucket) if settings else counted
+        if precision == "bf16" and "shard" in division:
+            train = replace(train, sharding="shard")  # under which the weights' casts are not kept
+        changed = counted if train == now else _counted(replace(config, train=train), work.bucket)
         tried = work
         if division:
             settings.append(division)
