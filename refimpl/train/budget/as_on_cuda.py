@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from refimpl.model.casts import cast_for_three, cast_from_float32
+
 LARGEST_FLASH_HEAD = (
     256  # channels of a head; wider ones, as in the autoencoder, go to the memory-efficient variant
 )
@@ -51,6 +53,9 @@ class AsOnCuda(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is cast_for_three:
+            (x,) = args
+            return cast_from_float32(x, torch.bfloat16) if self._bf16 else (x, x, x)
         if self._bf16 and func in IN_BFLOAT16:
             args = [self._low(value) for value in args]
             kwargs = {name: self._low(value) for name, value in kwargs.items()}

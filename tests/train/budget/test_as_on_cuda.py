@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.count_unet import Counts
+from refimpl.model.casts import cast_for_three
 from refimpl.model.config import Recompute
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.train.budget.as_on_cuda import AsOnCuda
@@ -73,6 +74,17 @@ def test_text_states_are_cast_once_unless_they_are_trained(is_trained: bool) -> 
             layer(text)
     weights = 2  # the matrix and the bias, once each
     assert counts.calls["_to_copy"] == weights + (3 if is_trained else 1)
+
+
+def test_the_input_of_three_layers_is_cast_once() -> None:
+    x = torch.zeros(2, 4, device="meta")
+    with AsOnCuda() as on_cuda:
+        before = cast_for_three(x)
+        on_cuda.start_autocast()
+        after = cast_for_three(x)
+    assert all(same is x for same in before)
+    assert {low.dtype for low in after} == {torch.bfloat16}
+    assert len({low.untyped_storage()._cdata for low in after}) == 1
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "cheap", "full"])
