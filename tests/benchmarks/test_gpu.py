@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_network_ops
 from benchmarks.gpu import Stage
 from benchmarks.timing import write
 
@@ -131,3 +132,10 @@ def test_a_result_is_whole_whenever_the_machine_is_taken_away(tmp_path, monkeypa
         write("gpu", {"stages": {"late": {}}}, path)
     assert path.read_text() == before
     assert os.listdir(tmp_path) == ["gpu.json"]
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_no_operation_of_the_network_is_timed_twice(small):
+    rows = [(row.operation, row.shape) for row in gpu_network_ops.rows("cpu", small, torch.bfloat16)]
+    assert {operation for operation, _ in rows} == {"geglu", "group_norm_silu"}
+    assert len({*rows}) == len(rows)

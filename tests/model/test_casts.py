@@ -105,3 +105,25 @@ def test_a_compiler_sees_three_uses() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         compiled = torch.compile(sums, fullgraph=True, backend="eager")(x)
         assert torch.equal(compiled, sums(x))
+
+
+def test_gradients_are_added_in_the_order_of_autograd() -> None:
+    """1 and twice half a rounding: which two are added first decides about the sum."""
+
+    def gradient(once: bool, incoming: list[float]) -> float:
+        x = torch.ones(1, 1, requires_grad=True)
+        layers = [nn.Linear(1, 1, bias=False) for _ in range(3)]
+        for layer in layers:
+            nn.init.ones_(layer.weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            computed = x.clone()  # of a leaf, autocast would keep the cast
+            given = cast_for_three(computed) if once else (computed, computed, computed)
+            outs = [layer(low) for layer, low in zip(layers, given, strict=True)]
+        torch.autograd.backward(outs, [torch.full_like(outs[0], value) for value in incoming])
+        assert x.grad is not None
+        return x.grad.item()
+
+    half = 2.0**-24  # of float32's spacing above 1
+    cases = [[1.0, half, half], [half, 1.0, half], [half, half, 1.0]]
+    assert [gradient(True, case) for case in cases] == [gradient(False, case) for case in cases]
+    assert len({gradient(False, case) for case in cases}) == 2
