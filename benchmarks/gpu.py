@@ -5,8 +5,9 @@ python -m benchmarks.gpu --out DIR [--stages NAME,NAME] [--seconds 420] [--dry-r
 The stages are processes of their own, each with a time limit; a stage that fails or runs out of time stops none
 after it, and every stage writes its own results as soon as it has them. DIR then holds gpu.json (how each stage
 ended), one JSON file per stage that measures, and logs.tar.gz. Called again with the same DIR, it goes on with the
-stages that have not passed yet. The exit code is 1 when a stage failed. --dry-run walks through the same stages on
-the CPU with small tensors, torch.compile included, to find mistakes in the script before a GPU is spent on it.
+stages that have not passed yet, those that were not begun first. The exit code is 1 when a stage failed. --dry-run
+walks through the same stages on the CPU with small tensors, torch.compile included, to find mistakes in the script
+before a GPU is spent on it.
 """
 
 import argparse
@@ -195,6 +196,17 @@ def _results_before(report: Path, dry_run: bool) -> dict[str, dict]:
     return before["stages"] if before["dry_run"] == dry_run else {}
 
 
+def _left(names: Sequence[str], results: Mapping[str, dict]) -> list[str]:
+    """The stages that have not passed: those that were never begun first, after the build that they need."""
+
+    def comes_late(name: str) -> bool:
+        return name != "build" and not results.get(name, {"result": "not started"})["result"].startswith(
+            "not started"
+        )
+
+    return sorted((n for n in names if results.get(n, {}).get("result") != "passed"), key=comes_late)
+
+
 def main() -> None:
     """Runs the stages, and prints one line for each at the end."""
     parser = argparse.ArgumentParser(
@@ -212,14 +224,12 @@ def main() -> None:
     PROGRAM.parent.mkdir(exist_ok=True)
     deadline = time.monotonic() + arguments.seconds
     known = {stage.name: stage for stage in stages(out, arguments.dry_run)}
-    chosen = arguments.stages.split(",") if arguments.stages else list(known)
+    results = _results_before(out / "gpu.json", arguments.dry_run)
+    chosen = arguments.stages.split(",") if arguments.stages else _left(list(known), results)
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"unknown stages {', '.join(unknown)}; there are {', '.join(known)}")
-    results = _results_before(out / "gpu.json", arguments.dry_run)
     logs = Path(tempfile.mkdtemp(prefix="gpu-logs-"))
     for name in chosen:
-        if not arguments.stages and results.get(name, {}).get("result") == "passed":
-            continue
         results[name] = run(
             known[name], logs, deadline - time.monotonic(), DRY_PATIENCE if arguments.dry_run else 1
         )

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import gpu, gpu_network_ops
 from benchmarks.gpu import Stage
-from benchmarks.timing import write
+from benchmarks.timing import environment, write
 
 FILES_THAT_COME_BACK = 8  # of one run on the machine that is lent
 
@@ -67,6 +67,19 @@ def test_a_second_call_goes_on_with_what_has_not_passed(tmp_path, monkeypatch):
     assert results(tmp_path) == {"once": "passed", "later": "passed"}
     assert go(monkeypatch, tmp_path, "--stages", "once") == 0, "a stage that is named runs again"
     assert (tmp_path / "count").read_text() == "xx"
+
+
+def test_a_second_call_begins_with_what_was_not_begun(tmp_path, monkeypatch):
+    def note(name, code=0):
+        path = str(tmp_path / "order")
+        return Stage(name, [python(f"open({path!r}, 'a').write('{name} '); raise SystemExit({code})")], 30)
+
+    late = Stage("late", [["no-such-program"]], 30)
+    planned(monkeypatch, note("build", 1), note("step", 1), late)
+    assert go(monkeypatch, tmp_path) == 1
+    planned(monkeypatch, note("build"), note("step"), note("late"), note("new"))
+    assert go(monkeypatch, tmp_path) == 0
+    assert (tmp_path / "order").read_text().split() == ["build", "step", "build", "late", "new", "step"]
 
 
 def test_a_time_out_ends_the_whole_process_group(tmp_path, monkeypatch):
@@ -139,3 +152,11 @@ def test_no_operation_of_the_network_is_timed_twice(small):
     rows = [(row.operation, row.shape) for row in gpu_network_ops.rows("cpu", small, torch.bfloat16)]
     assert {operation for operation, _ in rows} == {"geglu", "group_norm_silu"}
     assert len({*rows}) == len(rows)
+
+
+def test_where_git_is_absent_a_result_names_the_commit_that_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("REFIMPL_COMMIT", raising=False)
+    assert environment()["commit"] == "not a git checkout"
+    monkeypatch.setenv("REFIMPL_COMMIT", "abc")
+    assert environment()["commit"] == "abc"
