@@ -2,7 +2,8 @@
 
 python -m benchmarks.count_unet [--batch N] [--side PIXELS] [--out FILE]        writes results/unet_counts.json
 
-Everything runs on the meta device, in float32. The traffic of an operation is the bytes of the tensors it takes and
+Everything runs on the meta device, in float32 but for the rows in bf16, which are cast as autocast casts them, the
+weights once. The traffic of an operation is the bytes of the tensors it takes and
 returns; matrix products, convolutions and attention are summed apart, as their traffic is not what bounds them. What
 is kept is what is alive when the forward pass ends: the saved tensors, whoever holds them, without parameters and
 inputs.
@@ -23,18 +24,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.timing import write
 from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.unet import UNet
-from refimpl.ops import load_ops
+from refimpl.ops import Ops, load_ops
 from refimpl.train.budget.as_on_cuda import AsOnCuda
 from refimpl.train.budget.live_memory import backward
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 ATTENTION = "_scaled_dot_product"
-CASES: tuple[tuple[str, Recompute], ...] = (
-    ("reference", "none"),
-    ("kernel", "none"),
-    ("kernel", "cheap"),
-    ("kernel", "full"),
+GEGLU_ALONE = "geglu alone"  # the reference's operations with the compiled GEGLU
+CASES: tuple[tuple[str, Recompute, str], ...] = (
+    ("reference", "none", "tf32"),
+    (GEGLU_ALONE, "none", "tf32"),
+    ("kernel", "none", "tf32"),
+    ("kernel", "cheap", "tf32"),
+    ("kernel", "full", "tf32"),
+    ("kernel", "none", "bf16"),
+    ("kernel", "cheap", "bf16"),
+    ("kernel", "full", "bf16"),
 )
+CASTS = "_to_copy"
 LATENT_CELL = 8  # pixels on a side
 TEXT_TOKENS = 77
 
@@ -83,11 +90,20 @@ def _moves_nothing(func: Any, given: list[Tensor], results: list[Tensor]) -> boo
     return not writes and all(t.untyped_storage()._cdata in storages for t in results)
 
 
-def count(config: UNetConfig, batch: int, side: int, backend: str, how: Recompute) -> dict:
+def operations(backend: str) -> Ops:
+    """The operations of a case."""
+    if backend == GEGLU_ALONE:
+        return load_ops("reference")._replace(geglu=load_ops("kernel").geglu)
+    return load_ops(backend)
+
+
+def count(
+    config: UNetConfig, batch: int, side: int, backend: str, how: Recompute, precision: str = "tf32"
+) -> dict:
     """The counts of one forward and backward pass at side × side pixels.
 
     returns  kept_bytes (alive after the forward pass), product_bytes and other_bytes (traffic of both passes), calls,
-             and the traffic of the ten operations that move the most
+             casts (from one dtype to another) and their traffic, and that of the ten operations that move the most
     """
     with torch.device("meta"):
         unet = UNet(config, how)
@@ -95,9 +111,11 @@ def count(config: UNetConfig, batch: int, side: int, backend: str, how: Recomput
         x = torch.empty(batch, config.in_channels, cells, cells)
         context = torch.empty(batch, TEXT_TOKENS, config.context_dim)
         t, vector = torch.empty(batch, dtype=torch.int64), torch.empty(batch, config.vector_dim)
-    unet.set_ops(load_ops(backend))
+    unet.set_ops(operations(backend))
     own = {t.untyped_storage()._cdata for t in (x, context, t, vector, *unet.parameters())}
-    with AsOnCuda(), Counts() as counts:
+    with AsOnCuda() as on_cuda, Counts() as counts:
+        if precision == "bf16":
+            on_cuda.start_autocast(context)
         out = unet(x, t, context, vector)
         kept = sum(size for key, (made, size) in counts.made.items() if key not in own and not made.expired())
         backward(out.float().square().mean())
@@ -107,6 +125,8 @@ def count(config: UNetConfig, batch: int, side: int, backend: str, how: Recomput
         "product_bytes": products,
         "other_bytes": counts.traffic.total() - products,
         "calls": counts.calls.total(),
+        "cast_calls": counts.calls[CASTS],
+        "cast_bytes": counts.traffic[CASTS],
         "product_calls": sum(n for name, n in counts.calls.items() if _is_product(name)),
         "most_traffic": dict(counts.traffic.most_common(10)),
     }
@@ -119,9 +139,10 @@ def _is_product(name: str) -> bool:
 def line_of(row: dict) -> str:
     """One case for the terminal."""
     return (
-        f"{row['backend']:<9} {row['activation_checkpointing']:<5} "
+        f"{row['backend']:<11} {row['activation_checkpointing']:<5} {row['precision']} "
         f"kept {row['kept_bytes'] / 2**30:6.1f} GiB, traffic without products {row['other_bytes'] / 1e9:6.1f} GB, "
-        f"of products {row['product_bytes'] / 1e9:6.1f} GB in {row['product_calls']} calls"
+        f"of products {row['product_bytes'] / 1e9:6.1f} GB in {row['product_calls']} calls, "
+        f"of casts {row['cast_bytes'] / 1e9:5.1f} GB in {row['cast_calls']}; {row['calls']} calls"
     )
 
 
@@ -135,9 +156,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = []
-    for backend, how in CASES:
-        row = {"backend": backend, "activation_checkpointing": how}
-        row |= count(UNetConfig.sdxl(), arguments.batch, arguments.side, backend, how)
+    for backend, how, precision in CASES:
+        row = {"backend": backend, "activation_checkpointing": how, "precision": precision}
+        row |= count(UNetConfig.sdxl(), arguments.batch, arguments.side, backend, how, precision)
         rows.append(row)
         print(line_of(row), flush=True)
     result = {"batch": arguments.batch, "side": arguments.side, "rows": rows}

@@ -5,8 +5,9 @@ python -m benchmarks.gpu --out DIR [--stages NAME,NAME] [--seconds 420] [--dry-r
 The stages are processes of their own, each with a time limit; a stage that fails or runs out of time stops none
 after it, and every stage writes its own results as soon as it has them. DIR then holds gpu.json (how each stage
 ended), one JSON file per stage that measures, and logs.tar.gz. Called again with the same DIR, it goes on with the
-stages that have not passed yet. The exit code is 1 when a stage failed. --dry-run walks through the same stages on
-the CPU with small tensors, torch.compile included, to find mistakes in the script before a GPU is spent on it.
+stages that have not passed yet, those that were not begun first. The exit code is 1 when a stage failed. --dry-run
+walks through the same stages on the CPU with small tensors, torch.compile included, to find mistakes in the script
+before a GPU is spent on it.
 """
 
 import argparse
@@ -26,14 +27,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from benchmarks.timing import environment
+from benchmarks.timing import write
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (
     ROOT / "build" / "standalone_check"
 )  # the launchers without torch, which a sanitizer runs in seconds
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# Seconds for each tool: three took 11 to 12 on an H200, and racecheck more than 30.
+SANITIZERS = {"memcheck": 20, "racecheck": 45, "initcheck": 20, "synccheck": 20}
 SECONDS = 420  # for all stages of one call together
+LENT = 900  # seconds that a machine is lent for, its start of about START seconds included
+START = 90
+FIRST = (
+    "build",
+    "device",
+    "tests",
+    "step",
+    "ops",
+)  # what a first call has time for; a second one has the others
+STEP_SECONDS = 190
+LAST_CASE = (
+    40  # before the end of the step's time no case is begun, so that the rows are completed and written
+)
 SHORTEST = 5  # seconds; with less left, a stage is not started
 DRY_PATIENCE = 10  # a CPU with few cores builds slowly
 LAST_LINES = 3  # of a log that is shown when its stage did not pass
@@ -59,8 +74,8 @@ def stages(out: Path, dry_run: bool) -> list[Stage]:
     small = ["--device", "cpu", "--small"] if dry_run else ["--device", "cuda"]
     required = {} if dry_run else {"REFIMPL_REQUIRE_CUDA": "1"}
 
-    def timing(module: str, result: str) -> list[str]:
-        return [*python, "-m", f"benchmarks.{module}", *small, "--out", str(out / f"{result}.json")]
+    def timing(module: str, result: str, *more: str) -> list[str]:
+        return [*python, "-m", f"benchmarks.{module}", *small, "--out", str(out / f"{result}.json"), *more]
 
     def check(name: str) -> list[str]:
         return [*python, "-m", "benchmarks.gpu_checks", name, *small]
@@ -71,20 +86,22 @@ def stages(out: Path, dry_run: bool) -> list[Stage]:
     groups = [files] if dry_run else [[file] for file in files]
     tests = [[*pytest, *group, "-m", "not slow", *chosen] for group in groups]
     training = [*pytest, "tests/ops/test_training.py", "-k", "cpu and full" if dry_run else "cuda"]
-    device = [] if dry_run else [Stage("device", [["nvidia-smi"]], 20)]
+    device = [] if dry_run else [Stage("device", [["nvidia-smi"]], 10)]
+    time_for_steps = [] if dry_run else ["--seconds", str(STEP_SECONDS - LAST_CASE)]
     return [
         Stage("build", [_build_command()], 100, {"REFIMPL_CUDA": "0" if dry_run else "1", **_arches()}),
         *device,
         Stage("tests", tests, 60, {**required, "OMP_NUM_THREADS": "2"}),
-        Stage("step", [timing("gpu_step", "step_gpu")], 240),
+        Stage("step", [timing("gpu_step", "step_gpu", *time_for_steps)], STEP_SECONDS),
         Stage("ops", [timing("gpu_ops", "ops_gpu")], 60),
-        Stage("update", [timing("gpu_update", "update_gpu")], 60),
-        Stage("checks", [check("determinism"), check("graph"), check("nccl")], 60),
-        Stage("standalone", [_standalone_command()], 90),
-        *(Stage(tool, [_sanitizer_command(tool)], 30) for tool in (() if dry_run else SANITIZERS)),
-        Stage("torchrun", [timing("gpu_training", "training_gpu")], 120),
-        Stage("large", [check("large")], 60),
-        Stage("training", [training], 120, required),
+        Stage("update", [timing("gpu_update", "update_gpu")], 40),
+        Stage("attention", [timing("gpu_step", "step_gpu", "--attention")], 50),
+        Stage("checks", [check("determinism"), check("graph"), check("nccl")], 30),
+        Stage("standalone", [_standalone_command()], 50),
+        *(Stage(t, [_sanitizer_command(t)], limit) for t, limit in ({} if dry_run else SANITIZERS).items()),
+        Stage("torchrun", [timing("gpu_training", "training_gpu")], 45),
+        Stage("large", [check("large")], 25),
+        Stage("training", [training], 40, required),
     ]
 
 
@@ -166,10 +183,28 @@ def _last_lines(log: Path, count: int) -> list[str]:
 
 def _write(out: Path, logs: Path, results: Mapping[str, dict], dry_run: bool) -> None:
     """Writes what is known so far: gpu.json and one archive of all logs."""
-    report = {"environment": environment(), "dry_run": dry_run, "stages": results}
-    (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
+    write("gpu", {"dry_run": dry_run, "stages": results}, out / "gpu.json")
     with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
         archive.add(logs, "logs")
+
+
+def _results_before(report: Path, dry_run: bool) -> dict[str, dict]:
+    """How the stages of earlier calls ended; a walk on the CPU does not count on a GPU, nor the other way round."""
+    if not report.exists():
+        return {}
+    before = json.loads(report.read_text())
+    return before["stages"] if before["dry_run"] == dry_run else {}
+
+
+def _left(names: Sequence[str], results: Mapping[str, dict]) -> list[str]:
+    """The stages that have not passed: those that were never begun first, after the build that they need."""
+
+    def comes_late(name: str) -> bool:
+        return name != "build" and not results.get(name, {"result": "not started"})["result"].startswith(
+            "not started"
+        )
+
+    return sorted((n for n in names if results.get(n, {}).get("result") != "passed"), key=comes_late)
 
 
 def main() -> None:
@@ -189,15 +224,12 @@ def main() -> None:
     PROGRAM.parent.mkdir(exist_ok=True)
     deadline = time.monotonic() + arguments.seconds
     known = {stage.name: stage for stage in stages(out, arguments.dry_run)}
-    chosen = arguments.stages.split(",") if arguments.stages else list(known)
+    results = _results_before(out / "gpu.json", arguments.dry_run)
+    chosen = arguments.stages.split(",") if arguments.stages else _left(list(known), results)
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"unknown stages {', '.join(unknown)}; there are {', '.join(known)}")
-    report = out / "gpu.json"
-    results: dict[str, dict] = json.loads(report.read_text())["stages"] if report.exists() else {}
     logs = Path(tempfile.mkdtemp(prefix="gpu-logs-"))
     for name in chosen:
-        if not arguments.stages and results.get(name, {}).get("result") == "passed":
-            continue
         results[name] = run(
             known[name], logs, deadline - time.monotonic(), DRY_PATIENCE if arguments.dry_run else 1
         )

@@ -43,17 +43,6 @@ def rows(device: str, small: bool, dtype: torch.dtype) -> Iterator[Row]:
             return (torch.randn(shape, device=device, dtype=dtype).requires_grad_(),)
 
         yield Row("geglu", shape, make_packed, lambda ops, x: ops.geglu(x[0]), 3 * elements, 8 * elements)
-    for channels, side in ((32, 8),) if small else NORM_SHAPES:
-        shape = (BATCH, channels, side, side)
-        elements = BATCH * channels * side * side * size
-
-        def make_maps(shape: tuple[int, ...] = shape) -> tuple[Tensor, ...]:
-            x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-            weight, bias = torch.ones(shape[1], device=device), torch.zeros(shape[1], device=device)
-            return (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
-
-        # A group of a map is larger than what a multiprocessor holds: it is read for its moments and once more.
-        yield Row("group_norm_silu", shape, make_maps, _norm, 3 * elements, 8 * elements)
     for channels, side in ((64, 8),) if small else NORM_SHAPES:
         image = (BATCH, channels, side, side)
         elements = BATCH * channels * side**2 * size
@@ -67,10 +56,6 @@ def rows(device: str, small: bool, dtype: torch.dtype) -> Iterator[Row]:
             return ops.group_norm_silu(*x, GROUPS, EPS)
 
         yield Row("group_norm_silu", image, make_image, norm, 2 * elements, 5 * elements)
-
-
-def _norm(ops: Any, x: tuple[Tensor, ...]) -> Tensor:
-    return ops.group_norm_silu(x[0], x[1], x[2], GROUPS, EPS)
 
 
 def network_rows(device: str, small: bool, repeats: int) -> Iterator[dict[str, Any]]:
@@ -98,10 +83,8 @@ def _timed_row(row: Row, dtype: torch.dtype, device: str, repeats: int) -> dict[
         "eager": lambda x: row.call(REFERENCE, x),
         "compile": lambda x: fused(*x),
     }
-    source, target = torch.empty_like(x[0]), torch.empty_like(x[0])
-    copy = timed(
-        lambda pair: pair[0].copy_(pair[1]), [(target.detach(), source.detach())] * 4, device, repeats
-    )
+    pairs = [(torch.empty_like(x[0]).detach(), torch.randn_like(x[0]).detach()) for _ in sets]
+    copy = timed(lambda pair: pair[0].copy_(pair[1]), pairs, device, repeats)
     bytes_per_us = 2 * one / copy["median_us"]
     result: dict[str, Any] = {
         "operation": row.operation,

@@ -1,22 +1,21 @@
 """One optimizer step of full-size SDXL, ours beside diffusers': images per second, parts, memory, attention.
 
-python -m benchmarks.gpu_step --out FILE [--device cuda] [--small] [--only TEXT]
+python -m benchmarks.gpu_step --out FILE [--device cuda] [--small] [--only TEXT] [--seconds N] [--attention]
 
 Both sides train the same network size from random weights on the same cached latents and text states, with AdamW,
 the gradient's norm clipped to 1 and an EMA of the weights on the device; a step takes about eight images, in
 micro-batches as large as fit. Diffusers' side is the step of its SDXL trainer, rebuilt from the installed library's
 parts (benchmarks/step_diffusers.py says what it does). Times are medians over steps, by CUDA events; the first
-steps, which compile, are reported apart. The file is written after every case; rows that it holds already, of other
-cases, stay, each with the commit that it was measured on.
+steps, which compile, are reported apart. The file is written after every case; rows that it holds already stay, each
+with the commit that it was measured on, and what was timed on this commit is not timed again unless --only names it.
 """
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,25 @@ import torch
 
 from benchmarks.attention_table import attention_rows
 from benchmarks.kernel_classes import time_by_class
-from benchmarks.step_diffusers import diffusers_step
 from benchmarks.step_inputs import Case, Marks
 from benchmarks.step_ours import our_step, planned_bytes
+from benchmarks.step_rows import RowLine, case_of, is_unplanned, rows_before, with_rows_before
 from benchmarks.timing import environment, write
 
 CARD_GIB = (
     78.0  # of a card sold as 80 GB, less its context; a larger one may use as much, to compare like with like
 )
 TFLOP_PER_IMAGE_1024 = 20.23  # forward and backward of the UNet at 1024², see refimpl.train.budget
-MAKERS: dict[str, Callable[[Case, Marks], Callable[[], None]]] = {
-    "diffusers": diffusers_step,
-    "ours": our_step,
-}
+
+
+def their_step(case: Case, marks: Marks) -> Callable[[], None]:
+    """The step of diffusers' trainer. Raises ImportError where diffusers is absent, which ends these cases alone."""
+    from benchmarks.step_diffusers import diffusers_step
+
+    return diffusers_step(case, marks)
+
+
+MAKERS: dict[str, Callable[[Case, Marks], Callable[[], None]]] = {"diffusers": their_step, "ours": our_step}
 
 
 def cases(small: bool) -> list[Case]:
@@ -127,47 +132,11 @@ def _time_batch(case: Case, device: str, repeats: int) -> dict[str, Any] | None:
     return row
 
 
-def _case_of(row: dict[str, Any]) -> Case:
-    return Case(**{field.name: row[field.name] for field in fields(Case)})
-
-
-def _with(result: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result with the rows of an earlier file whose cases it does not hold."""
-    names = [field.name for field in fields(Case) if field.name != "batch"]
-
-    def case_of(row: dict[str, Any]) -> list[Any]:
-        return [row.get(name, "auto") for name in names]
-
-    new = [case_of(row) for row in result["rows"]]
-    return {**result, "rows": [row for row in before if case_of(row) not in new] + result["rows"]}
-
-
 def _free(device: str) -> None:
     torch.compiler.reset()
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The printed line of a row."""
-
-    row: dict[str, Any]
-
-    def __str__(self) -> str:
-        row = self.row
-        how = "" if row["checkpointing"] == "none" else f" {row['checkpointing']}"
-        how += "" if row["attention"] == "auto" else f" {row['attention']}"
-        name = f"{row['who']:<9} {row['precision']}{how} {row['width']}x{row['height']} B = {row['batch']}"
-        if row["result"] != "timed":
-            return f"{name} {row['compile']:<6}  {row['result']}"
-        parts = " ".join(f"{part} {ms:.0f}" for part, ms in row["parts_ms"].items())
-        return (
-            f"{name} x {row['accumulate']} {row['compile']:<6}  {row['images_per_second']:6.2f} images/s, "
-            f"{row['step_ms']:.0f} ms ({parts}), peak {row['peak_bytes'] / 2**30:.1f} GiB, "
-            f"first step {row['first_step_s']:.0f} s"
-        )
 
 
 def main() -> None:
@@ -178,6 +147,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
+    parser.add_argument("--attention", action="store_true", help="the attention table instead of steps")
     parser.add_argument("--only", default="", help="cases whose printed name contains this text")
     parser.add_argument("--seconds", type=float, default=3600, help="no case is begun after this time")
     parser.add_argument("--gib", type=float, default=CARD_GIB, help="memory that may be used; 0 for all")
@@ -195,13 +165,23 @@ def main() -> None:
         "attention": [],
         "rows": [],
     }
-    before: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-    for row in before["rows"]:
-        row.setdefault("commit", before["environment"]["commit"])
+    before, attention = rows_before(arguments.out, device)
+    if arguments.attention:
+        for row in attention_rows(device, arguments.small):
+            result["attention"].append(row)
+            write("step_gpu", with_rows_before(result, before), arguments.out)
+        return
+    result["attention"] = attention
+    write("step_gpu", with_rows_before(result, before), arguments.out)
+    commit = environment()["commit"]
+    timed = [case_of(row) for row in before if (row["result"], row["commit"]) == ("timed", commit)]
+    chosen = [
+        case
+        for case in cases(arguments.small)
+        if (arguments.only in case.name if arguments.only else case_of(asdict(case)) not in timed)
+    ]
     fitted: dict[tuple, int] = {}
-    for case in cases(arguments.small):
-        if arguments.only not in case.name:
-            continue
+    for case in chosen:
         if time.monotonic() > deadline:
             print(f"{case.name}: not begun, the time was up")
             continue
@@ -214,18 +194,17 @@ def main() -> None:
             fitted.setdefault(size, row["batch"])
         except Exception as error:  # a failed case stops none after it; the row says why
             row = {**asdict(case), "result": f"failed: {type(error).__name__}: {str(error)[:500]}"}
-        result["rows"].append({**row, "commit": environment()["commit"]})
-        write("step_gpu", _with(result, before["rows"]), arguments.out)
-        print(_Table(row), flush=True)
-    for row in result["rows"]:  # after everything that is timed: a count takes the host seconds
-        if row["who"] == "ours" and row["result"] == "timed":
-            row["planned_bytes"] = planned_bytes(_case_of(row))
-    write("step_gpu", _with(result, before["rows"]), arguments.out)
-    for row in attention_rows(device, arguments.small):
-        result["attention"].append(row)
-    write("step_gpu", _with(result, before["rows"]), arguments.out)
-    if any(row["result"].startswith("failed") for row in result["rows"]):
-        raise SystemExit(1)
+        result["rows"].append({**row, "commit": commit})
+        write("step_gpu", with_rows_before(result, before), arguments.out)
+        print(RowLine(row), flush=True)
+    for row in (*before, *result["rows"]):  # after everything that is timed: a count takes the host seconds
+        if is_unplanned(row, commit):
+            row["planned_bytes"] = planned_bytes(
+                Case(**{field.name: row[field.name] for field in fields(Case)})
+            )
+            write("step_gpu", with_rows_before(result, before), arguments.out)
+    if len(result["rows"]) < len(chosen) or any(row["result"].startswith("failed") for row in result["rows"]):
+        raise SystemExit(1)  # a second call goes on
 
 
 if __name__ == "__main__":

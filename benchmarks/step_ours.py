@@ -23,7 +23,7 @@ from refimpl.train.batches.micro_batch import MicroBatch, batch_draws
 from refimpl.train.budget.plan import unet_step
 from refimpl.train.gradients import make_gradients
 from refimpl.train.loop import network_inputs
-from refimpl.train.placement import check_placement, in_precision, place, set_arithmetic
+from refimpl.train.placement import casting_once, check_placement, in_precision, place, set_arithmetic
 from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Part
@@ -93,27 +93,28 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
         marks.start()
         plan = next(planned)
         expected = gradients.incoming(images)
-        for k, batch in enumerate(plan.batches):
-            latents, conditions = network_inputs(replace(prepared, text_states=states.of(k)), batch)
-            marks("prelude")
-            with gradients.micro_batch(is_last=k == len(plan.batches) - 1, real=1):
-                losses = denoising_loss(
-                    network,
-                    model,
-                    conditions,
-                    latents,
-                    batch.noise,
-                    batch.t,
-                    batch.weight,
-                    0.0,
-                    ops,
-                    expected,
-                    (batch.alpha, batch.sigma),
-                )
-                loss = losses.sum() / images
-                marks("forward")
-                gradients.backward(loss)
-                marks("backward")
+        with casting_once(config.train, device):
+            for k, batch in enumerate(plan.batches):
+                latents, conditions = network_inputs(replace(prepared, text_states=states.of(k)), batch)
+                marks("prelude")
+                with gradients.micro_batch(is_last=k == len(plan.batches) - 1, real=1):
+                    losses = denoising_loss(
+                        network,
+                        model,
+                        conditions,
+                        latents,
+                        batch.noise,
+                        batch.t,
+                        batch.weight,
+                        0.0,
+                        ops,
+                        expected,
+                        (batch.alpha, batch.sigma),
+                    )
+                    loss = losses.sum() / images
+                    marks("forward")
+                    gradients.backward(loss)
+                    marks("backward")
         gradients.finish()
         steps.load_next()
         update(optimizer, parts, averages, 1.0, 0.9999, plan.epoch + 1, config.train.backend)

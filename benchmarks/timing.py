@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from refimpl.storage.atomic import replace_text
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -76,10 +78,10 @@ def _commit() -> str:
 
 
 def write(name: str, result: Mapping[str, Any], path: Path | None = None) -> Path:
-    """Write results/<name>.json, or another path; returns it."""
+    """Write results/<name>.json, or another path; returns it. A process that is killed leaves the old file whole."""
     path = path or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
+    replace_text(path, json.dumps({"environment": environment(), **result}, indent=2) + "\n")
     return path
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from refimpl.model.blocks import zeroed
+from refimpl.model.casts import cast_for_three
 from refimpl.model.config import Recompute
 from refimpl.model.dot_product import DotProduct, torch_choice
 from refimpl.model.recompute import again, again_but_products, cheap_before
@@ -119,7 +120,11 @@ class TransformerBlock(nn.Module):
     def _projections(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of the self-attention."""
         x = self.norm1(tokens)
-        return self.attn1.to_q(x), self.attn1.to_k(x), self.attn1.to_v(x)
+        layers = self.attn1.to_q, self.attn1.to_k, self.attn1.to_v
+        if any(type(layer) is not nn.Linear for layer in layers):  # an adapter adds up gradients of its own
+            return layers[0](x), layers[1](x), layers[2](x)
+        for_q, for_k, for_v = cast_for_three(x)
+        return layers[0](for_q), layers[1](for_k), layers[2](for_v)
 
 
 class LevelAttention(NamedTuple):

@@ -10,6 +10,7 @@ from refimpl.checks import check_choice
 from refimpl.errors import InputError
 from refimpl.model.attention import GEGLU, SpatialTransformer, TransformerBlock
 from refimpl.model.blocks import Downsample, ResBlock, Upsample, norm_silu_conv, zeroed
+from refimpl.model.casts import cast_once
 from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.embeddings import EmbeddingMLP
 from refimpl.ops import Ops, load_ops
@@ -118,7 +119,7 @@ class UNet(nn.Module):
         """
         self._check(x, t, context, vector)
         dtype = next(self.parameters()).dtype
-        context = context.to(dtype)
+        context = cast_once(context.to(dtype))
         emb = self.time_embed(sinusoidal_features(t, self.config.channels).to(dtype))
         emb = emb + self.label_emb(vector.to(dtype))
         emb = F.silu(emb)  # the first step of every residual block's emb_layers

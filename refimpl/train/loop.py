@@ -25,7 +25,7 @@ from refimpl.train.log import RunLog
 from refimpl.train.metrics.drift import ema_drift
 from refimpl.train.optimizer.kinds import make_optimizer
 from refimpl.train.optimizer.stepping import make_stepping
-from refimpl.train.placement import in_precision, resolve, set_arithmetic
+from refimpl.train.placement import casting_once, in_precision, resolve, set_arithmetic
 from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
@@ -70,22 +70,22 @@ def train(
         faults.begin(done, step.names)
         rate = set_rates(optimizer, config.optimizer, step.stage.learning_rate, done - 1, settings.steps)
         step_losses, offset = [], step.stage.offset_noise or 0.0
-        for k, batch in enumerate(step.batches):
-            latents, conditions = network_inputs(prepared, batch)
-            if batch.kept is not None:
+        with casting_once(settings, world.device):
+            for k, batch in enumerate(step.batches):
+                latents, conditions = network_inputs(prepared, batch)
                 dropout.apply(batch.kept)
-            is_last, real = k == len(step.batches) - 1, real_ranks(step.micro_batches, world.size, k)
-            with gradients.micro_batch(is_last, real):
-                losses = denoising_loss(
-                    network, model, conditions, latents, batch.noise, batch.t, batch.weight, offset, ops,
-                    gradients.incoming(step.images_per_step), (batch.alpha, batch.sigma),
-                )  # fmt: skip
-                # Every image has the weight 1 / images_per_step, whichever batch it is in.
-                loss = losses.sum() / step.images_per_step
-                gradients.backward(loss)
-            step_losses.append(loss.detach())
-            log.add(batch, losses)
-            faults.saw(batch.t, batch.sigma, losses)
+                is_last, real = k == len(step.batches) - 1, real_ranks(step.micro_batches, world.size, k)
+                with gradients.micro_batch(is_last, real):
+                    losses = denoising_loss(
+                        network, model, conditions, latents, batch.noise, batch.t, batch.weight, offset, ops,
+                        gradients.incoming(step.images_per_step), (batch.alpha, batch.sigma),
+                    )  # fmt: skip
+                    # Every image has the weight 1 / images_per_step, whichever batch it is in.
+                    loss = losses.sum() / step.images_per_step
+                    gradients.backward(loss)
+                step_losses.append(loss.detach())
+                log.add(batch, losses)
+                faults.saw(batch.t, batch.sigma, losses)
         gradients.finish()
         steps.load_next()
         norm = update(

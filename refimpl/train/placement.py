@@ -1,5 +1,6 @@
 """Where the networks run, and how: precision, attention kernel, memory format, compilation (N §4)."""
 
+import contextlib
 import os
 from typing import NamedTuple
 
@@ -150,6 +151,17 @@ def set_arithmetic(settings: TrainConfig) -> None:
     torch.use_deterministic_algorithms(settings.deterministic)
     # Filling new memory would show a read before a write; the algorithms are as deterministic without it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def casting_once(settings: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within it, autocast casts each trained weight once: for all micro-batches, and for what is computed again.
+
+    It has to end before the weights change. Until then the casts are kept, as long as the outermost autocast lasts:
+    whole on every rank, so divided weights are cast anew in each pass.
+    """
+    if settings.sharding != "replicate":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def in_precision(network: nn.Module, settings: TrainConfig, device: torch.device) -> Network:

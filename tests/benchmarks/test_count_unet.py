@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.count_unet import Counts, count, line_of
-from refimpl.model.config import UNetConfig
+from benchmarks.count_unet import GEGLU_ALONE, Counts, count, line_of
+from refimpl.model.config import Recompute, UNetConfig
+from refimpl.train.budget.cards import GIB
 
 CONFIG = UNetConfig.tiny()
 SIDE = 64
@@ -12,7 +13,9 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], dict]:
-    cases = (("reference", "none"), ("kernel", "none"), ("kernel", "cheap"), ("kernel", "full"))
+    cases: tuple[tuple[str, Recompute], ...] = (
+        ("reference", "none"), ("kernel", "none"), ("kernel", "cheap"), ("kernel", "full"),
+    )  # fmt: skip
     return {(backend, how): count(CONFIG, 2, SIDE, backend, how) for backend, how in cases}
 
 
@@ -56,5 +59,25 @@ def test_a_larger_batch_keeps_more_but_no_more_per_image(rows: dict) -> None:
 
 
 def test_a_row_for_the_terminal(rows: dict) -> None:
-    row = {"backend": "kernel", "activation_checkpointing": "none", **rows["kernel", "none"]}
-    assert "GiB" in line_of(row)
+    named = {"backend": "kernel", "activation_checkpointing": "none", "precision": "tf32"}
+    assert "GiB" in line_of({**named, **rows["kernel", "none"]})
+
+
+# What SDXL's UNet may keep and move without matrix products for 8 images of 1024², in TF32: GiB, and GB.
+@pytest.mark.parametrize(
+    ("backend", "how", "most_kept", "most_traffic"),
+    [(GEGLU_ALONE, "none", 90, None), ("kernel", "none", 86, 360), ("kernel", "cheap", 78, None)],
+)
+def test_what_sdxl_keeps_and_moves(
+    backend: str, how: Recompute, most_kept: float, most_traffic: float | None
+) -> None:
+    row = count(UNetConfig.sdxl(), 8, 1024, backend, how)
+    assert row["kept_bytes"] <= most_kept * GIB
+    assert most_traffic is None or row["other_bytes"] <= most_traffic * 1e9
+
+
+def test_casts_are_those_of_autocast(rows: dict) -> None:
+    low = count(CONFIG, 2, SIDE, "kernel", "none", "bf16")
+    assert low["product_bytes"] < rows["kernel", "none"]["product_bytes"]
+    assert low["cast_calls"] > low["product_calls"] / 2
+    assert 0 < low["cast_bytes"] < low["other_bytes"]

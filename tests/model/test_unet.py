@@ -324,6 +324,28 @@ def test_timesteps_are_not_rounded_by_autocast(t: float) -> None:
     assert (seen[0][0] - torch.cat([phase.cos(), phase.sin()])).abs().max() <= SINUSOID_FLOAT32
 
 
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_autocast_casts_text_states_once_unless_they_are_trained(is_trained: bool) -> None:
+    """Every block's keys and values would cast them anew, to the same bits; gradients of them add up in float32."""
+    unet = trained_looking(UNet(SMALL))
+    given: list[torch.Tensor] = []
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            module.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    call = inputs(SMALL, 4, 4)
+    call = dataclasses.replace(call, context=call.context.requires_grad_(is_trained))
+    outs = []
+    for context in (call.context, call.context.bfloat16().float()):  # the values that a cast leaves
+        with torch.autocast("cpu", torch.bfloat16):
+            outs.append(dataclasses.replace(call, context=context).ours(unet))
+    assert {x.dtype for x in given} == {torch.float32 if is_trained else torch.bfloat16}
+    assert len({id(x) for x in given}) == 2
+    assert torch.equal(*outs)
+    given.clear()
+    call.ours(unet)
+    assert {x.dtype for x in given} == {torch.float32}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_timesteps_in_16_bits_are_refused(dtype: torch.dtype) -> None:
     call = inputs(SMALL, 2, 2)

@@ -1,6 +1,8 @@
 """What the networks compute with and how it lies in memory, what is refused, and what of it the step sees."""
 
+import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +11,26 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from refimpl.errors import InputError
 from refimpl.model.attention import Attention
 from refimpl.model.blocks import ResBlock
+from refimpl.model.config import Recompute
 from refimpl.model.dot_product import KERNELS, torch_choice
-from refimpl.model.unet import UNet
+from refimpl.model.unet import UNet, UNetConfig
 from refimpl.run.config import TrainConfig
 from refimpl.run.presets import load_config
+from refimpl.train import loop
 from refimpl.train import placement as module
-from refimpl.train.placement import check_placement, in_precision, place, resolve, set_arithmetic
+from refimpl.train.placement import (
+    casting_once,
+    check_placement,
+    in_precision,
+    place,
+    resolve,
+    set_arithmetic,
+)
 from refimpl.train.setup.prepare import prepare
 from tests.model.diffusers_unet import trained_looking
 from tests.tolerances import NETWORK_FLOAT32
@@ -72,6 +84,90 @@ def test_only_the_network_computes_in_bfloat16(precision: str, dtype: torch.dtyp
     network = in_precision(Product(), TrainConfig(precision=precision), CPU)
     assert network(x, x, x, x).dtype == dtype
     assert (x @ x.T).dtype == torch.float32
+
+
+class WeightCasts(TorchDispatchMode):
+    """Counts how often each parameter of a network is cast."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.names = {parameter.data_ptr(): name for name, parameter in network.named_parameters()}
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == "_to_copy" and args[0].data_ptr() in self.names:
+            self.counts[self.names[args[0].data_ptr()]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def of_two_micro_batches(unet: UNet, settings: TrainConfig) -> tuple[Counter[str], list[Tensor]]:
+    """The casts of each parameter in both passes over two micro-batches, and the gradients."""
+    unet.zero_grad()
+    network = in_precision(unet, settings, CPU)
+    with WeightCasts(unet) as casts, casting_once(settings, CPU):
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            x, context, vector = (
+                torch.randn(2, *shape, generator=generator)
+                for shape in ((4, 6, 4), (3, unet.config.context_dim), (unet.config.vector_dim,))
+            )
+            network(x, torch.tensor([3, 900]), context, vector).square().mean().backward()
+    return casts.counts, [p.grad.clone() for p in unet.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("how", ["none", "cheap", "full"])
+def test_autocast_casts_each_weight_once_in_a_step(how: Recompute) -> None:
+    """In all micro-batches and what is computed again; gradients have the bits that they have with casts anew."""
+    torch.manual_seed(0)
+    unet = trained_looking(UNet(UNetConfig.tiny(), how))
+    once, gradients = of_two_micro_batches(unet, TrainConfig(precision="bf16"))
+    assert set(once.values()) == {1}
+    assert {p for p, v in unet.named_parameters() if v.ndim > 1} <= set(once)
+    anew, expected = of_two_micro_batches(unet, TrainConfig(precision="bf16", sharding="shard"))
+    assert set(anew) == set(once)
+    assert min(anew.values()) == 2
+    again = {name for name, number in anew.items() if number > 2}
+    assert again
+    assert all(".conv." in name for name in again) == (
+        how == "none"
+    )  # an upsampling is always computed again
+    for a, b in zip(gradients, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nothing_is_cast_or_kept_in_float32() -> None:
+    torch.manual_seed(0)
+    unet = trained_looking(UNet(UNetConfig.tiny()))
+    assert not of_two_micro_batches(unet, TrainConfig())[0]
+
+
+def test_weights_that_have_changed_are_cast_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's steps end in the same bits where every pass casts for itself."""
+    train = {"precision": "bf16", "accumulate": 2, "batch_size": 2, "activation_checkpointing": "full"}
+    once = run("once", train=train)
+    monkeypatch.setattr(loop, "casting_once", lambda *arguments: contextlib.nullcontext())
+    anew = run("anew", train=train)
+    assert not runs.differing(runs.checkpoint(once, 4), runs.checkpoint(anew, 4))
+
+
+def cast_anew(arguments: list[str]) -> None:
+    """What a rank does in the test below: trains with casts of its own in every pass."""
+    from refimpl.commands.train import train_command
+
+    loop.casting_once = lambda *_: contextlib.nullcontext()
+    train_command(arguments)
+
+
+@pytest.mark.parametrize("zero1", [False, True])
+def test_casts_once_a_step_change_no_bit_on_two_ranks(zero1: bool, root: Path, tmp_path: Path) -> None:
+    ends = []
+    for name, command in (("once", None), ("anew", cast_anew)):
+        train = {"precision": "bf16", "accumulate": 2, "batch_size": 2, "steps": 2, "zero1": zero1}
+        toml = runs.write_toml(root, tmp_path / f"{name}.toml", tmp_path / name, train=train)
+        chosen = () if command is None else (command,)
+        assert run_ranks([toml], 2, tmp_path / f"{name}-output", *chosen) == [0, 0]
+        ends.append(runs.checkpoint(tmp_path / name, 2))
+    assert not runs.differing(*ends)
 
 
 # --- what "auto" comes to ---

@@ -31,8 +31,10 @@ class RankDropout:
         rates = self.rates.to(key.device)
         return (keyed_uniform(key, len(rates)) >= rates) / (1 - rates).float()
 
-    def apply(self, masks: Tensor) -> None:
-        """Makes the masks [B, R] those of the layers for the next batch, of B rows."""
+    def apply(self, masks: Tensor | None) -> None:
+        """Makes the masks [B, R] those of the layers for the next batch, of B rows; None where no layer drops any."""
+        if masks is None:
+            return
         for layer, kept in zip(self.layers, masks.split(self.ranks, dim=1), strict=True):
             layer.kept = kept.to(layer.lora_down.weight)
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from refimpl.model.casts import cast_for_three, cast_from_float32
+
 LARGEST_FLASH_HEAD = (
     256  # channels of a head; wider ones, as in the autoencoder, go to the memory-efficient variant
 )
@@ -31,17 +33,29 @@ class AsOnCuda(TorchFunctionMode):
         super().__init__()
         self._bf16 = False
         self._casts: dict[int, Tensor] | None = None  # weights' casts, which autocast keeps until its end
+        self._text: tuple[Tensor, Tensor] | None = None
 
-    def start_autocast(self) -> None:
-        """Begins autocast to bfloat16."""
+    def start_autocast(self, text: Tensor | None = None) -> None:
+        """Begins autocast to bfloat16.
+
+        text  states that the UNet casts once for all of its blocks, unless they are trained
+        """
         self._bf16, self._casts = True, {}
+        if text is not None and not text.requires_grad:
+            self._text = text, text.to(torch.bfloat16)
 
     def end_forward(self) -> None:
-        """Drops the weights' casts. What is computed again in the backward pass is still under autocast."""
+        """Drops the casts, where they are not kept for a whole step (`refimpl.train.placement.casting_once`).
+
+        What is computed again in the backward pass is still under autocast.
+        """
         self._casts = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is cast_for_three:
+            (x,) = args
+            return cast_from_float32(x, torch.bfloat16) if self._bf16 else (x, x, x)
         if self._bf16 and func in IN_BFLOAT16:
             args = [self._low(value) for value in args]
             kwargs = {name: self._low(value) for name, value in kwargs.items()}
@@ -55,6 +69,8 @@ class AsOnCuda(TorchFunctionMode):
     def _low(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
+        if self._text is not None and value is self._text[0]:
+            return self._text[1]
         is_weight = value.is_leaf and value.requires_grad and torch.is_grad_enabled()
         if self._casts is None or not is_weight:
             return value.to(torch.bfloat16)

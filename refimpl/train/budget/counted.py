@@ -145,22 +145,31 @@ def gathered_together(unet: UNet) -> list[int]:
     return [*blocks, root - sum(blocks)]
 
 
-def count_unet(unet: UNet, height: int, width: int, bf16: bool) -> Timeline:
+def count_unet(unet: UNet, height: int, width: int, bf16: bool, keeps_casts: bool = True) -> Timeline:
     """Counts a forward and a backward pass of a UNet on the meta device.
 
     height, width  of the latents, in cells
+    keeps_casts    whether the weights' casts are kept for the whole step (`refimpl.train.placement.casting_once`)
     """
     on_cuda = AsOnCuda()
 
     def run() -> Tensor:
         context = torch.empty(COUNTED_BATCH, ROW_TOKENS, unet.config.context_dim, device=META)
-        return _run_unet(unet, height, width, context, on_cuda, bf16)
+        return _run_unet(unet, height, width, context, on_cuda, bf16, keeps_casts)
 
     with on_cuda:
         return count_training([unet], run)
 
 
-def _run_unet(unet: UNet, height: int, width: int, context: Tensor, on_cuda: AsOnCuda, bf16: bool) -> Tensor:
+def _run_unet(
+    unet: UNet,
+    height: int,
+    width: int,
+    context: Tensor,
+    on_cuda: AsOnCuda,
+    bf16: bool,
+    keeps_casts: bool = False,
+) -> Tensor:
     x = torch.empty(COUNTED_BATCH, unet.config.in_channels, height, width, device=META)
     first = next(unet.input_blocks.parameters())
     if first.is_contiguous(memory_format=torch.channels_last):
@@ -168,23 +177,24 @@ def _run_unet(unet: UNet, height: int, width: int, context: Tensor, on_cuda: AsO
     t = torch.empty(COUNTED_BATCH, dtype=torch.int64, device=META)
     vector = torch.empty(COUNTED_BATCH, unet.config.vector_dim, device=META)
     if bf16 or first.dtype == torch.bfloat16:
-        on_cuda.start_autocast()
+        on_cuda.start_autocast(context)
     output = unet(x, t, context, vector)
-    on_cuda.end_forward()
+    if not keeps_casts:
+        on_cuda.end_forward()
     return output
 
 
 def _count_step(config: Config, model: Model, bucket: tuple[int, int]) -> Timeline:
     width, height = (side // config.vae.factor for side in bucket)
-    bf16 = config.train.precision == "bf16"
+    bf16, keeps_casts = config.train.precision == "bf16", config.train.sharding == "replicate"
     if not config.text.is_trained:
-        return count_unet(model.unet, height, width, bf16)
+        return count_unet(model.unet, height, width, bf16, keeps_casts)
     on_cuda = AsOnCuda()
     towers = [tower for tower in (model.encoder_l, model.encoder_g) if tower is not None]
 
     def run() -> Tensor:
         context, pooled = _encode_rows(towers)
-        output = _run_unet(model.unet, height, width, context, on_cuda, bf16)
+        output = _run_unet(model.unet, height, width, context, on_cuda, bf16, keeps_casts)
         # The pooled state, a row per image, joins the loss by itself, so that its gradient reaches the tower.
         return output.float().square().mean() + pooled.float().square().mean()
 

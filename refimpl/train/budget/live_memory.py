@@ -37,6 +37,11 @@ class Timeline:
             self.constant + other.constant, self.per_image + other.per_image, self.gradients + other.gradients
         )
 
+    @property
+    def left(self) -> int:
+        """Bytes alive at the end, besides gradients, which the next micro-batch finds."""
+        return self.constant[-1] if self.constant else 0
+
     def peak(self, batch: int, with_gradients: bool = True) -> int:
         """Most bytes alive at once for a batch of this size.
 

@@ -161,21 +161,22 @@ def _gradients(counted: Counted, work: Work) -> tuple[int, int, int]:
         return 0, passes + waiting + counted.working, waiting + counted.working
     kept = _share(trained, counted.towers_trained, work)
     summed = trained if work.accumulate > 1 else 0
+    left = counted.step.left if work.accumulate > 1 else 0
     passes = counted.step.peak(work.batch, with_gradients=False)
     if work.reduction == "ordered":
         # Of the totals each rank has an equal part until they are gathered.
         totals = -(-trained // work.ranks)
         sent = 0 if alone else 3 * min(trained, max(BUCKET, counted.largest))
         if work.divided > 1:
-            return totals * (work.accumulate > 1), totals + passes, totals + kept + sent
+            return totals * (work.accumulate > 1) + left, totals + passes, totals + kept + sent
         own = counted.step.peak(work.batch)
-        return totals * (work.accumulate > 1), totals + own, totals + trained + sent
+        return totals * (work.accumulate > 1) + left, totals + own, totals + trained + sent
     if work.divided > 1:
         # Without communication between micro-batches, FSDP2 adds up whole gradients.
-        return summed, max(summed, kept) + passes, kept
+        return summed + left, max(summed, kept) + passes, kept
     if alone:
-        return summed, summed + (passes if summed else counted.step.peak(work.batch)), trained
-    return summed, summed + passes + counted.largest, 0  # gradients lie in DDP's buckets at the end
+        return summed + left, summed + (passes if summed else counted.step.peak(work.batch)), trained
+    return summed + left, summed + passes + counted.largest, 0  # gradients lie in DDP's buckets at the end
 
 
 def unet_step(

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.count_unet import Counts
+from refimpl.model.casts import cast_for_three
 from refimpl.model.config import Recompute
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.train.budget.as_on_cuda import AsOnCuda
@@ -43,7 +45,7 @@ def test_nothing_is_cast_before_autocast_starts() -> None:
     assert result(nn.Linear(4, 4, device="meta"), x, starts=False).dtype == torch.float32
 
 
-def test_a_weight_is_cast_once_in_the_forward_pass() -> None:
+def test_a_weight_is_cast_once_until_the_casts_are_dropped() -> None:
     layer = nn.Linear(256, 256, bias=False, device="meta")
 
     def run(end: bool) -> Tensor:
@@ -60,6 +62,44 @@ def test_a_weight_is_cast_once_in_the_forward_pass() -> None:
             timeline = count_inference([layer], lambda end=end: run(end))
         casts.append(max(timeline.constant) // (256 * 256 * 2))
     assert casts == [1, 2]
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_text_states_are_cast_once_unless_they_are_trained(is_trained: bool) -> None:
+    layer = nn.Linear(4, 4, device="meta")
+    text = torch.zeros(2, 4, device="meta", requires_grad=is_trained).clone()  # as a tower returns it
+    with AsOnCuda() as on_cuda, Counts() as counts:
+        on_cuda.start_autocast(text)
+        for _ in range(3):
+            layer(text)
+    weights = 2  # the matrix and the bias, once each
+    assert counts.calls["_to_copy"] == weights + (3 if is_trained else 1)
+
+
+def test_the_input_of_three_layers_is_cast_once() -> None:
+    x = torch.zeros(2, 4, device="meta")
+    with AsOnCuda() as on_cuda:
+        before = cast_for_three(x)
+        on_cuda.start_autocast()
+        after = cast_for_three(x)
+    assert all(same is x for same in before)
+    assert {low.dtype for low in after} == {torch.bfloat16}
+    assert len({low.untyped_storage()._cdata for low in after}) == 1
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "cheap", "full"])
+def test_casts_that_are_kept_for_a_step_are_there_after_its_passes(checkpointing: Recompute) -> None:
+    """Two bytes for each weight of a product; dropped, they are made again where a block is computed again."""
+    with torch.device("meta"):
+        unet = UNet(UNetConfig.tiny(), checkpointing)
+    layers = [layer for layer in unet.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    weights = sum(parameter.numel() for layer in layers for parameter in layer.parameters(recurse=False))
+    kept, dropped, plain = (
+        count_unet(unet, 32, 32, bf16, keeps) for bf16, keeps in ((True, True), (True, False), (False, True))
+    )
+    assert (kept.left, dropped.left, plain.left) == (2 * weights, 0, 0)
+    assert max(kept.constant) >= max(dropped.constant)
+    assert max(kept.per_image) == max(dropped.per_image)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -46,6 +46,7 @@ def test_all_levels_and_bf16_are_tried(tight: list[Lever]) -> None:
     for how in ("cheap", "full"):
         assert sum(f"train.activation_checkpointing {how}" in settings for settings in named) == 2
     assert sum("train.precision bf16" in settings for settings in named) == 3
+    assert not any("optimizer." in settings for settings in named)
     cheap, full = (
         next(lever for lever in tight if f"train.activation_checkpointing {how}" in lever.settings)
         for how in ("cheap", "full")
@@ -89,6 +90,39 @@ def test_a_cache_helps_where_encoding_takes_the_most() -> None:
     assert any("data.cache (written by refimpl cache)" in lever.settings for lever in named)
     cached = replace(heavy, data=replace(heavy.data, cache="cache"))
     assert not any("data.cache" in lever.settings for lever in found(plan.needed - 1, cached))
+
+
+def test_where_nothing_else_fits_the_optimizer_and_the_weights_may_change() -> None:
+    """With bf16, every block computed again, one image and a cache, nothing else is left to change."""
+    config = small(batch_size=1, precision="bf16", activation_checkpointing="full")
+    config = replace(config, data=replace(config.data, cache="cache"))
+    needed = plan_step(counted(config), largest_work(config)).needed
+    assert found(needed, config) == []
+    named = {lever.settings: lever for lever in found(needed - 1, config)}
+    low = (
+        "optimizer.kind adafactor; optimizer.clip_norm 0.0; train.weight_dtype bf16; "
+        "train.step_in_backward True; train.max_bad_steps 1"
+    )
+    assert list(named) == ["optimizer.kind adamw8bit", "optimizer.kind adafactor", low]
+    assert all(lever.cost and lever.plan.needed < needed for lever in named.values())
+    by_hand = replace(
+        config,
+        optimizer=replace(config.optimizer, kind="adafactor", clip_norm=0.0),
+        train=replace(config.train, weight_dtype="bf16", step_in_backward=True, max_bad_steps=1),
+    )
+    assert named[low].plan == plan_step(counted(by_hand), largest_work(by_hand))
+
+
+def test_what_the_settings_rule_out_is_no_lever() -> None:
+    ordered = small(batch_size=1, activation_checkpointing="full", reduction="ordered")
+    optimizers = [x.settings for x in found(1, ordered) if "optimizer" in x.settings]
+    assert [settings.split("; ")[-1] for settings in optimizers] == [
+        "optimizer.kind adamw8bit",
+        "optimizer.kind adafactor",
+    ]
+    low = small(batch_size=1, precision="bf16", weight_dtype="bf16")
+    several = levers(CONFIG, counted(CONFIG), largest_work(CONFIG, 2), Card("a card", 1))
+    assert not any("optimizer." in lever.settings for lever in (*found(1, low), *several))
 
 
 def test_where_nothing_helps_the_table_says_why() -> None:

@@ -92,6 +92,18 @@ def test_gradients_held_between_micro_batches_need_more(work: Work) -> None:
     assert two.moments["encoding"] - one.moments["encoding"] == kept
 
 
+def test_casts_wait_for_the_next_micro_batch() -> None:
+    """Under autocast, while it is encoded; not under FSDP2, where every pass casts for itself."""
+    low = small(precision="bf16", micro_batches=8)
+    shard = replace(low, train=replace(low.train, sharding="shard"))
+    for config, ranks, waits in ((low, 1, True), (shard, 8, False)):
+        work = largest_work(config, ranks)
+        one, two = (plan_step(counted(config), replace(work, accumulate=n)) for n in (1, 2))
+        held = two.moments["encoding"] - one.moments["encoding"] - counted(config).trained
+        assert (held > 0) == waits
+        assert held == counted(config).step.left
+
+
 @given(work=works)
 def test_more_ranks_need_more(work: Work) -> None:
     one, two = (plan_step(counted(small()), replace(work, ranks=n)) for n in (1, 2))

@@ -14,12 +14,13 @@ from torch.fx.experimental import _config as symbols
 from refimpl.data.buckets import PRESETS
 from refimpl.errors import InputError
 from refimpl.model.attention import TransformerBlock
+from refimpl.model.attention_options import transformers
 from refimpl.model.blocks import ResBlock
 from refimpl.model.config import Recompute
 from refimpl.model.dot_product import dot_product
 from refimpl.model.lora.adapters import add_lora
 from refimpl.model.unet import UNet, UNetConfig
-from refimpl.run.presets import load_config
+from refimpl.run.presets import load_config, preset_names
 from refimpl.train.setup import compiled_blocks
 from refimpl.train.setup.compiled_blocks import (
     MOST_GRAPHS,
@@ -140,6 +141,24 @@ def test_the_deepest_levels_get_graphs_of_fixed_shapes(
     with torch.device("meta"):
         unet = UNet(config)
     assert static_levels(unet, sizes) == levels
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_plans_at_most_30_graphs(name: str) -> None:
+    """One for each pair of channels; of a level's transformers one for each number of tokens, or one for all."""
+    config = load_config(name)
+    with torch.device("meta"):
+        unet = UNet(config.unet)
+    sizes = training_sizes(config)
+    blocks = [block for block in unet.modules() if isinstance(block, ResBlock)]
+    shapes = [block.in_layers.get_parameter("2.weight").shape for block in blocks]
+    static = static_levels(unet, sizes)
+    graphs = len({(shape[0], shape[1]) for shape in shapes})
+    for level in {level for _, level in transformers(unet)}:
+        own = {(images, tokens(height, width, level)) for images, height, width in sizes}
+        graphs += len(own) if level in static else 1
+    assert static
+    assert graphs <= MOST_GRAPHS
 
 
 def test_more_batch_sizes_leave_no_fixed_shapes() -> None:
