@@ -188,6 +188,42 @@ def test_sections_and_paths_of_the_command_line_are_one_list(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_options_and_paths_are_one_list(tmp_path: Path) -> None:
+    """A value out of range hides neither the next, nor one that is no number, nor a path."""
+    options = [
+        "--train.steps",
+        "0",
+        "--optimizer.kind=foo",
+        "--train.seed",
+        "x",
+        "--train.init-from",
+        "no.safetensors",
+    ]
+    code, _, error = answer(["train", "tiny", *options, "--lora.rank", "4"], tmp_path)
+    assert code == 2
+    first, *rest = error.splitlines()
+    assert first == "error: 4 settings are wrong"
+    assert sorted(line.split(" is ")[0].split(" must ")[0].split(" does ")[0].strip() for line in rest) == [
+        "--train.seed", "optimizer.kind 'foo'", "train.init_from no.safetensors", "train.steps 0"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["--help", "--help-all", "-h"])
+def test_no_help_is_given_on_settings_that_are_refused(option: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(BAD_FILE)
+    code, out, error = answer(["train", "bad.toml", option], tmp_path)
+    assert (code, out) == (2, "")
+    assert "unknown key train.stpes" in error
+
+
+def test_an_unknown_option_hides_no_refusal_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(BAD_FILE)
+    code, _, error = answer(["train", "bad.toml", "--trian.steps", "4"], tmp_path)
+    assert code == 2
+    assert "Unrecognized options: --trian.steps, 4" in error
+    assert "unknown key train.stpes" in error
+
+
 def test_all_wrong_paths_are_listed_at_once(tmp_path: Path) -> None:
     """In under a second of the processor's time: nothing is imported that takes longer."""
     (tmp_path / "paths.toml").write_text(WRONG_PATHS)

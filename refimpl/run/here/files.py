@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from refimpl.file_kinds import PEEK, kind_of
+from refimpl.names import near_path
 
 # Of images that can be read, and of a list of them; their owners are in folders that load numpy.
 IMAGE_SUFFIXES = (
@@ -29,6 +30,17 @@ def wrong_kind(path: str) -> str:
         return ""
     advice = kind.advice or kind.as_weights
     return f"is {kind.what}, not a .safetensors file{f'; {advice}' if advice else ''}"
+
+
+def absent(path: str) -> str:
+    """Why a file or folder can't be read, so far as its path tells; empty where it can."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a null character
+        return f"does not exist{near_path(path)}"
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return "" if os.access(path, os.R_OK) else "can't be read: change its permissions"
 
 
 def not_json(path: str) -> str:

@@ -11,7 +11,15 @@ from refimpl.errors import InputError
 from refimpl.latents.config import SCALE_SHIFT_NAMES
 from refimpl.names import near_path
 from refimpl.run.config import Config
-from refimpl.run.here.files import cannot_make, holds_images, is_cache, not_json, shards_in, wrong_kind
+from refimpl.run.here.files import (
+    absent,
+    cannot_make,
+    holds_images,
+    is_cache,
+    not_json,
+    shards_in,
+    wrong_kind,
+)
 from refimpl.run.here.machine import machine_problems
 from refimpl.run.ranks.restarts import restarts
 
@@ -53,8 +61,8 @@ def refuse(problems: Sequence[str], what: str = WRONG_PATHS) -> None:
 def path_problems(config: Config) -> list[str]:
     """What is wrong with the paths, each with the setting that names it; empty where nothing is."""
     problems = [*image_problems(config), *_image_tower(config)]
-    out = Path(config.train.out)
-    if not (config.train.resume and (out / "components").is_dir()):  # else the run has its networks already
+    has_networks = os.path.isdir(os.path.join(config.train.out, "components"))
+    if not (config.train.resume and has_networks):
         problems += [*_start(config), *_autoencoder(config), *_scale_shift(config), *_text(config)]
     return [*problems, *_out(config)]
 
@@ -92,11 +100,10 @@ def _no_data_set(path: str) -> str:
 
 
 def _data(config: Config) -> Iterator[str]:
-    for number, stage in enumerate(config.all_stages()):
-        is_own = bool(config.stages) and config.stages[number].folder
-        if not stage.folder:
-            yield "data.folder is empty; name a folder of images with .txt or .caption sidecars"
-        elif is_own:
+    if not all(stage.folder for stage in config.all_stages()):
+        yield "data.folder is empty; name a folder of images with .txt or .caption sidecars"
+    for number, stage in enumerate(config.stages):
+        if stage.folder:
             yield from _found(data_problem(f"stages[{number}].folder", stage.folder))
     folder, heldout = config.data.folder, config.data.heldout
     is_absent = not os.path.exists(folder)
@@ -134,11 +141,10 @@ def _start(config: Config) -> Iterator[str]:
     start = config.train.init_from
     if not start:
         return
-    path = Path(start)
-    if not path.exists():
-        yield f"train.init_from {start} does not exist{near_path(start)}; {IS_CHECKPOINT}"
-    elif path.is_dir() and not any(
-        (path / name).exists() for name in (*DIFFUSERS_FILES, UNET_FOLDER, MANIFEST)
+    if why := absent(start):
+        yield f"train.init_from {start} {why}; {IS_CHECKPOINT}"
+    elif os.path.isdir(start) and not any(
+        os.path.exists(os.path.join(start, name)) for name in (*DIFFUSERS_FILES, UNET_FOLDER, MANIFEST)
     ):
         yield (
             f"train.init_from {start} holds no checkpoint; give a run folder or one of its checkpoints/step-* "
@@ -151,17 +157,16 @@ def _start(config: Config) -> Iterator[str]:
 def _autoencoder(config: Config) -> Iterator[str]:
     settings = config.latents
     if settings.weights:
-        if not os.path.exists(settings.weights):
-            near = near_path(settings.weights)
-            yield f"latents.weights {settings.weights} does not exist{near}; give a .safetensors file"
+        if why := absent(settings.weights):
+            yield f"latents.weights {settings.weights} {why}; give a .safetensors file"
         elif os.path.isdir(settings.weights):
             yield f"latents.weights {settings.weights} is a folder; give the .safetensors file in it"
         elif kind := wrong_kind(settings.weights):
             yield f"latents.weights {settings.weights} {kind}"
         return
-    folder = Path(settings.folder) if settings.folder else None
-    if folder and folder.exists():
-        if not (folder / MANIFEST).is_file():
+    folder = settings.folder
+    if folder and os.path.exists(folder):
+        if not os.path.isfile(os.path.join(folder, MANIFEST)):
             yield f"latents.folder {folder} exists but holds no autoencoder; delete it or name another"
     elif not (settings.train_steps or config.train.init_from):
         yield (
@@ -200,7 +205,7 @@ def _text(config: Config) -> Iterator[str]:
     elif not start:
         yield (
             "text.folder is empty; name a folder with tokenizer/, text_encoder/ and text_encoder_2/ (a diffusers "
-            "SDXL folder has them)"
+            f"SDXL folder has them), which text.towers {text.towers!r} come from"
         )
     elif not text.tokenizer and _lacks_tokenizer(start):
         yield (
@@ -243,7 +248,7 @@ def out_problem(out: Path, setting: str = OUT) -> str | None:
             return None
     except OSError as error:
         return f"{setting} {out} cannot be made or read: {error.strerror}; choose another folder"
-    is_run = (out / RUN_SETTINGS).exists()
+    is_run = os.path.exists(out / RUN_SETTINGS)
     go_on = ", or continue that run with --resume" if is_run and setting == OUT else ""
     return (
         f"{setting} {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"
