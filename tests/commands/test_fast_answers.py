@@ -235,6 +235,40 @@ def test_all_wrong_paths_are_listed_at_once(tmp_path: Path) -> None:
     assert [line.split(":")[0].split(" does")[0].strip() for line in error.splitlines()[1:]] == list(named)
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["cache", "paths.toml", "--out", "c"], ["data.folder no/images", "train.init_from no/model.safetensors",
+                                                 "latents.weights no/vae.safetensors", "text.folder no/sdxl"]),
+        (["stats", "paths.toml", "--weights", "no.st"], ["data.folder no/images",
+                                                         "train.init_from no/model.safetensors", "--weights no.st"]),
+        (["init", "no", "--checkpoint", "no.safetensors"], ["the folder no", "no.safetensors"]),
+    ],
+    ids=["cache", "stats", "init"],
+)  # fmt: skip
+def test_so_are_those_of_what_encodes_and_begins(words: list[str], named: list[str], tmp_path: Path) -> None:
+    (tmp_path / "paths.toml").write_text(WRONG_PATHS)
+    code, out, error = answer(words, tmp_path)
+    assert (code, out) == (2, "")
+    first, *rest = error.splitlines()
+    assert first == f"error: {len(named)} paths of the settings are wrong"
+    assert [line.split(":")[0].split(" does")[0].strip() for line in rest] == named
+    assert [path.name for path in tmp_path.iterdir()] == ["paths.toml"]
+
+
+def test_what_is_not_encoded_is_not_asked_for(tmp_path: Path) -> None:
+    """A held-out folder, a cache that is to be written, and the file that --weights takes the place of."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"")
+    (tmp_path / "my.toml").write_text("[data]\nheldout = 'no'\ncache = 'c'\n[text]\ntowers = 'tiny'\n"
+                                      "[unet]\ncontext_dim = 96\nvector_dim = 1600\n")  # fmt: skip
+    code, _, error = answer(["cache", "my.toml", "--out", "c", "--folder", "images"], tmp_path)
+    assert (code, error) == (
+        2,
+        "error: no autoencoder to encode with; name its safetensors file with --weights\n",
+    )
+
+
 @pytest.mark.parametrize("module", ["train", "sample"])
 def test_the_modules_answer_as_fast(module: str, tmp_path: Path) -> None:
     code, out, _ = answer(["--help"], tmp_path, MODULE.format(module))

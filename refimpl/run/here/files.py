@@ -16,6 +16,8 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 METADATA = "metadata.jsonl"
 CACHE = ("latents", "cache.json")  # the manifest of the latents in a folder that `refimpl cache` has written
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+TOKENIZER_FOLDERS = (".", "tokenizer", "tokenizer_2")
 MOST_NAMES = 100_000  # in a folder, after which images are taken to follow
 LENGTH = 8  # bytes that say how long the table of a .safetensors file is, which begins after them
 
@@ -71,6 +73,12 @@ def shards_in(folder: str) -> list[str]:
 def is_cache(folder: str) -> bool:
     """Whether `refimpl cache` has finished a cache there."""
     return os.path.isfile(os.path.join(folder, *CACHE))
+
+
+def has_tokenizer(folder: str) -> bool:
+    """Whether a tokenizer is in a folder, or in its tokenizer/ or tokenizer_2/."""
+    places = (os.path.join(folder, name) for name in TOKENIZER_FOLDERS)
+    return any(os.path.isfile(os.path.join(place, name)) for place in places for name in TOKENIZER_FILES)
 
 
 def cannot_make(folder: Path) -> str:

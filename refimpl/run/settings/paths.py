@@ -12,8 +12,10 @@ from refimpl.latents.config import SCALE_SHIFT_NAMES
 from refimpl.names import near_path
 from refimpl.run.config import Config
 from refimpl.run.here.files import (
+    TOKENIZER_FOLDERS,
     absent,
     cannot_make,
+    has_tokenizer,
     holds_images,
     is_cache,
     not_json,
@@ -23,17 +25,12 @@ from refimpl.run.here.files import (
 from refimpl.run.here.machine import machine_problems
 from refimpl.run.ranks.restarts import restarts
 
-DIFFUSERS_FILES = (
-    "model_index.json",
-    "config.json",
-)  # one of them is in every diffusers folder and every run
-UNET_FOLDER = "unet"  # in a diffusers folder that has lost its index
+UNET_FOLDER = "unet"  # in a diffusers folder, also in one that has lost its index
 MANIFEST = "manifest.json"  # of a folder that was committed whole, as a trained autoencoder's is
+IN_CHECKPOINTS = ("model_index.json", "config.json", UNET_FOLDER, MANIFEST)  # one is in each that is a folder
 OUT = "train.out"
 RUN_SETTINGS, RUN_LOCK = "config.json", ".lock"
 DRAWN = ("train", "heldout")  # folders of the demonstration's images, side by side
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-TOKENIZER_FOLDERS = (".", "tokenizer", "tokenizer_2")
 WRONG_PATHS = "paths of the settings are wrong"
 IS_CHECKPOINT = "give a .safetensors file, a diffusers folder or a run folder"
 
@@ -70,6 +67,11 @@ def path_problems(config: Config) -> list[str]:
 def image_problems(config: Config) -> list[str]:
     """Those of the paths of images and of what was encoded of them."""
     return [*_data(config), *_cache(config)]
+
+
+def network_problems(config: Config, with_text: bool) -> list[str]:
+    """Those of the paths of the networks that encode images, and captions where they do."""
+    return [*_start(config), *_autoencoder(config), *(_text(config) if with_text else ())]
 
 
 def data_problem(setting: str, path: str) -> str | None:
@@ -124,11 +126,14 @@ def _found(problem: str | None) -> Iterator[str]:
 
 
 def _cache(config: Config) -> Iterator[str]:
-    if config.data.cache and not os.path.isdir(config.data.cache):
-        near = near_path(config.data.cache)
-        yield f"data.cache {config.data.cache}: there is no such folder{near}; write it with `refimpl cache`"
-    elif config.data.cache and not is_cache(config.data.cache):
-        yield f"data.cache {config.data.cache} holds no finished cache; write it with `refimpl cache`"
+    folder = config.data.cache
+    if folder and not is_cache(folder):
+        why = (
+            " holds no finished cache"
+            if os.path.isdir(folder)
+            else f": there is no such folder{near_path(folder)}"
+        )
+        yield f"data.cache {folder}{why}; write it with `refimpl cache`"
 
 
 def _image_tower(config: Config) -> Iterator[str]:
@@ -144,7 +149,7 @@ def _start(config: Config) -> Iterator[str]:
     if why := absent(start):
         yield f"train.init_from {start} {why}; {IS_CHECKPOINT}"
     elif os.path.isdir(start) and not any(
-        os.path.exists(os.path.join(start, name)) for name in (*DIFFUSERS_FILES, UNET_FOLDER, MANIFEST)
+        os.path.exists(os.path.join(start, name)) for name in IN_CHECKPOINTS
     ):
         yield (
             f"train.init_from {start} holds no checkpoint; give a run folder or one of its checkpoints/step-* "
@@ -222,12 +227,6 @@ def _lacks_tokenizer(start: str) -> bool:
     if os.path.isdir(start) and not own and not os.path.isdir(os.path.join(start, UNET_FOLDER)):
         return False  # a run
     return os.path.exists(start) and not has_tokenizer(start if own else os.path.dirname(start) or ".")
-
-
-def has_tokenizer(folder: str) -> bool:
-    """Whether a tokenizer is in a folder, or in its tokenizer/ or tokenizer_2/."""
-    places = (os.path.join(folder, name) for name in TOKENIZER_FOLDERS)
-    return any(os.path.isfile(os.path.join(place, name)) for place in places for name in TOKENIZER_FILES)
 
 
 def _out(config: Config) -> Iterator[str]:
