@@ -136,8 +136,9 @@ def test_bad_input_is_answered_at_once(words: list[str], message: str, tmp_path:
          "--optimizer.learning-rate must be a number, not '1e'"),
         (["sample", "run", "--steps", "3.5"], "--steps must be a whole number, not '3.5'"),
         (["data", "check", "run", "--batch-size", "x"], "--batch-size must be a whole number, not 'x'"),
+        (["train", "tiny", "--train.steps", "9" * 5000], "--train.steps must be a whole number, of fewer digits"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )  # fmt: skip
 def test_what_is_no_number_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
     assert answer(words, tmp_path) == (2, "", f"error: {message}\n")
