@@ -1,6 +1,7 @@
 """The error class for bad input, whose message is all the user sees, and the phrases for a full disk or memory."""
 
 import errno
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ class WrongSettings(InputError):
         self.source, self.problems, self.closest, self.open_names = source, problems, closest, open_names
         super().__init__(self._listed())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.problems, self.closest, self.open_names)
+
     def _listed(self) -> str:
         if len(self.problems) == 1 and self.problems[0].is_whole:
             return self.problems[0].text
@@ -51,8 +55,13 @@ class WrongSettings(InputError):
 
     def with_more(self, texts: Iterable[str]) -> "WrongSettings":
         """The same, and what else is wrong; but for what speaks of settings that are not known."""
-        more = [Problem(text, True) for text in texts if not any(name in text for name in self.open_names)]
+        more = [Problem(text, True) for text in texts if not speaks_of(text, self.open_names)]
         return WrongSettings(self.source, [*self.problems, *more], self.closest, self.open_names)
+
+
+def speaks_of(text: str, names: Iterable[str]) -> bool:
+    """Whether a message has one of the settings in it, whole: data.cache is not in "data.cache_megabytes"."""
+    return any(re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text) for name in names)
 
 
 class LostProcess(InputError):

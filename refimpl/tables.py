@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from typing import Any, NamedTuple, TypeVar
 
 from refimpl.checks import check_integer
-from refimpl.errors import InputError, Problem, WrongSettings
+from refimpl.errors import InputError, Problem, WrongSettings, speaks_of
 from refimpl.names import LIKE, nearest
 from refimpl.printable import one_line
 
+NUMBER = re.compile(r"\[\d+\]")  # of an entry of a list, in a setting's place
+BEGIN = re.compile(
+    r"(?:[\w ]+: |[\w.\[\]]+\.|\w+ )?(\w+)"
+)  # of a message: a field, after what it is a field of
 SLIP = 0.8  # similarity from which a name may be a slip for another, although it is the name of a third
 
 T = TypeVar("T")
@@ -63,6 +68,11 @@ class _Found(NamedTuple):
     def add(self, text: str, is_whole: bool = False) -> None:
         self.problems.append(Problem(text, is_whole))
 
+    def leave_open(self, *names: str) -> None:
+        """Notes settings that are not known; those in a list also as they are spoken of all together."""
+        self.open_names.extend(names)
+        self.open_names.extend(NUMBER.sub("", name) for name in names if NUMBER.search(name))
+
 
 def _build(root: type, cls: type, table: Any, where: str, found: _Found) -> Any:
     """The dataclass; where its table adds to the problems, one with defaults for those, unchecked, or None."""
@@ -75,17 +85,17 @@ def _build(root: type, cls: type, table: Any, where: str, found: _Found) -> Any:
     for key in table:
         if key not in known:
             near = _nearest(root, key, known, where)
-            found.open_names.extend(name for name in near if name.removeprefix(where) not in table)
+            found.leave_open(*(name for name in near if name.removeprefix(where) not in table))
             found.add(f"unknown key {where}{one_line(key)}; did you mean {', or '.join(near)}?")
     values = {}
     for name, entry in known.items():
         if name in table:
             so_far = len(found.problems)
             value = _value(root, hints[name], table[name], f"{where}{name}", found)
-            if len(found.problems) == so_far or (dataclasses.is_dataclass(hints[name]) and value is not None):
+            if len(found.problems) == so_far or _is_built(value):
                 values[name] = value
             else:
-                found.open_names.append(f"{where}{name}")
+                found.leave_open(f"{where}{name}")
         elif dataclasses.is_dataclass(hints[name]) and _is_required(entry):
             values[name] = _build(root, typing.cast(type, hints[name]), {}, f"{where}{name}.", found)
         elif _is_required(entry):
@@ -95,14 +105,16 @@ def _build(root: type, cls: type, table: Any, where: str, found: _Found) -> Any:
     built = _checked(cls, values, where, found)  # first, as it knows the range of each
     if len(found.problems) == before:
         for name, value in values.items():
-            _check_size(value, f"{where}{name}", found)
+            if not _check_size(value, f"{where}{name}", found):
+                found.leave_open(f"{where}{name}")
     return built
 
 
 def _checked(cls: type, values: dict[str, Any], where: str, found: _Found) -> Any:
     """The dataclass of these values; where it refuses some, which add to the problems, one that is not checked.
 
-    After a message that begins with a setting, that one has its default, so that the next that is wrong is found.
+    After a message that begins with a setting, that one has its default, so that the next that is wrong is found;
+    there is no dataclass where it has none.
     """
     required = {entry.name for entry in dataclasses.fields(cls) if _is_required(entry)}
     left = dict(values)
@@ -112,15 +124,44 @@ def _checked(cls: type, values: dict[str, Any], where: str, found: _Found) -> An
         except WrongSettings as error:
             messages = [problem.text for problem in error.problems]
         except InputError as error:
-            messages = [str(error)]
-        said = [text for text in messages if not any(name in text for name in found.open_names)]
+            messages = [_placed(str(error), cls, where)]
+        said = [text for text in messages if not speaks_of(text, _open_names(cls, where, found))]
         for text in said:
             found.add(text, is_whole=True)
-        name = next((name for name in left if messages[0].startswith(f"{where}{name} ")), None)
-        if not said or name is None or name in required:
+        name = _field_of(messages[0].removeprefix(where[:-1] + ": "), cls)
+        if not said or name not in left:
             return unchecked(cls, left)
-        found.open_names.append(f"{where}{name}")
+        if name in required:
+            return None
+        found.leave_open(f"{where}{name}")
         del left[name]
+
+
+def _is_built(value: Any) -> bool:
+    """Whether a value is a dataclass, or a list of some, each of which could be built, if unchecked."""
+    several = value if isinstance(value, tuple) and value else (value,)
+    return all(dataclasses.is_dataclass(one) for one in several)
+
+
+def _field_of(text: str, cls: type) -> str:
+    """The field that a dataclass's message begins with, after its section, its class or a word; empty for none."""
+    begin = BEGIN.match(text)
+    return begin[1] if begin and any(entry.name == begin[1] for entry in dataclasses.fields(cls)) else ""
+
+
+def _placed(text: str, cls: type, where: str) -> str:
+    """A dataclass's message; in a list with its place there, which the dataclass does not know."""
+    first, space, rest = text.partition(" ")
+    if "[" not in where or first.startswith(where):
+        return text
+    return f"{where}{_field_of(text, cls)}{space}{rest}" if "." in first else f"{where[:-1]}: {text}"
+
+
+def _open_names(cls: type, where: str, found: _Found) -> list[str]:
+    """The settings that are not known; those of one table as its dataclass may name them, too."""
+    here = [name.removeprefix(where) for name in found.open_names if where and name.startswith(where)]
+    plain = [name for name in here if "_" in name]  # which is no everyday word
+    return [*found.open_names, *plain, *(f"{cls.__name__}.{name}" for name in here)]
 
 
 def unchecked(cls: type[T], values: dict[str, Any]) -> T:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -210,6 +211,46 @@ def test_what_speaks_of_a_mistyped_setting_is_not_said() -> None:
         ["unknown", "key", "data.foldr;"], ["unknown", "key", "train.shardin;"]
     ]  # fmt: skip
     assert [line.split(" ")[0] for line in wrong(unknown)] == ["unknown", "train.sharding"]
+
+
+def test_a_setting_is_named_as_the_file_has_it_and_once() -> None:
+    stages = [
+        {"from_step": 0, "buckets": {"preset": "sdxk"}},
+        {"from_step": 0, "buckets": {"min_side": 3000}},
+    ]
+    assert [line.split("; ")[0].split(" must")[0] for line in wrong({
+        "buckets": {"step": 0, "max_side": -1}, "unet": {"context_dim": 0, "groups": "x"},
+        "text": {"towers": "tinny"}, "data": {"cache": 5, "cache_megabytes": -1}, "stages": stages,
+    })] == [
+        "data.cache", "data.cache_megabytes -1", "bucket step = 0: it is in pixels and",
+        "bucket min_side = 512 is above max_side = -1: no side fits",
+        "text.towers 'tinny' is unknown", "unet.groups", "UNetConfig.context_dim = 0: needs whole numbers ≥ 1",
+        "stages[0].buckets.preset 'sdxk' is unknown",
+        "stages[1].buckets: bucket min_side = 3000 is above max_side = 2048: no side fits",
+        "stages.from_step [0, 0]",
+    ]  # fmt: skip
+    assert refused({"buckets": {"min_side": 4000}}).problems == [
+        ("bucket min_side = 4000 is above max_side = 2048: no side fits; swap them", True)
+    ]
+    assert (
+        len(refused({"buckets": {"min_side": "x", "max_side": 64}}).problems) == 1
+    )  # the default is not blamed
+    assert "correct it in buckets.extra" in str(refused({"buckets": {"extra": [[1, 2]]}}))
+
+
+def test_a_stage_that_cannot_be_built_hides_no_other_setting() -> None:
+    said = wrong({"stages": [{"from_step": -1}, {"folder": "x"}], "lora": {"rank": 4}})
+    assert [line.split(" ")[0] for line in said] == [
+        "stages[0].from_step",
+        "stages[1].from_step",
+        "lora.rank",
+    ]
+
+
+def test_a_refusal_survives_its_way_to_other_processes() -> None:
+    error = refused({"train": {"steps": "x", "seed": -1}})
+    there = pickle.loads(pickle.dumps(error))
+    assert (type(there), str(there), there.problems) == (WrongSettings, str(error), error.problems)
 
 
 def refused(table: dict[str, Any]) -> WrongSettings:

@@ -71,14 +71,14 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     from refimpl.train.loop import train
     from refimpl.train.metrics.interval import peak_memory
     from refimpl.train.setup.frozen_parts import frozen_parts
-    from refimpl.train.setup.out_folder import absent_above, removed_if_empty, run_folder
+    from refimpl.train.setup.out_folder import absent_folders, removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
     from refimpl.train.setup.resumed import settled
 
     config = demo_config(command)
     use_threads(config.train, config.unet, config.vae)
     world = World(0, 1, torch.device("cpu"))
-    above = absent_above(config.train.out)
+    made = absent_folders(config.train.out)
     out = run_folder(config, "demo", world, setting="--out")
     config = settled(_inside(config, out), world)
     minutes = expected_seconds(config) / 60
@@ -87,7 +87,7 @@ def demo_command(arguments: list[str], program: str = "refimpl demo") -> None:
     )
     timings: dict[str, float] = {}
 
-    with removed_if_empty(out, world, above), _stage(timings, 0):
+    with removed_if_empty(out, world, made), _stage(timings, 0):
         write_demo_data(config.data)
         data = read_stage(config, config.all_stages()[-1])
         heldout = read_stage(config, replace(config.all_stages()[-1], folder=config.data.heldout))

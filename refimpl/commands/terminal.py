@@ -29,7 +29,8 @@ from refimpl.run.threads import prepare_environment
 
 Settings = TypeVar("Settings")
 WANTED = {int: "a whole number", float: "a number"}
-NO_NUMBER = re.compile(r"(?:with base 10|to float): (.*)")  # what Python's int and float refuse, quoted
+# What Python's int and float refuse, quoted but for one of too many digits.
+NO_NUMBER = re.compile(r"(?:with base 10|to float): (.*)|Exceeds the limit")
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
 
 # The disk is full, the quota is used up, or the file system or the folder refuses writes.
@@ -162,7 +163,8 @@ def _no_number(stop: SystemExit) -> InputError | None:
         names = getattr(getattr(getattr(cause, "arg", None), "lowered", None), "name_or_flags", ())
         value = NO_NUMBER.search(str(getattr(cause, "message", "")))
         if kinds and names and value:
-            return InputError(f"{names[-1]} must be {WANTED[kinds[0]]}, not {value[1]}")
+            given = f"not {value[1]}" if value[1] else "of fewer digits"
+            return InputError(f"{names[-1]} must be {WANTED[kinds[0]]}, {given}")
     return None
 
 

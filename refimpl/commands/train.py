@@ -32,35 +32,75 @@ def parse(arguments: list[str], program: str = "python -m refimpl.train") -> tup
     if not name and not asks_for_all and not HELP & set(arguments):
         raise InputError(f"name a preset or a TOML file first\n{usage(program)}")
     rest, called = arguments[1:], f"{program} {name or 'PRESET'}"
-    try:
-        default = load_config(name) if name else from_table(Config, {}, "the defaults")
-    except WrongSettings as error:
-        raise _with_what_is_absent(error, rest, called) from None
-    if not asks_for_all and HELP & set(arguments):
+    is_help = bool(HELP & set(arguments)) and not asks_for_all
+    default = _named(name)
+    if isinstance(default, WrongSettings):
+        raise _all_that_is_wrong(default, [] if is_help or asks_for_all else rest, called)
+    if is_help:
         print(essentials(program, default, name))
         sys.exit(0)
     description = f"Trains the configuration {name or 'PRESET'!r}; every setting can be overridden."
-    try:
-        config = parsed(Config, ["--help"] if asks_for_all else rest, called, default, description)
-    except WrongSettings as error:
-        raise _with_what_is_absent(error, [], called) from None
+    config = _with_options(["--help"] if asks_for_all else rest, called, default, description)
     return config, preset_label(name)
 
 
-def _with_what_is_absent(error: WrongSettings, rest: list[str], called: str) -> InputError:
-    """The refusal of settings, and what else of them can't be used here: paths, a library, a GPU.
+def _named(name: str) -> Config | WrongSettings:
+    """The configuration of that name, the defaults for none, or their refusal."""
+    try:
+        return load_config(name) if name else from_table(Config, {}, "the defaults")
+    except WrongSettings as error:
+        return error
 
-    rest  the options of the command line, which come before what the settings say
+
+def _with_options(words: list[str], called: str, default: Config, description: str) -> Config:
+    """The configuration that options make of another. Raises InputError listing all that is wrong with it."""
+    try:
+        return parsed(Config, words, called, default, description)
+    except InputError:
+        pass  # what is raised now has no error before it
+    raise _all_that_is_wrong(WrongSettings("", [], default), words, called)
+
+
+def _all_that_is_wrong(error: WrongSettings, words: list[str], called: str) -> InputError:
+    """The refusal of settings, with what else of them can't be used here: options, paths, a library, a GPU.
+
+    words  the options of the command line, which come before what the settings say
     """
+    known = {problem.text for problem in error.problems}
     closest = error.closest
-    if rest and closest is not None:
-        try:
-            closest = parsed(Config, rest, called, closest)
-        except WrongSettings as refused:
-            closest = refused.closest
-        except InputError:
-            closest = None
+    if words and closest is not None:
+        said, closest = _of_options(words, called, closest)
+        error = error.with_more(text for text in said if text not in known)
     return error if closest is None else error.with_more(problems_here(closest))
+
+
+def _of_options(words: list[str], called: str, default: Config) -> tuple[list[str], Config | None]:
+    """What is wrong with the values of options, and the settings without those; None where there are none such."""
+    options: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not options:
+            options.append([])
+        options[-1].append(word)
+    said: list[str] = []
+    while True:
+        try:
+            return said, parsed(Config, [word for option in options for word in option], called, default)
+        except WrongSettings as error:
+            return [*said, *(problem.text for problem in error.problems)], error.closest
+        except InputError as error:
+            said.append(str(error))
+        except SystemExit:  # an unknown option, which has been told
+            return said, default
+        wrong = _setting(said[-1].split()[0])
+        left = [option for option in options if _setting(option[0]) != wrong]
+        if len(left) == len(options):
+            return said, None
+        options = left
+
+
+def _setting(word: str) -> str:
+    """The setting that an option, or the first word of a message, names."""
+    return word.lstrip("-").partition("=")[0].rstrip(":").replace("-", "_").replace(".no_", ".")
 
 
 def without_config_option(arguments: list[str]) -> list[str]:
@@ -95,7 +135,7 @@ def _parse_resume(arguments: list[str], program: str) -> tuple[Config, str]:
         sys.exit(0)
     default = replace(own, train=replace(own.train, out=run, resume=True, accept_data=False))
     description = f"Continues the run {run!r} with its own settings, changed by those given."
-    config = parsed(Config, ["--help"] if HELP_ALL in rest else rest, called, default, description)
+    config = _with_options(["--help"] if HELP_ALL in rest else rest, called, default, description)
     if (config.train.out, config.train.resume) != (run, True):
         raise InputError(f"{RESUME} {run} says which run goes on; leave out --train.out and --train.resume")
     return config, Path(run).name
@@ -112,7 +152,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     from refimpl.run.world import join_world, leave_world, lost_peers_named
     from refimpl.train.budget.check import check_memory
     from refimpl.train.loop import train
-    from refimpl.train.setup.out_folder import absent_above, removed_if_empty, run_folder
+    from refimpl.train.setup.out_folder import absent_folders, removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
     from refimpl.train.setup.resumed import settled
     from refimpl.train.setup.run_lock import run_lock
@@ -128,13 +168,13 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
             config = settled(begun_run(config, world), world)
             is_left = not has_finished(config, world)
             is_own = is_resume(arguments)
-            above = absent_above(config.train.out)
+            made = absent_folders(config.train.out)
             run = run_folder(config, label, world, is_own) if is_left else Path(config.train.out)
             remember_run(run, world)
             if world.is_main:
                 print(f"run folder: {run}", flush=True)
             if is_left:
-                with removed_if_empty(run, world, above), run_lock(run, world):
+                with removed_if_empty(run, world, made), run_lock(run, world):
                     prepared = prepare(config, run, world)
                     with signals.noted(world.barrier):
                         is_complete = train(config, run, prepared, world, signals.asked)

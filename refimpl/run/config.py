@@ -86,12 +86,13 @@ class Config:
         """Settings of two sections that do not fit each other."""
         factor = self.vae.factor
         for stage in self.all_stages():
-            uneven = [size for size in stage.buckets.sizes() if size[0] % factor or size[1] % factor]
+            uneven = [size for size in _sizes(stage) if size[0] % factor or size[1] % factor]
             for width, height in uneven[:1]:
-                yield (
-                    f"bucket {width}×{height} is not a multiple of the VAE's factor {factor}; "
-                    f"make buckets.step a multiple of {factor}, not {stage.buckets.step}"
-                )
+                step = stage.buckets.step
+                other = f"make buckets.step a multiple of {factor}, not {step}"
+                if (width, height) in stage.buckets.extra:
+                    other = "correct it in buckets.extra"
+                yield f"bucket {width}×{height} is not a multiple of the VAE's factor {factor}; {other}"
         starts = [stage.from_step for stage in self.all_stages()]
         if starts[0] != 0 or sorted(set(starts)) != starts:
             yield f"stages.from_step {starts} must begin with 0 and increase"
@@ -113,18 +114,18 @@ class Config:
             yield (
                 f"unet.context_dim {self.unet.context_dim} and vector_dim {self.unet.vector_dim} do not fit the "
                 f"{self.text.towers} text towers with text.vector {self.text.vector!r}, which need {wanted[0]} and "
-                f"{wanted[1]}"
+                f"{wanted[1]}; correct unet.context_dim and unet.vector_dim, or text.towers"
             )
         if (
             self.unet.in_channels != self.vae.latent_channels
             or self.unet.out_channels != self.vae.latent_channels
         ):
             yield (
-                f"unet.in_channels {self.unet.in_channels} and out_channels {self.unet.out_channels} must be "
+                f"unet.in_channels {self.unet.in_channels} and unet.out_channels {self.unet.out_channels} must be "
                 f"vae.latent_channels {self.vae.latent_channels}"
             )
         if self.train.pixel_budget:
-            sizes = (size for stage in self.all_stages() for size in stage.buckets.sizes())
+            sizes = (size for stage in self.all_stages() for size in _sizes(stage))
             larger = [size for size in sizes if self.train.pixel_budget < size[0] * size[1]]
             for width, height in larger[:1]:
                 yield (
@@ -174,3 +175,11 @@ class Config:
             )
             for stage in self.stages or (Stage(from_step=0, buckets=self.buckets),)
         )
+
+
+def _sizes(stage: Stage) -> list[tuple[int, int]]:
+    """A stage's buckets; none where the settings of them were refused, which has been said (`unchecked`)."""
+    try:
+        return stage.buckets.sizes()
+    except InputError:
+        return []

@@ -136,8 +136,9 @@ def test_bad_input_is_answered_at_once(words: list[str], message: str, tmp_path:
          "--optimizer.learning-rate must be a number, not '1e'"),
         (["sample", "run", "--steps", "3.5"], "--steps must be a whole number, not '3.5'"),
         (["data", "check", "run", "--batch-size", "x"], "--batch-size must be a whole number, not 'x'"),
+        (["train", "tiny", "--train.steps", "9" * 5000], "--train.steps must be a whole number, of fewer digits"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )  # fmt: skip
 def test_what_is_no_number_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
     assert answer(words, tmp_path) == (2, "", f"error: {message}\n")
@@ -188,6 +189,42 @@ def test_sections_and_paths_of_the_command_line_are_one_list(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_options_and_paths_are_one_list(tmp_path: Path) -> None:
+    """A value out of range hides neither the next, nor one that is no number, nor a path."""
+    options = [
+        "--train.steps",
+        "0",
+        "--optimizer.kind=foo",
+        "--train.seed",
+        "x",
+        "--train.init-from",
+        "no.safetensors",
+    ]
+    code, _, error = answer(["train", "tiny", *options, "--lora.rank", "4"], tmp_path)
+    assert code == 2
+    first, *rest = error.splitlines()
+    assert first == "error: 4 settings are wrong"
+    assert sorted(line.split(" is ")[0].split(" must ")[0].split(" does ")[0].strip() for line in rest) == [
+        "--train.seed", "optimizer.kind 'foo'", "train.init_from no.safetensors", "train.steps 0"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["--help", "--help-all", "-h"])
+def test_no_help_is_given_on_settings_that_are_refused(option: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(BAD_FILE)
+    code, out, error = answer(["train", "bad.toml", option], tmp_path)
+    assert (code, out) == (2, "")
+    assert "unknown key train.stpes" in error
+
+
+def test_an_unknown_option_hides_no_refusal_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(BAD_FILE)
+    code, _, error = answer(["train", "bad.toml", "--trian.steps", "4"], tmp_path)
+    assert code == 2
+    assert "Unrecognized options: --trian.steps, 4" in error
+    assert "unknown key train.stpes" in error
+
+
 def test_all_wrong_paths_are_listed_at_once(tmp_path: Path) -> None:
     """In under a second of the processor's time: nothing is imported that takes longer."""
     (tmp_path / "paths.toml").write_text(WRONG_PATHS)
@@ -197,6 +234,40 @@ def test_all_wrong_paths_are_listed_at_once(tmp_path: Path) -> None:
     named = ("data.folder no/images", "data.heldout no/heldout", "train.init_from no/model.safetensors",
              "latents.weights no/vae.safetensors", "text.folder no/sdxl")  # fmt: skip
     assert [line.split(":")[0].split(" does")[0].strip() for line in error.splitlines()[1:]] == list(named)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["cache", "paths.toml", "--out", "c"], ["data.folder no/images", "train.init_from no/model.safetensors",
+                                                 "latents.weights no/vae.safetensors", "text.folder no/sdxl"]),
+        (["stats", "paths.toml", "--weights", "no.st"], ["data.folder no/images",
+                                                         "train.init_from no/model.safetensors", "--weights no.st"]),
+        (["init", "no", "--checkpoint", "no.safetensors"], ["the folder no", "no.safetensors"]),
+    ],
+    ids=["cache", "stats", "init"],
+)  # fmt: skip
+def test_so_are_those_of_what_encodes_and_begins(words: list[str], named: list[str], tmp_path: Path) -> None:
+    (tmp_path / "paths.toml").write_text(WRONG_PATHS)
+    code, out, error = answer(words, tmp_path)
+    assert (code, out) == (2, "")
+    first, *rest = error.splitlines()
+    assert first == f"error: {len(named)} paths of the settings are wrong"
+    assert [line.split(":")[0].split(" does")[0].strip() for line in rest] == named
+    assert [path.name for path in tmp_path.iterdir()] == ["paths.toml"]
+
+
+def test_what_is_not_encoded_is_not_asked_for(tmp_path: Path) -> None:
+    """A held-out folder, a cache that is to be written, and the file that --weights takes the place of."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"")
+    (tmp_path / "my.toml").write_text("[data]\nheldout = 'no'\ncache = 'c'\n[text]\ntowers = 'tiny'\n"
+                                      "[unet]\ncontext_dim = 96\nvector_dim = 1600\n")  # fmt: skip
+    code, _, error = answer(["cache", "my.toml", "--out", "c", "--folder", "images"], tmp_path)
+    assert (code, error) == (
+        2,
+        "error: no autoencoder to encode with; name its safetensors file with --weights\n",
+    )
 
 
 @pytest.mark.parametrize("module", ["train", "sample"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from refimpl.checks import check_at_least, check_positive, check_seed
-from refimpl.commands.data.stats import find_autoencoder
+from refimpl.commands.data.stats import check_encodable, find_autoencoder
 from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 from refimpl.run.config import Config
@@ -87,6 +87,7 @@ def cache_command(arguments: list[str], program: str = "refimpl cache") -> None:
     config = load_config(command.config)
     if command.folder:
         config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
+    check_encodable(config, command.weights, command.text and not config.data.varies_captions)
     from refimpl.run.world import join_world, leave_world, lost_peers_named
 
     vae = find_autoencoder(config.latents, config.vae, config.train.init_from, command.weights)

@@ -14,7 +14,9 @@ from refimpl.checks import check_seed
 from refimpl.commands.terminal import parsed
 from refimpl.errors import InputError
 from refimpl.latents.config import LatentConfig, VAEConfig
+from refimpl.run.config import Config
 from refimpl.run.presets import load_config
+from refimpl.run.settings.paths import image_problems, network_problems, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from refimpl.latents.vae import VAE
     from refimpl.run.stage import StageData
     from refimpl.run.world import World
+
+WEIGHTS = "--weights"
+NO_AUTOENCODER = f"no autoencoder to encode with; name its safetensors file with {WEIGHTS}"
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,12 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
         raise InputError(
             "name a preset or a TOML file, or a cache with --cache, which knows what it was made for"
         )
-    named = load_config(command.config) if command.config else None
+    named = _of_folder(load_config(command.config), command.folder) if command.config else None
+    if named is not None and not (command.cache or named.data.cache):
+        check_encodable(named, command.weights)
     from refimpl.cache.made_for import config_of_cache, images_of_cache
 
-    config = named or config_of_cache(command.cache)
-    if command.folder:
-        config = replace(config, data=replace(config.data, folder=command.folder, demo=False))
+    config = named or _of_folder(config_of_cache(command.cache), command.folder)
     if command.cache:
         config = replace(config, data=replace(config.data, cache=command.cache, horizontal_flip=False))
         config = images_of_cache(config)
@@ -98,6 +103,11 @@ def stats_command(arguments: list[str], program: str = "refimpl stats") -> None:
         table = zip(measured.scale_shift.mean, measured.scale_shift.std, strict=True)
         for channel, (mean, std) in enumerate(table):
             print(f"channel {channel}: mean {mean:9.4f}   std {std:9.4f}")
+
+
+def _of_folder(config: Config, folder: str) -> Config:
+    """The configuration with the images of another folder, where one is named."""
+    return replace(config, data=replace(config.data, folder=folder, demo=False)) if folder else config
 
 
 def _measured(
@@ -152,7 +162,7 @@ def find_autoencoder(settings: LatentConfig, shape: VAEConfig, init_from: str, g
     from refimpl.interop.run.run_folder import load_autoencoder
     from refimpl.train.setup.init_from import open_start, start_vae
 
-    weights, made = given or settings.weights, Path(settings.folder) / "autoencoder.safetensors"
+    weights, made = given or settings.weights, _made(settings)
     if weights:
         return load_autoencoder(Path(weights), shape)
     start = open_start(init_from)
@@ -161,4 +171,28 @@ def find_autoencoder(settings: LatentConfig, shape: VAEConfig, init_from: str, g
         return vae
     if settings.folder and made.is_file():
         return load_autoencoder(made, shape)
-    raise InputError("no autoencoder to encode with; name its safetensors file with --weights")
+    raise InputError(NO_AUTOENCODER)
+
+
+def check_encodable(config: Config, given: str, with_text: bool = False) -> None:
+    """Raises InputError listing the paths of what is to be encoded, and of what with, that are wrong.
+
+    given      the autoencoder's file where it is not the settings' own; empty for that
+    with_text  whether captions are encoded too
+    """
+    weights = given or config.latents.weights
+    latents = replace(config.latents, weights=weights, train_steps=1)  # whether there is one is asked below
+    heldout = config.data.heldout if config.data.demo else ""  # drawn with the others, or not encoded
+    data = replace(config.data, cache="", heldout=heldout)  # the cache may be what is to be written
+    named = replace(config, data=data, latents=latents)
+    problems = [*image_problems(named), *network_problems(named, with_text)]
+    if not (weights or config.train.init_from or _made(config.latents).is_file()):
+        problems.append(NO_AUTOENCODER)
+    if given:
+        problems = [problem.replace("latents.weights", WEIGHTS) for problem in problems]
+    refuse(problems)
+
+
+def _made(settings: LatentConfig) -> Path:
+    """The autoencoder that training has made, or will make."""
+    return Path(settings.folder) / "autoencoder.safetensors"

@@ -17,8 +17,9 @@ from refimpl.commands.start.written import Written
 from refimpl.commands.terminal import parsed, parsed_in_part
 from refimpl.errors import InputError, refused_write
 from refimpl.run.config import Config
+from refimpl.run.here.files import absent, wrong_kind
 from refimpl.run.presets import load_config, preset_names
-from refimpl.run.settings.paths import IS_CHECKPOINT, data_problem
+from refimpl.run.settings.paths import IS_CHECKPOINT, data_problem, refuse
 from refimpl.run.settings.recognised import read_foreign
 from refimpl.run.settings.typed import setting_names
 from refimpl.tables import from_table
@@ -104,9 +105,7 @@ def init_command(arguments: list[str], program: str = "refimpl init") -> None:
         folder = command.folder or questions.ask("Folder of images:", "", _is_data)
         if not folder:
             raise InputError(f"name a folder of images: {program} FOLDER")
-        problem = _is_data(folder)
-        if problem:
-            raise InputError(problem)
+        refuse([problem for problem in (_is_data(folder), _is_there(command.checkpoint)) if problem])
         whole = Path(folder).resolve()
         out = out_file(command.out, (whole.stem if whole.is_file() else whole.name) or "settings")
         checkpoint = command.checkpoint or questions.ask(
@@ -177,7 +176,8 @@ def _is_data(answer: str) -> str | None:
 
 
 def _is_there(answer: str) -> str | None:
-    return None if not answer or Path(answer).exists() else f"{answer} does not exist; {IS_CHECKPOINT}"
+    why = answer and (absent(answer) or wrong_kind(answer))
+    return f"{answer} {why}; {IS_CHECKPOINT}" if why else None
 
 
 def _settings_in(words: list[str]) -> list[str]:

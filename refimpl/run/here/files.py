@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from refimpl.file_kinds import PEEK, kind_of
+from refimpl.names import near_path
 
 # Of images that can be read, and of a list of them; their owners are in folders that load numpy.
 IMAGE_SUFFIXES = (
@@ -15,6 +16,8 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 METADATA = "metadata.jsonl"
 CACHE = ("latents", "cache.json")  # the manifest of the latents in a folder that `refimpl cache` has written
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+TOKENIZER_FOLDERS = (".", "tokenizer", "tokenizer_2")
 MOST_NAMES = 100_000  # in a folder, after which images are taken to follow
 LENGTH = 8  # bytes that say how long the table of a .safetensors file is, which begins after them
 
@@ -29,6 +32,17 @@ def wrong_kind(path: str) -> str:
         return ""
     advice = kind.advice or kind.as_weights
     return f"is {kind.what}, not a .safetensors file{f'; {advice}' if advice else ''}"
+
+
+def absent(path: str) -> str:
+    """Why a file or folder can't be read, so far as its path tells; empty where it can."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a null character
+        return f"does not exist{near_path(path)}"
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return "" if os.access(path, os.R_OK) else "can't be read: change its permissions"
 
 
 def not_json(path: str) -> str:
@@ -59,6 +73,12 @@ def shards_in(folder: str) -> list[str]:
 def is_cache(folder: str) -> bool:
     """Whether `refimpl cache` has finished a cache there."""
     return os.path.isfile(os.path.join(folder, *CACHE))
+
+
+def has_tokenizer(folder: str) -> bool:
+    """Whether a tokenizer is in a folder, or in its tokenizer/ or tokenizer_2/."""
+    places = (os.path.join(folder, name) for name in TOKENIZER_FOLDERS)
+    return any(os.path.isfile(os.path.join(place, name)) for place in places for name in TOKENIZER_FILES)
 
 
 def cannot_make(folder: Path) -> str:

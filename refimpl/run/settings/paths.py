@@ -11,21 +11,26 @@ from refimpl.errors import InputError
 from refimpl.latents.config import SCALE_SHIFT_NAMES
 from refimpl.names import near_path
 from refimpl.run.config import Config
-from refimpl.run.here.files import cannot_make, holds_images, is_cache, not_json, shards_in, wrong_kind
+from refimpl.run.here.files import (
+    TOKENIZER_FOLDERS,
+    absent,
+    cannot_make,
+    has_tokenizer,
+    holds_images,
+    is_cache,
+    not_json,
+    shards_in,
+    wrong_kind,
+)
 from refimpl.run.here.machine import machine_problems
 from refimpl.run.ranks.restarts import restarts
 
-DIFFUSERS_FILES = (
-    "model_index.json",
-    "config.json",
-)  # one of them is in every diffusers folder and every run
-UNET_FOLDER = "unet"  # in a diffusers folder that has lost its index
+UNET_FOLDER = "unet"  # in a diffusers folder, also in one that has lost its index
 MANIFEST = "manifest.json"  # of a folder that was committed whole, as a trained autoencoder's is
+IN_CHECKPOINTS = ("model_index.json", "config.json", UNET_FOLDER, MANIFEST)  # one is in each that is a folder
 OUT = "train.out"
 RUN_SETTINGS, RUN_LOCK = "config.json", ".lock"
 DRAWN = ("train", "heldout")  # folders of the demonstration's images, side by side
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-TOKENIZER_FOLDERS = (".", "tokenizer", "tokenizer_2")
 WRONG_PATHS = "paths of the settings are wrong"
 IS_CHECKPOINT = "give a .safetensors file, a diffusers folder or a run folder"
 
@@ -53,8 +58,8 @@ def refuse(problems: Sequence[str], what: str = WRONG_PATHS) -> None:
 def path_problems(config: Config) -> list[str]:
     """What is wrong with the paths, each with the setting that names it; empty where nothing is."""
     problems = [*image_problems(config), *_image_tower(config)]
-    out = Path(config.train.out)
-    if not (config.train.resume and (out / "components").is_dir()):  # else the run has its networks already
+    has_networks = os.path.isdir(os.path.join(config.train.out, "components"))
+    if not (config.train.resume and has_networks):
         problems += [*_start(config), *_autoencoder(config), *_scale_shift(config), *_text(config)]
     return [*problems, *_out(config)]
 
@@ -62,6 +67,11 @@ def path_problems(config: Config) -> list[str]:
 def image_problems(config: Config) -> list[str]:
     """Those of the paths of images and of what was encoded of them."""
     return [*_data(config), *_cache(config)]
+
+
+def network_problems(config: Config, with_text: bool) -> list[str]:
+    """Those of the paths of the networks that encode images, and captions where they do."""
+    return [*_start(config), *_autoencoder(config), *(_text(config) if with_text else ())]
 
 
 def data_problem(setting: str, path: str) -> str | None:
@@ -92,11 +102,10 @@ def _no_data_set(path: str) -> str:
 
 
 def _data(config: Config) -> Iterator[str]:
-    for number, stage in enumerate(config.all_stages()):
-        is_own = bool(config.stages) and config.stages[number].folder
-        if not stage.folder:
-            yield "data.folder is empty; name a folder of images with .txt or .caption sidecars"
-        elif is_own:
+    if not all(stage.folder for stage in config.all_stages()):
+        yield "data.folder is empty; name a folder of images with .txt or .caption sidecars"
+    for number, stage in enumerate(config.stages):
+        if stage.folder:
             yield from _found(data_problem(f"stages[{number}].folder", stage.folder))
     folder, heldout = config.data.folder, config.data.heldout
     is_absent = not os.path.exists(folder)
@@ -117,11 +126,14 @@ def _found(problem: str | None) -> Iterator[str]:
 
 
 def _cache(config: Config) -> Iterator[str]:
-    if config.data.cache and not os.path.isdir(config.data.cache):
-        near = near_path(config.data.cache)
-        yield f"data.cache {config.data.cache}: there is no such folder{near}; write it with `refimpl cache`"
-    elif config.data.cache and not is_cache(config.data.cache):
-        yield f"data.cache {config.data.cache} holds no finished cache; write it with `refimpl cache`"
+    folder = config.data.cache
+    if folder and not is_cache(folder):
+        why = (
+            " holds no finished cache"
+            if os.path.isdir(folder)
+            else f": there is no such folder{near_path(folder)}"
+        )
+        yield f"data.cache {folder}{why}; write it with `refimpl cache`"
 
 
 def _image_tower(config: Config) -> Iterator[str]:
@@ -134,11 +146,10 @@ def _start(config: Config) -> Iterator[str]:
     start = config.train.init_from
     if not start:
         return
-    path = Path(start)
-    if not path.exists():
-        yield f"train.init_from {start} does not exist{near_path(start)}; {IS_CHECKPOINT}"
-    elif path.is_dir() and not any(
-        (path / name).exists() for name in (*DIFFUSERS_FILES, UNET_FOLDER, MANIFEST)
+    if why := absent(start):
+        yield f"train.init_from {start} {why}; {IS_CHECKPOINT}"
+    elif os.path.isdir(start) and not any(
+        os.path.exists(os.path.join(start, name)) for name in IN_CHECKPOINTS
     ):
         yield (
             f"train.init_from {start} holds no checkpoint; give a run folder or one of its checkpoints/step-* "
@@ -151,17 +162,16 @@ def _start(config: Config) -> Iterator[str]:
 def _autoencoder(config: Config) -> Iterator[str]:
     settings = config.latents
     if settings.weights:
-        if not os.path.exists(settings.weights):
-            near = near_path(settings.weights)
-            yield f"latents.weights {settings.weights} does not exist{near}; give a .safetensors file"
+        if why := absent(settings.weights):
+            yield f"latents.weights {settings.weights} {why}; give a .safetensors file"
         elif os.path.isdir(settings.weights):
             yield f"latents.weights {settings.weights} is a folder; give the .safetensors file in it"
         elif kind := wrong_kind(settings.weights):
             yield f"latents.weights {settings.weights} {kind}"
         return
-    folder = Path(settings.folder) if settings.folder else None
-    if folder and folder.exists():
-        if not (folder / MANIFEST).is_file():
+    folder = settings.folder
+    if folder and os.path.exists(folder):
+        if not os.path.isfile(os.path.join(folder, MANIFEST)):
             yield f"latents.folder {folder} exists but holds no autoencoder; delete it or name another"
     elif not (settings.train_steps or config.train.init_from):
         yield (
@@ -200,7 +210,7 @@ def _text(config: Config) -> Iterator[str]:
     elif not start:
         yield (
             "text.folder is empty; name a folder with tokenizer/, text_encoder/ and text_encoder_2/ (a diffusers "
-            "SDXL folder has them)"
+            f"SDXL folder has them), which text.towers {text.towers!r} come from"
         )
     elif not text.tokenizer and _lacks_tokenizer(start):
         yield (
@@ -217,12 +227,6 @@ def _lacks_tokenizer(start: str) -> bool:
     if os.path.isdir(start) and not own and not os.path.isdir(os.path.join(start, UNET_FOLDER)):
         return False  # a run
     return os.path.exists(start) and not has_tokenizer(start if own else os.path.dirname(start) or ".")
-
-
-def has_tokenizer(folder: str) -> bool:
-    """Whether a tokenizer is in a folder, or in its tokenizer/ or tokenizer_2/."""
-    places = (os.path.join(folder, name) for name in TOKENIZER_FOLDERS)
-    return any(os.path.isfile(os.path.join(place, name)) for place in places for name in TOKENIZER_FILES)
 
 
 def _out(config: Config) -> Iterator[str]:
@@ -243,7 +247,7 @@ def out_problem(out: Path, setting: str = OUT) -> str | None:
             return None
     except OSError as error:
         return f"{setting} {out} cannot be made or read: {error.strerror}; choose another folder"
-    is_run = (out / RUN_SETTINGS).exists()
+    is_run = os.path.exists(out / RUN_SETTINGS)
     go_on = ", or continue that run with --resume" if is_run and setting == OUT else ""
     return (
         f"{setting} {out} holds {'another run' if is_run else 'other files'}; choose an empty folder{go_on}"

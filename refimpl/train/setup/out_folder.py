@@ -35,24 +35,24 @@ def run_folder(
     return Path(world.on_main(make))
 
 
-def absent_above(out: str) -> tuple[Path, ...]:
-    """The folders above a run's that a new run would make, the innermost first: of `train.out`, or of runs/."""
+def absent_folders(out: str) -> tuple[Path, ...]:
+    """The folders that a new run would make, the innermost first: `train.out`, or one in runs/, and those above."""
     run = Path(out) if out else RUNS / "run"
-    return tuple(itertools.takewhile(lambda folder: not folder.exists(), run.parents))
+    return tuple(itertools.takewhile(lambda folder: not folder.exists(), (run, *run.parents)))
 
 
 @contextlib.contextmanager
-def removed_if_empty(run: Path, world: World, above: Sequence[Path] = ()) -> Iterator[None]:
-    """A run that fails before it has written anything leaves no folder behind.
+def removed_if_empty(run: Path, world: World, made: Sequence[Path]) -> Iterator[None]:
+    """A run that fails before it has written anything leaves no folder behind that was not there before.
 
-    above  the folders around the run's that were made with it, the innermost first
+    made  the folders that were made for it, the innermost, of which `run` is the name now, first
     """
     try:
         yield
     except BaseException:
         if world.is_main:
-            with contextlib.suppress(OSError):  # one is not empty: the run had begun, or another is there
-                for folder in (run, *above):
+            for folder in (run, *made[1:]) if made else ():
+                with contextlib.suppress(OSError):  # it is not empty: the run had begun, or another is there
                     folder.rmdir()
         raise
 

@@ -54,6 +54,25 @@ def test_good_paths_have_no_problem(root: Path, trained: Path, tmp_path: Path) -
     check_here(settings(root, tmp_path / "out", train={"init_from": newest}))
 
 
+def test_what_the_system_refuses_to_look_at_hides_no_other_path(root: Path, tmp_path: Path) -> None:
+    long = "x" * 300
+    wrong = {"data": {"folder": "no/images"}, "latents": {"weights": "", "folder": long, "train_steps": 1},
+             "train": {"init_from": long}}  # fmt: skip
+    said = path_problems(settings(root, tmp_path / "out", **wrong))
+    assert [line.partition(":")[0] for line in said] == [
+        "data.folder no/images",
+        f"train.init_from {long} can't be read",
+    ]
+    assert path_problems(settings(root, Path(long), train={"resume": True})) == []
+
+
+def test_images_that_stages_lack_are_missed_once(root: Path, tmp_path: Path) -> None:
+    stages = {"stages": [{"from_step": 0}, {"from_step": 5}], "data": {"folder": ""}}
+    assert [line[:21] for line in path_problems(settings(root, tmp_path / "out", **stages))] == [
+        "data.folder is empty;"
+    ]
+
+
 def test_all_problems_are_listed_at_once(root: Path, tmp_path: Path) -> None:
     wrong = {
         "data": {"folder": "no/images", "heldout": "no/heldout", "cache": "no/cache"},

@@ -22,7 +22,7 @@ from refimpl.run.stage import read_stage, write_demo_data
 from refimpl.run.world import World
 from refimpl.train.setup import prepare as preparation
 from refimpl.train.setup.frozen_parts import frozen_parts
-from refimpl.train.setup.out_folder import absent_above, removed_if_empty, run_folder
+from refimpl.train.setup.out_folder import absent_folders, removed_if_empty, run_folder
 from refimpl.train.setup.prepare import prepare
 from tests.tolerances import FLOAT32_ROUNDING
 from tests.train import runs
@@ -159,12 +159,12 @@ def test_a_mistyped_folder_is_no_place_for_the_demonstration(
 def test_a_run_that_never_started_leaves_no_folder(root: Path, tmp_path: Path) -> None:
     run = run_folder(runs.config(root, tmp_path / "run"), "x", runs.ALONE)
     assert run.is_dir()
-    with pytest.raises(KeyboardInterrupt), removed_if_empty(run, runs.ALONE):
+    with pytest.raises(KeyboardInterrupt), removed_if_empty(run, runs.ALONE, [run]):
         raise KeyboardInterrupt
     assert not run.exists()
     run.mkdir()
     (run / "something").write_text("")
-    with pytest.raises(InputError), removed_if_empty(run, runs.ALONE):
+    with pytest.raises(InputError), removed_if_empty(run, runs.ALONE, [run]):
         raise InputError("x")
     assert (run / "something").exists()
 
@@ -177,15 +177,29 @@ def test_the_folders_made_around_a_run_go_with_it(
     (tmp_path / "kept").mkdir()
     config = runs.config(root, tmp_path, train={"out": out})
     for held, left in ((False, ["kept"]), (True, ["kept", "runs" if not out else "made"])):
-        above = absent_above(out)
+        made = absent_folders(out)
         run = run_folder(config, "x", runs.ALONE)
         if held:
             run.with_name("other").mkdir()
-        with pytest.raises(InputError), removed_if_empty(run, runs.ALONE, above):
+        with pytest.raises(InputError), removed_if_empty(run, runs.ALONE, made):
             raise InputError("x")
         assert not run.exists()
         assert sorted(path.name for path in tmp_path.iterdir()) == left
-    assert absent_above("kept/run") == ()
+    assert absent_folders("kept/run") == (Path("kept/run"),)
+
+
+@pytest.mark.parametrize(("out", "left"), [("mine", ["mine"]), ("made/../run", [])])
+def test_a_folder_that_was_there_stays(
+    out: str, left: list[str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in left:
+        (tmp_path / name).mkdir()
+    made = absent_folders(out)
+    run = run_folder(runs.config(root, tmp_path, train={"out": out}), "x", runs.ALONE)
+    with pytest.raises(InputError), removed_if_empty(run, runs.ALONE, made):
+        raise InputError("x")
+    assert [path.name for path in tmp_path.iterdir()] == left
 
 
 @pytest.mark.parametrize("rank", [0, 1])
