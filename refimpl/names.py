@@ -31,8 +31,15 @@ def near_path(path: str | os.PathLike[str]) -> str:
         wrong, rest = above, os.path.join(os.path.basename(wrong), rest) if rest else os.path.basename(wrong)
     folder, name = os.path.split(wrong)
     try:
-        near = nearest(name, sorted(os.listdir(folder or ".")), least=LIKE)
+        there = [other for other in sorted(os.listdir(folder or ".")) if name[:1] == "." or other[:1] != "."]
     except OSError:
         return ""
+    near = [other for other in nearest(name, there, least=LIKE) if _have_like_stems(name, other)]
     meant = os.path.join(folder, near[0], rest).rstrip(os.sep) if near else ""
     return f"; did you mean {meant}?" if meant and os.path.exists(meant) else ""
+
+
+def _have_like_stems(name: str, other: str) -> bool:
+    """Whether two file names are alike for more than their suffix."""
+    (stem, suffix), (others, its) = os.path.splitext(name), os.path.splitext(other)
+    return suffix != its or bool(nearest(stem, [others], least=LIKE))

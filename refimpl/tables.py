@@ -5,6 +5,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from refimpl.checks import check_integer
@@ -84,8 +85,9 @@ def _build(root: type, cls: type, table: Any, where: str, found: _Found) -> Any:
     hints = typing.get_type_hints(cls)
     for key in table:
         if key not in known:
-            near = _nearest(root, key, known, where)
-            found.leave_open(*(name for name in near if name.removeprefix(where) not in table))
+            near, is_like = _nearest(root, key, known, where)
+            if is_like:
+                found.leave_open(*(name for name in near if name.removeprefix(where) not in table))
             found.add(f"unknown key {where}{one_line(key)}; did you mean {', or '.join(near)}?")
     values = {}
     for name, entry in known.items():
@@ -227,8 +229,8 @@ def _is_required(entry: dataclasses.Field) -> bool:
     return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
 
 
-def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> list[str]:
-    """The most similar key of this table, or of any table when nothing here is as similar; or several."""
+def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> tuple[list[str], bool]:
+    """The keys that a wrong one may have been meant as, of this table or another, and whether any is like it."""
     candidates = {name: where + name for name in known}
     for section, kind in typing.get_type_hints(root).items():
         if dataclasses.is_dataclass(kind):
@@ -236,6 +238,12 @@ def _nearest(root: type, key: str, known: dict[str, Any], where: str) -> list[st
                 candidates.setdefault(entry.name, f"{section}.{entry.name}")
     typed = nearest(key, known, least=SLIP)
     if key in candidates:  # the right name in the wrong table, unless it is a slip for another of this one
-        return [*(where + name for name in typed), candidates[key]]
-    here = typed or nearest(key, known, least=LIKE)
-    return [candidates[(here or nearest(key, candidates))[0]]]
+        return [*(where + name for name in typed), candidates[key]], True
+    like = typed or _of_initials(key, known) or nearest(key, known, least=LIKE)
+    like = like or _of_initials(key, candidates) or nearest(key, candidates, least=LIKE)
+    return [candidates[(like or nearest(key, known))[0]]], bool(like)
+
+
+def _of_initials(key: str, known: Iterable[str]) -> list[str]:
+    """The names whose words begin with a key's letters, as those of learning_rate do with lr; the first alone."""
+    return [name for name in known if "_" in name and "".join(w[:1] for w in name.split("_")) == key][:1]

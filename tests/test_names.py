@@ -45,5 +45,11 @@ def test_a_path_that_was_probably_meant_is_named(tmp_path: Path, monkeypatch: py
     assert near_path("phtos/2024") == "; did you mean photos/2024?"
     assert near_path("photos/2042/") == "; did you mean photos/2024?"
     assert near_path("vae.safetensor") == "; did you mean vae.safetensors?"
+    (tmp_path / ".images.index.parts").mkdir()
+    assert near_path("images.index.part") == ""  # hidden, so not meant
+    assert near_path(".images.index.part") == "; did you mean .images.index.parts?"
+    (tmp_path / "syn.toml").touch()
+    assert near_path("absent.toml") == ""  # alike in the suffix alone
+    assert near_path("syns.toml") == "; did you mean syn.toml?"
     for far in ("zzz", "zzz/2024", "photos/zzz", "phtos/zzz", "vae.safetensors/x", "", "/zzz/photos"):
         assert near_path(far) == ""

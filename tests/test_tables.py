@@ -253,6 +253,30 @@ def test_a_refusal_survives_its_way_to_other_processes() -> None:
     assert (type(there), str(there), there.problems) == (WrongSettings, str(error), error.problems)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "meant"),
+    [
+        ("optimizer", "lr", "optimizer.learning_rate"),
+        ("train", "lr", "optimizer.learning_rate"),
+        ("optimizer", "wd", "optimizer.weight_decay"),
+        ("train", "bs", "train.batch_size"),
+        ("train", "lerning_rate", "optimizer.learning_rate"),
+        ("optimizer", "weight_dcay", "optimizer.weight_decay"),
+    ],
+)
+def test_short_names_and_slips_name_what_was_meant(section: str, key: str, meant: str) -> None:
+    assert (
+        str(refused({section: {key: 1}}).problems[0].text)
+        == f"unknown key {section}.{key}; did you mean {meant}?"
+    )
+
+
+def test_a_key_that_is_like_none_hides_nothing() -> None:
+    error = refused({"data": {"xyzzy": 1}})
+    assert error.problems[0].text.startswith("unknown key data.xyzzy; did you mean data.")
+    assert error.open_names == []
+
+
 def refused(table: dict[str, Any]) -> WrongSettings:
     with pytest.raises(WrongSettings) as error:
         from_table(Config, table, "a.toml")

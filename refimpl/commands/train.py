@@ -1,7 +1,9 @@
 """`refimpl train` and `python -m refimpl.train`: preset, TOML file or a run to be continued, overrides, processes."""
 
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,13 +182,14 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
                         is_complete = train(config, run, prepared, world, signals.asked)
         leave_world(world)
     if world.is_main:
-        print(_done(run) if is_complete else _stopped(run, world.size), flush=True)
+        print(_done(run, config.sample.prompts) if is_complete else _stopped(run, world.size), flush=True)
     if not is_complete:
         sys.exit(STOPPED)
 
 
-def _done(run: Path) -> str:
-    return f"done: {run}\nsample from it: python -m refimpl.sample {run} --prompts 'completely black'"
+def _done(run: Path, prompts: Sequence[str]) -> str:
+    prompt = f" --prompts {shlex.quote(prompts[0])}" if prompts[0] else ""
+    return f"done: {run}\nsample from it: python -m refimpl.sample {run}{prompt}"
 
 
 def _stopped(run: Path, ranks: int) -> str:

@@ -1,6 +1,7 @@
 """`python -m refimpl.train`: bad input ends in one message, exit code 2, and leaves nothing behind."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from refimpl.commands.train import parse, train_command
+from refimpl.run.presets import load_config
 from tests.commands.endings import ending
 from tests.train import runs
 
@@ -253,7 +255,8 @@ def test_runs_without_a_name_are_numbered(
         code, out, _ = ending(train_command, [toml], capsys)
         assert code == 0
         assert f"run folder: runs/{name}\n" in out
-        assert f"done: runs/{name}\nsample from it: python -m refimpl.sample runs/{name}" in out
+        asked = f"done: runs/{name}\nsample from it: python -m refimpl.sample runs/{name}"
+        assert f"{asked} --prompts {shlex.quote(load_config(toml).sample.prompts[0])}\n" in out
         assert (tmp_path / "runs" / name / "checkpoints" / "step-00000001").is_dir()
 
 

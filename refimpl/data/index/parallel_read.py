@@ -188,7 +188,8 @@ def _refuse_missing(where: str, parts: Sequence[Table], images: int) -> None:
         )
     raise InputError(
         f"{where}: {missing} of {images} images have no caption (a file of the same name ending in .txt or .caption, "
-        f"or a record with a text or tags); add them (an empty file is an empty caption):\n{_listed(names, missing)}"
+        "or a record with a text or tags); add them (an empty file is an empty caption), or train those with "
+        f"an empty one (data.allow_missing, --allow-missing of `refimpl data index`):\n{_listed(names, missing)}"
     )
 
 

@@ -28,7 +28,8 @@ TRANSLATORS: dict[str, Callable[[Mapping[str, Any], str], Translation]] = {
 def trainer_of(table: Mapping[str, Any]) -> str | None:
     """The other trainer whose configuration this is; None where it has too few of any one's fields.
 
-    One field that a trainer alone has is enough, unless settings of refimpl are there too, among which it is a slip.
+    One field that a trainer alone has is enough, unless settings of refimpl are there too, or sections of it alone,
+    among which it is a slip.
     """
     names = {
         *table,
@@ -39,6 +40,9 @@ def trainer_of(table: Mapping[str, Any]) -> str | None:
     for trainer, markers in ((ONETRAINER, ONETRAINERS), (KOHYA, KOHYAS)):
         if len(names & markers) >= LEAST:
             return trainer
+    own = {setting.partition(".")[0] for setting in setting_names()}
+    if table and set(table) <= own and all(isinstance(section, Mapping) for section in table.values()):
+        return None
     if {
         f"{section}.{name}"
         for section, fields in table.items()
