@@ -18,8 +18,8 @@ def table(config: Config, counted: Counted, work: Work, plan: Plan, card: Card) 
     lines = [
         f"GPU memory of rank 0 of {work.ranks} on {card.name}: {work.batch} images of {width}×{height} in a "
         "micro-batch,",
-        f"{work.accumulate} of them in a step, {train.precision}, activation checkpointing "
-        f"{train.activation_checkpointing}",
+        f"{work.accumulate} micro-batch{'es' * (work.accumulate > 1)} in a step, {train.precision}, activation "
+        f"checkpointing {train.activation_checkpointing}",
         f"{'':<{WIDTH}}    GiB",
         *(_row(name, size) for name, size in plan.held.items()),
         _row("held throughout", sum(plan.held.values())),

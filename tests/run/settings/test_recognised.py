@@ -26,6 +26,7 @@ def test_one_field_is_enough_where_one_trainer_alone_has_it() -> None:
     assert trainer_of({"training_method": "LORA", "x": 1}) == "OneTrainer"
     slip = {"train": {"steps": 3}, "lora": {"network_dim": 4}}  # for lora.rank, which its own message names
     assert trainer_of(slip) is None
+    assert trainer_of({**slip, "adapter": {"network_dim": 4}}) is None
     ours = {
         "train": {"max_train_steps": 3, "lr": 1},
         "optimizer": {"lr": 1},

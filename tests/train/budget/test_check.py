@@ -30,7 +30,7 @@ def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: py
     check.check_memory(small(), ON_GPU)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("GPU memory of rank 0 of 1 on NVIDIA H100 80GB HBM3: 16 images of ")
-    assert lines[1] == "1 of them in a step, tf32, activation checkpointing none"
+    assert lines[1] == "1 micro-batch in a step, tf32, activation checkpointing none"
     assert sum(line.endswith("← the largest") for line in lines) == 1
     names = {line[:44].strip() for line in lines[3:-2]}
     assert {"weights of the UNet", "peak of tensors", "needed", "left of the card"} <= names
