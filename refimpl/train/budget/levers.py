@@ -92,11 +92,21 @@ def levers(config: Config, counted: Counted, work: Work, card: Card) -> list[Lev
             tried = replace(work, **({"divided": work.ranks} if "shard" in division else {"zero1": True}))
         if lever := _fitted(config, changed, tried, card, settings, costs):
             found.append(lever)
+    found = _that_save(found, plan_step(counted, work), card)
     plans = [plan_step(counted, work), *(lever.plan for lever in found)]
     if is_plain and work.ranks == 1 and not any(fits(plan, card) for plan in plans):
-        least = min(plan.needed for plan in plans)
-        found += [lever for lever in _deviations(config, work, card) if lever.plan.needed < least]
+        found += _that_save(_deviations(config, work, card), min(plans, key=lambda plan: plan.needed), card)
     return found
+
+
+def _that_save(found: list[Lever], now: Plan, card: Card) -> list[Lever]:
+    """Those that fit, and of the others those that need less than the run as it is and all smaller changes."""
+    least, kept = now.needed, []
+    for lever in found:
+        if fits(lever.plan, card) or lever.plan.needed < least:
+            kept.append(lever)
+        least = min(least, lever.plan.needed)
+    return kept
 
 
 def _arithmetic(config: Config, train: TrainConfig, work: Work, again: bool) -> tuple[list[str], list[str]]:

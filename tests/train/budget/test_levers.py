@@ -1,5 +1,6 @@
 """What would make a run fit: each change saves memory, says what it costs, and keeps the images of a step."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,13 @@ def test_where_nothing_helps_the_table_says_why() -> None:
     assert "None fits: what is trained needs" in text
     assert "train adapters alone (lora.rank), or use a larger card." in text
     assert "does not fit" in text
+
+
+def test_a_larger_change_that_saves_no_more_is_not_listed() -> None:
+    """On a card that nothing fits, each line needs less than those before it, and than the run as it is."""
+    needed = [PLAN.needed, *(lever.plan.needed for lever in found(1))]
+    assert len(needed) > 2
+    assert all(after < before for before, after in itertools.pairwise(needed))
 
 
 def test_the_table_of_levers_says_what_fits(tight: list[Lever]) -> None:
