@@ -8,6 +8,12 @@ from typing import Any
 from refimpl.errors import InputError
 from refimpl.names import nearest
 
+WANTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+}  # of a setting, by its type
 LARGEST_INTEGER = 2**63 - 1  # what torch, numpy and a file's header can hold
 LARGEST_SIDE = 2**20  # largest dimension in a network; the bytes of its square still fit in 64 bits
 

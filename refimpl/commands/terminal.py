@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, TypeVar
 
+from refimpl.checks import WANTED
 from refimpl.data.loading.orphans import end_with_parent
 from refimpl.errors import (
     BAD_INPUT,
@@ -28,7 +29,6 @@ from refimpl.printable import LAYOUT, PrintableStream, StyledStream, printable
 from refimpl.run.threads import prepare_environment
 
 Settings = TypeVar("Settings")
-WANTED = {int: "a whole number", float: "a number"}
 # What Python's int and float refuse, quoted but for one of too many digits.
 NO_NUMBER = re.compile(r"(?:with base 10|to float): (.*)|Exceeds the limit")
 BROKEN_PIPE = 141  # exit status of programs that a closed pipe ends: 128 + SIGPIPE
@@ -159,7 +159,7 @@ def _no_number(stop: SystemExit) -> InputError | None:
     """The message for an option that takes a number and got none; None for whatever else tyro stops at."""
     for cause in _causes(stop):
         kind = getattr(getattr(getattr(cause, "arg", None), "field", None), "type_stripped", None)
-        kinds = [one for one in (kind, *typing.get_args(kind)) if one in WANTED]
+        kinds = [one for one in (kind, *typing.get_args(kind)) if one in (int, float)]
         names = getattr(getattr(getattr(cause, "arg", None), "lowered", None), "name_or_flags", ())
         value = NO_NUMBER.search(str(getattr(cause, "message", "")))
         if kinds and names and value:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from refimpl.checks import WANTED
 from refimpl.names import nearest
-from refimpl.run.settings.typed import WANTED, as_type, kind_of_setting, short
+from refimpl.run.settings.typed import as_type, kind_of_setting, short
 
 NO_EQUIVALENT = "refimpl has no such setting"
 SWITCH = "neither on nor off"

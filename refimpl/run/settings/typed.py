@@ -8,8 +8,6 @@ from typing import Any
 from refimpl.printable import one_line
 from refimpl.run.config import Config
 
-WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
 
 def setting_names() -> list[str]:
     """All settings of refimpl, by section and name."""
