@@ -82,6 +82,7 @@ def stages(out: Path, dry_run: bool) -> list[Stage]:
 
     pytest = [*python, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider"]
     files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "ops").glob("test_*.py"))
+    files.append("tests/benchmarks/test_step_captured.py")
     chosen = ["--collect-only"] if dry_run else ["-k", "cuda and not emulated"]
     groups = [files] if dry_run else [[file] for file in files]
     tests = [[*pytest, *group, "-m", "not slow", *chosen] for group in groups]

@@ -6,16 +6,20 @@ Both sides train the same network size from random weights on the same cached la
 the gradient's norm clipped to 1 and an EMA of the weights on the device; a step takes about eight images, in
 micro-batches as large as fit. Diffusers' side is the step of its SDXL trainer, rebuilt from the installed library's
 parts (benchmarks/step_diffusers.py says what it does). Times are medians over steps, by CUDA events; the first
-steps, which compile, are reported apart. The file is written after every case; rows that it holds already stay, each
-with the commit that it was measured on, and what was timed on this commit is not timed again unless --only names it.
+steps, which compile or capture, are reported apart. A captured step replays its micro-batches from a CUDA graph
+(benchmarks/step_captured.py); after a capture that fails, a new process goes on. The file is written after every
+case; rows that it holds already stay, each with the commit that it was measured on, and what was timed on this
+commit is not timed again unless --only names it.
 """
 
 import argparse
 import gc
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from benchmarks.attention_table import attention_rows
 from benchmarks.kernel_classes import time_by_class
 from benchmarks.step_inputs import Case, Marks
 from benchmarks.step_ours import our_step, planned_bytes
-from benchmarks.step_rows import RowLine, case_of, is_unplanned, rows_before, with_rows_before
+from benchmarks.step_rows import RowLine, case_in, case_of, is_unplanned, rows_before, with_rows_before
 from benchmarks.timing import environment, write
 
 CARD_GIB = (
@@ -56,9 +60,13 @@ def cases(small: bool) -> list[Case]:
         Case("ours", "bf16", *square, bf16 + 1, checkpointing="cheap"),
         Case("diffusers", "bf16", *square, many, checkpointing="full"),
         Case("ours", "tf32", *square, tf32, checkpointing="cheap", attention=low),
+        Case("ours", "bf16", *square, bf16 + 1, checkpointing="cheap", captured=True),
+        Case("ours", "tf32", *square, tf32, checkpointing="cheap", attention=low, captured=True),
+        Case("ours", "bf16", *square, bf16 + 1, checkpointing="cheap", compile="blocks", captured=True),
         Case("diffusers", "tf32", *square, many, checkpointing="full"),
         Case("ours", "tf32", *square, many, checkpointing="full", attention=low),
         Case("ours", "bf16", *square, many, checkpointing="full"),
+        Case("ours", "bf16", *square, many, checkpointing="full", captured=True),
         Case("ours", "bf16", *square, bf16 + 1, checkpointing="cheap", compile="blocks"),
         Case("ours", "tf32", *square, tf32, checkpointing="cheap"),
         Case("ours", "tf32", *square, tf32, checkpointing="cheap", attention=low, compile="blocks"),
@@ -109,7 +117,7 @@ def _time_batch(case: Case, device: str, repeats: int) -> dict[str, Any] | None:
         for _ in range(repeats):
             step()
             samples.append(marks.read())
-        peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        peak = torch.cuda.max_memory_allocated() + marks.held_bytes if device == "cuda" else 0
         classes = time_by_class(step) if device == "cuda" and case.is_profiled else None
     except torch.OutOfMemoryError:
         return None
@@ -174,37 +182,61 @@ def main() -> None:
     result["attention"] = attention
     write("step_gpu", with_rows_before(result, before), arguments.out)
     commit = environment()["commit"]
-    timed = [case_of(row) for row in before if (row["result"], row["commit"]) == ("timed", commit)]
+    timed, failed = (
+        [case_of(row) for row in before if row["commit"] == commit and row["result"].startswith(ending)]
+        for ending in ("timed", "failed")
+    )
     chosen = [
         case
         for case in cases(arguments.small)
         if (arguments.only in case.name if arguments.only else case_of(asdict(case)) not in timed)
     ]
+    # What failed comes again after all else, captures last: they may end the process.
+    chosen.sort(key=lambda case: (1 + case.captured) * (case_of(asdict(case)) in failed))
     fitted: dict[tuple, int] = {}
-    for case in chosen:
+    for number, case in enumerate(chosen, 1):
         if time.monotonic() > deadline:
             print(f"{case.name}: not begun, the time was up")
             continue
+        place = len(result["rows"])
+
+        def note(row: dict[str, Any], place: int = place) -> None:
+            result["rows"][place:] = [{**row, "commit": commit}]
+            write("step_gpu", with_rows_before(result, before), arguments.out)
+
         size = (case.who, case.precision, case.width, case.images_per_step, case.checkpointing)
-        case = case.at(
-            min(case.batch, fitted.get(size, case.batch))
-        )  # a compiled step fits where an eager one does
+        # A compiled step fits where an eager one does; a captured one may need more.
+        fits = fitted.get((*size, case.captured), fitted.get((*size, False), case.batch))
+        case = case.at(min(case.batch, fits))
+        if case.captured:
+            note({**asdict(case), "result": "failed: the process ended in it"})
         try:
             row = time_case(case, device, repeats)
-            fitted.setdefault(size, row["batch"])
+            fitted.setdefault((*size, case.captured), row["batch"])
         except Exception as error:  # a failed case stops none after it; the row says why
             row = {**asdict(case), "result": f"failed: {type(error).__name__}: {str(error)[:500]}"}
-        result["rows"].append({**row, "commit": commit})
-        write("step_gpu", with_rows_before(result, before), arguments.out)
+        note(row)
         print(RowLine(row), flush=True)
+        if case.captured and row["result"].startswith("failed"):
+            if not arguments.only and any(case_of(asdict(left)) not in failed for left in chosen[number:]):
+                go_on_afresh(deadline - time.monotonic())
+            break
     for row in (*before, *result["rows"]):  # after everything that is timed: a count takes the host seconds
         if is_unplanned(row, commit):
-            row["planned_bytes"] = planned_bytes(
-                Case(**{field.name: row[field.name] for field in fields(Case)})
-            )
+            row["planned_bytes"] = planned_bytes(case_in(row))
             write("step_gpu", with_rows_before(result, before), arguments.out)
     if len(result["rows"]) < len(chosen) or any(row["result"].startswith("failed") for row in result["rows"]):
         raise SystemExit(1)  # a second call goes on
+
+
+def go_on_afresh(seconds: float) -> None:
+    """Goes on with the cases that are left, in a new process in place of this one.
+
+    A capture that failed may leave torch's allocator in any state (CUDAGraph::reset says so), and with it the memory
+    and the times of every case after it.
+    """
+    arguments = [*sys.argv[1:], "--seconds", str(seconds)]
+    os.execv(sys.executable, [sys.executable, "-u", "-m", "benchmarks.gpu_step", *arguments])
 
 
 if __name__ == "__main__":

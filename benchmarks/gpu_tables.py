@@ -12,8 +12,9 @@ Run = Mapping[str, dict[str, Any]]  # file's stem → its content
 SHOWN_BATCHES = (512, 64, 8)  # of the operations; the others are in the JSON
 # Fields of all tables that say what a row is.
 CASE = ("who", "precision", "width", "height", "compile", "attention", "checkpointing", "images_per_step",
-        "memory_gib", "operation", "shape", "latent", "batch", "dtype", "choice", "heads", "tokens",
+        "captured", "memory_gib", "operation", "shape", "latent", "batch", "dtype", "choice", "heads", "tokens",
         "keys")  # fmt: skip
+BEFORE = {"captured": False}  # what rows mean that are older than a field
 CLAIMED_BYTES = 64e6  # smaller tensors can sit in the L2
 
 # (operation, dtype, share of the copy bandwidth) to reach at 64 MB or more
@@ -70,7 +71,7 @@ def _newest(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _case(row: dict[str, Any]) -> str:
     """What tells a row from the others: what was set, not what was measured."""
-    return json.dumps([row.get(name, "auto") for name in CASE])
+    return json.dumps([row.get(name, BEFORE.get(name, "auto")) for name in CASE])
 
 
 def _stages(runs: Sequence[Run]) -> list[str]:

@@ -19,6 +19,7 @@ class Case:
 
     who       "ours" or "diffusers"    precision  "bf16" (autocast) or "tf32"
     width, height  of the images       batch      images per micro-batch
+    captured   whether our micro-batch is replayed from a CUDA graph (`benchmarks.step_captured`)
     """
 
     who: str
@@ -31,6 +32,7 @@ class Case:
     checkpointing: Recompute = "none"
     images_per_step: int = 8
     small: bool = False
+    captured: bool = False
 
     @property
     def accumulate(self) -> int:
@@ -40,12 +42,16 @@ class Case:
     @property
     def name(self) -> str:
         """The row's name, as `--only` reads it."""
-        return f"{self.who} {self.precision} {self.width}x{self.height} {self.compile} B{self.batch}"
+        how = " captured" if self.captured else ""
+        return f"{self.who} {self.precision} {self.width}x{self.height} {self.compile}{how} B{self.batch}"
 
     @property
     def is_profiled(self) -> bool:
-        """Whether the time is also split by kernel class: for the square images only."""
-        return self.width == self.height and self.images_per_step > 1
+        """Whether the time is also split by kernel class: for the square images only.
+
+        A captured step runs the kernels of the one that is not, where they are counted.
+        """
+        return self.width == self.height and self.images_per_step > 1 and not self.captured
 
     @property
     def unet(self) -> UNetConfig:
@@ -94,10 +100,13 @@ def with_random_weights(network: torch.nn.Module) -> torch.nn.Module:
 
 
 class Marks:
-    """Times between the parts of a step: `mark(name)` ends the part of that name. On CUDA by events, no waits."""
+    """Times between the parts of a step: `mark(name)` ends the part of that name. On CUDA by events, no waits.
+
+    held_bytes  memory that a captured step keeps beside what the allocator gives out
+    """
 
     def __init__(self, device: str):
-        self.device = device
+        self.device, self.held_bytes = device, 0
         self._points: list[tuple[str, torch.cuda.Event | float]] = []
 
     def start(self) -> None:

@@ -1,12 +1,15 @@
 """Our optimizer step on cached latents, composed of the functions that the training loop calls."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.step_captured import Captured, Inputs, inputs_of
 from benchmarks.step_inputs import CachedBatch, Case, Marks, cached_batches, with_random_weights
 from refimpl.latents.scale_shift import SDXL_DEFAULT
 from refimpl.latents.vae import VAE
@@ -28,7 +31,7 @@ from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Part
 from refimpl.train.sharding.kinds import Replicated
-from refimpl.train.step import denoising_loss, step_draws
+from refimpl.train.step import Conditions, denoising_loss, step_draws
 from refimpl.train.step_plan import PlanStep
 from refimpl.train.update import update
 
@@ -88,37 +91,51 @@ def our_step(case: Case, marks: Marks) -> Callable[[], None]:
     images = case.batch * case.accumulate
     steps = prefetched(_plan(config, case), device)
     planned = iter(steps)
+    expected = gradients.incoming(images)
+    casts = partial(casting_once, config.train, device)
+
+    def forward(x: Inputs) -> Tensor:
+        conditions, levels = Conditions(x.context, x.vector), (x.alpha, x.sigma)
+        return denoising_loss(
+            network, model, conditions, x.latents, x.noise, x.t, x.weight, 0.0, ops, expected, levels
+        )
+
+    def backward(losses: Tensor) -> Tensor:
+        gradients.backward(losses.sum() / images)
+        return losses.detach()
+
+    def both(x: Inputs) -> Tensor:
+        with casts():  # within the graph, so that every replay casts the weights as they then are
+            return backward(forward(x))
+
+    captured = Captured(both, list(part.parameters().values())) if case.captured else None
+
+    def take(x: Inputs) -> None:
+        marks("prelude")
+        if captured is not None:
+            captured(x)
+            marks("replay")
+            return
+        losses = forward(x)
+        marks("forward")
+        backward(losses)
+        marks("backward")
 
     def step() -> None:
         marks.start()
         plan = next(planned)
-        expected = gradients.incoming(images)
-        with casting_once(config.train, device):
+        if captured is not None:
+            captured.begin()
+        with casts() if captured is None else contextlib.nullcontext():
             for k, batch in enumerate(plan.batches):
                 latents, conditions = network_inputs(replace(prepared, text_states=states.of(k)), batch)
-                marks("prelude")
                 with gradients.micro_batch(is_last=k == len(plan.batches) - 1, real=1):
-                    losses = denoising_loss(
-                        network,
-                        model,
-                        conditions,
-                        latents,
-                        batch.noise,
-                        batch.t,
-                        batch.weight,
-                        0.0,
-                        ops,
-                        expected,
-                        (batch.alpha, batch.sigma),
-                    )
-                    loss = losses.sum() / images
-                    marks("forward")
-                    gradients.backward(loss)
-                    marks("backward")
+                    take(inputs_of(batch, latents, conditions))
         gradients.finish()
         steps.load_next()
         update(optimizer, parts, averages, 1.0, 0.9999, plan.epoch + 1, config.train.backend)
         marks("update")
+        marks.held_bytes = captured.held_bytes if captured is not None else 0
 
     return step
 

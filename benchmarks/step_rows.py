@@ -10,7 +10,12 @@ from benchmarks.step_inputs import Case
 
 def case_of(row: dict[str, Any]) -> list[Any]:
     """What makes two rows measurements of one case: all its settings but the batch, which is what fitted."""
-    return [row.get(field.name, "auto") for field in fields(Case) if field.name != "batch"]
+    return [row.get(field.name, field.default) for field in fields(Case) if field.name != "batch"]
+
+
+def case_in(row: dict[str, Any]) -> Case:
+    """The case of a row, which may be older than some settings."""
+    return Case(**{field.name: row[field.name] for field in fields(Case) if field.name in row})
 
 
 def with_rows_before(result: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
@@ -20,12 +25,9 @@ def with_rows_before(result: dict[str, Any], before: list[dict[str, Any]]) -> di
 
 
 def is_unplanned(row: dict[str, Any], commit: str) -> bool:
-    """Whether this code's memory plan is still to be set beside a row of ours."""
-    return (row["who"], row["result"], row["commit"]) == (
-        "ours",
-        "timed",
-        commit,
-    ) and "planned_bytes" not in row
+    """Whether this code's memory plan is still to be set beside a row of ours; it plans no graph's memory."""
+    is_ours = (row["who"], row["result"], row["commit"]) == ("ours", "timed", commit)
+    return is_ours and "planned_bytes" not in row and not row.get("captured", False)
 
 
 def rows_before(out: Path, device: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -50,6 +52,7 @@ class RowLine:
         row = self.row
         how = "" if row["checkpointing"] == "none" else f" {row['checkpointing']}"
         how += "" if row["attention"] == "auto" else f" {row['attention']}"
+        how += " captured" if row.get("captured", False) else ""
         name = f"{row['who']:<9} {row['precision']}{how} {row['width']}x{row['height']} B = {row['batch']}"
         if row["result"] != "timed":
             return f"{name} {row['compile']:<6}  {row['result']}"

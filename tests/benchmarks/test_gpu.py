@@ -118,6 +118,14 @@ def test_the_limits_of_both_calls_fit_the_time_lent():
     assert sum(limits.values()) <= gpu.LENT - gpu.START - gpu.SECONDS
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_captured_step_is_among_the_tests(dry_run):
+    tests = next(stage for stage in gpu.stages(Path("out"), dry_run) if stage.name == "tests")
+    files = [word for command in tests.commands for word in command if word.endswith(".py")]
+    assert "tests/benchmarks/test_step_captured.py" in files
+    assert all((gpu.ROOT / file).is_file() for file in files)
+
+
 def test_no_more_files_come_back_than_are_taken():
     written = {
         word

@@ -3,13 +3,15 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_step
+from benchmarks import gpu_step, gpu_tables, step_tables
 from benchmarks.attention_table import attention_rows
 from benchmarks.step_inputs import Case, Marks
+from benchmarks.step_rows import RowLine, case_in, case_of, rows_before
 from tests.tolerances import BFLOAT16_ROUNDING, FLOAT32_ROUNDING
 
 Called = tuple[int, dict, list[str]]  # exit code, file, cases that were timed
@@ -88,6 +90,107 @@ def test_without_diffusers_ours_is_timed(
     code, found, taken = steps()
     assert (code, taken) == (1, ["ours"])
     assert found["rows"][1]["result"].startswith("failed: ModuleNotFoundError")
+
+
+@pytest.fixture
+def captured_first(
+    steps: Callable[..., Called], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[BaseException], list]:
+    """Has a captured case come first, which ends in an error; returns what the process is then replaced by."""
+    cases = [replace(gpu_step.cases(True)[0], captured=True), *gpu_step.cases(True)]
+    monkeypatch.setattr(gpu_step, "cases", lambda small: cases)
+    written, replaced = gpu_step.MAKERS["ours"], []
+    monkeypatch.setattr(gpu_step.os, "execv", lambda program, arguments: replaced.append(arguments))
+
+    def end_in(error: BaseException) -> list:
+        def step(case: Case, marks: Marks) -> Callable[[], None]:
+            if case.captured:
+                raise error
+            return written(case, marks)
+
+        monkeypatch.setitem(gpu_step.MAKERS, "ours", step)
+        return replaced
+
+    return end_in
+
+
+def test_after_a_capture_that_failed_a_new_process_goes_on(
+    steps: Callable[..., Called], captured_first: Callable[[BaseException], list]
+) -> None:
+    replaced = captured_first(RuntimeError("not permitted when stream is capturing"))
+    code, found, _ = steps("--seconds", "100")
+    assert code == 1
+    assert [row["captured"] for row in found["rows"]] == [True]
+    assert found["rows"][0]["result"].startswith("failed: RuntimeError: not permitted")
+    (arguments,) = replaced
+    assert arguments[1:4] == ["-u", "-m", "benchmarks.gpu_step"]
+    assert arguments[4:-1] == [*sys.argv[1:], "--seconds"]
+    assert 0 < float(arguments[-1]) < 100
+    code, found, taken = steps()
+    assert (code, taken) == (1, ["ours", "diffusers"]), "what failed comes last, and not for ever"
+    assert [row["result"][:6] for row in found["rows"]] == ["timed", "timed", "failed"]
+    assert steps("--only", "captured")[0] == 1
+    assert len(replaced) == 1
+
+
+def test_what_ended_the_process_is_tried_again_last(
+    steps: Callable[..., Called], captured_first: Callable[[BaseException], list]
+) -> None:
+    captured_first(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        steps()
+    with pytest.raises(KeyboardInterrupt):
+        steps()
+    found = rows_before(Path(sys.argv[2]), "cpu")[0]
+    ended = ["timed", "timed", "failed: the process ended in it"]
+    assert [row["result"] for row in found] == ended
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_captured_cases_follow_the_three_of_most_worth(small: bool) -> None:
+    cases = gpu_step.cases(small)
+    assert [case.captured for case in cases[:7]] == [False] * 3 + [True] * 3 + [False]
+    captured = [case for case in cases if case.captured]
+    assert {replace(case, captured=False) for case in captured} <= {*cases}, "whose kernels are counted"
+    assert not any(case.is_profiled for case in captured)
+    assert len({case.name for case in captured} - {case.name for case in cases if not case.captured}) == 4
+
+
+ROW = {
+    **asdict(Case("ours", "bf16", 1024, 1024, 6, checkpointing="cheap")),
+    "accumulate": 2,
+    "parts_ms": {"forward": 1.0},
+    "step_ms": 10.0,
+    "quartile_low_ms": 9.0,
+    "quartile_high_ms": 11.0,
+    "first_step_s": 2.0,
+    "images_per_second": 2.0,
+    "peak_bytes": 2**30,
+    "result": "timed",
+    "memory_gib": 78.0,
+}
+OLD = {name: value for name, value in ROW.items() if name != "captured"}
+
+
+def test_a_row_without_the_field_was_not_captured() -> None:
+    assert case_in(OLD) == case_in(ROW)
+    assert not case_in(OLD).captured
+    assert case_of(OLD) == case_of(ROW) != case_of({**ROW, "captured": True})
+    runs = [
+        {"step_gpu": {"rows": [row]}} for row in (OLD, {**ROW, "step_ms": 5.0}, {**ROW, "captured": True})
+    ]
+    newest = gpu_tables._newest([run["step_gpu"] for run in runs])["rows"]
+    assert [(row["step_ms"], row["captured"]) for row in newest] == [(5.0, False), (10.0, True)]
+
+
+def test_tables_say_captured_and_count_it_towards_no_goal() -> None:
+    fast = {**ROW, "captured": True, "images_per_second": 99.0}
+    assert "cheap captured 1024x1024" in str(RowLine(fast))
+    assert "captured" not in str(RowLine(OLD))
+    lines = step_tables.step_section({"gpu": "none", "rows": [OLD, fast], "attention": []})
+    assert [line.count("checkpointing, captured |") for line in lines if "99.00" in line] == [1]
+    goal = next(line for line in lines if line.startswith("| bf16 at 1024²: ≥ 22.0"))
+    assert goal.endswith("| 2.00 | missed |")
 
 
 def test_each_choice_of_attention_is_timed_or_says_why_not() -> None:

@@ -1,0 +1,3 @@
+"""The devices of the kernels' tests."""
+
+from tests.ops.conftest import device as device
