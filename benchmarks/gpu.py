@@ -24,118 +24,34 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
 
+from benchmarks.gpu_stages import FIRST, PROGRAM, ROOT, Stage, stages
 from benchmarks.timing import write
 
-ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = (
-    ROOT / "build" / "standalone_check"
-)  # the launchers without torch, which a sanitizer runs in seconds
-# Seconds for each tool: three took 11 to 12 on an H200, and racecheck more than 30.
-SANITIZERS = {"memcheck": 20, "racecheck": 45, "initcheck": 20, "synccheck": 20}
 SECONDS = 420  # for all stages of one call together
 LENT = 900  # seconds that a machine is lent for, its start of about START seconds included
 START = 90
-FIRST = (
-    "build",
-    "device",
-    "tests",
-    "step",
-    "ops",
-)  # what a first call has time for; a second one has the others
-STEP_SECONDS = 190
-LAST_CASE = (
-    40  # before the end of the step's time no case is begun, so that the rows are completed and written
-)
 SHORTEST = 5  # seconds; with less left, a stage is not started
 DRY_PATIENCE = 10  # a CPU with few cores builds slowly
 LAST_LINES = 3  # of a log that is shown when its stage did not pass
 
 
-class Stage(NamedTuple):
-    """What is run for one stage.
+def run(stage: Stage, logs: Path, seconds_left: float, patience: float = 1, later: float = 0) -> dict:
+    """Runs one stage within the time left and its limit; its output goes to the logs.
 
-    commands     run side by side, each with a log of its own
-    seconds      limit of the stage
-    environment  variables added to those of this process
+    patience  by which the limit is multiplied    later  limits of the stages after it together
     """
-
-    name: str
-    commands: Sequence[Sequence[str]]
-    seconds: int
-    environment: Mapping[str, str] = MappingProxyType({})
-
-
-def stages(out: Path, dry_run: bool) -> list[Stage]:
-    """All stages in the order of their worth, should the time run out."""
-    python = [sys.executable, "-u"]
-    small = ["--device", "cpu", "--small"] if dry_run else ["--device", "cuda"]
-    required = {} if dry_run else {"REFIMPL_REQUIRE_CUDA": "1"}
-
-    def timing(module: str, result: str, *more: str) -> list[str]:
-        return [*python, "-m", f"benchmarks.{module}", *small, "--out", str(out / f"{result}.json"), *more]
-
-    def check(name: str) -> list[str]:
-        return [*python, "-m", "benchmarks.gpu_checks", name, *small]
-
-    pytest = [*python, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider"]
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "ops").glob("test_*.py"))
-    files.append("tests/benchmarks/test_step_captured.py")
-    chosen = ["--collect-only"] if dry_run else ["-k", "cuda and not emulated"]
-    groups = [files] if dry_run else [[file] for file in files]
-    tests = [[*pytest, *group, "-m", "not slow", *chosen] for group in groups]
-    training = [*pytest, "tests/ops/test_training.py", "-k", "cpu and full" if dry_run else "cuda"]
-    device = [] if dry_run else [Stage("device", [["nvidia-smi"]], 10)]
-    time_for_steps = [] if dry_run else ["--seconds", str(STEP_SECONDS - LAST_CASE)]
-    return [
-        Stage("build", [_build_command()], 100, {"REFIMPL_CUDA": "0" if dry_run else "1", **_arches()}),
-        *device,
-        Stage("tests", tests, 60, {**required, "OMP_NUM_THREADS": "2"}),
-        Stage("step", [timing("gpu_step", "step_gpu", *time_for_steps)], STEP_SECONDS),
-        Stage("ops", [timing("gpu_ops", "ops_gpu")], 60),
-        Stage("update", [timing("gpu_update", "update_gpu")], 40),
-        Stage("attention", [timing("gpu_step", "step_gpu", "--attention")], 50),
-        Stage("checks", [check("determinism"), check("graph"), check("nccl")], 30),
-        Stage("standalone", [_standalone_command()], 50),
-        *(Stage(t, [_sanitizer_command(t)], limit) for t, limit in ({} if dry_run else SANITIZERS).items()),
-        Stage("torchrun", [timing("gpu_training", "training_gpu")], 45),
-        Stage("large", [check("large")], 25),
-        Stage("training", [training], 40, required),
-    ]
-
-
-def _arches() -> dict[str, str]:
-    return {"TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0")}
-
-
-def _build_command() -> list[str]:
-    """Builds the extension, unless one that can be imported was carried here."""
-    build = f"{sys.executable} setup.py build_ext --inplace"
-    return ["sh", "-c", f"{sys.executable} -m benchmarks.gpu_checks extension || {build}"]
-
-
-def _standalone_command() -> list[str]:
-    """Compiles the launchers with their own small program, without torch, unless it is newer than its sources."""
-    flags = "-O1 -std=c++20 -fmad=false --expt-relaxed-constexpr -lineinfo -arch=sm_90"
-    is_new = f'[ -x {PROGRAM} ] && [ -z "$(find csrc -newer {PROGRAM})" ]'
-    return ["sh", "-c", f"{is_new} || nvcc {flags} csrc/*.cu -o {PROGRAM}"]
-
-
-def _sanitizer_command(tool: str) -> list[str]:
-    return ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", str(PROGRAM)]
-
-
-def run(stage: Stage, logs: Path, seconds_left: float, patience: float = 1) -> dict:
-    """Runs one stage within the time left, or within `patience` times its limit; its output goes to the logs."""
-    limit = min(stage.seconds * patience, seconds_left)
+    limit = stage.seconds * patience
+    if stage.last_case:
+        limit = max(limit, seconds_left - later)
+    limit = min(limit, seconds_left)
     if limit < SHORTEST:
         return {"result": "not started: the time was up"}
     missing = {command[0] for command in stage.commands if shutil.which(command[0]) is None}
     if missing:
         return {"result": f"not started: {', '.join(missing)} is not installed"}
     started = time.monotonic()
+    until = ["--seconds", str(limit - stage.last_case)] if stage.last_case else []
     numbered = [
         logs / (f"{stage.name}-{k}.log" if len(stage.commands) > 1 else f"{stage.name}.log")
         for k in range(len(stage.commands))
@@ -144,7 +60,7 @@ def run(stage: Stage, logs: Path, seconds_left: float, patience: float = 1) -> d
     with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
         endings = list(
             pool.map(
-                lambda job: _run_one(job[0], job[1], stage.environment, started + limit),
+                lambda job: _run_one([*job[0], *until], job[1], stage.environment, started + limit),
                 zip(stage.commands, numbered, strict=True),
             )
         )
@@ -215,7 +131,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the logs and results")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all stages together")
-    parser.add_argument("--stages", default="", help="names, separated by commas; all when left out")
+    names = f"names, separated by commas, {','.join(FIRST)} for a first call; all that have not passed when left out"
+    parser.add_argument("--stages", default="", help=names)
     parser.add_argument(
         "--dry-run", action="store_true", help="the same stages on the CPU, with small tensors"
     )
@@ -229,11 +146,15 @@ def main() -> None:
     chosen = arguments.stages.split(",") if arguments.stages else _left(list(known), results)
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"unknown stages {', '.join(unknown)}; there are {', '.join(known)}")
+    if arguments.dry_run:
+        left_out = [name for name in chosen if known[name].needs_gpu]
+        print(f"left out of a dry run, as they need a GPU: {', '.join(left_out) or 'none'}", flush=True)
+        chosen = [name for name in chosen if name not in left_out]
     logs = Path(tempfile.mkdtemp(prefix="gpu-logs-"))
-    for name in chosen:
-        results[name] = run(
-            known[name], logs, deadline - time.monotonic(), DRY_PATIENCE if arguments.dry_run else 1
-        )
+    patience = DRY_PATIENCE if arguments.dry_run else 1
+    for number, name in enumerate(chosen, 1):
+        later = sum(known[after].seconds for after in chosen[number:])
+        results[name] = run(known[name], logs, deadline - time.monotonic(), patience, later)
         print(f"{name:<12} {results[name]['result']}", flush=True)
         _write(out, logs, results, arguments.dry_run)
     print(f"\n{'stage':<12} {'seconds':>8}  result")

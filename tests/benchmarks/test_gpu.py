@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_network_ops
+from benchmarks import gpu, gpu_checks, gpu_network_ops
 from benchmarks.gpu import Stage
 from benchmarks.timing import environment, write
+from refimpl.ops import KernelNotBuilt
 
 FILES_THAT_COME_BACK = 8  # of one run on the machine that is lent
 
@@ -135,6 +136,48 @@ def test_no_more_files_come_back_than_are_taken():
         if word.startswith("out/")
     }
     assert len({*written, "out/gpu.json", "out/logs.tar.gz"}) <= FILES_THAT_COME_BACK
+
+
+def test_a_dry_run_takes_the_same_names(tmp_path, monkeypatch, capsys):
+    card = Stage("card", [python("raise SystemExit(1)")], 30, needs_gpu=True)
+    planned(monkeypatch, card, Stage("good", [python("")], 30))
+    assert go(monkeypatch, tmp_path, "--dry-run", "--stages", "card,good") == 0
+    assert results(tmp_path) == {"good": "passed"}
+    assert "left out of a dry run, as they need a GPU: card\n" in capsys.readouterr().out
+    assert [stage.name for stage in gpu.stages(tmp_path, True)] == [
+        s.name for s in gpu.stages(tmp_path, False)
+    ]
+
+
+@pytest.mark.parametrize(("later", "until"), [(30, 160), (300, 60)])
+def test_a_stage_of_cases_has_what_the_others_leave(tmp_path, monkeypatch, later, until):
+    """Its limit, or more: the 200 s of the call but for the limits of the stages after it."""
+    note = python(f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(' '.join(sys.argv[1:]))")
+    before, after = Stage("before", [python("")], 30), Stage("after", [python("")], later)
+    planned(monkeypatch, before, Stage("cases", [note], 70, last_case=10), after)
+    assert go(monkeypatch, tmp_path, "--seconds", "200") == 0
+    name, seconds = (tmp_path / "told").read_text().split()
+    assert name == "--seconds"
+    assert until - 20 < float(seconds) <= until
+
+
+def test_an_extension_that_is_absent_is_one_line(monkeypatch):
+    def load_ops(backend):
+        raise KernelNotBuilt("the backend 'kernel' is not built")
+
+    gpu_checks.kernel.cache_clear()
+    monkeypatch.setattr(gpu_checks, "load_ops", load_ops)
+    with pytest.raises(SystemExit, match=r"^the backend 'kernel' is not built$"):
+        gpu_checks.extension("cpu", small=True)
+
+
+def test_racecheck_sees_a_few_layouts_in_any_case():
+    stages = {stage.name: stage for stage in gpu.stages(Path("out"), dry_run=False)}
+    few, all_of_them = stages["racecheck"].commands
+    assert [*all_of_them, "4"] == few
+    assert few[1:3] == ["--tool", "racecheck"]
+    assert [stages[tool].commands[0][2] for tool in ("memcheck", "initcheck", "synccheck")] == [
+        "memcheck", "initcheck", "synccheck"]  # fmt: skip
 
 
 def test_a_walk_on_the_cpu_does_not_count_on_a_gpu(tmp_path, monkeypatch):

@@ -75,6 +75,20 @@ def test_cases_that_the_time_left_out_are_not_taken_for_passed(steps: Callable[.
     assert (code, found["rows"], taken) == (1, [], [])
 
 
+def test_what_could_not_end_in_time_is_not_begun(
+    steps: Callable[..., Called], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Compiling takes longer than the rest of a case; what needs none goes on meanwhile."""
+    first, *others = gpu_step.cases(True)
+    compiled = replace(first, compile="blocks")
+    monkeypatch.setattr(gpu_step, "cases", lambda small: [compiled, first, *others])
+    code, found, _ = steps("--seconds", str(gpu_step.COMPILING - 1))
+    assert code == 1
+    assert [row["compile"] for row in found["rows"]] == ["none", "none"]
+    assert f"{compiled.name}: not begun" in capsys.readouterr().out
+    assert steps("--seconds", str(gpu_step.COMPILING + 60))[0] == 0
+
+
 def test_the_attention_table_keeps_the_steps_and_they_keep_it(steps: Callable[..., Called]) -> None:
     steps()
     code, found, taken = steps("--attention")
@@ -153,7 +167,7 @@ def test_captured_cases_follow_the_three_of_most_worth(small: bool) -> None:
     captured = [case for case in cases if case.captured]
     assert {replace(case, captured=False) for case in captured} <= {*cases}, "whose kernels are counted"
     assert not any(case.is_profiled for case in captured)
-    assert len({case.name for case in captured} - {case.name for case in cases if not case.captured}) == 4
+    assert len({case.name for case in captured} - {case.name for case in cases if not case.captured}) == 5
 
 
 ROW = {
