@@ -195,8 +195,9 @@ def main() -> None:
         for case in cases(arguments.small)
         if (arguments.only in case.name if arguments.only else case_of(asdict(case)) not in timed)
     ]
-    # What failed comes again after all else, captures last: they may end the process.
-    chosen.sort(key=lambda case: (1 + case.captured) * (case_of(asdict(case)) in failed))
+    # What failed comes again after all else; and after a capture that failed, so do all others, which may fail alike.
+    risky = any(row.get("captured", False) for row in before if case_of(row) in failed)
+    chosen.sort(key=lambda case: (case.captured and risky, case_of(asdict(case)) in failed))
     fitted: dict[tuple, int] = {}
     for number, case in enumerate(chosen, 1):
         if time.monotonic() > deadline - (0 if case.compile == "none" else COMPILING):
