@@ -2,12 +2,12 @@
 
 python -m benchmarks.gpu --out DIR [--stages NAME,NAME] [--seconds 420] [--dry-run]
 
-The stages are processes of their own, each with a time limit; a stage that fails or runs out of time stops none
-after it, and every stage writes its own results as soon as it has them. DIR then holds gpu.json (how each stage
-ended), one JSON file per stage that measures, and logs.tar.gz. Called again with the same DIR, it goes on with the
-stages that have not passed yet, those that were not begun first. The exit code is 1 when a stage failed. --dry-run
-walks through the same stages on the CPU with small tensors, torch.compile included, to find mistakes in the script
-before a GPU is spent on it.
+The stages are processes of their own, each with a time limit, which grows for tests and steps by what earlier
+stages leave; a stage that fails or runs out of time stops none after it, and every stage writes its own results as
+soon as it has them. DIR then holds gpu.json (how each stage ended), one JSON file per stage that measures, and
+logs.tar.gz. Called again with the same DIR, it goes on with the stages that have not passed yet, those that were
+not begun first. The exit code is 1 when a stage failed. --dry-run walks through the same stages on the CPU with
+small tensors, torch.compile included, to find mistakes in the script before a GPU is spent on it.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def run(stage: Stage, logs: Path, seconds_left: float, patience: float = 1, late
     patience  by which the limit is multiplied    later  limits of the stages after it together
     """
     limit = stage.seconds * patience
-    if stage.last_case:
+    if stage.grows:
         limit = max(limit, seconds_left - later)
     limit = min(limit, seconds_left)
     if limit < SHORTEST:

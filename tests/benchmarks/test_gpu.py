@@ -154,7 +154,7 @@ def test_a_stage_of_cases_has_what_the_others_leave(tmp_path, monkeypatch, later
     """Its limit, or more: the 200 s of the call but for the limits of the stages after it."""
     note = python(f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(' '.join(sys.argv[1:]))")
     before, after = Stage("before", [python("")], 30), Stage("after", [python("")], later)
-    planned(monkeypatch, before, Stage("cases", [note], 70, last_case=10), after)
+    planned(monkeypatch, before, Stage("cases", [note], 70, grows=True, last_case=10), after)
     assert go(monkeypatch, tmp_path, "--seconds", "200") == 0
     name, seconds = (tmp_path / "told").read_text().split()
     assert name == "--seconds"
