@@ -63,6 +63,8 @@ def projected(
         x = x.to(dtype)
         if any(weight.dtype != dtype for weight in weights):
             joint = _cast_side_by_side(weights, dtype, kept)
+    if joint is None and not x.requires_grad:  # there is nothing to share
+        return tuple(F.linear(x, weight) for weight in weights)
     return _Projections.apply(x, joint, *weights)  # pyright: ignore[reportReturnType]
 
 
