@@ -73,15 +73,18 @@ def test_second_derivatives_under_autocast_reach_the_weights() -> None:
         assert torch.equal(by_weight, torch.full((2, 3), 4.0))
 
 
-def test_only_what_is_asked_for_is_computed() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_only_what_is_asked_for_is_computed(trained: bool, autocast: bool) -> None:
     layers = layers_of((4, 4, 4), 3)
-    x = torch.randn(2, 3)
+    x = torch.randn(2, 3, requires_grad=trained)
     layers[0].requires_grad_(False)
     with Counts() as counts:
-        torch.autograd.backward([out.sum() for out in project(x, list(layers))])
-    assert (
-        counts.calls["mm"] + counts.calls["addmm"] == 3 + 2
-    )  # no gradient by x and none by the frozen weight
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outs = project(x, list(layers))
+        torch.autograd.backward([out.sum() for out in outs if out.requires_grad])
+    forward, by_weights, by_x = 1 if autocast else 3, 2, 3 if trained else 0
+    assert counts.calls["mm"] + counts.calls["addmm"] == forward + by_weights + by_x
     assert layers[0].weight.grad is None
     assert all(layer.weight.grad is not None for layer in layers[1:])
 
