@@ -41,7 +41,7 @@ CASES: tuple[tuple[str, Recompute, str], ...] = (
     ("kernel", "cheap", "bf16"),
     ("kernel", "full", "bf16"),
 )
-CASTS = "_to_copy"
+CASTS = "_to_copy", "copy_"  # into memory of their own, or into a part of some
 LATENT_CELL = 8  # pixels on a side
 TEXT_TOKENS = 77
 
@@ -125,8 +125,8 @@ def count(
         "product_bytes": products,
         "other_bytes": counts.traffic.total() - products,
         "calls": counts.calls.total(),
-        "cast_calls": counts.calls[CASTS],
-        "cast_bytes": counts.traffic[CASTS],
+        "cast_calls": sum(counts.calls[name] for name in CASTS),
+        "cast_bytes": sum(counts.traffic[name] for name in CASTS),
         "product_calls": sum(n for name, n in counts.calls.items() if _is_product(name)),
         "most_traffic": dict(counts.traffic.most_common(10)),
     }

@@ -154,6 +154,7 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     from refimpl.run.world import join_world, leave_world, lost_peers_named
     from refimpl.train.budget.check import check_memory
     from refimpl.train.loop import train
+    from refimpl.train.placement import resolve
     from refimpl.train.setup.out_folder import absent_folders, removed_if_empty, run_folder
     from refimpl.train.setup.prepare import prepare
     from refimpl.train.setup.resumed import settled
@@ -166,9 +167,11 @@ def train_command(arguments: list[str], program: str = "python -m refimpl.train"
     with stop_signals() as signals:
         world = join_world(config.train.device)
         with lost_peers_named(world):
-            check_memory(config, world)
             config = settled(begun_run(config, world), world)
             is_left = not has_finished(config, world)
+            if is_left and world.is_main:
+                print(resolve(config.train, world.device, world.size), flush=True)
+            check_memory(config, world)
             is_own = is_resume(arguments)
             made = absent_folders(config.train.out)
             run = run_folder(config, label, world, is_own) if is_left else Path(config.train.out)

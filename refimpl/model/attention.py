@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from refimpl.model.blocks import zeroed
-from refimpl.model.casts import cast_for_three
 from refimpl.model.config import Recompute
 from refimpl.model.dot_product import DotProduct, torch_choice
+from refimpl.model.projections import project
 from refimpl.model.recompute import again, again_but_products, cheap_before
 from refimpl.model.self_attention import SelfAttention, attend, entropy_scale
 from refimpl.ops import Ops, load_ops
@@ -114,17 +114,13 @@ class TransformerBlock(nn.Module):
         q, k, v = again_but_products(self._projections, tokens) if cheap else self._projections(tokens)
         tokens = tokens + self.attn1.attend(q, k, v, how)
         q = cheap_before(self.attn2.to_q, self.norm2, tokens, kept)
-        tokens = tokens + self.attn2.attend(q, self.attn2.to_k(context), self.attn2.to_v(context))
+        k, v = project(context, (self.attn2.to_k, self.attn2.to_v))
+        tokens = tokens + self.attn2.attend(q, k, v)
         return tokens + self.ff.after(self.norm3, tokens, kept)
 
-    def _projections(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _projections(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """q, k and v of the self-attention."""
-        x = self.norm1(tokens)
-        layers = self.attn1.to_q, self.attn1.to_k, self.attn1.to_v
-        if any(type(layer) is not nn.Linear for layer in layers):  # an adapter adds up gradients of its own
-            return layers[0](x), layers[1](x), layers[2](x)
-        for_q, for_k, for_v = cast_for_three(x)
-        return layers[0](for_q), layers[1](for_k), layers[2](for_v)
+        return project(self.norm1(tokens), (self.attn1.to_q, self.attn1.to_k, self.attn1.to_v))
 
 
 class LevelAttention(NamedTuple):

@@ -22,7 +22,6 @@ from refimpl.train.metrics.deciles import TimestepLosses
 from refimpl.train.metrics.interval import Interval, peak_memory
 from refimpl.train.metrics.loggers import open_writers, scalars_of
 from refimpl.train.metrics.rows import open_rows, representable, write_row
-from refimpl.train.placement import Placement
 from refimpl.train.step_plan import PlanStep
 
 WEIGHT_MASS_FROM = 950  # zero terminal SNR trains nothing there if the loss weight is 0 (N §2.2, §2.4)
@@ -119,11 +118,6 @@ class RunLog:
             **self._interval.take(),
         )
         self._progress.report()
-
-    def placement(self, placement: Placement) -> None:
-        """Says what the run computes with, and how."""
-        if self._world.is_main:
-            tqdm.write(str(placement))
 
     def weight_mass(self, config: DiffusionConfig) -> None:
         """Reports once what share of the loss weight of all trained timesteps lies on the noisiest ones."""

@@ -25,7 +25,7 @@ from refimpl.train.log import RunLog
 from refimpl.train.metrics.drift import ema_drift
 from refimpl.train.optimizer.kinds import make_optimizer
 from refimpl.train.optimizer.stepping import make_stepping
-from refimpl.train.placement import casting_once, in_precision, resolve, set_arithmetic
+from refimpl.train.placement import casting_once, in_precision, set_arithmetic
 from refimpl.train.prefetch import prefetched
 from refimpl.train.setup.prepare import Prepared
 from refimpl.train.setup.trainable import Averages
@@ -57,7 +57,6 @@ def train(
     gradients = make_gradients(settings.reduction, model.unet, parts, world, sharding.mesh)
     network = in_precision(gradients.network, settings, world.device)
     log, faults = RunLog(config, run, start, world), Faults(settings, run, world, asked)
-    log.placement(resolve(settings, world.device, world.size))
     log.weight_mass(config.diffusion)
     if start == 0:
         log.row(step=0, heldout_loss=heldout_loss(prepared, averages, settings.backend))

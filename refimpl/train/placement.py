@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from refimpl.errors import InputError
 from refimpl.model.attention import Attention
 from refimpl.model.dot_product import check_attention, dot_product, resolve_attention
 from refimpl.model.pipeline import Model
+from refimpl.model.projections import keeping_casts
 from refimpl.model.unet import UNet
 from refimpl.run.config import Config, TrainConfig
 from refimpl.train.setup.compiled_blocks import check_compiler, compile_blocks, training_sizes
@@ -153,15 +155,18 @@ def set_arithmetic(settings: TrainConfig) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def casting_once(settings: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def casting_once(settings: TrainConfig, device: torch.device) -> Iterator[None]:
     """Within it, autocast casts each trained weight once: for all micro-batches, and for what is computed again.
 
     It has to end before the weights change. Until then the casts are kept, as long as the outermost autocast lasts:
     whole on every rank, so divided weights are cast anew in each pass.
     """
     if settings.sharding != "replicate":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
+        yield
+        return
+    with torch.autocast(device.type, enabled=False), keeping_casts():
+        yield
 
 
 def in_precision(network: nn.Module, settings: TrainConfig, device: torch.device) -> Network:

@@ -260,6 +260,17 @@ def test_runs_without_a_name_are_numbered(
         assert (tmp_path / "runs" / name / "checkpoints" / "step-00000001").is_dir()
 
 
+def test_the_first_line_says_what_the_run_computes_with(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = {"steps": 1, "precision": "bf16", "backend": "kernel", "attention": "flash"}
+    toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path / "out", train=train)
+    first = "device cpu, backend kernel, precision bf16, attention flash, channels first, compile none\n"
+    code, out, _ = ending(train_command, [toml], capsys)
+    assert code == 0
+    assert out.startswith(first)
+
+
 def test_the_module_is_a_program(root: Path, tmp_path: Path) -> None:
     """One real process: exit code and streams as a shell sees them."""
     toml = runs.write_toml(root, tmp_path / "a.toml", tmp_path / "out", train={"batch_size": 19})

@@ -95,8 +95,9 @@ class WeightCasts(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ == "_to_copy" and args[0].data_ptr() in self.names:
-            self.counts[self.names[args[0].data_ptr()]] += 1
+        source = {"_to_copy": 0, "copy_": 1}.get(func.overloadpacket.__name__)
+        if source is not None and args[source].data_ptr() in self.names:
+            self.counts[self.names[args[source].data_ptr()]] += 1
         return func(*args, **(kwargs or {}))
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from refimpl.model.casts import cast_for_three, cast_from_float32
+from refimpl.model.projections import Joint, project, projected
 
 LARGEST_FLASH_HEAD = (
     256  # channels of a head; wider ones, as in the autoencoder, go to the memory-efficient variant
@@ -33,6 +33,7 @@ class AsOnCuda(TorchFunctionMode):
         super().__init__()
         self._bf16 = False
         self._casts: dict[int, Tensor] | None = None  # weights' casts, which autocast keeps until its end
+        self._joint: Joint | None = None  # those that `project` keeps
         self._text: tuple[Tensor, Tensor] | None = None
 
     def start_autocast(self, text: Tensor | None = None) -> None:
@@ -40,7 +41,7 @@ class AsOnCuda(TorchFunctionMode):
 
         text  states that the UNet casts once for all of its blocks, unless they are trained
         """
-        self._bf16, self._casts = True, {}
+        self._bf16, self._casts, self._joint = True, {}, {}
         if text is not None and not text.requires_grad:
             self._text = text, text.to(torch.bfloat16)
 
@@ -49,13 +50,14 @@ class AsOnCuda(TorchFunctionMode):
 
         What is computed again in the backward pass is still under autocast.
         """
-        self._casts = None
+        self._casts = self._joint = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is cast_for_three:
-            (x,) = args
-            return cast_from_float32(x, torch.bfloat16) if self._bf16 else (x, x, x)
+        if func is project:
+            x, layers = args
+            weights, dtype = [layer.weight for layer in layers], torch.bfloat16 if self._bf16 else None
+            return projected(x if dtype is None else self._low(x), weights, dtype, self._joint)
         if self._bf16 and func in IN_BFLOAT16:
             args = [self._low(value) for value in args]
             kwargs = {name: self._low(value) for name, value in kwargs.items()}

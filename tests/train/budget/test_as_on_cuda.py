@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.count_unet import Counts
-from refimpl.model.casts import cast_for_three
 from refimpl.model.config import Recompute
+from refimpl.model.projections import project
 from refimpl.model.unet import UNet, UNetConfig
 from refimpl.train.budget.as_on_cuda import AsOnCuda
 from refimpl.train.budget.counted import count_unet
@@ -76,15 +76,19 @@ def test_text_states_are_cast_once_unless_they_are_trained(is_trained: bool) -> 
     assert counts.calls["_to_copy"] == weights + (3 if is_trained else 1)
 
 
-def test_the_input_of_three_layers_is_cast_once() -> None:
+def test_projections_cast_their_input_and_each_weight_once() -> None:
+    layers = [nn.Linear(4, 4, bias=False, device="meta") for _ in range(3)]
     x = torch.zeros(2, 4, device="meta")
-    with AsOnCuda() as on_cuda:
-        before = cast_for_three(x)
+    with AsOnCuda() as on_cuda, Counts() as counts:
+        assert {out.dtype for out in project(x, layers)} == {torch.float32}
+        assert not counts.calls["_to_copy"] + counts.calls["copy_"]
         on_cuda.start_autocast()
-        after = cast_for_three(x)
-    assert all(same is x for same in before)
-    assert {low.dtype for low in after} == {torch.bfloat16}
-    assert len({low.untyped_storage()._cdata for low in after}) == 1
+        for _ in range(2):
+            assert {out.dtype for out in project(x, layers)} == {torch.bfloat16}
+        assert (counts.calls["_to_copy"], counts.calls["copy_"]) == (2, 3)
+        on_cuda.end_forward()
+        project(x, layers)
+        assert (counts.calls["_to_copy"], counts.calls["copy_"]) == (3, 6)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "cheap", "full"])

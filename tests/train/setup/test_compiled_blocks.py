@@ -31,7 +31,7 @@ from refimpl.train.setup.compiled_blocks import (
     training_sizes,
 )
 from tests.model.diffusers_unet import trained_looking
-from tests.tolerances import BFLOAT16_ROUNDING, NETWORK_BFLOAT16_FACTOR, NETWORK_FLOAT32
+from tests.tolerances import BFLOAT16_ROUNDING, EAGER_ERRORS, NETWORK_BFLOAT16_FACTOR, NETWORK_FLOAT32
 from tests.train import runs
 from tests.train.processes import run_ranks
 
@@ -89,11 +89,23 @@ def gradients(unet: UNet, given: tuple[torch.Tensor, ...]) -> list[torch.Tensor]
     return [out.detach(), *(p.grad.clone() for p in unet.parameters() if p.grad is not None)]
 
 
-def assert_near(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
-    assert len(one) == len(other)
+def exact_gradients(unet: UNet, given: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """The same in float64, with attention's matrix written out: flash attention on the CPU errs more than float32."""
+    for module in unet.modules():
+        if isinstance(module, TransformerBlock):
+            module.attn1.dot_product = module.attn2.dot_product = dot_product("math")
+    return gradients(unet.double(), tuple(x.double() if x.is_floating_point() else x for x in given))
+
+
+def error(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """The largest difference, relative to the largest gradient, or to the largest value of the tensor itself."""
     scale = max(float(x.abs().max()) for x in other[1:])
-    for a, b in zip(one, other, strict=True):
-        assert (a - b).abs().max() <= NETWORK_FLOAT32 * max(scale, float(b.abs().max()))
+    pairs = zip(one, other, strict=True)
+    return max(float((a - b).abs().max()) / max(scale, float(b.abs().max())) for a, b in pairs)
+
+
+def assert_near(one: list[torch.Tensor], other: list[torch.Tensor], more: float = 0.0) -> None:
+    assert error(one, other) <= NETWORK_FLOAT32 + more
 
 
 def small(checkpointing: Recompute = "none", config: UNetConfig = SMALL) -> UNet:
@@ -205,9 +217,10 @@ def test_a_compiled_network_computes_the_same(
         if isinstance(module, TransformerBlock):
             module.attn1.dot_product = module.attn2.dot_product = dot_product(kernel)
     plain = gradients(unet, given)
+    exact = exact_gradients(small(checkpointing, config), given)
     keys = list(unet.state_dict())
     compile_blocks(unet, [(2, 9, 6)])
-    assert_near(gradients(unet, given), plain)
+    assert_near(gradients(unet, given), exact, EAGER_ERRORS * error(plain, exact))
     assert GRAPHS[config] <= counter.frame_count <= GRAPHS[config] + ANEW
     assert list(unet.state_dict()) == keys
     assert [name for name, _ in unet.named_parameters()] == keys
