@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import step_captured, step_ours
 from benchmarks.step_captured import Captured, Inputs
 from benchmarks.step_inputs import Case, Marks
+from refimpl.model.config import Recompute
 from refimpl.run.config import Config, TrainConfig
 from refimpl.train.placement import casting_once
 
@@ -70,6 +73,42 @@ def test_gradients_and_weights_of_a_captured_step_are_the_same(
             assert all(torch.equal(a, b) for a, b in zip(ours[kind], theirs[kind], strict=True))
     first, second = (eager[k][0] for k in range(2))
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True)), "the data were the same"
+
+
+# What makes the host wait for the device, or copies from it: neither may happen while a GPU captures.
+WAITING = {"_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
+
+
+class Called(TorchDispatchMode):
+    """Names of the operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "cheap", "full"])
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.usefixtures("arithmetic")
+def test_a_pass_neither_waits_nor_reads_the_host(
+    precision: str, checkpointing: Recompute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = Called()
+
+    def watched(run):
+        with called:
+            run()
+        return run, 0
+
+    monkeypatch.setitem(step_captured.CAPTURES, "cpu", watched)
+    case = replace(SMALL, precision=precision, checkpointing=checkpointing, captured=True)
+    step_ours.our_step(case, Marks("cpu"))()
+    assert called.names >= {"v_loss_forward", "v_loss_correct_", "geglu_backward", "convolution_backward"}
+    assert not called.names & WAITING
 
 
 def small_pass() -> tuple[Captured, Tensor, list[int]]:
