@@ -59,7 +59,9 @@ def stages(out: Path, dry_run: bool) -> list[Stage]:
     tests = [[*pytest, *group, "-m", "not slow", *chosen] for group in groups]
     training = [*pytest, "tests/ops/test_training.py", "-k", "cpu and full" if dry_run else "cuda"]
     return [
-        Stage("build", [_build_command()], 100, {"REFIMPL_CUDA": "0" if dry_run else "1", **_arches()}),
+        Stage(
+            "build", [_build_command(dry_run)], 100, {"REFIMPL_CUDA": "0" if dry_run else "1", **_arches()}
+        ),
         Stage("device", [["nvidia-smi"]], 10, needs_gpu=True),
         Stage("tests", tests, 60, {**required, "OMP_NUM_THREADS": "2"}, grows=True),
         Stage("step", [timing("gpu_step", "step_gpu")], STEP_SECONDS, grows=True, last_case=LAST_CASE),
@@ -82,10 +84,10 @@ def _arches() -> dict[str, str]:
     return {"TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0")}
 
 
-def _build_command() -> list[str]:
-    """Builds the extension, unless one that can be imported was carried here."""
-    build = f"{sys.executable} setup.py build_ext --inplace"
-    return ["sh", "-c", f"{sys.executable} -m benchmarks.gpu_checks extension || {build}"]
+def _build_command(dry_run: bool) -> list[str]:
+    """Builds the extension, unless one that has what is needed was carried here."""
+    check = f"{sys.executable} -m benchmarks.gpu_checks extension --device {'cpu' if dry_run else 'cuda'}"
+    return ["sh", "-c", f"{check} || {sys.executable} setup.py build_ext --inplace"]
 
 
 def _standalone_command() -> list[str]:

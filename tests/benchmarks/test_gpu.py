@@ -161,6 +161,12 @@ def test_a_stage_of_cases_has_what_the_others_leave(tmp_path, monkeypatch, later
     assert until - 20 < float(seconds) <= until
 
 
+def test_a_dry_run_builds_no_extension_anew(tmp_path):
+    """The one that these tests import has all that a CPU needs."""
+    build = gpu.stages(tmp_path, dry_run=True)[0]
+    assert gpu.run(build, tmp_path, 60)["last"] == ["build: extension passed on cpu"]
+
+
 def test_an_extension_that_is_absent_is_one_line(monkeypatch):
     def load_ops(backend):
         raise KernelNotBuilt("the backend 'kernel' is not built")
