@@ -240,7 +240,7 @@ def go_on_afresh(seconds: float) -> None:
     A capture that failed may leave torch's allocator in any state (CUDAGraph::reset says so), and with it the memory
     and the times of every case after it.
     """
-    arguments = [*sys.argv[1:], "--seconds", str(seconds)]
+    arguments = [*sys.argv[1:], "--seconds", str(max(seconds, 0.0))]
     os.execv(sys.executable, [sys.executable, "-u", "-m", "benchmarks.gpu_step", *arguments])
 
 
