@@ -113,6 +113,16 @@ def _results_before(report: Path, dry_run: bool) -> dict[str, dict]:
     return before["stages"] if before["dry_run"] == dry_run else {}
 
 
+def _logs_before(archive: Path, is_told: bool) -> Path:
+    """A new folder for logs, with those of earlier calls whose results are told."""
+    folder = Path(tempfile.mkdtemp(prefix="gpu-logs-"))
+    if is_told and archive.exists():
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, filter="data")
+    (folder / "logs").mkdir(exist_ok=True)
+    return folder / "logs"
+
+
 def _left(names: Sequence[str], results: Mapping[str, dict]) -> list[str]:
     """The stages that have not passed: those that were never begun first, after the build that they need."""
 
@@ -150,7 +160,7 @@ def main() -> None:
         left_out = [name for name in chosen if known[name].needs_gpu]
         print(f"left out of a dry run, as they need a GPU: {', '.join(left_out) or 'none'}", flush=True)
         chosen = [name for name in chosen if name not in left_out]
-    logs = Path(tempfile.mkdtemp(prefix="gpu-logs-"))
+    logs = _logs_before(out / "logs.tar.gz", is_told=bool(results))
     patience = DRY_PATIENCE if arguments.dry_run else 1
     for number, name in enumerate(chosen, 1):
         later = sum(known[after].seconds for after in chosen[number:])

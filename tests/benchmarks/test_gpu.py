@@ -70,6 +70,21 @@ def test_a_second_call_goes_on_with_what_has_not_passed(tmp_path, monkeypatch):
     assert (tmp_path / "count").read_text() == "xx"
 
 
+def test_a_second_call_keeps_the_logs_of_the_first(tmp_path, monkeypatch):
+    def logged() -> dict[str, str]:
+        with tarfile.open(tmp_path / "logs.tar.gz") as archive:
+            files = [member for member in archive.getmembers() if member.isfile()]
+            return {file.name: archive.extractfile(file).read().decode().strip() for file in files}
+
+    planned(monkeypatch, Stage("once", [python("print(1)")], 30), Stage("again", [python("exit(1)")], 30))
+    assert go(monkeypatch, tmp_path) == 1
+    planned(monkeypatch, Stage("once", [python("")], 30), Stage("again", [python("print(2)")], 30))
+    assert go(monkeypatch, tmp_path) == 0
+    assert logged() == {"logs/once.log": "1", "logs/again.log": "2"}
+    assert go(monkeypatch, tmp_path, "--dry-run", "--stages", "again") == 0
+    assert set(logged()) == {"logs/again.log"}, "those of a GPU are none of a dry run"
+
+
 def test_a_second_call_begins_with_what_was_not_begun(tmp_path, monkeypatch):
     def note(name, code=0):
         path = str(tmp_path / "order")
