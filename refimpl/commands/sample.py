@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import sys
@@ -30,8 +32,9 @@ class SampleCommand:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder (its newest checkpoint is used) or one of its checkpoints/step-* folders."""
-    out: Path = Path("samples")
-    """Folder for grid.png, the single images and samples.json; made when absent, refused when it holds files."""
+    out: Path | None = None
+    """Folder for grid.png, the single images and samples.json; made when absent, refused when it holds files. When
+    left out, samples, samples-002 and so on, the first that holds none."""
     weights: str = "ema"
     """Weights to use: ema (moving average) or unet (as trained)."""
     start_sigma: float | None = None
@@ -91,7 +94,8 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
     command = parsed(SampleCommand, arguments, program)
     if command.batch_size < 1:
         raise InputError(f"--batch-size {command.batch_size} must be at least 1")
-    _check_out(command.out)
+    out = command.out or _unused_folder()
+    _check_out(out)
     from refimpl.interop.run.run_folder import load_model
     from refimpl.run.threads import use_threads_for
     from refimpl.sample.images.draw import draw_images
@@ -119,10 +123,10 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
         refiner=_refiner(command, device),
         image_prompt=_read_image(command.image_prompt) if command.image_prompt else None,
     )
-    write_grid(images, command.out / "grid.png", settings.prompts)
+    write_grid(images, out / "grid.png", settings.prompts)
     for row, prompt_images in enumerate(images):
         for number, image in enumerate(prompt_images):
-            write_image(image, command.out / f"prompt{row:02d}-{number:02d}.png")
+            write_image(image, out / f"prompt{row:02d}-{number:02d}.png")
     summary = {
         "run": str(command.run),
         "step": step,
@@ -135,8 +139,8 @@ def sample_command(arguments: list[str], program: str = "python -m refimpl.sampl
         "settings": to_table(settings),
         "mean_rgb": images.mean(dim=(1, 3, 4)).tolist(),  # by prompt
     }
-    replace_text(command.out / "samples.json", json.dumps(summary, indent=1) + "\n")
-    print(f"wrote {images.shape[0] * images.shape[1]} images and a grid to {command.out}")
+    replace_text(out / "samples.json", json.dumps(summary, indent=1) + "\n")
+    print(f"wrote {images.shape[0] * images.shape[1]} images and a grid to {out}")
 
 
 def _say_what_is_lost(model: Model, settings: SampleConfig, start_sigma: float | None) -> None:
@@ -176,10 +180,25 @@ def _read_image(path: Path) -> Tensor:
     return from_pixels(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
+def _unused_folder() -> Path:
+    """samples, or the first of samples-002, samples-003, … that holds nothing."""
+    folder = Path("samples")
+    for number in itertools.count(2):
+        with contextlib.suppress(OSError):  # what cannot be looked into is another's
+            if not _is_used(folder):
+                break
+        folder = Path(f"samples-{number:03d}")
+    return folder
+
+
+def _is_used(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
 def _check_out(out: Path) -> None:
     """Raises InputError unless images can be written to `out`, before any is drawn; creates nothing."""
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if _is_used(out):
             raise InputError(f"--out {out} exists and is not an empty folder; choose another")
         nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     except OSError as error:

@@ -198,6 +198,17 @@ def test_bad_input_is_one_message_and_nothing_else(
     ]
 
 
+def test_images_after_the_first_go_to_a_folder_of_their_own(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samples-002").write_text("a file is in the way")
+    for name in ("samples", "samples-003"):
+        code, printed, _ = ending(sample_command, [str(trained), *PROMPTS], capsys)
+        assert (code, printed) == (0, f"wrote 4 images and a grid to {name}\n")
+        assert {path.name for path in (tmp_path / name).iterdir()} == FILES
+
+
 def test_cuda_is_asked_for_where_there_is_none(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

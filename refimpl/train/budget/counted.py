@@ -168,7 +168,7 @@ def _run_unet(
     context: Tensor,
     on_cuda: AsOnCuda,
     bf16: bool,
-    keeps_casts: bool = False,
+    keeps_casts: bool,
 ) -> Tensor:
     x = torch.empty(COUNTED_BATCH, unet.config.in_channels, height, width, device=META)
     first = next(unet.input_blocks.parameters())
@@ -256,7 +256,7 @@ def _count_drawing(unet: UNet, height: int, width: int) -> Timeline:
     """A forward pass of the UNet without gradients and in float32."""
     context = torch.empty(COUNTED_BATCH, ROW_TOKENS, unet.config.context_dim, device=META)
     with AsOnCuda() as on_cuda:
-        return count_inference([unet], lambda: _run_unet(unet, height, width, context, on_cuda, False))
+        return count_inference([unet], lambda: _run_unet(unet, height, width, context, on_cuda, False, False))
 
 
 def image_tower_config(folder: str, projection: int) -> CLIPVisionConfig:
