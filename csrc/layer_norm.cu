@@ -23,7 +23,7 @@ struct Row {
 
 // COLUMNS elements of a row are in each lane: it has at most WARP · COLUMNS.
 template <class X, int COLUMNS, bool ALIGNED>
-__global__ void __launch_bounds__(THREADS) layer_norm_kernel(LayerNormProblem p) {
+__global__ void __launch_bounds__(THREADS, 2) layer_norm_kernel(LayerNormProblem p) {
   constexpr int V = VECTOR<X>, ACCESSES = COLUMNS / V;
   const int n = int(p.width);
   const int64_t step = gridDim.x * int64_t(WARPS);
@@ -188,9 +188,6 @@ cudaError_t layer_norm_of(const LayerNormProblem& p, cudaStream_t stream) {
   };
   if (p.width <= WARP * 24) return by.template operator()<24>();
   if (p.width <= WARP * 40) return by.template operator()<40>();
-  if constexpr (sizeof(X) ==
-                2)  // 48 float32 elements, their gradients and sums are more than a thread's registers
-    if (p.width <= WARP * 48) return by.template operator()<48>();
   return of_wide_rows<X>(p, stream);
 }
 

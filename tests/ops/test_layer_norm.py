@@ -18,8 +18,8 @@ SHAPES = [
     (2, 64, 128),
     (130, 640),
     (2, 70, 1280),
+    (20, 1288),
     (9, 1536),
-    (20, 1544),
     (3, 4100),
     (4099, 24),
     (300, 5),
@@ -54,7 +54,7 @@ def test_values_and_gradients(dtype, device, data):
     assert KERNEL.layer_norm(x, weight, bias, EPS).is_contiguous()
 
 
-@pytest.mark.parametrize("width", [640, 1536, 2000])
+@pytest.mark.parametrize("width", [640, 1280, 2000])
 def test_a_small_deviation_on_a_large_mean(width, device):
     """Sums of squares in float32 would lose the deviation of 1 on a mean of 4096."""
     x, weight, bias, incoming = example((6, width), torch.float32, device)
