@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from refimpl.ops import load_ops
 from tests.ops import network_checks
+from tests.ops.checks import arithmetic_eps, in_float64
 from tests.strategies import latents, row_shapes
+from tests.tolerances import KERNEL_ROUNDINGS
 
 KERNEL, REFERENCE = load_ops("kernel"), load_ops("reference")
 # One channel, odd ones, whole vectors, SDXL's own widths, the widest rows that a warp holds and wider ones, more rows
@@ -68,15 +70,20 @@ def test_the_deviation_is_the_biased_one_with_eps_under_the_root(device):
     assert torch.equal(KERNEL.layer_norm(x, one, 0 * one, 12.0), x / 4)
 
 
-def test_results_are_rounded_once(device):
-    """In bfloat16, value and gradient are float32's, rounded; those by the parameters stay float32."""
-    x, weight, bias, incoming = example((40, 640), torch.bfloat16, device)
-    low = network_checks.row_results(KERNEL.layer_norm, x, weight, bias, EPS, incoming)
-    wide = network_checks.row_results(KERNEL.layer_norm, x.float(), weight, bias, EPS, incoming.float())
-    assert torch.equal(low[0], wide[0].to(torch.bfloat16))
-    assert torch.equal(low[1], wide[1].to(torch.bfloat16))
-    assert torch.equal(low[2], wide[2])
-    assert torch.equal(low[3], wide[3])
+@pytest.mark.parametrize("width", [33, 640, 2000])
+def test_results_are_rounded_once(width, dtype, device):
+    """Half a unit in the last place, and some float32 roundings; gradients by float32 parameters are float32's."""
+    x, weight, bias, incoming = example((40, width), dtype, device)
+    results = network_checks.row_results(KERNEL.layer_norm, x, weight, bias, EPS, incoming)
+    tensors = in_float64(x, weight, bias, incoming)
+    exact = network_checks.row_results(REFERENCE.layer_norm, *tensors[:3], EPS, tensors[3])
+    terms = network_checks.row_terms(*tensors[:3], EPS, tensors[3])
+    for result, wanted, size in zip(results, exact, terms, strict=True):
+        rounding = (
+            torch.finfo(result.dtype).eps / 2 * wanted.abs() + torch.finfo(result.dtype).smallest_normal
+        )
+        error = (result.double().cpu() - wanted).abs()
+        assert bool((error <= rounding + KERNEL_ROUNDINGS * arithmetic_eps(dtype) * size).all())
 
 
 @pytest.mark.parametrize("inputs", [(0, 1, 2), (0,), (1,), (2,)], ids=str)
