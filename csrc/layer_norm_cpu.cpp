@@ -1,4 +1,5 @@
 // layer_norm on the CPU: a row at a time, which stays in the first-level cache (Ba et al. 2016, eq. 4).
+#include <type_traits>
 #include <vector>
 
 #include "sums_cpu.h"
@@ -6,50 +7,56 @@
 namespace refimpl::cpu {
 namespace {
 
-template <class X>
-REFIMPL_FN void forward_row(const LayerNormProblem& p, int64_t row) {
-  using A = arithmetic_t<X>;
+// A row in the format of the arithmetic: where it lies, or a copy of its 16-bit elements, which are widened
+// once.
+template <class X, class A>
+REFIMPL_FN const A* widened(const void* tensor, int64_t row, int64_t n, A* __restrict copy) {
+  const X* __restrict x = static_cast<const X*>(tensor) + row * n;
+  if constexpr (std::is_same_v<X, A>) {
+    return x;
+  } else {
+    for (int64_t i = 0; i < n; ++i) copy[i] = widen(x[i]);
+    return copy;
+  }
+}
+
+template <class X, class A>
+REFIMPL_FN void forward_row(const LayerNormProblem& p, int64_t row, A* copy) {
   const int64_t n = p.width;
-  const X* __restrict x = static_cast<const X*>(p.x) + row * n;
+  const A* __restrict x = widened<X>(p.x, row, n, copy);
   const A* __restrict weight = static_cast<const A*>(p.weight);
   const A* __restrict bias = static_cast<const A*>(p.bias);
   X* __restrict y = static_cast<X*>(p.out) + row * n;
   const A mean =
-      A(sum_over<A>(n, [=](int64_t i) __attribute__((always_inline)) { return A(widen(x[i])); }) / double(n));
-  const double m2 = sum_over<A>(n, [=](int64_t i) __attribute__((always_inline)) {
-    const A deviation = A(widen(x[i])) - mean;
-    return deviation * deviation;
-  });
+      A(sum_over<A>(n, [=](int64_t i) __attribute__((always_inline)) { return x[i]; }) / double(n));
+  const double m2 =
+      sum_over<A>(n, [=](int64_t i) __attribute__((always_inline)) { return (x[i] - mean) * (x[i] - mean); });
   const A deviation = A(reciprocal_deviation(m2, double(n), p.eps));
   static_cast<A*>(p.mean)[row] = mean;
   static_cast<A*>(p.deviation)[row] = deviation;
-  for (int64_t i = 0; i < n; ++i) {
-    const ChannelNorm<A> norm = {mean, deviation * weight[i], bias[i]};
-    y[i] = narrow<X>(normalised(A(widen(x[i])), norm));
-  }
+  for (int64_t i = 0; i < n; ++i) y[i] = narrow<X>(normalised(x[i], {mean, deviation * weight[i], bias[i]}));
 }
 
 // Adds the row to the gradients by weight and bias of its item.
 template <class X, class A>
-REFIMPL_FN void backward_row(const LayerNormProblem& p, int64_t row, A* __restrict by_weight,
+REFIMPL_FN void backward_row(const LayerNormProblem& p, int64_t row, A* copies, A* __restrict by_weight,
                              A* __restrict by_bias) {
   const int64_t n = p.width;
-  const X* __restrict x = static_cast<const X*>(p.x) + row * n;
-  const X* __restrict g = static_cast<const X*>(p.incoming) + row * n;
+  const A* __restrict x = widened<X>(p.x, row, n, copies);
+  const A* __restrict dz = widened<X>(p.incoming, row, n, copies + n);
   const A* __restrict weight = static_cast<const A*>(p.weight);
   X* __restrict dx = static_cast<X*>(p.out) + row * n;
   const A mean = static_cast<const A*>(p.mean)[row], deviation = static_cast<const A*>(p.deviation)[row];
   const Two<double> sums = two_sums_over<A>(n, [=](int64_t i) __attribute__((always_inline)) {
-    const A term = weight[i] * A(widen(g[i]));
-    return Two<A>{term, term * (A(widen(x[i])) - mean)};
+    const A term = weight[i] * dz[i];
+    return Two<A>{term, term * (x[i] - mean)};
   });
   const double d = double(deviation), inverse = d / double(n);
   const A share = A(sums.first * inverse), slope = A(sums.second * inverse * d * d);
   for (int64_t i = 0; i < n; ++i) {
-    const A value = A(widen(x[i])), dz = A(widen(g[i]));
-    dx[i] = narrow<X>(norm_slope(value, dz, {mean, deviation * weight[i], A(0)}, share, slope));
-    by_weight[i] = fused(dz * deviation, value - mean, by_weight[i]);
-    by_bias[i] += dz;
+    dx[i] = narrow<X>(norm_slope(x[i], dz[i], {mean, deviation * weight[i], A(0)}, share, slope));
+    by_weight[i] = fused(dz[i] * deviation, x[i] - mean, by_weight[i]);
+    by_bias[i] += dz[i];
   }
 }
 
@@ -67,15 +74,17 @@ struct LayerNorm {
 
   static REFIMPL_FN void items(const LayerNormProblem& p, int64_t begin, int64_t end) {
     const int64_t step = rows_per_item(p), n = p.width;
+    std::vector<A> copies(std::is_same_v<X, A> ? 0 : size_t(2 * n));
     if (p.incoming == nullptr) {
-      for (int64_t row = begin * step; row < smaller(end * step, p.rows); ++row) forward_row<X>(p, row);
+      for (int64_t row = begin * step; row < smaller(end * step, p.rows); ++row)
+        forward_row<X>(p, row, copies.data());
       return;
     }
     std::vector<A> sums(size_t(2 * n));
     for (int64_t item = begin; item < end; ++item) {
       for (A& sum : sums) sum = 0;
       for (int64_t row = item * step; row < smaller((item + 1) * step, p.rows); ++row)
-        backward_row<X>(p, row, sums.data(), sums.data() + n);
+        backward_row<X>(p, row, copies.data(), sums.data(), sums.data() + n);
       double* partial = static_cast<double*>(p.partial) + item * 2 * n;
       for (int64_t k = 0; k < 2 * n; ++k) partial[k] = double(sums[size_t(k)]);
     }
