@@ -25,6 +25,7 @@ CPU_SOURCES = [
     "adamw_ema_cpu.cpp",
     "geglu_cpu.cpp",
     "group_norm_cpu.cpp",
+    "layer_norm_cpu.cpp",
 ]
 CUDA_SOURCES = [
     "bind_cuda.cpp",
@@ -34,6 +35,7 @@ CUDA_SOURCES = [
     "adamw_ema.cu",
     "geglu.cu",
     "group_norm.cu",
+    "layer_norm.cu",
 ]
 # Compute capability → the first CUDA toolkit that compiles for it.
 CUDA_ARCHES = {

@@ -1,6 +1,7 @@
-"""The network's own operations on the GPU: GEGLU and GroupNorm + SiLU, beside eager torch and torch.compile.
+"""The network's own operations on the GPU: GEGLU, GroupNorm + SiLU, LayerNorm, beside eager torch and torch.compile.
 
-The shapes are those of SDXL's UNet at 1024². Each row times the value alone, and the value with the gradients.
+The shapes are those of SDXL's UNet at 1024². Each row times the value alone, and the value with the gradients. Beside
+bf16 rows, eager torch normalises layers in float32 between two copies, as autocast makes them.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ BATCH = 4
 GEGLU_SHAPES = ((4096, 2560), (1024, 5120))
 # Channels and side of the feature maps, at the levels of the UNet.
 NORM_SHAPES = ((320, 128), (640, 64), (1280, 32))
+# Tokens of one image and their channels, at the levels with transformers.
+LAYER_SHAPES = ((4096, 640), (1024, 1280))
 GROUPS, EPS = 32, 1e-5
 REFERENCE, KERNEL = load_ops("reference"), load_ops("kernel")
 
@@ -56,6 +59,24 @@ def rows(device: str, small: bool, dtype: torch.dtype) -> Iterator[Row]:
             return ops.group_norm_silu(*x, GROUPS, EPS)
 
         yield Row("group_norm_silu", image, make_image, norm, 2 * elements, 5 * elements)
+    for tokens, channels in ((16, 64),) if small else LAYER_SHAPES:
+        shape = (BATCH * tokens, channels)
+        elements = BATCH * tokens * channels * size
+
+        def make_tokens(shape: tuple[int, int] = shape) -> tuple[Tensor, ...]:
+            x = torch.randn(shape, device=device, dtype=dtype)
+            weight, bias = torch.randn(2, shape[1], device=device).unbind()
+            return tuple(t.detach().requires_grad_() for t in (x, weight, bias))
+
+        yield Row("layer_norm", shape, make_tokens, layer_norm, 2 * elements, 5 * elements)
+
+
+def layer_norm(ops: Any, x: tuple[Tensor, ...]) -> Tensor:
+    """The operation, cast around torch's as autocast casts: on a GPU torch takes one dtype alone."""
+    tokens, weight, bias = x
+    if ops is KERNEL:
+        return ops.layer_norm(tokens, weight, bias, EPS)
+    return ops.layer_norm(tokens.to(weight.dtype), weight, bias, EPS).to(tokens.dtype)
 
 
 def network_rows(device: str, small: bool, repeats: int) -> Iterator[dict[str, Any]]:

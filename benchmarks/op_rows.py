@@ -3,8 +3,8 @@
 `v_loss` is the forward and the backward pass with the batch's mean in between; its column "kernel alone" computes the
 same loss and gradient without autograd. `step` is what a training step asks for, the noised latents and the loss with
 its gradient, and `keyed step` the same with the drawing of the noise. `adamw_ema` is what follows the gradient, on
-float32 weights of the batch's shape (update_rows.py names the columns); `geglu` and `group_norm_silu` are in
-network_rows.py.
+float32 weights of the batch's shape (update_rows.py names the columns); `geglu`, `group_norm_silu` and `layer_norm`
+are in network_rows.py.
 """
 
 from collections.abc import Callable

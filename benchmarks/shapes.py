@@ -24,6 +24,7 @@ STREAMS = {
     "channel_moments": (1, 0),
     "geglu": (5, 3),  # the two halves; the product, then both halves and its gradient; theirs
     "group_norm_silu": (3, 2),  # x; y, then x and its gradient; that of x
+    "layer_norm": (3, 2),  # the same
     "adamw_ema": (6, 4),  # the gradient twice, weight, moments, average; all but the gradient are written
 }
 

@@ -174,7 +174,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   formulas.def("weighted_mean", py::vectorize(&weighted_mean));
   formulas.def("gradient_scale", py::vectorize(&gradient_scale));
   formulas.def("sigmoid", py::vectorize([](float z) { return sigmoid(z); }));
-  formulas.def("reciprocal_deviation", py::vectorize(&reciprocal_deviation));
+  formulas.def("reciprocal_deviation", py::vectorize(&reciprocal_deviation<double>));
   formulas.def("philox4x32", py::vectorize(&philox_word), "Word i of the block with this counter and key");
   formulas.def("log_uniform", py::vectorize(&log_uniform));
   formulas.def("radius", py::vectorize(&radius));

@@ -7,6 +7,7 @@
 #include "bind_adamw_ema.h"
 #include "bind_geglu.h"
 #include "bind_group_norm.h"
+#include "bind_layer_norm.h"
 #include "launch.h"
 
 namespace refimpl::bind {
@@ -56,6 +57,12 @@ struct Cuda {
   static void group_norm_silu(const GroupNormProblem& p) {
     C10_CUDA_CHECK(cuda::group_norm_silu(p, c10::cuda::getCurrentCUDAStream()));
   }
+
+  static int64_t layer_norm_partials(const LayerNormProblem& p) { return cuda::layer_norm_partials(p); }
+
+  static void layer_norm(const LayerNormProblem& p) {
+    C10_CUDA_CHECK(cuda::layer_norm(p, c10::cuda::getCurrentCUDAStream()));
+  }
 };
 
 TORCH_LIBRARY_IMPL(refimpl, CUDA, m) {
@@ -63,6 +70,7 @@ TORCH_LIBRARY_IMPL(refimpl, CUDA, m) {
   m.impl("adamw_ema_", &adamw_ema_<Cuda>);
   register_geglu<Cuda>(m);
   register_group_norm<Cuda>(m);
+  register_layer_norm<Cuda>(m);
 }
 
 }  // namespace refimpl::bind

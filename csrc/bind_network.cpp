@@ -4,6 +4,7 @@
 #include "bind_cpu.h"
 #include "bind_geglu.h"
 #include "bind_group_norm.h"
+#include "bind_layer_norm.h"
 #include "cpu.h"
 
 namespace refimpl::bind {
@@ -22,6 +23,13 @@ struct NetworkCpu : CpuBackend {
     parallel(p, cpu::group_norm_items(p), p.layout.batch * p.layout.sample(), GATED, &cpu::group_norm_silu);
     if (p.incoming) cpu::finish_group_norm(p);
   }
+
+  static int64_t layer_norm_partials(const LayerNormProblem& p) { return cpu::layer_norm_partials(p); }
+
+  static void layer_norm(const LayerNormProblem& p) {
+    parallel(p, cpu::layer_norm_items(p), p.rows * p.width, GATED, &cpu::layer_norm);
+    if (p.incoming) cpu::finish_layer_norm(p);
+  }
 };
 
 TORCH_LIBRARY_FRAGMENT(refimpl, m) {
@@ -36,15 +44,25 @@ TORCH_LIBRARY_FRAGMENT(refimpl, m) {
   m.def(
       "group_norm_silu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, "
       "Tensor deviation, int groups, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def("layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor");
+  // The steps of its derivative; `deviation` is 1 / the standard deviation of each row.
+  m.def(
+      "layer_norm_forward(Tensor x, Tensor weight, Tensor bias, float eps) -> "
+      "(Tensor y, Tensor mean, Tensor deviation)");
+  m.def(
+      "layer_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor deviation, "
+      "float eps) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(refimpl, CPU, m) {
   register_geglu<NetworkCpu>(m);
   register_group_norm<NetworkCpu>(m);
+  register_layer_norm<NetworkCpu>(m);
 }
 TORCH_LIBRARY_IMPL(refimpl, Autograd, m) {
   register_geglu_autograd(m);
   register_group_norm_autograd(m);
+  register_layer_norm_autograd(m);
 }
 
 }  // namespace refimpl::bind

@@ -24,10 +24,10 @@ PROGRAM = "standalone_check.cu"  # host code that calls the launchers: no kernel
 NVCC_FLAGS = ("-O3", "-std=c++20", "-fmad=false", "--expt-relaxed-constexpr")  # as in setup.py
 QUAD = 16  # bytes
 BYTES = {"float": 4, "bf16": 2, "f16": 2}
-# Accesses that are narrower for a reason: loads of a sample's or a tensor's scalars (a sample's in two formats, and
-# twice where the compiler unrolls the loop over tiles), stores of a tile's partial results.
-NARROW_LOADS = {"noise_kernel": 8, "loss_kernel": 12, "adamw_ema_kernel": 4}
-NARROW_STORES = {"loss_kernel": 1, "moments_kernel": 12}
+# Accesses that are narrower for a reason: loads of scalars of a sample (in two formats, and twice where the compiler
+# unrolls the loop over tiles), a tensor or a row, stores of a tile's partial results or of a row's statistics.
+NARROW_LOADS = {"noise_kernel": 8, "loss_kernel": 12, "adamw_ema_kernel": 4, "layer_norm_slopes_kernel": 2}
+NARROW_STORES = {"loss_kernel": 1, "moments_kernel": 12, "layer_norm_kernel": 2}
 
 
 class Usage(NamedTuple):

@@ -42,6 +42,11 @@ int64_t group_norm_partials(const GroupNormProblem& p);
 void group_norm_silu(const GroupNormProblem& p, int64_t begin, int64_t end);
 void finish_group_norm(const GroupNormProblem& p);
 
+int64_t layer_norm_items(const LayerNormProblem& p);
+int64_t layer_norm_partials(const LayerNormProblem& p);
+void layer_norm(const LayerNormProblem& p, int64_t begin, int64_t end);
+void finish_layer_norm(const LayerNormProblem& p);
+
 constexpr int64_t CHUNK = 4096;  // elements per item: the streams of one item fit the first-level cache
 
 REFIMPL_FN int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -30,6 +30,9 @@ OPS = (
     "group_norm_silu",
     "group_norm_silu_forward",
     "group_norm_silu_backward",
+    "layer_norm",
+    "layer_norm_forward",
+    "layer_norm_backward",
     "adamw_ema_",
 )
 DIFFERENTIABLE = (
@@ -43,6 +46,8 @@ DIFFERENTIABLE = (
     "geglu_backward",
     "group_norm_silu",
     "group_norm_silu_backward",
+    "layer_norm",
+    "layer_norm_backward",
 )
 
 
@@ -100,6 +105,11 @@ def check() -> None:
                 "geglu": (ops.geglu(x0.flatten(2)), (2, 4, 15), torch.bfloat16),
                 "group_norm_silu": (
                     ops.group_norm_silu(x0, x0.new_empty(4), x0.new_empty(4), 2, 1e-5),
+                    x0.shape,
+                    torch.bfloat16,
+                ),
+                "layer_norm": (
+                    ops.layer_norm(x0, x0.new_empty(5), x0.new_empty(5), 1e-5),
                     x0.shape,
                     torch.bfloat16,
                 ),

@@ -4,10 +4,6 @@
 namespace refimpl::cuda {
 namespace {
 
-// Elements of a row per access: 16 bytes.
-template <class X>
-constexpr int VECTOR = int(sizeof(Quad) / sizeof(X));
-
 // Each thread takes V adjacent elements of a row, then those a whole grid further on. `per_row` is the width,
 // rounded up to whole vectors.
 template <class X, bool SLOPES, bool ALIGNED>

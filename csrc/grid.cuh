@@ -47,6 +47,10 @@ struct alignas(16) Quad {
   uint32_t words[4];
 };
 
+// Elements per access of 16 bytes.
+template <class X>
+constexpr int VECTOR = int(sizeof(Quad) / sizeof(X));
+
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(Quad) == 0; }
 
 // values = p[i … i + V); if not ALIGNED, elements from n on are left unchanged (with ALIGNED, n is a multiple
@@ -93,6 +97,15 @@ __device__ __forceinline__ T sum_of_warp(T value) {
   for (int distance = WARP / 2; distance > 0; distance /= 2)
     value += __shfl_down_sync(ALL_LANES, value, distance);
   return value;  // in lane 0
+}
+
+// The same sum in every lane.
+template <class T>
+__device__ __forceinline__ T sum_over_warp(T value) {
+#pragma unroll
+  for (int distance = WARP / 2; distance > 0; distance /= 2)
+    value += __shfl_xor_sync(ALL_LANES, value, distance);
+  return value;
 }
 
 // Sums `values` over the block, with the result in every thread; `shared` holds N · WARPS values.

@@ -1,28 +1,10 @@
 // group_norm_silu on the CPU: a group at a time, in planes of its channels (Wu & He 2018, eq. 1).
 #include <vector>
 
-#include "cpu.h"
+#include "sums_cpu.h"
 
 namespace refimpl::cpu {
 namespace {
-
-constexpr int LANES = 64;  // independent partial sums; the same on every instruction set, so the same bits
-
-// Σ term(i) for i < count in A, chunk by chunk into a float64, in a fixed order.
-template <class A, class Term>
-REFIMPL_FN double sum_over(int64_t count, Term term) {
-  double total = 0;
-  for (int64_t start = 0; start < count; start += CHUNK) {
-    alignas(64) A lanes[LANES] = {};
-    const int64_t end = smaller(start + CHUNK, count);
-    int64_t i = start;
-    for (; i + LANES <= end; i += LANES)
-      for (int l = 0; l < LANES; ++l) lanes[l] += term(i + l);
-    for (int l = 0; i + l < end; ++l) lanes[l] += term(i + l);
-    for (int l = 0; l < LANES; ++l) total += double(lanes[l]);
-  }
-  return total;
-}
 
 // The planes [C / groups, H·W] of one group: where they lie, or a copy of channels-last ones.
 template <class X>

@@ -26,4 +26,7 @@ cudaError_t geglu(const GegluProblem& p, cudaStream_t stream);
 int64_t group_norm_partials(const GroupNormProblem& p);  // float64 values of scratch
 cudaError_t group_norm_silu(const GroupNormProblem& p, cudaStream_t stream);
 
+int64_t layer_norm_partials(const LayerNormProblem& p);  // float64 values of scratch
+cudaError_t layer_norm(const LayerNormProblem& p, cudaStream_t stream);
+
 }  // namespace refimpl::cuda

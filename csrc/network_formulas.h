@@ -98,7 +98,8 @@ REFIMPL_FN GatedSlopes<T> gated_slopes(T a, T b, T g) {
   return {g * gelu(b, at_b), g * a * gelu_derivative(b, at_b)};
 }
 
-// ---- Group normalisation and SiLU (Wu & He 2018, eq. 1; S §2.1) ----
+// ---- Group normalisation and SiLU, layer normalisation (Wu & He 2018, eq. 1; Ba et al. 2016, eq. 4; S §2.1)
+// ----
 
 // σ(z) = 1 / (1 + e^(−z)), within 3 ulp for z > −87 and 0 below
 REFIMPL_FN float sigmoid(float z) {
@@ -124,10 +125,13 @@ REFIMPL_FN T silu_derivative(T z) {
   return fused(s, z * (T(1) - s), s);
 }
 
-// 1 / √(variance + eps) of a group, from Σ (x − mean)² over its n elements
-REFIMPL_FN double reciprocal_deviation(double m2, double n, double eps) { return 1 / sqrt(m2 / n + eps); }
+// 1 / √(variance + eps) of a group, or of a row, from Σ (x − mean)² over its n elements
+template <class T>
+REFIMPL_FN T reciprocal_deviation(T m2, T n, T eps) {
+  return 1 / root(m2 / n + eps);
+}
 
-// One channel of a sample: what its elements need of their group and of the affine map.
+// One channel of a sample, or of a row: what its elements need of their group and of the affine map.
 template <class T>
 struct ChannelNorm {
   T mean, factor, bias;  // factor = weight / deviation
@@ -139,8 +143,8 @@ REFIMPL_FN T normalised(T x, const ChannelNorm<T>& norm) {
   return fused(x - norm.mean, norm.factor, norm.bias);
 }
 
-// ∂/∂x of a group: factor·dz − (share + slope·(x − mean)), where share and slope are the group's means of
-// weight·dz and of weight·dz·(x − mean)/deviation², both divided by the deviation.
+// ∂/∂x of a group, or of a row: factor·dz − (share + slope·(x − mean)), where share and slope are its means
+// of weight·dz and of weight·dz·(x − mean)/deviation², both divided by the deviation.
 template <class T>
 REFIMPL_FN T norm_slope(T x, T dz, const ChannelNorm<T>& norm, T share, T slope) {
   return fused(dz, norm.factor, -fused(x - norm.mean, slope, share));

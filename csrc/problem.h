@@ -103,4 +103,20 @@ struct GroupNormProblem {
   REFIMPL_FN int64_t group_size() const { return layout.channels / groups; }
 };
 
+// y = layer_norm(x)·weight + bias, with the mean and 1 / deviation of each row; or, given incoming, the
+// gradients of it. x, y, incoming and dx are contiguous [rows, width] and of one format; the others are
+// float32, or float64 for float64 tensors.
+struct LayerNormProblem {
+  int64_t rows, width;
+  double eps;
+  const void* x;
+  const void *weight, *bias;  // [width]
+  void *mean, *deviation;     // [rows], the second inverted: written going forward, read going back
+  const void* incoming;       // null: the value is wanted
+  void* out;                  // y, or dx
+  void *by_weight, *by_bias;  // [width], going back
+  void* partial;              // scratch, layer_norm_partials(...) values
+  DType dtype;
+};
+
 }  // namespace refimpl

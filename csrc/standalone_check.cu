@@ -224,6 +224,9 @@ constexpr void (*CHECKS[])(const Case&) = {
     check_group_norm_silu<float>,
     check_group_norm_silu<bf16>,
     check_group_norm_silu<f16>,
+    check_layer_norm<float>,
+    check_layer_norm<bf16>,
+    check_layer_norm<f16>,
     check_adamw_ema,
 };
 

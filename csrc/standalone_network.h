@@ -134,4 +134,83 @@ void check_group_norm_silu(const Case& c) {
   expect_close(c, "its gradient by bias", by_bias.values(), t.by_bias, t.bias_terms, 64 * 0x1p-24);
 }
 
+// Everything in float64, with the magnitudes of what is added, for rows of the case's area.
+template <class X>
+NormTruth row_truth(int64_t rows, int64_t width, double eps, const std::vector<X>& x,
+                    const std::vector<X>& incoming, const std::vector<float>& weight,
+                    const std::vector<float>& bias) {
+  NormTruth t;
+  for (auto* values : {&t.y, &t.dx, &t.y_terms, &t.dx_terms}) values->resize(x.size());
+  for (auto* values : {&t.by_weight, &t.by_bias, &t.weight_terms, &t.bias_terms})
+    values->resize(size_t(width));
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto each = [&](auto f) {
+      for (int64_t c = 0; c < width; ++c) f(size_t(row * width + c), size_t(c));
+    };
+    double mean = 0, m2 = 0, share = 0, slope = 0;
+    each([&](size_t k, size_t) { mean += widen(x[k]) / double(width); });
+    each([&](size_t k, size_t) { m2 += (widen(x[k]) - mean) * (widen(x[k]) - mean); });
+    const double deviation = reciprocal_deviation(m2, double(width), eps);
+    each([&](size_t k, size_t c) {
+      const double z = (widen(x[k]) - mean) * deviation, dz = widen(incoming[k]);
+      const double size_of_z = (fabs(widen(x[k])) + fabs(mean)) * deviation;
+      t.y[k] = z * weight[c] + bias[c];
+      t.y_terms[k] = size_of_z * fabs(weight[c]) + fabs(bias[c]);
+      t.by_weight[c] += dz * z;
+      t.by_bias[c] += dz;
+      t.weight_terms[c] += fabs(dz) * size_of_z;
+      t.bias_terms[c] += fabs(dz);
+      share += weight[c] * dz / double(width);
+      slope += weight[c] * dz * z / double(width);
+    });
+    each([&](size_t k, size_t c) {
+      const double z = (widen(x[k]) - mean) * deviation, own = weight[c] * double(widen(incoming[k]));
+      const double size_of_z = (fabs(widen(x[k])) + fabs(mean)) * deviation;
+      t.dx[k] = deviation * (own - share - z * slope);
+      t.dx_terms[k] = deviation * (fabs(own) + fabs(share) + (size_of_z + 1) * (fabs(slope) + 1));
+    });
+  }
+  return t;
+}
+
+template <class X>
+void check_layer_norm(const Case& c) {
+  if (c.layout.channels_last) return;
+  const int64_t rows = c.layout.batch * c.layout.channels, width = c.layout.area;
+  const auto x = normals<X>(c.count(), 17), incoming = normals<X>(c.count(), 18);
+  const auto weight = normals<float>(size_t(width), 19), bias = normals<float>(size_t(width), 20);
+  const Device<X> x_(x, c.shifted), incoming_(incoming, c.shifted);
+  const Device<float> weight_(weight), bias_(bias);
+  const Device<float> mean = result<float>(size_t(rows)), deviation = result<float>(size_t(rows));
+  const Device<float> by_weight = result<float>(size_t(width)), by_bias = result<float>(size_t(width));
+  const Device<X> y = result<X>(c.count(), c.shifted), dx = result<X>(c.count(), c.shifted);
+  LayerNormProblem p = {};
+  p.rows = rows;
+  p.width = width;
+  p.eps = 1e-5;
+  p.x = x_.data;
+  p.weight = weight_.data;
+  p.bias = bias_.data;
+  p.mean = mean.data;
+  p.deviation = deviation.data;
+  p.out = y.data;
+  p.dtype = dtype<X>;
+  require(cuda::layer_norm(p, stream), "layer_norm");
+  p.incoming = incoming_.data;
+  p.out = dx.data;
+  p.by_weight = by_weight.data;
+  p.by_bias = by_bias.data;
+  const Device<double> partial = scratch<double>(size_t(cuda::layer_norm_partials(p)));
+  p.partial = partial.data;
+  require(cuda::layer_norm(p, stream), "the gradient of layer_norm");
+  if (c.count() == 0) return;
+  const NormTruth t = row_truth(rows, width, p.eps, x, incoming, weight, bias);
+  // Some tens of float32 roundings, and that of the result.
+  const double rounding = 64 * 0x1p-24 + (sizeof(X) == 2 ? 0x1p-8 : 0);
+  expect_close(c, "layer_norm", widened(y.values()), t.y, t.y_terms, rounding);
+  expect_close(c, "its gradient by x", widened(dx.values()), t.dx, t.dx_terms, rounding);
+  expect_close(c, "its gradient by weight", by_weight.values(), t.by_weight, t.weight_terms, 64 * 0x1p-24);
+  expect_close(c, "its gradient by bias", by_bias.values(), t.by_bias, t.bias_terms, 64 * 0x1p-24);
+}
+
 }  // namespace refimpl::standalone

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from refimpl.model.blocks import zeroed
+from refimpl.model.blocks import LayerNorm, zeroed
 from refimpl.model.config import Recompute
 from refimpl.model.dot_product import DotProduct, torch_choice
 from refimpl.model.projections import project
@@ -98,9 +98,9 @@ class TransformerBlock(nn.Module):
         self.attn1 = Attention(channels, channels, head_dim)
         self.ff = FeedForward(channels)
         self.attn2 = Attention(channels, context_dim, head_dim)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.norm3 = nn.LayerNorm(channels)
+        self.norm1 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
 
     def forward(self, tokens: Tensor, context: Tensor, how: SelfAttention | None = None) -> Tensor:
         if self.activation_checkpointing == "full" and torch.is_grad_enabled():

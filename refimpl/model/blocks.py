@@ -27,6 +27,15 @@ def norm_silu_conv(ops: Ops, layers: nn.Sequential, x: Tensor, how: Recompute = 
     return cheap_before(layers[-1], norm_silu, x, how)
 
 
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last dimension, by a backend's operation."""
+
+    ops: Ops = load_ops("reference")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.ops.layer_norm(input, self.weight, self.bias, self.eps)
+
+
 class ResBlock(nn.Module):
     """Two 3×3 convolutions with the embedding added between them, and a skip connection.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from refimpl.checks import check_choice
 from refimpl.errors import InputError
 from refimpl.model.attention import GEGLU, SpatialTransformer, TransformerBlock
-from refimpl.model.blocks import Downsample, ResBlock, Upsample, norm_silu_conv, zeroed
+from refimpl.model.blocks import Downsample, LayerNorm, ResBlock, Upsample, norm_silu_conv, zeroed
 from refimpl.model.casts import cast_once
 from refimpl.model.config import Recompute, UNetConfig
 from refimpl.model.embeddings import EmbeddingMLP
@@ -103,7 +103,7 @@ class UNet(nn.Module):
     def set_ops(self, ops: Ops) -> None:
         """Compute the blocks with the operations of a backend (`refimpl.ops.load_ops`); at first, the reference's."""
         for module in self.modules():
-            if isinstance(module, GEGLU | ResBlock | UNet):
+            if isinstance(module, GEGLU | LayerNorm | ResBlock | UNet):
                 module.ops = ops
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class Ops(NamedTuple):
     keyed_normal: Callable[..., Tensor]
     geglu: Callable[[Tensor], Tensor]
     group_norm_silu: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def load_ops(backend: str) -> Ops:

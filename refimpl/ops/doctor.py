@@ -96,6 +96,7 @@ def _arguments(name: str, device: str) -> tuple:
         "keyed_normal": (key, shape[1:], 0.05),
         "geglu": (x0,),
         "group_norm_silu": (x0, alpha.float() + 1, sigma.float(), 2, 1e-5),
+        "layer_norm": (x0, eps[0, 0, 0], prediction[0, 0, 0], 1e-5),
     }[name]
 
 

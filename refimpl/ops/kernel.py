@@ -4,7 +4,7 @@ They agree with the reference to within rounding, on the CPU and on CUDA. The di
 
 - The arithmetic is float32 unless the prediction (or x0) is float64, whatever the other tensors are.
 - v_loss can be differentiated once, with respect to prediction only; a second derivative raises. So do those of
-  geglu and group_norm_silu, which are in network_kernel.py.
+  geglu, group_norm_silu and layer_norm, which are in network_kernel.py.
 - add_noise is differentiable with respect to x0 and eps, but not alpha and sigma.
 - Invalid arguments raise ValueError or TypeError.
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from refimpl.ops import _kernels as _kernels  # registers torch.ops.refimpl; ImportError when it is not built
 from refimpl.ops.network_kernel import geglu as geglu
 from refimpl.ops.network_kernel import group_norm_silu as group_norm_silu
+from refimpl.ops.network_kernel import layer_norm as layer_norm
 from refimpl.ops.network_kernel import memory_order
 
 # The overloads themselves: looking them up by name on every call costs as much as the call.

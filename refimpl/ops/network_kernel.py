@@ -7,6 +7,7 @@ from refimpl.ops import _kernels as _kernels  # registers torch.ops.refimpl; Imp
 
 _GEGLU = torch.ops.refimpl.geglu.default
 _GROUP_NORM_SILU = torch.ops.refimpl.group_norm_silu.default
+_LAYER_NORM = torch.ops.refimpl.layer_norm.default
 
 
 def geglu(packed: Tensor) -> Tensor:
@@ -31,6 +32,18 @@ def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
     Raises ValueError when shapes or devices disagree, TypeError on an integer dtype.
     """
     return _GROUP_NORM_SILU(x, weight, bias, groups, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Each row normalised over its channels, the last dimension (Ba et al. 2016, eq. 4), as in transformer blocks.
+
+    Computed in float32 (float64 for float64) and rounded once to x's dtype, under autocast too; sums are added in a
+    fixed order. For the backward pass x and two numbers per row are kept.
+
+    x  [..., C]        weight, bias  [C]        eps  added to each variance        returns  [..., C] in x's dtype
+    Raises ValueError when shapes or devices disagree, TypeError on an integer dtype.
+    """
+    return _LAYER_NORM(x, weight, bias, eps)
 
 
 # ---- Shapes and dtypes of the results, for tracing with fake tensors -------------------------------------------
@@ -81,3 +94,34 @@ def _(x, weight, bias, groups, eps):
 @torch.library.register_fake("refimpl::group_norm_silu_backward")
 def _(grad, x, weight, bias, mean, deviation, groups, eps):
     return _like(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _check_rows(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    torch._check_value(x.ndim >= 1, lambda: f"x must have shape [..., C], got {list(x.shape)}")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        torch._check_value(
+            parameter.ndim == 1 and parameter.shape[0] == x.shape[-1],
+            lambda name=name, parameter=parameter: (
+                f"{name} has shape {list(parameter.shape)} and x {list(x.shape)}: give one per channel"
+            ),
+        )
+
+
+@torch.library.register_fake("refimpl::layer_norm")
+def _(x, weight, bias, eps):
+    _check_rows(x, weight, bias)
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("refimpl::layer_norm_forward")
+def _(x, weight, bias, eps):
+    _check_rows(x, weight, bias)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    mean, deviation = (x.new_empty(x.shape[:-1], dtype=wide) for _ in range(2))
+    return x.new_empty(x.shape), mean, deviation
+
+
+@torch.library.register_fake("refimpl::layer_norm_backward")
+def _(grad, x, weight, bias, mean, deviation, eps):
+    _check_rows(x, weight, bias)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)

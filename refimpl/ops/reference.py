@@ -151,6 +151,26 @@ def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
     return F.silu(normalised).to(x.dtype)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Each row normalised over its channels, the last dimension (Ba et al. 2016, eq. 4), as in transformer blocks.
+
+    x  [..., C]        weight, bias  [C]        eps  added to each variance
+    returns  [..., C] in x's dtype, or under autocast in the one that torch leaves it in: float32 on a GPU
+    Raises InputError when the shapes disagree, or on an integer dtype.
+    """
+    if x.ndim == 0 or not x.is_floating_point():
+        raise InputError(
+            f"x must be a floating-point tensor [..., C], got {x.dtype} of shape {list(x.shape)}"
+        )
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter.shape != x.shape[-1:]:
+            raise InputError(
+                f"{name} has shape {list(parameter.shape)} and x {list(x.shape)}: give one per channel, the last "
+                "dimension of x"
+            )
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
 def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:
     _check_image(x0)
     if key.ndim != 2 or key.shape[0] != x0.shape[0]:

@@ -63,15 +63,21 @@ def test_a_row_for_the_terminal(rows: dict) -> None:
     assert "GiB" in line_of({**named, **rows["kernel", "none"]})
 
 
-# What SDXL's UNet may keep and move without matrix products for 8 images of 1024², in TF32: GiB, and GB.
+# What SDXL's UNet may keep and move without matrix products for 8 images of 1024²: GiB, and GB.
 @pytest.mark.parametrize(
-    ("backend", "how", "most_kept", "most_traffic"),
-    [(GEGLU_ALONE, "none", 90, None), ("kernel", "none", 86, 360), ("kernel", "cheap", 78, None)],
+    ("backend", "how", "precision", "most_kept", "most_traffic"),
+    [
+        (GEGLU_ALONE, "none", "tf32", 90, None),
+        ("kernel", "none", "tf32", 86, 360),
+        ("kernel", "cheap", "tf32", 78, None),
+        ("kernel", "none", "bf16", 49, 200),
+        ("kernel", "full", "bf16", 10, 245),
+    ],
 )
 def test_what_sdxl_keeps_and_moves(
-    backend: str, how: Recompute, most_kept: float, most_traffic: float | None
+    backend: str, how: Recompute, precision: str, most_kept: float, most_traffic: float | None
 ) -> None:
-    row = count(UNetConfig.sdxl(), 8, 1024, backend, how)
+    row = count(UNetConfig.sdxl(), 8, 1024, backend, how, precision)
     assert row["kept_bytes"] <= most_kept * GIB
     assert most_traffic is None or row["other_bytes"] <= most_traffic * 1e9
 

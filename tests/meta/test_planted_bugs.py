@@ -12,6 +12,7 @@ from tests.ops.test_kernel import example
 REFERENCE = load_ops("reference")
 SHAPE = (3, 4, 17, 33)
 NORM = torch.tensor([[1.0, -0.5, 2.0, 0.25], [0.5, -1.0, 0.0, 2.0]]).unbind()  # weight and bias
+ROWS = torch.linspace(-2, 2, 2 * SHAPE[-1]).chunk(2)  # those of each row
 
 
 def arguments(dtype=torch.float32):
@@ -30,6 +31,7 @@ def run_all_checks(ops, dtype=torch.float32) -> None:
     checks.check_keyed_normal(ops, key, SHAPE[1:], 0.05)
     network_checks.check_geglu(ops, torch.cat([prediction, 4 * x0], dim=-1), eps)
     network_checks.check_group_norm_silu(ops, x0 + 3, *NORM, 2, 1e-5, eps)
+    network_checks.check_layer_norm(ops, x0 + 3, *(t.to(dtype) for t in ROWS), 1e-5, eps)
     checks.check_noise_belongs_to_the_sample(ops, x0, key, 0.05)
     checks.check_repeatable(ops, prediction, x0, eps, key, alpha, sigma, weight)
 
@@ -169,6 +171,46 @@ def one_pass_deviation(x, weight, bias, groups, eps):
     return normed(x, weight, bias, groups, mean, squares.mean((2, 3, 4), keepdim=True) - mean.square() + eps)
 
 
+def normed_rows(x, weight, bias, mean, variance):
+    return (x - mean) / variance.sqrt() * weight + bias
+
+
+def row_statistics(x, correction=0):
+    variance, mean = torch.var_mean(x, -1, correction=correction, keepdim=True)
+    return mean, variance
+
+
+def unbiased_rows(x, weight, bias, eps):
+    mean, variance = row_statistics(x, correction=1)
+    return normed_rows(x, weight, bias, mean, variance + eps)
+
+
+def rows_with_eps_outside_the_root(x, weight, bias, eps):
+    mean, variance = row_statistics(x)
+    return normed_rows(x, weight, bias, mean, (variance.sqrt() + eps).square())
+
+
+def rows_of_a_constant_mean(x, weight, bias, eps):
+    """The right value, with the gradient of a mean that is constant."""
+    mean, variance = row_statistics(x)
+    return normed_rows(x, weight, bias, mean.detach(), variance + eps)
+
+
+def rows_without_the_last(x, weight, bias, eps):
+    """The right value, with the gradients by weight and bias of all rows but the last."""
+    right, constant = (
+        REFERENCE.layer_norm(x, w, b, eps) for w, b in ((weight, bias), (weight.detach(), bias.detach()))
+    )
+    return torch.cat([right[:-1], constant[-1:]])
+
+
+def one_pass_rows(x, weight, bias, eps):
+    """E[x²] − E[x]² of squares in float16, whose digits the mean has used up."""
+    mean, _ = row_statistics(x)
+    squares = x.square().half().float().mean(-1, keepdim=True)
+    return normed_rows(x, weight, bias, mean, squares - mean.square() + eps)
+
+
 BUGS = {
     "alpha and sigma swapped in add_noise": {"add_noise": swapped_add_noise},
     "alpha and sigma swapped in the loss": {"v_loss": swapped_v_loss},
@@ -184,6 +226,11 @@ BUGS = {
     "GroupNorm without its SiLU": {"group_norm_silu": norm_without_silu},
     "statistics without a gradient": {"group_norm_silu": statistics_without_gradient},
     "deviation in one pass": {"group_norm_silu": one_pass_deviation},
+    "unbiased deviation of a row": {"layer_norm": unbiased_rows},
+    "eps outside the root": {"layer_norm": rows_with_eps_outside_the_root},
+    "a row's mean without a gradient": {"layer_norm": rows_of_a_constant_mean},
+    "gradients without the last rows": {"layer_norm": rows_without_the_last},
+    "a row's deviation in one pass": {"layer_norm": one_pass_rows},
     "halves of geglu swapped": {"geglu": halves_swapped},
     "tanh instead of the exact GELU": {"geglu": gelu_by_tanh},
     "the gate's slope forgotten": {"geglu": gate_without_slope},

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from refimpl.model.blocks import Downsample, ResBlock, Upsample
+from refimpl.model.blocks import Downsample, LayerNorm, ResBlock, Upsample
 from tests.tensors import normal
 from tests.tolerances import FLOAT64_ROUNDING
 
@@ -56,3 +56,17 @@ def test_upsample_repeats_pixels() -> None:
         up.conv.bias.zero_()
     x = normal(1, 1, 2, 3)
     assert torch.equal(up(x, (4, 6)), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "autocast"])
+def test_a_layer_norm_is_torchs(low: bool) -> None:
+    """With its keys and its bits, as long as the backend is the reference."""
+    ours, theirs = LayerNorm(6, eps=0.5), nn.LayerNorm(6, eps=0.5)
+    nn.init.normal_(ours.weight)
+    nn.init.normal_(ours.bias)
+    theirs.load_state_dict(ours.state_dict())
+    x = normal(2, 3, 6).to(torch.bfloat16 if low else torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        a, b = ours(x), theirs(x)
+    assert a.dtype == b.dtype
+    assert torch.equal(a, b)

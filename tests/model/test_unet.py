@@ -269,11 +269,16 @@ def test_the_kernels_reach_every_block() -> None:
         ops._replace(
             geglu=counted("geglu", ops.geglu),
             group_norm_silu=counted("group_norm_silu", ops.group_norm_silu),
+            layer_norm=counted("layer_norm", ops.layer_norm),
         )
     )
     inputs(SMALL, 4, 4).ours(unet)
     blocks = Counter(type(module).__name__ for module in unet.modules())
-    assert called == {"geglu": blocks["TransformerBlock"], "group_norm_silu": 2 * blocks["ResBlock"] + 1}
+    assert called == {
+        "geglu": blocks["TransformerBlock"],
+        "group_norm_silu": 2 * blocks["ResBlock"] + 1,
+        "layer_norm": 3 * blocks["TransformerBlock"],
+    }
 
 
 def test_a_new_network_computes_with_the_reference() -> None:

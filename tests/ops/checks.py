@@ -251,6 +251,7 @@ def results_of(ops: Ops, prediction, x0, eps, key, alpha, sigma, weight) -> list
         ),
         ops.geglu(torch.cat([x0, eps], dim=-1)),
         ops.group_norm_silu(x0, *torch.ones(2, x0.shape[1], device=x0.device).unbind(), 1, 1e-5),
+        ops.layer_norm(x0, *torch.ones(2, x0.shape[3], device=x0.device).unbind(), 1e-5),
         *ops.channel_moments(x0),
     ]
     return [result.detach() for result in results]

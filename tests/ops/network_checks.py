@@ -85,3 +85,52 @@ def norm_terms(
     ).mean(axes, keepdim=True)
     by_x = ((of_group * (1 + z.unflatten(1, (groups, -1))) + share) / deviation).flatten(1, 2)
     return [value, by_x, (dz * (1 + z)).sum((0, 2, 3)), dz.sum((0, 2, 3))]
+
+
+# ---- layer_norm -------------------------------------------------------------------------------------------
+
+
+def row_results(
+    layer_norm, x: Tensor, weight: Tensor, bias: Tensor, eps: float, incoming: Tensor
+) -> list[Tensor]:
+    """The value, and the gradients with respect to x, weight and bias."""
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    value = layer_norm(*leaves, eps)
+    return [value.detach(), *torch.autograd.grad(value, leaves, incoming)]
+
+
+def widened_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The reference in the wider of x's and weight's dtypes, as a GPU's autocast computes it, and rounded to x's."""
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    return REFERENCE.layer_norm(x.to(wide), weight.to(wide), bias.to(wide), eps).to(x.dtype)
+
+
+def check_layer_norm(ops: Ops, x: Tensor, weight: Tensor, bias: Tensor, eps: float, incoming: Tensor) -> None:
+    """Value and gradients agree with the reference, whether or not a gradient is requested."""
+    results = row_results(ops.layer_norm, x, weight, bias, eps, incoming)
+    if x.numel() == 0:
+        assert results[0].shape == results[1].shape == x.shape
+        assert not results[2].any()
+        assert not results[3].any()
+        return
+    eager = row_results(widened_layer_norm, x, weight, bias, eps, incoming)
+    x_64, weight_64, bias_64, incoming_64 = in_float64(x, weight, bias, incoming)
+    exact = row_results(REFERENCE.layer_norm, x_64, weight_64, bias_64, eps, incoming_64)
+    terms = row_terms(x_64, weight_64, bias_64, eps, incoming_64)
+    for result, other, wanted, size in zip(results, eager, exact, terms, strict=True):
+        assert_close(result, without_overflow(other, wanted), wanted, size)
+    with torch.no_grad():
+        assert torch.equal(ops.layer_norm(x, weight, bias, eps), results[0])
+
+
+def row_terms(x: Tensor, weight: Tensor, bias: Tensor, eps: float, incoming: Tensor) -> list[Tensor]:
+    """Magnitudes of what is added for the value and the three gradients."""
+    mean = x.mean(-1, keepdim=True)
+    deviation = (x.var(-1, keepdim=True, correction=0) + eps).sqrt()
+    z = (x.abs() + mean.abs()) / deviation  # a value is known to a rounding of itself and of the mean
+    dz = incoming.abs()
+    own = weight.abs() * dz
+    share = own.mean(-1, keepdim=True) + z * (own * z).mean(-1, keepdim=True)
+    rows = tuple(range(x.ndim - 1))
+    by_weight, by_bias = ((dz * z).sum(rows), dz.sum(rows)) if rows else (dz * z, dz)
+    return [z * weight.abs() + bias.abs(), (own + share) / deviation, by_weight, by_bias]

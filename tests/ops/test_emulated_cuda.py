@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refimpl.ops import Ops, load_ops
-from tests.ops import checks, network_checks, test_group_norm
+from tests.ops import checks, network_checks, test_group_norm, test_layer_norm
 from tests.ops.emulator.build import CSRC, HERE, link, shared_objects
 from tests.ops.test_kernel import example
 from tests.strategies import keys_of, latent_shapes, latents, offsets, sample_scalars, vp_pairs
@@ -147,6 +147,7 @@ def emulated(library: ctypes.CDLL) -> Ops:
         keyed_normal,
         emulated_geglu(library),
         emulated_group_norm_silu(library),
+        emulated_layer_norm(library),
     )
 
 
@@ -205,6 +206,38 @@ def emulated_group_norm_silu(library: ctypes.CDLL) -> Callable[..., Tensor]:
             return by_x, *slopes, None, None
 
     return GroupNormSilu.apply
+
+
+def emulated_layer_norm(library: ctypes.CDLL) -> Callable[..., Tensor]:
+    """layer_norm; results, and statistics going forward, are filled with NaN before."""
+
+    def run(x: Tensor, parameters, eps: float, statistics, incoming, out, slopes) -> None:
+        width = x.shape[-1]
+        rows = ctypes.c_int64(x.numel() // width)
+        pointers = map(pointer, (x, *parameters, *statistics, incoming, out, *slopes))
+        scalars = (ctypes.c_int64(width), NUMBERS[x.dtype], ctypes.c_double(eps))
+        assert library.emulated_layer_norm(rows, *scalars, *pointers) == 0
+
+    class LayerNorm(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight, bias, eps):
+            x = x.detach().contiguous()
+            parameters = [p.detach().float().contiguous() for p in (weight, bias)]
+            statistics = [torch.full(x.shape[:-1], torch.nan) for _ in range(2)]
+            y = torch.full_like(x, torch.nan)
+            run(x, parameters, eps, statistics, None, y, (None, None))
+            ctx.call = x, parameters, eps, statistics
+            return y
+
+        @staticmethod
+        def backward(ctx, *incoming):
+            x, parameters, *_ = ctx.call
+            by_x = torch.full_like(x, torch.nan)
+            slopes = [torch.full_like(p, torch.nan) for p in parameters]
+            run(*ctx.call, incoming[0].contiguous(), by_x, slopes)
+            return by_x, *slopes, None
+
+    return LayerNorm.apply
 
 
 @pytest.mark.parametrize(
@@ -281,6 +314,23 @@ def test_group_norm_silu(ops, dtype, shape, groups, order):
         network_checks.norm_results(ops, x, weight, bias, groups, 1e-5, incoming) for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("shape", test_layer_norm.SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layer_norm_of_rows(ops, dtype, shape):
+    x, weight, bias, incoming = test_layer_norm.example(shape, dtype, "cpu")
+    network_checks.check_layer_norm(ops, x, weight, bias, 1e-5, incoming)
+    first, again = (
+        network_checks.row_results(ops.layer_norm, x, weight, bias, 1e-5, incoming) for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("width", [640, 1536])
+def test_layer_norm_of_a_small_deviation_on_a_large_mean(ops, width):
+    x, weight, bias, incoming = test_layer_norm.example((6, width), torch.float32, "cpu")
+    network_checks.check_layer_norm(ops, x + 4096, weight, bias, 1e-5, incoming)
 
 
 def test_unaligned_tensors(ops):

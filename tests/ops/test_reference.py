@@ -294,5 +294,6 @@ def test_a_backend_is_complete():
         "keyed_normal",
         "geglu",
         "group_norm_silu",
+        "layer_norm",
     )
     assert all(callable(op) for op in OPS)

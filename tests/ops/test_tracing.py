@@ -24,6 +24,8 @@ def calls(device, order, dtype=torch.float32) -> dict:
     statistics = torch.ones(
         2, 3, 2, dtype=wide, device=device
     ).unbind()  # mean and inverse deviation, [B, groups]
+    per_column = (torch.ones(5, dtype=wide, device=device), torch.zeros(5, dtype=wide, device=device))
+    of_rows = torch.ones(2, 3, 4, 6, dtype=wide, device=device).unbind()  # the same of each row
     return {
         "add_noise": (with_gradient, eps.clone().requires_grad_(), alpha, sigma),
         "add_keyed_noise": (with_gradient, key, alpha, sigma, 0.05),
@@ -39,6 +41,9 @@ def calls(device, order, dtype=torch.float32) -> dict:
         "group_norm_silu": (with_gradient, *parameters, 2, 1e-5),
         "group_norm_silu_forward": (prediction, *parameters, 2, 1e-5),
         "group_norm_silu_backward": (x0, prediction, *parameters, *statistics, 2, 1e-5),
+        "layer_norm": (with_gradient, *per_column, 1e-5),
+        "layer_norm_forward": (prediction, *per_column, 1e-5),
+        "layer_norm_backward": (x0, prediction, *per_column, *of_rows, 1e-5),
     }
 
 
@@ -55,6 +60,7 @@ def training_step(ops, prediction, x0, eps, key, alpha, sigma, weight):
     _, mean, m2 = ops.channel_moments(x_t + noise)
     prediction = prediction + ops.geglu(torch.cat([prediction, x0], dim=-1))
     prediction = ops.group_norm_silu(prediction, prediction.new_ones(4), prediction.new_zeros(4), 2, 1e-5)
+    prediction = ops.layer_norm(prediction, prediction.new_ones(5), prediction.new_zeros(5), 1e-5)
     loss = ops.v_loss(2 * prediction, x0, eps, alpha, sigma, weight)
     keyed = ops.keyed_v_loss(prediction + 1, x0, key, alpha, sigma, weight, 0.05)
     return x_t, mean, m2, (loss + keyed).mean()
@@ -107,6 +113,7 @@ def test_export(device):
         "keyed_v_loss",
         "geglu",
         "group_norm_silu",
+        "layer_norm",
     )
     assert {f"refimpl::{name}" for name in public} <= names
     for ours, exported in zip(Step()(*arguments), program.module()(*arguments), strict=True):
@@ -152,6 +159,8 @@ def test_fake_tensors_of_wrong_shapes_are_refused():
             KERNEL.add_noise(x, torch.empty(2, 4, 5, 6), a, a)
         with pytest.raises(ValueError, match="give one per sample"):
             KERNEL.v_loss(x, x, x, a, a, torch.empty(3))
+        with pytest.raises(ValueError, match=r"bias has shape \[2\] and x \[2, 4, 5, 5\]"):
+            KERNEL.layer_norm(x, torch.empty(5), a, 1e-5)
 
 
 def test_cuda_graph(cuda):

@@ -32,6 +32,7 @@ from tests.strategies.operations import (
     mixed_precisions,
     offsets,
     packed_shapes,
+    row_shapes,
     sample_scalars,
 )
 from tests.strategies.runs import run_configs
@@ -86,6 +87,7 @@ __all__ = [
     "partitions",
     "predictions",
     "prompts",
+    "row_shapes",
     "run_configs",
     "sample_scalars",
     "scale_shifts",

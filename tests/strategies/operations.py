@@ -27,6 +27,11 @@ def grouped_shapes() -> st.SearchStrategy[tuple[tuple[int, int, int, int], int]]
     return sizes.map(lambda s: ((s[0], s[1] * s[2], s[3], s[4]), s[1]))
 
 
+def row_shapes() -> st.SearchStrategy[tuple[int, int, int, int]]:
+    """[B, h, w, C] of rows of C channels; the batch may be empty, C is 1, odd or crosses a vector's length."""
+    return st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 40))
+
+
 def offsets() -> st.SearchStrategy[float]:
     """Factors of the offset noise: none, the paper's, negative, large."""
     return st.sampled_from((0.0, 0.05, -1.0, 3.0))

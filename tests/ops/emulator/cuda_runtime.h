@@ -164,16 +164,30 @@ inline void run_block(const std::function<void()>& kernel) {
 
 inline void __syncthreads() { emulator::wait_at(emulator::State::at_block_barrier); }
 
+namespace emulator {
+
+// What the thread `lane` of this warp has, or `own` where there is none.
+template <class T>
+T exchanged(T own, unsigned lane) {
+  const unsigned thread = threadIdx.x;
+  memcpy(fibers[thread].exchanged, &own, sizeof own);
+  wait_at(State::at_warp_barrier);
+  T other = own;
+  if (lane < WARP) memcpy(&other, fibers[thread / WARP * WARP + lane].exchanged, sizeof other);
+  wait_at(State::at_warp_barrier);
+  return other;
+}
+
+}  // namespace emulator
+
 template <class T>
 T __shfl_down_sync(unsigned, T value, int distance) {
-  const unsigned thread = threadIdx.x;
-  memcpy(emulator::fibers[thread].exchanged, &value, sizeof value);
-  emulator::wait_at(emulator::State::at_warp_barrier);
-  T other = value;
-  if (thread % emulator::WARP + distance < emulator::WARP)
-    memcpy(&other, emulator::fibers[thread + distance].exchanged, sizeof other);
-  emulator::wait_at(emulator::State::at_warp_barrier);
-  return other;
+  return emulator::exchanged(value, threadIdx.x % emulator::WARP + distance);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emulator::exchanged(value, threadIdx.x % emulator::WARP ^ unsigned(mask));
 }
 
 namespace refimpl::cuda {

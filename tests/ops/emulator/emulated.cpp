@@ -87,6 +87,31 @@ extern "C" int emulated_group_norm(const int64_t *sizes, int last, int dtype,
   return cuda::group_norm_silu(p, nullptr);
 }
 
+extern "C" int emulated_layer_norm(int64_t rows, int64_t width, int dtype,
+                                   double eps, const void *x,
+                                   const float *weight, const float *bias,
+                                   float *mean, float *deviation,
+                                   const void *incoming, void *out,
+                                   float *by_weight, float *by_bias) {
+  LayerNormProblem p = {};
+  p.rows = rows;
+  p.width = width;
+  p.eps = eps;
+  p.x = x;
+  p.weight = weight;
+  p.bias = bias;
+  p.mean = mean;
+  p.deviation = deviation;
+  p.incoming = incoming;
+  p.out = out;
+  p.by_weight = by_weight;
+  p.by_bias = by_bias;
+  p.dtype = DType(dtype);
+  std::vector<double> partial(size_t(cuda::layer_norm_partials(p)), NAN);
+  p.partial = partial.data();
+  return cuda::layer_norm(p, nullptr);
+}
+
 extern "C" int emulated_moments(const int64_t *sizes, int last, int dtype,
                                 const void *x, double *count, double *mean,
                                 double *m2) {

@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.count_unet import Counts
+from refimpl.model.blocks import LayerNorm
 from refimpl.model.config import Recompute
 from refimpl.model.projections import project
 from refimpl.model.unet import UNet, UNetConfig
+from refimpl.ops import load_ops
 from refimpl.train.budget.as_on_cuda import AsOnCuda
 from refimpl.train.budget.counted import count_unet
 from refimpl.train.budget.live_memory import count_inference
@@ -38,6 +40,25 @@ def test_norms_are_computed_in_float32(layer: nn.Module) -> None:
     """As autocast does on a GPU, though not on the CPU."""
     x = torch.zeros(2, 4, device="meta", dtype=torch.bfloat16)
     assert result(layer.to("meta"), x).dtype == torch.float32
+
+
+def test_the_compiled_norm_takes_and_keeps_bfloat16() -> None:
+    """Where the reference's copies in float32 are made, and kept, the kernel's input and two numbers per row are."""
+    norm = LayerNorm(64).to("meta")
+
+    def dtype_and_kept(backend: str) -> tuple[torch.dtype, int]:
+        norm.ops = load_ops(backend)
+        x = torch.zeros(32, 64, device="meta", dtype=torch.bfloat16).requires_grad_()
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            dtype = result(norm, x).dtype
+        return dtype, sum(t.numel() * t.element_size() for t in saved)
+
+    parameters = 2 * 64 * 4
+    assert dtype_and_kept("kernel") == (torch.bfloat16, 32 * 64 * 2 + 2 * 32 * 4 + parameters)
+    dtype, kept = dtype_and_kept("reference")
+    assert dtype == torch.float32
+    assert kept > 32 * 64 * 4
 
 
 def test_nothing_is_cast_before_autocast_starts() -> None:
