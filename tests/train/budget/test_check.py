@@ -37,11 +37,13 @@ def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def test_a_run_that_does_not_fit_leaves_nothing_behind(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "this_card", lambda device: Card("a small card", 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a small card")
     monkeypatch.setattr(worlds, "join_world", lambda device: ON_GPU)
     file = runs.write_toml(root, tmp_path / "run.toml", tmp_path / "run")
     with pytest.raises(InputError, match=r"a small card has 0\.0 GiB, and not even one image fits"):
         train.train_command([file])
+    assert capsys.readouterr().out.startswith("device cuda:0 (a small card), backend reference, ")
     assert not (tmp_path / "run").exists()
