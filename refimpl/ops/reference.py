@@ -46,9 +46,7 @@ def v_loss(
     """
     _check_per_sample(x0, alpha=alpha, sigma=sigma, weight=weight)
     if prediction.shape != x0.shape:
-        raise InputError(
-            f"prediction has shape {list(prediction.shape)} and x0 {list(x0.shape)}: they must agree"
-        )
+        raise _disagree("prediction", prediction, "x0", x0, "they must agree")
     if x0[:1].numel() == 0 and x0.shape[0] > 0:
         raise InputError(
             f"the loss is a mean over C, H, W, and shape {list(x0.shape)} leaves nothing to average"
@@ -98,9 +96,7 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises InputError on another number of dimensions.
     """
     if x.ndim != 4 or not x.is_floating_point():
-        raise InputError(
-            f"x must be a floating-point tensor [B, C, H, W], got {x.dtype} of shape {list(x.shape)}"
-        )
+        raise _not_floating("x", x, "[B, C, H, W]")
     values = x.detach().double().transpose(0, 1).flatten(1)  # [C, B·H·W]
     count = values.shape[1]
     mean = values.sum(dim=1) / max(count, 1)
@@ -123,9 +119,7 @@ def geglu(packed: Tensor) -> Tensor:
     Raises InputError when the last dimension is odd, or on an integer dtype.
     """
     if packed.ndim == 0 or packed.shape[-1] % 2 or not packed.is_floating_point():
-        raise InputError(
-            f"packed must be a floating-point tensor [..., 2·n], got {packed.dtype} of shape {list(packed.shape)}"
-        )
+        raise _not_floating("packed", packed, "[..., 2·n]")
     a, b = packed.chunk(2, dim=-1)
     return a * F.gelu(b)
 
@@ -138,14 +132,8 @@ def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
     Raises InputError when the shapes disagree.
     """
     if x.ndim != 4 or groups < 1 or x.shape[1] % groups:
-        raise InputError(
-            f"x must have shape [B, C, H, W] with {groups} groups of channels, got {list(x.shape)}"
-        )
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter.shape != x.shape[1:2]:
-            raise InputError(
-                f"{name} has shape {list(parameter.shape)} and x {list(x.shape)}: give one per channel"
-            )
+        raise InputError(f"x must be [B, C, H, W] with {groups} groups of channels, got {list(x.shape)}")
+    _check_per_channel(x, 1, weight, bias)
     wide = torch.promote_types(x.dtype, weight.dtype)
     normalised = F.group_norm(x.to(wide), groups, weight.to(wide), bias.to(wide), eps)
     return F.silu(normalised).to(x.dtype)
@@ -159,24 +147,21 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Raises InputError when the shapes disagree, or on an integer dtype.
     """
     if x.ndim == 0 or not x.is_floating_point():
-        raise InputError(
-            f"x must be a floating-point tensor [..., C], got {x.dtype} of shape {list(x.shape)}"
-        )
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter.shape != x.shape[-1:]:
-            raise InputError(
-                f"{name} has shape {list(parameter.shape)} and x {list(x.shape)}: give one per channel, the last "
-                "dimension of x"
-            )
+        raise _not_floating("x", x, "[..., C]")
+    _check_per_channel(x, x.ndim - 1, weight, bias)
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def _check_per_channel(x: Tensor, dim: int, weight: Tensor, bias: Tensor) -> None:
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter.shape != x.shape[dim : dim + 1]:
+            raise _disagree(name, parameter, "x", x, "give one per channel")
 
 
 def _noise_of(x0: Tensor, key: Tensor, offset: float) -> Tensor:
     _check_image(x0)
     if key.ndim != 2 or key.shape[0] != x0.shape[0]:
-        raise InputError(
-            f"key has shape {list(key.shape)} and x0 {list(x0.shape)}: give one key [2] per sample"
-        )
+        raise _disagree("key", key, "x0", x0, "give one key [2] per sample")
     return philox.keyed_normal(key, x0.shape[1:], offset)
 
 
@@ -184,15 +169,21 @@ def _check_per_sample(x0: Tensor, **coefficients: Tensor) -> None:
     _check_image(x0)
     for name, coefficient in coefficients.items():
         if not isinstance(coefficient, Tensor):
-            raise InputError(
-                f"{name} must be a tensor of shape [B], one value per sample, got {coefficient!r}"
-            )
+            raise InputError(f"{name} must be a tensor of shape [B], one per sample, got {coefficient!r}")
         if coefficient.shape != x0.shape[:1]:
-            raise InputError(
-                f"{name} has shape {list(coefficient.shape)} and x0 {list(x0.shape)}: give one per sample"
-            )
+            raise _disagree(name, coefficient, "x0", x0, "give one per sample")
 
 
 def _check_image(x0: Tensor) -> None:
     if x0.ndim != 4:
         raise InputError(f"x0 must have shape [B, C, H, W], got {list(x0.shape)}")
+
+
+def _disagree(name: str, tensor: Tensor, other: str, x: Tensor, wanted: str) -> InputError:
+    return InputError(f"{name} has shape {list(tensor.shape)} and {other} {list(x.shape)}: {wanted}")
+
+
+def _not_floating(name: str, x: Tensor, shape: str) -> InputError:
+    return InputError(
+        f"{name} must be a floating-point tensor {shape}, got {x.dtype} of shape {list(x.shape)}"
+    )
