@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.gpu_tables import gpu_runs, gpu_section
 from benchmarks.shapes import LATENT_1024
-from benchmarks.summaries import GOALS, decoder_table, goal_table, photographs_table, vae_table
+from benchmarks.summaries import GOALS, counts_table, decoder_table, goal_table, photographs_table, vae_table
 from benchmarks.timing import RESULTS
 
 HERE = Path(__file__).parent
@@ -218,6 +218,7 @@ def main() -> None:
             f"![time per element of v_loss](results/{PLOT.name})",
             *cpu_tables(cpu),
         ]
+    lines += counts_table(load("unet_counts"))
     lines += gpu_section(gpu_runs())
     lines += goal_table({name: load(name) for name in GOALS})
     lines += decoder_table(load("decoder"))
