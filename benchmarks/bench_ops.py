@@ -1,7 +1,8 @@
 """The compiled operations on this CPU against eager torch, torch.compile, diffusers and the memory's own speed.
 
-python -m benchmarks.bench_ops [--threads N] [--batches 1 4 …] [--dtypes float32 …] [--out FILE]
-writes results/ops_cpu.json. Agreement with the reference is asserted before anything is timed. The rows are those of
+python -m benchmarks.bench_ops [--network] [--threads N] [--batches 1 4 …] [--dtypes float32 …] [--out FILE]
+writes results/ops_cpu.json, and with --network, for the operations of the network's blocks and the update,
+results/network_ops_cpu.json. Agreement with the reference is asserted before anything is timed. The rows are those of
 op_rows.py; `pytest benchmarks/test_bench_ops.py --benchmark-enable` times the same under pytest-benchmark.
 
 warm   the same function has just been called WARM_CALLS times: it finds its tensors, its code and its memory
@@ -30,6 +31,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks import network_rows
 from benchmarks.op_rows import KERNEL, Columns, assert_agreement, backward, rows
 from benchmarks.shapes import (
     ALWAYS_FLOAT32,
@@ -49,6 +51,7 @@ WARM_CALLS = 5  # after fewer, last-level cache and heap still change from call 
 LARGEST_CHECKED = 16  # the float64 truth of larger batches adds minutes and no new code path
 SMALLEST_KEPT = 64  # timed once more with freed memory kept: smaller batches came out alike
 LARGEST_WARM = 64  # the tensors of larger batches leave nothing in the caches
+NETWORK = {*network_rows.COLUMNS, "adamw_ema"}
 WITH_CEILING = ("add_noise", "v_loss", "step", "channel_moments", "adamw_ema")
 
 
@@ -112,8 +115,8 @@ def time_row(operation: str, columns: Columns, x: Tensor, before: Callable, roun
     return row
 
 
-def time_rows(batch: int, latent: tuple[int, int, int], dtype: str, memory: str) -> list[dict]:
-    """The rows of one batch, latent and dtype, agreement asserted first."""
+def time_rows(batch: int, latent: tuple[int, int, int], dtype: str, memory: str, network: bool) -> list[dict]:
+    """The rows of one batch, latent and dtype, agreement asserted first: those on latents, or the network's."""
     x = inputs(batch, latent, DTYPES[dtype])
     if batch <= LARGEST_CHECKED:
         assert_agreement(x)
@@ -121,7 +124,7 @@ def time_rows(batch: int, latent: tuple[int, int, int], dtype: str, memory: str)
     what = {"latent": latent, "batch": batch, "dtype": dtype, "freed memory": memory}
     table = []
     for operation, columns in rows(x).items():
-        if operation in ALWAYS_FLOAT32 and dtype != "float32":
+        if (operation in ALWAYS_FLOAT32 and dtype != "float32") or (operation in NETWORK) != network:
             continue
         for caches, before in temperatures(batch).items():
             row = time_row(operation, columns, x.x0, before, rounds_of(batch))
@@ -178,22 +181,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--network", action="store_true", help="the network's operations and the update")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--out", type=Path, help="default: results/ops_cpu.json")
+    parser.add_argument("--out", type=Path, help="default: in results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     load = [os.getloadavg()[0]]
-    table = []
+    table, network = [], arguments.network
     for name in arguments.dtypes:
         for batch in arguments.batches:
-            table += time_rows(batch, LATENT_1024, name, "returned")
-    table += time_rows(16, LATENT_832_1216, arguments.dtypes[0], "returned")
-    threads, autograd = time_threads(), time_autograd()
+            table += time_rows(batch, LATENT_1024, name, "returned", network)
+    table += time_rows(16, LATENT_832_1216, arguments.dtypes[0], "returned", network)
+    more = {}
+    if not network:
+        more["keyed_normal on two threads"] = time_threads()
+        more["torch's own mean and backward"] = time_autograd()
     if keep_freed_memory():  # there is no way back, so these come last
         for batch in filter(lambda batch: batch >= SMALLEST_KEPT, arguments.batches):
-            table += time_rows(batch, LATENT_1024, arguments.dtypes[0], "kept")
+            table += time_rows(batch, LATENT_1024, arguments.dtypes[0], "kept", network)
     else:
         print("this C library cannot be told to keep freed memory: timed by default only")
     result = {
@@ -201,10 +208,9 @@ def main() -> None:
         "diffusers": importlib.metadata.version("diffusers"),
         "load average before and after": [*load, os.getloadavg()[0]],
         "rows": table,
-        "keyed_normal on two threads": threads,
-        "torch's own mean and backward": autograd,
+        **more,
     }
-    print(f"wrote {write('ops_cpu', result, arguments.out)}")
+    print(f"wrote {write('network_ops_cpu' if network else 'ops_cpu', result, arguments.out)}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,11 @@ CPU_CAUSES = """What limits the rows that miss their goal:
   made a batch faster on this processor."""
 
 
+NETWORK_COLUMNS = """Value and gradients, with latents' values as the tensors: GEGLU's halves, 64 channels in
+32 groups, rows of four latent rows. `adamw_ema` updates one tensor of the batch's size; its columns are those of
+`benchmarks/update_rows.py`."""
+
+
 def load(name: str) -> dict | None:
     """A result, or None when the benchmark has not been run."""
     path = RESULTS / f"{name}.json"
@@ -195,19 +200,26 @@ def machine(result: dict) -> str:
     return f"{e['device']}, {e['threads']} thread(s), torch {e['torch']}, python {e['python']}, commit {e['commit']}"
 
 
+def loaded_machine(result: dict) -> str:
+    """The same, with what else ran there."""
+    before, after = result["load average before and after"]
+    return (
+        f"{machine(result)}. Load average {before:.1f} before and {after:.1f} after: what is above 1 "
+        "is other work on the machine, which slows memory and threads down."
+    )
+
+
 def main() -> None:
     """Writes README.md."""
     lines = [INTRODUCTION]
     cpu = load("ops_cpu")
     if cpu is not None:
         plot(cpu)
-        before, after = cpu["load average before and after"]
         lines += [
             "",
             "## Operations on the CPU",
             "",
-            f"Measured on: {machine(cpu)}. Load average {before:.1f} before and {after:.1f} after: what is above 1 "
-            "is other work on the machine, which slows memory and threads down.",
+            f"Measured on: {loaded_machine(cpu)}",
             "",
             CPU_COLUMNS,
             "",
@@ -217,6 +229,15 @@ def main() -> None:
             "",
             f"![time per element of v_loss](results/{PLOT.name})",
             *cpu_tables(cpu),
+        ]
+    network = load("network_ops_cpu")
+    if network is not None:
+        lines += [
+            "",
+            "## Operations of the network's blocks and the update on the CPU",
+            "",
+            f"Measured on: {loaded_machine(network)} {NETWORK_COLUMNS}",
+            *cpu_tables(network),
         ]
     lines += counts_table(load("unet_counts"))
     lines += gpu_section(gpu_runs())

@@ -7,38 +7,17 @@ namespace {
 template <class X>
 REFIMPL_FN void value_row(X* __restrict out, const X* __restrict a, const X* __restrict b, int64_t width) {
   using A = arithmetic_t<X>;
-  constexpr int N = PACK<X>;
-  for (int64_t w = 0; w < width / N; ++w) {
-    A y[N];
-    for (int k = 0; k < N; ++k) y[k] = gated(A(load<N>(a, w, k)), A(load<N>(b, w, k)));
-    store<N>(out, w, y);
-  }
-  if (width % N) {
-    const int64_t last = width - 1;
-    out[last] = narrow<X>(gated(A(widen(a[last])), A(widen(b[last]))));
-  }
+  for (int64_t i = 0; i < width; ++i) out[i] = narrow<X>(gated(A(widen(a[i])), A(widen(b[i]))));
 }
 
 template <class X>
 REFIMPL_FN void slope_row(X* __restrict by_a, X* __restrict by_b, const X* __restrict a,
                           const X* __restrict b, const X* __restrict g, int64_t width) {
   using A = arithmetic_t<X>;
-  constexpr int N = PACK<X>;
-  for (int64_t w = 0; w < width / N; ++w) {
-    A first[N], second[N];
-    for (int k = 0; k < N; ++k) {
-      const auto slopes = gated_slopes(A(load<N>(a, w, k)), A(load<N>(b, w, k)), A(load<N>(g, w, k)));
-      first[k] = slopes.by_a;
-      second[k] = slopes.by_b;
-    }
-    store<N>(by_a, w, first);
-    store<N>(by_b, w, second);
-  }
-  if (width % N) {
-    const int64_t last = width - 1;
-    const auto slopes = gated_slopes(A(widen(a[last])), A(widen(b[last])), A(widen(g[last])));
-    by_a[last] = narrow<X>(slopes.by_a);
-    by_b[last] = narrow<X>(slopes.by_b);
+  for (int64_t i = 0; i < width; ++i) {
+    const auto slopes = gated_slopes(A(widen(a[i])), A(widen(b[i])), A(widen(g[i])));
+    by_a[i] = narrow<X>(slopes.by_a);
+    by_b[i] = narrow<X>(slopes.by_b);
   }
 }
 

@@ -76,7 +76,7 @@ REFIMPL_FN void forward(const GroupNormProblem& p, int64_t item) {
 }
 
 template <class X>
-REFIMPL_FN void backward(const GroupNormProblem& p, int64_t item) {
+REFIMPL_FN void backward(const GroupNormProblem& p, int64_t item, std::vector<arithmetic_t<X>>& slopes) {
   using A = arithmetic_t<X>;
   const int64_t channels = p.group_size(), area = p.layout.area;
   const int64_t b = item / p.groups, first = item % p.groups * channels;
@@ -88,13 +88,16 @@ REFIMPL_FN void backward(const GroupNormProblem& p, int64_t item) {
   double share = 0, slope = 0;
   for (int64_t c = 0; c < channels; ++c) {
     const ChannelNorm<A> norm = channel_norm<X>(p, item, c);
-    const auto dz = [=](int64_t i) __attribute__((always_inline)) {
-      return A(widen(g[c * area + i])) * silu_derivative(normalised(A(widen(x[c * area + i])), norm));
-    };
-    sums[2 * c] = sum_over<A>(area, dz);
-    sums[2 * c + 1] = double(deviation) * sum_over<A>(area, [=](int64_t i) __attribute__((always_inline)) {
-                        return dz(i) * (A(widen(x[c * area + i])) - norm.mean);
-                      });
+    const X* __restrict from = x + c * area;
+    const X* __restrict incoming = g + c * area;
+    A* __restrict dz = slopes.data() + c * area;
+    for (int64_t i = 0; i < area; ++i)
+      dz[i] = A(widen(incoming[i])) * silu_derivative(normalised(A(widen(from[i])), norm));
+    const Two<double> of_channel = two_sums_over<A>(area, [=](int64_t i) __attribute__((always_inline)) {
+      return Two<A>{dz[i], dz[i] * (A(widen(from[i])) - norm.mean)};
+    });
+    sums[2 * c] = of_channel.first;
+    sums[2 * c + 1] = double(deviation) * of_channel.second;
     share += double(weight[c]) * sums[2 * c];
     slope += double(weight[c]) * sums[2 * c + 1];
   }
@@ -105,13 +108,10 @@ REFIMPL_FN void backward(const GroupNormProblem& p, int64_t item) {
   for (int64_t c = 0; c < channels; ++c) {
     const ChannelNorm<A> norm = channel_norm<X>(p, item, c);
     const X* __restrict from = x + c * area;
-    const X* __restrict incoming = g + c * area;
+    const A* __restrict dz = slopes.data() + c * area;
     X* __restrict to = dx + c * area;
-    for (int64_t i = 0; i < area; ++i) {
-      const A value = A(widen(from[i]));
-      const A dz = A(widen(incoming[i])) * silu_derivative(normalised(value, norm));
-      to[i] = narrow<X>(norm_slope(value, dz, norm, by_share, by_slope));
-    }
+    for (int64_t i = 0; i < area; ++i)
+      to[i] = narrow<X>(norm_slope(A(widen(from[i])), dz[i], norm, by_share, by_slope));
   }
   out.write();
 }
@@ -119,11 +119,14 @@ REFIMPL_FN void backward(const GroupNormProblem& p, int64_t item) {
 template <class X>
 struct GroupNorm {
   static REFIMPL_FN void items(const GroupNormProblem& p, int64_t begin, int64_t end) {
+    const bool back = p.incoming != nullptr;
+    std::vector<arithmetic_t<X>> slopes(back ? size_t(p.group_size() * p.layout.area)
+                                             : 0);  // by z, of a group
     for (int64_t item = begin; item < end; ++item) {
-      if (p.incoming == nullptr)
-        forward<X>(p, item);
+      if (back)
+        backward<X>(p, item, slopes);
       else
-        backward<X>(p, item);
+        forward<X>(p, item);
     }
   }
 };
