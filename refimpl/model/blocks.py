@@ -88,7 +88,7 @@ class Upsample(nn.Module):
     """Nearest-neighbour resize to `size`, then a 3×3 convolution: [B, C, h, w] → [B, C, *size].
 
     The size is that of the skip connection to be concatenated, so odd sizes are restored exactly. The resized tensor,
-    four times the input, is never kept: the backward pass resizes again.
+    four times the input, is not kept: the backward pass resizes again. On the CPU, which has the memory, it is kept.
     """
 
     def __init__(self, channels: int):
@@ -99,4 +99,4 @@ class Upsample(nn.Module):
         def resize(x: Tensor) -> Tensor:
             return F.interpolate(x, size=size, mode="nearest")
 
-        return cheap_before(self.conv, resize, x, "cheap")
+        return cheap_before(self.conv, resize, x, "none" if x.device.type == "cpu" else "cheap")

@@ -85,10 +85,11 @@ def test_nothing_is_kept_without_gradients(how: Recompute) -> None:
     assert torch.equal(out, call.ours(network("none", adapted=False)).detach())
 
 
-def test_the_resized_tensor_is_never_kept() -> None:
+@pytest.mark.parametrize(("device", "resizes"), [("meta", 2), ("cpu", 1)])
+def test_the_resized_tensor_is_kept_on_the_cpu_alone(device: str, resizes: int) -> None:
     called = Called()
-    up, x = Upsample(2), torch.randn(1, 2, 3, 4)
+    up, x = Upsample(2).to(device), torch.randn(1, 2, 3, 4, device=device)
     with called:
-        up(x, (6, 8)).square().sum().backward()
-    assert called.calls["upsample_nearest2d"] == 2
+        torch.autograd.backward(up(x, (6, 8)).square().sum())
+    assert called.calls["upsample_nearest2d"] == resizes
     assert called.products()["convolution"] == 1

@@ -127,11 +127,7 @@ def test_autocast_casts_each_weight_once_in_a_step(how: Recompute) -> None:
     anew, expected = of_two_micro_batches(unet, TrainConfig(precision="bf16", sharding="shard"))
     assert set(anew) == set(once)
     assert min(anew.values()) == 2
-    again = {name for name, number in anew.items() if number > 2}
-    assert again
-    assert all(".conv." in name for name in again) == (
-        how == "none"
-    )  # an upsampling is always computed again
+    assert (max(anew.values()) > 2) == (how != "none")  # what is computed again casts again
     for a, b in zip(gradients, expected, strict=True):
         assert torch.equal(a, b)
 
