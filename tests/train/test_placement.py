@@ -207,14 +207,6 @@ def test_the_first_line_names_everything(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_a_run_begins_its_log_with_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run(train={"steps": 1, "attention": "math"})
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert lines[0] == (
-        "device cpu, backend reference, precision tf32, attention math, channels first, compile none"
-    )
-
-
 # --- what is refused ---
 
 
