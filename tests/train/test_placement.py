@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from refimpl.errors import InputError
 from refimpl.model.attention import Attention
@@ -37,6 +37,7 @@ from tests.model.diffusers_unet import trained_looking
 from tests.tolerances import NETWORK_FLOAT32
 from tests.train import runs
 from tests.train.processes import run_ranks
+from tests.train.weight_casts import WeightCasts
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 Run = Callable[..., Path]
@@ -85,21 +86,6 @@ def test_only_the_network_computes_in_bfloat16(precision: str, dtype: torch.dtyp
     network = in_precision(Product(), TrainConfig(precision=precision), CPU)
     assert network(x, x, x, x).dtype == dtype
     assert (x @ x.T).dtype == torch.float32
-
-
-class WeightCasts(TorchDispatchMode):
-    """Counts how often each parameter of a network is cast."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.names = {parameter.data_ptr(): name for name, parameter in network.named_parameters()}
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        source = {"_to_copy": 0, "copy_": 1}.get(func.overloadpacket.__name__)
-        if source is not None and args[source].data_ptr() in self.names:
-            self.counts[self.names[args[source].data_ptr()]] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def of_two_micro_batches(unet: UNet, settings: TrainConfig) -> tuple[Counter[str], list[Tensor]]:
