@@ -98,6 +98,8 @@ def _cast_side_by_side(weights: Sequence[Tensor], dtype: torch.dtype, kept: Join
 
 
 class _Projections(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func: gradients of each sample by itself
+
     @staticmethod
     def forward(x: Tensor, joint: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if joint is None:

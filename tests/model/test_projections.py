@@ -250,6 +250,23 @@ def test_a_block_is_a_function_of_other_weights_too() -> None:
         torch.testing.assert_close(gradients[name], parameter.grad)
 
 
+def test_gradients_of_each_sample_by_itself() -> None:
+    """By `torch.func.vmap` over a gradient by weights and input."""
+    weights = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+
+    def loss(weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        return torch.cat(projected(x, weights, None, None), dim=-1).square().sum()
+
+    gradient = torch.func.grad(loss, argnums=(0, 1))
+    by_weights, by_x = torch.func.vmap(gradient, in_dims=(None, 0))(weights, x)
+    for k, sample in enumerate(x):
+        by_weights_alone, by_x_alone = gradient(weights, sample)
+        torch.testing.assert_close(
+            (by_weights[0][k], by_weights[1][k], by_x[k]), (*by_weights_alone, by_x_alone)
+        )
+
+
 # --- in a block ---
 
 
