@@ -174,6 +174,34 @@ def test_norms_refuse_a_tensor_that_was_left_on_the_meta_device(on_meta):
         KERNEL.layer_norm(tensors["x"].transpose(1, 3), tensors["weight"], tensors["bias"], 1e-5)
 
 
+@pytest.mark.parametrize("on_meta", ["x0", "eps", "key", "alpha", "weight"])
+def test_operations_on_latents_refuse_a_tensor_that_was_left_on_the_meta_device(on_meta):
+    prediction, x0, eps, key, alpha, sigma, weight = example(SHAPE, torch.float32, "cpu")
+    t = {
+        "prediction": prediction,
+        "x0": x0,
+        "eps": eps,
+        "key": key,
+        "alpha": alpha,
+        "sigma": sigma,
+        "weight": weight,
+    }
+    t[on_meta] = t[on_meta].to("meta")
+    calls = {
+        KERNEL.add_noise: ("x0", "eps", "alpha", "sigma"),
+        KERNEL.add_keyed_noise: ("x0", "key", "alpha", "sigma"),
+        KERNEL.v_loss: ("prediction", "x0", "eps", "alpha", "sigma", "weight"),
+        KERNEL.keyed_v_loss: ("prediction", "x0", "key", "alpha", "sigma", "weight"),
+    }
+    for operation, names in calls.items():
+        if on_meta in names and (on_meta, operation) != (
+            "x0",
+            KERNEL.add_keyed_noise,
+        ):  # whose result is there too
+            with pytest.raises(ValueError, match=r"is on .* and x0 on "):
+                operation(*(t[name] for name in names))
+
+
 def test_cuda_graph(cuda):
     """A captured training step replays to the bits of the eager one, on new data."""
     arguments = example((4, 4, 104, 152), torch.bfloat16, cuda)
