@@ -46,7 +46,9 @@ def project(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
              all are called one by one
     returns  [..., n, out] of each layer; under autocast in its dtype
     """
-    if torch.compiler.is_compiling() or not all(map(_is_plain, layers)):  # a compiler sees what is shared
+    # A compiler sees what is shared; torch.func takes no function of autograd's that is as quick to call.
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or not all(map(_is_plain, layers)):
         return tuple(layer(x) for layer in layers)
     if has_torch_function_unary(x):
         return handle_torch_function(project, (x,), x, layers)
@@ -98,17 +100,12 @@ def _cast_side_by_side(weights: Sequence[Tensor], dtype: torch.dtype, kept: Join
 
 
 class _Projections(torch.autograd.Function):
-    generate_vmap_rule = True  # for torch.func: gradients of each sample by itself
-
     @staticmethod
-    def forward(x: Tensor, joint: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, x: Tensor, joint: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x, joint, *weights)
         if joint is None:
             return tuple(F.linear(x, weight) for weight in weights)
         return F.linear(x, joint).split(_widths(weights), dim=-1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -250,21 +250,32 @@ def test_a_block_is_a_function_of_other_weights_too() -> None:
         torch.testing.assert_close(gradients[name], parameter.grad)
 
 
+class Both(nn.Module):
+    """Two layers' outputs, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = layers_of((4, 5), 3, torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n, 3] → [..., n, 9]"""
+        return torch.cat(project(x, list(self.layers)), dim=-1)
+
+
 def test_gradients_of_each_sample_by_itself() -> None:
     """By `torch.func.vmap` over a gradient by weights and input."""
-    weights = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    both, x = Both(), torch.randn(6, 2, 3, dtype=torch.float64)
+    weights = {name: parameter.detach() for name, parameter in both.named_parameters()}
 
-    def loss(weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
-        return torch.cat(projected(x, weights, None, None), dim=-1).square().sum()
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(both, weights, (x,)).square().sum()
 
-    gradient = torch.func.grad(loss, argnums=(0, 1))
-    by_weights, by_x = torch.func.vmap(gradient, in_dims=(None, 0))(weights, x)
-    for k, sample in enumerate(x):
-        by_weights_alone, by_x_alone = gradient(weights, sample)
-        torch.testing.assert_close(
-            (by_weights[0][k], by_weights[1][k], by_x[k]), (*by_weights_alone, by_x_alone)
-        )
+    by_weights, by_x = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0))(weights, x)
+    for k in range(6):
+        sample = x[k].clone().requires_grad_()
+        alone = torch.autograd.grad(both(sample).square().sum(), [sample, *both.parameters()])
+        for ours, wanted in zip((by_x, *by_weights.values()), alone, strict=True):
+            torch.testing.assert_close(ours[k], wanted)
 
 
 # --- in a block ---
