@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -184,15 +183,28 @@ def _unused_folder() -> Path:
     """samples, or the first of samples-002, samples-003, … that holds nothing."""
     folder = Path("samples")
     for number in itertools.count(2):
-        with contextlib.suppress(OSError):  # what cannot be looked into is another's
+        try:
             if not _is_used(folder):
+                break
+        except OSError:  # what cannot be looked into is another's
+            if not os.path.lexists(folder):  # nothing can be looked for here; `_check_out` says why
                 break
         folder = Path(f"samples-{number:03d}")
     return folder
 
 
 def _is_used(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    """Whether something is there but an empty folder."""
+    return _is_there(folder) and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the name is taken, be it by a link that leads nowhere."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _check_out(out: Path) -> None:
@@ -200,7 +212,7 @@ def _check_out(out: Path) -> None:
     try:
         if _is_used(out):
             raise InputError(f"--out {out} exists and is not an empty folder; choose another")
-        nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+        nearest = next(parent for parent in (out, *out.absolute().parents) if _is_there(parent))
     except OSError as error:
         raise InputError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from error
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):

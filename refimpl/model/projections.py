@@ -17,22 +17,25 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from refimpl.model.casts import autocast_dtype
 
-Joint = MutableMapping[tuple[int, ...], tuple[Sequence[Tensor], Tensor]]
-"""Casts side by side, by the ids of the weights, which are held with them so that no other takes an id."""
+Joint = MutableMapping[tuple[tuple[int, int], ...], tuple[Sequence[Tensor], Tensor]]
+"""Casts side by side, by the weights' ids and versions. The weights are held with them: no other takes an id."""
 
-# Those of the step under way. They are the process's, as a backward pass has threads of its own.
-_kept: Joint | None = None
+# Those of the steps under way, the innermost last. They are the process's, as a backward pass has threads of its own.
+_kept: list[Joint] = []
 
 
 @contextlib.contextmanager
 def keeping_casts() -> Iterator[None]:
-    """Within it, `project` casts each weight once. It has to end before the weights change."""
-    global _kept
-    before, _kept = _kept, {}
+    """Within it, `project` casts each weight once, and anew where one was changed in place.
+
+    Steps of several threads may end in any order.
+    """
+    own: Joint = {}
+    _kept.append(own)
     try:
         yield
     finally:
-        _kept = before
+        _kept[:] = [kept for kept in _kept if kept is not own]
 
 
 def project(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -43,11 +46,14 @@ def project(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
              all are called one by one
     returns  [..., n, out] of each layer; under autocast in its dtype
     """
-    if torch.compiler.is_compiling() or not all(map(_is_plain, layers)):  # a compiler sees what is shared
+    # A compiler sees what is shared; torch.func takes no function of autograd's that is as quick to call.
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or not all(map(_is_plain, layers)):
         return tuple(layer(x) for layer in layers)
     if has_torch_function_unary(x):
         return handle_torch_function(project, (x,), x, layers)
-    return projected(x, [layer.get_parameter("weight") for layer in layers], autocast_dtype(x), _kept)
+    weights: list[Tensor] = [layer.weight for layer in layers]  # pyright: ignore[reportAssignmentType]
+    return projected(x, weights, autocast_dtype(x), _kept[-1] if _kept else None)
 
 
 def projected(
@@ -82,7 +88,7 @@ def _widths(weights: Sequence[Tensor]) -> list[int]:
 
 @torch.no_grad()
 def _cast_side_by_side(weights: Sequence[Tensor], dtype: torch.dtype, kept: Joint | None) -> Tensor:
-    key = tuple(map(id, weights))
+    key = () if kept is None else tuple((id(weight), weight._version) for weight in weights)
     if kept is not None and key in kept:
         return kept[key][1]
     joint = weights[0].new_empty((sum(_widths(weights)), weights[0].shape[1]), dtype=dtype)
@@ -112,7 +118,9 @@ class _Projections(torch.autograd.Function):
         if needs_x:
             by_x = flat[0] @ low[0]
             for grad, weight in zip(flat[1:], low[1:], strict=True):
-                by_x = torch.addmm(by_x, grad, weight, out=None if twice else by_x)
+                # Within an autocast the first product may have been cast, and the next ones are too.
+                adds_in_place = not twice and by_x.dtype == grad.dtype
+                by_x = torch.addmm(by_x, grad, weight, out=by_x if adds_in_place else None)
             by_x = by_x.view(x.shape)
         by_weights = [
             (grad.T @ rows).to(weight.dtype) if need else None

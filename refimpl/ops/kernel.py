@@ -124,7 +124,17 @@ def _check(x0: Tensor, name: str, other: Tensor, *per_sample: Tensor) -> None:
         other.shape == x0.shape,
         lambda: f"{name} has shape {list(other.shape)} and x0 {list(x0.shape)}: they must agree",
     )
+    torch._check_value(
+        other.device == x0.device,
+        lambda: f"{name} is on {other.device} and x0 on {x0.device}: move them to one device",
+    )
     for scalars in per_sample:
+        torch._check_value(
+            scalars.device.type != "meta" or x0.device.type == "meta",
+            lambda s=scalars: (
+                f"a tensor of shape {list(s.shape)} is on meta and x0 on {x0.device}: it has no values"
+            ),
+        )
         torch._check_value(
             scalars.ndim >= 1 and scalars.shape[0] == x0.shape[0],
             lambda s=scalars: (

@@ -79,16 +79,31 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_order(x))
 
 
+def _check_per_channel(x: Tensor, channels: int, weight: Tensor, bias: Tensor) -> None:
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        torch._check_value(
+            parameter.ndim == 1 and parameter.shape[0] == channels and parameter.device == x.device,
+            lambda name=name, parameter=parameter: (
+                f"{name} has shape {list(parameter.shape)} on {parameter.device} and x {list(x.shape)} on "
+                f"{x.device}: give one per channel"
+            ),
+        )
+
+
 @torch.library.register_fake("refimpl::group_norm_silu")
 def _(x, weight, bias, groups, eps):
-    return _like(x)
+    y = _like(x)
+    _check_per_channel(x, x.shape[1], weight, bias)
+    return y
 
 
 @torch.library.register_fake("refimpl::group_norm_silu_forward")
 def _(x, weight, bias, groups, eps):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = _like(x)
+    _check_per_channel(x, x.shape[1], weight, bias)
     mean, deviation = (x.new_empty([x.shape[0], groups], dtype=wide) for _ in range(2))
-    return _like(x), mean, deviation
+    return y, mean, deviation
 
 
 @torch.library.register_fake("refimpl::group_norm_silu_backward")
@@ -98,13 +113,7 @@ def _(grad, x, weight, bias, mean, deviation, groups, eps):
 
 def _check_rows(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     torch._check_value(x.ndim >= 1, lambda: f"x must have shape [..., C], got {list(x.shape)}")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        torch._check_value(
-            parameter.ndim == 1 and parameter.shape[0] == x.shape[-1],
-            lambda name=name, parameter=parameter: (
-                f"{name} has shape {list(parameter.shape)} and x {list(x.shape)}: give one per channel"
-            ),
-        )
+    _check_per_channel(x, x.shape[-1], weight, bias)
 
 
 @torch.library.register_fake("refimpl::layer_norm")

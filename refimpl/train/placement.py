@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -165,8 +165,32 @@ def casting_once(settings: TrainConfig, device: torch.device) -> Iterator[None]:
     if settings.sharding != "replicate":
         yield
         return
-    with torch.autocast(device.type, enabled=False), keeping_casts():
+    with torch.autocast(device.type, enabled=False), _nested_in_backward(device), keeping_casts():
         yield
+
+
+@contextlib.contextmanager
+def _nested_in_backward(device: torch.device) -> Iterator[None]:
+    """Within it, the autocasts of a backward pass that computes again are no outermost ones.
+
+    On a GPU the backward pass has a thread of its own, torch counts the nesting of autocasts by thread, and the end
+    of a thread's outermost one drops the casts of all threads.
+    """
+    start, grad = torch.empty((), device=device, requires_grad=True), torch.empty((), device=device)
+
+    def in_backward(function: Callable[[], int]) -> None:
+        def hook(grad: Tensor) -> None:
+            function()
+
+        end = start.view(())  # nothing is computed
+        end.register_hook(hook)
+        torch.autograd.grad(end, start, grad)
+
+    in_backward(torch.autocast_increment_nesting)
+    try:
+        yield
+    finally:
+        in_backward(torch.autocast_decrement_nesting)
 
 
 def in_precision(network: nn.Module, settings: TrainConfig, device: torch.device) -> Network:

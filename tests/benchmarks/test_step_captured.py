@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import step_captured, step_ours
@@ -15,6 +15,7 @@ from benchmarks.step_inputs import Case, Marks
 from refimpl.model.config import Recompute
 from refimpl.run.config import Config, TrainConfig
 from refimpl.train.placement import casting_once
+from tests.train.weight_casts import WeightCasts
 
 SMALL = Case("ours", "bf16", 64, 64, 2, checkpointing="cheap", images_per_step=4, small=True)
 Step = tuple[list[Tensor], list[Tensor]]  # gradients, and weights after them
@@ -109,6 +110,29 @@ def test_a_pass_neither_waits_nor_reads_the_host(
     step_ours.our_step(case, Marks("cpu"))()
     assert called.names >= {"v_loss_forward", "v_loss_correct_", "geglu_backward", "convolution_backward"}
     assert not called.names & WAITING
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "cheap", "full"])
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.usefixtures("arithmetic")
+def test_weights_are_cast_once_for_what_is_computed_at_once(
+    captured: bool, checkpointing: Recompute, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a step of two micro-batches, or in each captured pass; on a GPU its own thread computes again."""
+    networks: list[nn.Module] = []
+    written = step_ours.update
+
+    def update(optimizer, parts, *others):
+        networks.append(parts[0].module)
+        written(optimizer, parts, *others)
+
+    monkeypatch.setattr(step_ours, "update", update)
+    step = step_ours.our_step(replace(SMALL, checkpointing=checkpointing, captured=captured), Marks(device))
+    step()
+    with WeightCasts(networks[0]) as casts:
+        step()
+    replayed = captured and device == "cuda"  # nothing is called by the host
+    assert set(casts.counts.values()) == (set() if replayed else {2 if captured else 1})
 
 
 def small_pass() -> tuple[Captured, Tensor, list[int]]:

@@ -1,5 +1,6 @@
 """`python -m refimpl.sample`: images from a run folder, and one message for everything else."""
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from refimpl.commands import sample as module
 from refimpl.commands.sample import sample_command
 from refimpl.interop.run.run_folder import load_model
 from refimpl.sample.config import SampleConfig
@@ -207,6 +209,37 @@ def test_images_after_the_first_go_to_a_folder_of_their_own(
         code, printed, _ = ending(sample_command, [str(trained), *PROMPTS], capsys)
         assert (code, printed) == (0, f"wrote 4 images and a grid to {name}\n")
         assert {path.name for path in (tmp_path / name).iterdir()} == FILES
+
+
+@pytest.mark.parametrize("target", ["nowhere", "samples"])
+def test_a_link_that_leads_nowhere_is_in_the_way(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a folder in it: otherwise it is found when everything has been drawn."""
+    monkeypatch.chdir(tmp_path)
+    Path("samples").symlink_to(target)
+    assert module._unused_folder() == Path("samples-002")
+    for out in ("samples", "samples/inner"):
+        code, _, error = ending(sample_command, ["run", "--out", out], capsys)
+        assert (code, f"--out {out} " in error) == (2, True)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_place_that_cannot_be_searched_is_not_searched_for_ever(
+    seen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every name in it looks the same; one that is there and cannot be looked into is passed over."""
+
+    def refuse(path: Path) -> bool:
+        if seen and path.name != "samples":
+            return False
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_is_used", refuse)
+    if seen:
+        Path("samples").mkdir()
+    assert module._unused_folder() == Path("samples-002" if seen else "samples")
 
 
 def test_cuda_is_asked_for_where_there_is_none(

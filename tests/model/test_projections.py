@@ -186,10 +186,96 @@ def test_kept_casts_are_not_taken_for_those_of_other_weights() -> None:
             del layers
 
 
+def test_weights_that_have_changed_in_place_are_cast_anew() -> None:
+    layers = layers_of((4, 4), 4)
+    with keeping_casts(), torch.autocast("cpu", torch.bfloat16):
+        before = project(torch.ones(2, 4), list(layers))[1]
+        with torch.no_grad():
+            layers[1].get_parameter("weight").mul_(2)
+        assert torch.equal(project(torch.ones(2, 4), list(layers))[1], 2 * before)
+
+
+def test_steps_that_overlap_leave_no_casts_behind() -> None:
+    """As those of two threads may, which begin and end when they like."""
+    layers, steps = layers_of((4, 4), 4), [keeping_casts(), keeping_casts()]
+
+    def casts() -> int:
+        with Counts() as counts, torch.autocast("cpu", torch.bfloat16):
+            project(torch.ones(2, 4), list(layers))
+        return counts.calls["copy_"]
+
+    for step in steps:
+        step.__enter__()
+        assert [casts(), casts()] == [2, 0]
+    for step in steps:
+        step.__exit__(None, None, None)
+    assert [casts(), casts()] == [2, 2]
+
+
 def test_casts_are_dropped_when_a_step_ends_in_an_error() -> None:
     with pytest.raises(RuntimeError, match="ends here"), keeping_casts():
         raise RuntimeError("ends here")
-    assert projections._kept is None
+    assert not projections._kept
+
+
+def test_a_backward_pass_within_an_autocast_is_that_of_the_layers() -> None:
+    """PyTorch advises against it and allows it; the products of both are bfloat16's then."""
+    layers = layers_of((16, 16, 16), 8)
+    weights = [layer.get_parameter("weight") for layer in layers]
+    x = torch.randn(4, 8, requires_grad=True)
+    outs = list(project(x, list(layers))), [layer(x) for layer in layers]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (torch.autograd.grad(torch.stack(o).square().sum(), [x, *weights]) for o in outs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).abs().max() <= 3 * BF16_ROUNDING * b.abs().max()
+
+
+# --- functions of the weights ---
+
+
+def test_a_block_is_a_function_of_other_weights_too() -> None:
+    """`torch.func.functional_call` puts plain tensors where a module has its parameters."""
+    block = TransformerBlock(8, 6, 4)
+    inputs = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
+    weights = {name: parameter.detach() for name, parameter in block.named_parameters()}
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(block, weights, inputs).square().sum()
+
+    gradients = torch.func.grad(loss)(weights)
+    block(*inputs).square().sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(gradients[name], parameter.grad)
+
+
+class Both(nn.Module):
+    """Two layers' outputs, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = layers_of((4, 5), 3, torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n, 3] → [..., n, 9]"""
+        return torch.cat(project(x, list(self.layers)), dim=-1)
+
+
+def test_gradients_of_each_sample_by_itself() -> None:
+    """By `torch.func.vmap` over a gradient by weights and input."""
+    both, x = Both(), torch.randn(6, 2, 3, dtype=torch.float64)
+    weights = {name: parameter.detach() for name, parameter in both.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(both, weights, (x,)).square().sum()
+
+    by_weights, by_x = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0))(weights, x)
+    for k in range(6):
+        sample = x[k].clone().requires_grad_()
+        alone = torch.autograd.grad(both(sample).square().sum(), [sample, *both.parameters()])
+        for ours, wanted in zip((by_x, *by_weights.values()), alone, strict=True):
+            torch.testing.assert_close(ours[k], wanted)
 
 
 # --- in a block ---

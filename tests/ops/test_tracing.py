@@ -159,8 +159,47 @@ def test_fake_tensors_of_wrong_shapes_are_refused():
             KERNEL.add_noise(x, torch.empty(2, 4, 5, 6), a, a)
         with pytest.raises(ValueError, match="give one per sample"):
             KERNEL.v_loss(x, x, x, a, a, torch.empty(3))
-        with pytest.raises(ValueError, match=r"bias has shape \[2\] and x \[2, 4, 5, 5\]"):
+        with pytest.raises(ValueError, match=r"bias has shape \[2\] on cpu and x \[2, 4, 5, 5\] on cpu"):
             KERNEL.layer_norm(x, torch.empty(5), a, 1e-5)
+
+
+@pytest.mark.parametrize("on_meta", ["x", "weight", "bias"])
+def test_norms_refuse_a_tensor_that_was_left_on_the_meta_device(on_meta):
+    """It is enough to have the fake kernel called, which leaves a real result as it was allocated."""
+    tensors = {"x": torch.ones(2, 4, 3, 3), "weight": torch.ones(4), "bias": torch.ones(4)}
+    tensors[on_meta] = tensors[on_meta].to("meta")
+    with pytest.raises(ValueError, match=r"has shape \[4\] on .* and x .* on .*: give one per channel"):
+        KERNEL.group_norm_silu(**tensors, groups=2, eps=1e-5)
+    with pytest.raises(ValueError, match=r"has shape \[4\] on .* and x .* on .*: give one per channel"):
+        KERNEL.layer_norm(tensors["x"].transpose(1, 3), tensors["weight"], tensors["bias"], 1e-5)
+
+
+@pytest.mark.parametrize("on_meta", ["x0", "eps", "key", "alpha", "weight"])
+def test_operations_on_latents_refuse_a_tensor_that_was_left_on_the_meta_device(on_meta):
+    prediction, x0, eps, key, alpha, sigma, weight = example(SHAPE, torch.float32, "cpu")
+    t = {
+        "prediction": prediction,
+        "x0": x0,
+        "eps": eps,
+        "key": key,
+        "alpha": alpha,
+        "sigma": sigma,
+        "weight": weight,
+    }
+    t[on_meta] = t[on_meta].to("meta")
+    calls = {
+        KERNEL.add_noise: ("x0", "eps", "alpha", "sigma"),
+        KERNEL.add_keyed_noise: ("x0", "key", "alpha", "sigma"),
+        KERNEL.v_loss: ("prediction", "x0", "eps", "alpha", "sigma", "weight"),
+        KERNEL.keyed_v_loss: ("prediction", "x0", "key", "alpha", "sigma", "weight"),
+    }
+    for operation, names in calls.items():
+        if on_meta in names and (on_meta, operation) != (
+            "x0",
+            KERNEL.add_keyed_noise,
+        ):  # whose result is there too
+            with pytest.raises(ValueError, match=r"is on .* and x0 on "):
+                operation(*(t[name] for name in names))
 
 
 def test_cuda_graph(cuda):

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from refimpl.errors import InputError
 from refimpl.model.attention import Attention
@@ -36,6 +37,7 @@ from tests.model.diffusers_unet import trained_looking
 from tests.tolerances import NETWORK_FLOAT32
 from tests.train import runs
 from tests.train.processes import run_ranks
+from tests.train.weight_casts import WeightCasts
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 Run = Callable[..., Path]
@@ -86,21 +88,6 @@ def test_only_the_network_computes_in_bfloat16(precision: str, dtype: torch.dtyp
     assert (x @ x.T).dtype == torch.float32
 
 
-class WeightCasts(TorchDispatchMode):
-    """Counts how often each parameter of a network is cast."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.names = {parameter.data_ptr(): name for name, parameter in network.named_parameters()}
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        source = {"_to_copy": 0, "copy_": 1}.get(func.overloadpacket.__name__)
-        if source is not None and args[source].data_ptr() in self.names:
-            self.counts[self.names[args[source].data_ptr()]] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def of_two_micro_batches(unet: UNet, settings: TrainConfig) -> tuple[Counter[str], list[Tensor]]:
     """The casts of each parameter in both passes over two micro-batches, and the gradients."""
     unet.zero_grad()
@@ -130,6 +117,45 @@ def test_autocast_casts_each_weight_once_in_a_step(how: Recompute) -> None:
     assert (max(anew.values()) > 2) == (how != "none")  # what is computed again casts again
     for a, b in zip(gradients, expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.fixture
+def backward_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Has backward passes run in a thread of their own, as they do on a GPU."""
+
+    def there(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            mode = _get_current_dispatch_mode()
+
+            def with_mode() -> Any:
+                with mode or contextlib.nullcontext():
+                    return function(*arguments, **named)
+
+            return thread.submit(with_mode).result()
+
+        return call
+
+    with ThreadPoolExecutor(1) as thread:
+        for name in ("backward", "grad"):
+            monkeypatch.setattr(torch.autograd, name, there(getattr(torch.autograd, name)))
+        yield
+
+
+@pytest.mark.parametrize("how", ["none", "cheap", "full"])
+@pytest.mark.usefixtures("backward_thread")
+def test_what_a_thread_of_the_backward_pass_computes_again_drops_no_casts(how: Recompute) -> None:
+    """There an autocast around it would be the outermost one, whose end drops the casts of all threads."""
+    torch.manual_seed(0)
+    unet = trained_looking(UNet(UNetConfig.tiny(), how))
+    assert set(of_two_micro_batches(unet, TrainConfig(precision="bf16"))[0].values()) == {1}
+
+
+def test_an_autocast_after_a_step_is_an_outermost_one() -> None:
+    """Also after a step that ends in an error: otherwise its casts would outlive it."""
+    with pytest.raises(RuntimeError, match="ends here"), casting_once(TrainConfig(precision="bf16"), CPU):
+        raise RuntimeError("ends here")
+    assert torch.autocast_increment_nesting() == 1
+    assert torch.autocast_decrement_nesting() == 0
 
 
 def test_nothing_is_cast_or_kept_in_float32() -> None:
