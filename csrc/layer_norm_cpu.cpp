@@ -27,10 +27,15 @@ REFIMPL_FN void forward_row(const LayerNormProblem& p, int64_t row, A* copy) {
   const A* __restrict weight = static_cast<const A*>(p.weight);
   const A* __restrict bias = static_cast<const A*>(p.bias);
   X* __restrict y = static_cast<X*>(p.out) + row * n;
-  const A mean =
+  const A near =
       A(sum_over<A>(n, [=](int64_t i) __attribute__((always_inline)) { return x[i]; }) / double(n));
-  const double m2 =
-      sum_over<A>(n, [=](int64_t i) __attribute__((always_inline)) { return (x[i] - mean) * (x[i] - mean); });
+  const Two<double> sums = two_sums_over<A>(n, [=](int64_t i) __attribute__((always_inline)) {
+    const A rest = x[i] - near;
+    return Two<A>{rest, rest * rest};
+  });
+  const double shift = sums.first / double(n);  // what rounding left of the mean
+  const A mean = A(double(near) + shift);
+  const double m2 = sums.second - shift * sums.first;
   const A deviation = A(reciprocal_deviation(m2, double(n), p.eps));
   static_cast<A*>(p.mean)[row] = mean;
   static_cast<A*>(p.deviation)[row] = deviation;

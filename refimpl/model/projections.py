@@ -46,14 +46,16 @@ def project(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
              all are called one by one
     returns  [..., n, out] of each layer; under autocast in its dtype
     """
-    # A compiler sees what is shared; torch.func takes no function of autograd's that is as quick to call.
+    # A compiler sees what is shared; torch.func takes no function of autograd's that is as quick to call; and on the
+    # CPU, calling it takes longer than the passes that it spares.
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or not all(map(_is_plain, layers)):
+    dtype = autocast_dtype(x)
+    if transformed or (dtype is None and x.is_cpu) or not all(map(_is_plain, layers)):
         return tuple(layer(x) for layer in layers)
     if has_torch_function_unary(x):
         return handle_torch_function(project, (x,), x, layers)
     weights: list[Tensor] = [layer.weight for layer in layers]  # pyright: ignore[reportAssignmentType]
-    return projected(x, weights, autocast_dtype(x), _kept[-1] if _kept else None)
+    return projected(x, weights, dtype, _kept[-1] if _kept else None)
 
 
 def projected(

@@ -162,7 +162,8 @@ def casting_once(settings: TrainConfig, device: torch.device) -> Iterator[None]:
     It has to end before the weights change. Until then the casts are kept, as long as the outermost autocast lasts:
     whole on every rank, so divided weights are cast anew in each pass.
     """
-    if settings.sharding != "replicate":
+    is_cast = "bf16" in (settings.precision, settings.weight_dtype)
+    if not is_cast or settings.sharding != "replicate":
         yield
         return
     with torch.autocast(device.type, enabled=False), _nested_in_backward(device), keeping_casts():

@@ -63,6 +63,14 @@ def test_a_small_deviation_on_a_large_mean(width, device):
     network_checks.check_layer_norm(KERNEL, x + 4096, weight, bias, EPS, incoming)
 
 
+@pytest.mark.parametrize("width", [3, 640, 1280, 5000])
+def test_a_constant_row_gives_the_bias(width, device):
+    """Whatever rounding leaves of the sum: 1 / √eps would make 0.1 of the last digits of a mean of 1234."""
+    one = torch.ones(width, device=device)
+    y = KERNEL.layer_norm(1234.567 * one.expand(2, width), one, 3 * one, EPS)
+    assert torch.equal(y, 3 * one.expand(2, width))
+
+
 def test_the_deviation_is_the_biased_one_with_eps_under_the_root(device):
     """A row of ±2 has mean 0 and variance 4, with n − 1 in place of n another; eps is 12."""
     x = torch.tensor([[2.0, -2.0, 2.0, -2.0]], device=device)
