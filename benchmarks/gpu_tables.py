@@ -58,10 +58,10 @@ def _newest(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The newest result, and of its tables the newest row of each case."""
     newest: dict[str, Any] = {}
     for result in results:
-        memory = result.get("memory_gib", "all")
+        memory, commit = result.get("memory_gib", "all"), result["environment"]["commit"]
         for key, value in result.items():
             if isinstance(value, list):
-                value = [{"memory_gib": memory, **row} for row in value]
+                value = [{"memory_gib": memory, "commit": commit, **row} for row in value]
                 kept = {_case(row): row for row in [*newest.get(key, []), *value]}
                 newest[key] = list(kept.values())
             else:

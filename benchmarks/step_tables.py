@@ -43,10 +43,11 @@ def step_section(result: dict[str, Any]) -> list[str]:
             *_kernels(row),
             f"{row['peak_bytes'] / GIB:.1f}",
             planned,
+            row.get("commit", "")[:7],
         ]
         rows.append(cells)
     header = ["images", "GiB to use", "precision", "step", "batch", "ms", "of which", "images/s", "TFLOP/s"]
-    header += ["kernels, ms", "launches", "peak GiB", "planned"]
+    header += ["kernels, ms", "launches", "peak GiB", "planned", "commit"]
     lines = [
         f"### One optimizer step of SDXL, {result['gpu']}",
         "",

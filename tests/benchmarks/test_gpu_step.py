@@ -193,10 +193,12 @@ def test_a_row_without_the_field_was_not_captured() -> None:
     assert not case_in(OLD).captured
     assert case_of(OLD) == case_of(ROW) != case_of({**ROW, "captured": True})
     runs = [
-        {"step_gpu": {"rows": [row]}} for row in (OLD, {**ROW, "step_ms": 5.0}, {**ROW, "captured": True})
+        {"step_gpu": {"environment": {"commit": f"commit{number}"}, "rows": [row]}}
+        for number, row in enumerate((OLD, {**ROW, "step_ms": 5.0}, {**ROW, "captured": True}))
     ]
     newest = gpu_tables._newest([run["step_gpu"] for run in runs])["rows"]
     assert [(row["step_ms"], row["captured"]) for row in newest] == [(5.0, False), (10.0, True)]
+    assert [row["commit"] for row in newest] == ["commit1", "commit2"]
 
 
 def test_tables_say_captured_and_count_it_towards_no_goal() -> None:
